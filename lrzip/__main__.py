@@ -1,0 +1,5 @@
+"""`python -m lrzip`."""
+
+from lrzip.cli.main import main
+
+main()

@@ -1,0 +1,157 @@
+"""Analyze: the singular spectrum of every layer, and what it says about compressibility."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lrzip
+from lrzip.formats import open_checkpoint
+from lrzip.inference import is_parameter
+from lrzip.layers import Keep
+from lrzip.linalg.svd import Solver
+from lrzip.plan import SCHEMA
+from lrzip.planning import decomposition_of, survey
+from lrzip.progress import Progress, silent
+from lrzip.ranks import Candidate
+from lrzip.ranks.energy import Energy
+from lrzip.selection import select
+
+DEFAULT_ENERGIES = (0.7, 0.8, 0.9, 0.95, 0.99)
+
+
+@dataclass(frozen=True)
+class LayerAnalysis:
+    """One layer's candidate, with its one spectrum, and the ranks that energies ask for."""
+
+    candidate: Candidate
+    energy_ranks: Mapping[float, int]
+
+    def to_dict(self, *, spectrum: bool) -> dict[str, Any]:
+        """Return the layer as `--json` prints it; numbers that do not exist are None."""
+        layer, values = self.candidate.layer, self.candidate.spectra[0]
+        document: dict[str, Any] = {
+            "name": layer.name,
+            "tensor": layer.weight.name,
+            "kind": layer.kind,
+            "shape": list(layer.weight.shape),
+            "matrix": list(layer.matrix_shape),
+            "dtype": layer.weight.dtype,
+            "parameters": layer.weight.numel,
+            "rank": values.numerical_rank,
+            "energy_ranks": {f"{energy:g}": rank for energy, rank in self.energy_ranks.items()},
+            "break_even_rank": self.candidate.break_even_rank,
+            "condition_number": values.condition_number,
+            "effective_rank": values.effective_rank,
+            "stable_rank": values.stable_rank,
+            "spectral_norm": values.spectral_norm,
+            "frobenius_norm": values.frobenius_norm,
+            "decay_rate": values.decay_rate,
+        }
+        return document | ({"spectrum": values.values.tolist()} if spectrum else {})
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What a checkpoint holds.
+
+    Attributes:
+        source: The file or folder.
+        format: Its registered name.
+        key: The entry that holds the weights; "" for the file itself.
+        nbytes: Size on disk.
+        parameters: Floating-point elements, without the running statistics of batch norms.
+        tensors: Number of tensors.
+        layers: Those that can be factorized, in file order.
+        keep: All other tensors, each with its reason.
+        parameters_at: What would be left of all parameters, by energy.
+        version: Of lrzip.
+    """
+
+    source: Path
+    format: str
+    key: str
+    nbytes: int
+    parameters: int
+    tensors: int
+    layers: Sequence[LayerAnalysis]
+    keep: Sequence[Keep]
+    parameters_at: Mapping[float, int]
+    version: str
+
+    def to_dict(self, *, spectrum: bool = False) -> dict[str, Any]:
+        """Return the document that `--json` prints, with all singular values if asked for."""
+        return {
+            "schema": SCHEMA,
+            "lrzip": self.version,
+            "source": {"path": str(self.source), "format": self.format, "key": self.key, "nbytes": self.nbytes},
+            "totals": {
+                "parameters": self.parameters,
+                "factorizable_parameters": sum(item.candidate.layer.weight.numel for item in self.layers),
+                "tensors": self.tensors,
+                "parameters_at_energy": {f"{energy:g}": count for energy, count in self.parameters_at.items()},
+            },
+            "layers": [item.to_dict(spectrum=spectrum) for item in self.layers],
+            "kept": [{"name": keep.name, "tensor": keep.tensor.name, "reason": keep.reason} for keep in self.keep],
+        }
+
+
+def analyze(
+    path: str | Path,
+    *,
+    energies: Sequence[float] = DEFAULT_ENERGIES,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    key: str | None = None,
+    trust: bool = False,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> Analysis:
+    """Compute the singular spectrum of every layer of a checkpoint, exactly.
+
+    Args:
+        path: A file of torch.save or safetensors, or a folder of sharded safetensors.
+        energies: Shares of Σσ², in (0, 1], to say the ranks of.
+        only: Globs of the layers to take. A name in full also settles doubts about what a layer is.
+        skip: Globs of the layers to leave.
+        key: Which entry of a nested file holds the weights.
+        trust: Allow what would run code from the file.
+        device: Where to compute.
+        progress: Called before each layer.
+
+    Raises:
+        LrzipError: It could not be done.
+    """
+    rules = {energy: Energy(energy) for energy in energies}
+    decomposition = decomposition_of("svd", Solver())
+    with open_checkpoint(Path(path), key=key, trust=trust) as checkpoint:
+        items = select(checkpoint.layers(), only=only, skip=skip)
+        names = {item.name for item in items}
+        seen = list(survey(checkpoint, items, decomposition, names, device=device, progress=progress))
+        candidates = [item for item in seen if isinstance(item, Candidate)]
+        chosen = {energy: rule.choose(candidates) for energy, rule in rules.items()}
+        parameters = sum(spec.numel for spec in checkpoint.tensors().values() if is_parameter(spec))
+        return Analysis(
+            source=Path(path),
+            format=checkpoint.format,
+            key=checkpoint.key,
+            nbytes=checkpoint.nbytes,
+            parameters=parameters,
+            tensors=len(checkpoint.tensors()),
+            layers=[_layer(candidate, chosen) for candidate in candidates],
+            keep=[item for item in seen if isinstance(item, Keep)],
+            parameters_at={energy: parameters - _saved(candidates, ranks) for energy, ranks in chosen.items()},
+            version=lrzip.__version__,
+        )
+
+
+def _layer(candidate: Candidate, chosen: Mapping[float, Mapping[str, tuple[int, ...]]]) -> LayerAnalysis:
+    return LayerAnalysis(candidate, {energy: ranks[candidate.layer.name][0] for energy, ranks in chosen.items()})
+
+
+def _saved(candidates: Sequence[Candidate], ranks: Mapping[str, tuple[int, ...]]) -> int:
+    """Return the elements that the chains of given ranks do away with, where they save at all."""
+    return sum(
+        max(candidate.layer.weight.numel - candidate.parameters(ranks[candidate.layer.name]), 0)
+        for candidate in candidates
+    )

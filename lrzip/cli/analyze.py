@@ -1,0 +1,174 @@
+"""`lrzip analyze`."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from lrzip.cli import options
+from lrzip.cli.console import (
+    fitting_table,
+    layer_progress,
+    model_path,
+    print_json,
+    print_kept,
+    printable,
+    set_threads,
+    shape_text,
+    size_text,
+    stdout,
+)
+from lrzip.errors import UsageError
+
+if TYPE_CHECKING:
+    from lrzip.analysis import Analysis, LayerAnalysis
+
+_COLUMNS = {
+    "name": "layer",
+    "kind": "kind",
+    "shape": "shape",
+    "parameters": "parameters",
+    "rank": "rank",
+    "break_even_rank": "break-even",
+    "condition_number": "condition",
+    "effective_rank": "effective",
+    "stable_rank": "stable",
+    "spectral_norm": "‖W‖₂",
+    "frobenius_norm": "‖W‖F",
+    "decay_rate": "decay",
+}
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def analyze(
+    model: options.Model = None,
+    energy: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--energy", help="Say the rank for this share of Σσ²; repeatable.", show_default="0.7 0.8 0.9 0.95 0.99"
+        ),
+    ] = None,
+    spectrum: Annotated[bool, typer.Option("--spectrum", help="Give all singular values.")] = False,
+    sort: Annotated[
+        str | None, typer.Option("--sort", metavar="COLUMN", help="Sort by a column, named as in --json.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the spectra to a .png, .svg or .pdf.")] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="Write a page of all this to an .html.")] = None,
+    only: options.Only = None,
+    skip: options.Skip = None,
+    key: options.Key = None,
+    trust: options.Trust = False,
+    device: options.Device = "cpu",
+    threads: options.Threads = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    force: options.Force = False,
+) -> None:
+    """Look at a checkpoint: spectra, energy ranks, condition numbers."""
+    if sort and sort not in _COLUMNS:
+        raise UsageError(f"`--sort` takes one of {', '.join(_COLUMNS)}, got {sort}.")
+    from lrzip.analysis import DEFAULT_ENERGIES, analyze
+    from lrzip.drawing import check_picture, draw_spectra
+    from lrzip.page import check_page, write_page
+
+    set_threads(threads)
+    with model_path(model) as path, layer_progress(quiet=quiet) as progress:
+        if plot:
+            check_picture(plot, path, force=force)
+        if report:
+            check_page(report, path, force=force)
+        analysis = analyze(
+            path,
+            energies=energy or DEFAULT_ENERGIES,
+            only=only or (),
+            skip=skip or (),
+            key=key,
+            trust=trust,
+            device=device,
+            progress=progress,
+        )
+    document = analysis.to_dict(spectrum=spectrum)
+    document["source"]["path"] = model or "-"
+    rows = list(zip(document["layers"], analysis.layers, strict=True))
+    if sort:
+        rows = _sorted(rows, sort)
+        document["layers"] = [row for row, _ in rows]
+    if plot:
+        draw_spectra(analysis, plot)
+    if report:
+        write_page(analysis, document, report)
+    if json:
+        print_json(document, sys.stdout)
+    else:
+        _print(stdout(), document, [item for _, item in rows], analysis)
+
+
+def _sorted(
+    rows: list[tuple[dict[str, Any], "LayerAnalysis"]], column: str
+) -> list[tuple[dict[str, Any], "LayerAnalysis"]]:
+    """Return rows in the order of a column: texts ascending, numbers descending, missing ones last."""
+    texts = column in ("name", "kind", "shape")
+    present = [row for row in rows if row[0][column] is not None]
+    missing = [row for row in rows if row[0][column] is None]
+    return sorted(present, key=lambda row: row[0][column], reverse=not texts) + missing
+
+
+def _print(console: Console, document: dict[str, Any], layers: list["LayerAnalysis"], analysis: "Analysis") -> None:
+    source, totals = document["source"], document["totals"]
+    entry = f" · entry {source['key']}" if source["key"] else ""
+    console.print(Text(printable(f"{source['path']} · {source['format']}{entry} · {size_text(source['nbytes'])}\n")))
+    energies = [f"{energy:g}" for energy in analysis.parameters_at]
+    columns = [*list(_COLUMNS.values())[:5], *energies, *list(_COLUMNS.values())[5:], "spectrum"]
+    rows = [_cells(row, item) for row, item in zip(document["layers"], layers, strict=True)]
+    expendable = ["spectrum", "kind", "condition", "stable", "effective", "rank", "‖W‖₂", "‖W‖F", "decay"]
+    table, hidden = fitting_table(console, columns, rows, left=3, expendable=expendable)
+    if rows:
+        console.print(table)
+    if "spectrum" in document["layers"][0] if document["layers"] else False:
+        for row in document["layers"]:
+            values = " ".join(f"{value:.4g}" for value in row["spectrum"])
+            console.print(Text(f"\n{printable(row['name'])}: {values}"), soft_wrap=True)
+    print_kept(console, analysis.keep)
+    console.print(
+        f"\n{len(rows)} of {totals['tensors']} tensors can be factorized: {totals['factorizable_parameters']:,} of "
+        f"{totals['parameters']:,} parameters. Kinds are inferred from the weights."
+    )
+    for energy, count in analysis.parameters_at.items():
+        console.print(
+            f"  energy {energy:g}: {count:,} parameters, {totals['parameters'] / max(count, 1):.2f} times smaller"
+        )
+    if hidden:
+        console.print(f"Hidden for lack of width: {', '.join(hidden)}.")
+
+
+def _cells(row: dict[str, Any], item: "LayerAnalysis") -> list[str]:
+    return [
+        row["name"],
+        row["kind"],
+        shape_text(row["shape"]),
+        f"{row['parameters']:,}",
+        str(row["rank"]),
+        *(str(rank) for rank in row["energy_ranks"].values()),
+        str(row["break_even_rank"]),
+        *(_number(row[column]) for column in list(_COLUMNS)[6:]),
+        _sparkline(item),
+    ]
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1e}" if abs(value) >= 1e5 else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def _sparkline(item: "LayerAnalysis", width: int = 12) -> str:
+    """Return the singular values over σ₁ as a row of blocks."""
+    values = item.candidate.spectra[0].values
+    if not float(values[0]):
+        return ""
+    count = min(width, len(values))
+    picked = [float(values[index * (len(values) - 1) // max(count - 1, 1)] / values[0]) for index in range(count)]
+    return "".join(_BLOCKS[round(share * (len(_BLOCKS) - 1))] for share in picked)

@@ -1,0 +1,174 @@
+"""`lrzip compress`."""
+
+import json as jsonlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from lrzip.cli import options
+from lrzip.cli.console import (
+    layer_progress,
+    make_table,
+    model_path,
+    output_path,
+    print_json,
+    print_kept,
+    printable,
+    set_threads,
+    shape_text,
+    size_text,
+    stderr,
+    stdout,
+)
+from lrzip.errors import UsageError
+from lrzip.files.atomic import atomic_file, check_output
+
+if TYPE_CHECKING:
+    from lrzip.report import Report
+
+
+def compress(
+    model: options.Model = None,
+    energy: Annotated[float | None, typer.Option(help="Keep this share of each layer's Σσ².")] = None,
+    ratio: Annotated[float | None, typer.Option(help="Divide each layer's parameters by this.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Give every layer this rank, where it saves.")] = None,
+    plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Do what a plan file says.")] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB=RULE", help="Rule of some layers: energy:0.8, ratio:4, rank:16 or keep; the last match wins."
+        ),
+    ] = None,
+    only: options.Only = None,
+    skip: options.Skip = None,
+    output: options.Output = None,
+    round_to: Annotated[int, typer.Option(help="Round ranks up to a multiple, where that still saves.")] = 1,
+    svd: Annotated[str, typer.Option(help="auto, exact or randomized.")] = "auto",
+    oversample: Annotated[int, typer.Option(help="Sketch vectors beyond the rank.")] = 10,
+    power_iterations: Annotated[int, typer.Option(help="Power iterations of a randomized SVD.")] = 2,
+    dtype: Annotated[str, typer.Option(help="Of the factors: keep, float32, float64, float16 or bfloat16.")] = "keep",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and what it would save.")] = False,
+    save_plan: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the plan, to edit and pass to --plan.")
+    ] = None,
+    min_ratio: Annotated[float | None, typer.Option(help="Exit with 3 if the result is less times smaller.")] = None,
+    max_error: Annotated[float | None, typer.Option(help="Exit with 3 if a layer's relative error is larger.")] = None,
+    keep_optimizer: Annotated[
+        bool, typer.Option("--keep-optimizer", help="Keep an optimizer state that no longer fits.")
+    ] = False,
+    key: options.Key = None,
+    trust: options.Trust = False,
+    device: options.Device = "cpu",
+    threads: options.Threads = None,
+    seed: Annotated[int, typer.Option(help="Of all sketches: same seed, same bytes.")] = 0,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    force: options.Force = False,
+) -> None:
+    """Write a smaller checkpoint by a layer-wise plan."""
+    rules = dict(_rule(text) for text in layer or ())
+    from lrzip.compression import compress
+
+    set_threads(threads)
+    piped = model in (None, "-") and not dry_run
+    with model_path(model) as source, output_path(output, piped=piped) as destination:
+        to_stdout = destination is not None and str(output) in ("None", "-")
+        if save_plan:
+            check_output(save_plan, source, force=force)
+        with layer_progress(quiet=quiet) as progress:
+            report = compress(
+                source,
+                destination,
+                energy=energy,
+                ratio=ratio,
+                rank=rank,
+                plan=plan,
+                layers=rules,
+                only=only or (),
+                skip=skip or (),
+                round_to=round_to,
+                svd=svd,
+                oversample=oversample,
+                power_iterations=power_iterations,
+                dtype=dtype,
+                key=key,
+                trust=trust,
+                device=device,
+                seed=seed,
+                keep_optimizer=keep_optimizer,
+                dry_run=dry_run,
+                force=force,
+                progress=progress,
+            )
+    shown = Path("-") if to_stdout and report.output else report.output
+    report = replace(report, plan=replace(report.plan, source=model or "-"), output=shown)
+    if save_plan:
+        with atomic_file(save_plan) as temporary:
+            temporary.write_text(jsonlib.dumps(report.plan.to_dict(), indent=2) + "\n", encoding="utf-8")
+    if json:
+        print_json(report.to_dict(), sys.stderr if to_stdout else sys.stdout)
+    elif not quiet:
+        _print(stderr() if to_stdout else stdout(), report)
+    failures = _failed_gates(report, min_ratio, max_error)
+    for failure in failures:
+        print(f"lrzip: {failure}", file=sys.stderr)
+    if failures:
+        raise typer.Exit(3)
+
+
+def _rule(text: str) -> tuple[str, str]:
+    pattern, found, rule = text.rpartition("=")
+    if not found or not pattern:
+        raise UsageError(f"`--layer` takes GLOB=RULE, such as 'fc*=ratio:4', got `{text}`.")
+    return pattern, rule
+
+
+def _failed_gates(report: "Report", min_ratio: float | None, max_error: float | None) -> list[str]:
+    failures = []
+    if min_ratio is not None and report.ratio < min_ratio:
+        failures.append(
+            f"Gate failed: the result is {report.ratio:.3f} times smaller, `--min-ratio` asks for {min_ratio:g}."
+        )
+    if max_error is not None and report.max_error is not None and report.max_error > max_error:
+        worst = max(report.results, key=lambda result: result.error)
+        name = printable(worst.decision.layer.name)
+        failures.append(f"Gate failed: the error of `{name}` is {worst.error:.3f}, `--max-error` allows {max_error:g}.")
+    return failures
+
+
+def _print(console: Console, report: "Report") -> None:
+    errors = {result.decision.layer.name: f"{result.error:.4f}" for result in report.results}
+    rows = [
+        [
+            decision.layer.name,
+            decision.layer.kind,
+            shape_text(decision.layer.weight.shape),
+            ", ".join(map(str, decision.ranks)),
+            f"{decision.parameters_before:,}",
+            f"{decision.parameters_after:,}",
+            errors.get(decision.layer.name, ""),
+        ]
+        for decision in report.plan.factorize
+    ]
+    if rows:
+        columns = ["layer", "kind", "shape", "rank", "parameters", "after", "error"]
+        console.print(make_table(columns[: 7 if errors else 6], [row[: 7 if errors else 6] for row in rows], left=3))
+    print_kept(console, report.plan.keep)
+    for name, reason in report.dropped:
+        console.print(Text(printable(f"Left out: {name}: {reason}.")), soft_wrap=True)
+    count = len(report.plan.factorize)
+    console.print(
+        f"\n{count} layer{'s' if count != 1 else ''} factorized: "
+        f"{report.parameters_before:,} → {report.parameters_after:,} parameters ({report.ratio:.2f} times smaller), "
+        f"{size_text(report.nbytes_before)} → {size_text(report.nbytes_after)}"
+    )
+    if report.output:
+        where = "standard output" if str(report.output) == "-" else printable(str(report.output))
+        console.print(Text(f"Wrote {where} in {report.seconds:.1f} s"), soft_wrap=True)
+    else:
+        console.print("Nothing was written: this was a dry run")

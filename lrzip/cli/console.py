@@ -1,0 +1,185 @@
+"""Terminals, pipes and progress: how results and people are told apart."""
+
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich import progress as bars
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from lrzip.errors import LrzipError, UsageError
+from lrzip.layers import Keep, Layer
+from lrzip.progress import Progress, silent
+
+# Wider than any table, so that nothing is cut where no terminal limits the width.
+_UNLIMITED = 10_000
+_NAMES_A_REASON = 8
+
+
+def stdout() -> Console:
+    """Return the console of results."""
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else _UNLIMITED, highlight=False)
+
+
+def stderr() -> Console:
+    """Return the console of people."""
+    return Console(file=sys.stderr, width=None if sys.stderr.isatty() else _UNLIMITED, highlight=False)
+
+
+def print_json(document: Mapping[str, Any], stream: Any) -> None:
+    """Print one JSON document."""
+    stream.write(json.dumps(document, indent=2, ensure_ascii=True, allow_nan=False) + "\n")
+
+
+def printable(text: str) -> str:
+    """Return a text of a file as one line without anything that a terminal would obey."""
+    return "".join(char if char.isprintable() else "�" for char in re.sub(r"\s+", " ", text))
+
+
+@contextmanager
+def model_path(model: str | None) -> Iterator[Path]:
+    """Yield the path of MODEL, with standard input spooled to a temporary file, since readers seek."""
+    if model not in (None, "-"):
+        yield Path(str(model))
+        return
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError("No MODEL, and standard input is a terminal. Name a checkpoint file.")
+    with tempfile.TemporaryDirectory(prefix="lrzip-") as folder:
+        path = Path(folder) / "stdin"
+        with path.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        try:
+            yield path
+        except LrzipError as error:
+            raise type(error)(str(error).replace(str(path), "standard input")) from error
+
+
+@contextmanager
+def output_path(output: Path | None, *, piped: bool) -> Iterator[Path | None]:
+    """Yield where to write; what is meant for stdout goes to a temporary file that is copied when it is complete."""
+    if not (str(output) == "-" or (output is None and piped)):
+        yield output
+        return
+    if sys.stdout.isatty():
+        raise UsageError("The output is binary and standard output is a terminal. Name a file with `-o`.")
+    with tempfile.TemporaryDirectory(prefix="lrzip-") as folder:
+        path = Path(folder) / "stdout"
+        yield path
+        if path.is_dir():
+            raise LrzipError("A folder of shards cannot go to standard output. Name a folder with `-o`.")
+        if path.exists():
+            with path.open("rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+
+
+@contextmanager
+def layer_progress(*, quiet: bool) -> Iterator[Progress]:
+    """Yield a progress callback that draws bars where standard error is a terminal, else does nothing."""
+    if quiet or not sys.stderr.isatty():
+        yield silent
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[layer]}", markup=False),
+    )
+    with bars.Progress(*columns, console=Console(file=sys.stderr, highlight=False), transient=True) as drawn:
+        tasks: dict[str, bars.TaskID] = {}
+
+        def show(phase: str, layer: Layer, index: int, count: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = drawn.add_task(phase, total=count, layer="")
+            drawn.update(tasks[phase], completed=index, layer=printable(layer.name))
+
+        yield show
+
+
+def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> Table:
+    """Return a table whose first `left` columns are texts and whose others are numbers."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for index, column in enumerate(columns):
+        if index < left:
+            table.add_column(column, overflow="fold", no_wrap=not sys.stdout.isatty())
+        else:
+            table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    return table
+
+
+def fitting_table(
+    console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int, expendable: Sequence[str]
+) -> tuple[Table, list[str]]:
+    """Return a table without as many of the expendable columns, the last first, as the terminal is too narrow for."""
+    hidden: list[str] = []
+    for column in [*reversed(expendable), None]:
+        shown = [index for index, name in enumerate(columns) if name not in hidden]
+        table = make_table([columns[i] for i in shown], [[row[i] for i in shown] for row in rows], left=left)
+        if column is None or console.measure(table).maximum <= console.width:
+            break
+        hidden.insert(0, column)
+    return table, hidden
+
+
+def print_kept(console: Console, keep: Sequence[Keep]) -> None:
+    """Print what stays whole, grouped by reason."""
+    groups: dict[str, list[str]] = {}
+    for item in keep:
+        groups.setdefault(item.reason, []).append(item.name)
+    if not groups:
+        return
+    console.print(Text("\nKept whole", style="bold"))
+    for reason, names in groups.items():
+        more = f", … {len(names) - _NAMES_A_REASON} more" if len(names) > _NAMES_A_REASON else ""
+        listed = ", ".join(names[:_NAMES_A_REASON]) + more
+        plain = reason in ("a vector", "a scalar")
+        text = f"{len(names)} {'vectors' if reason == 'a vector' else 'scalars'}" if plain else f"{listed}: {reason}"
+        console.print(Text("  " + printable(text)), soft_wrap=True)
+
+
+def set_threads(threads: int | None) -> None:
+    """Limit the threads that torch computes with."""
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def replace_unprintable() -> None:
+    """Make streams that cannot encode a character print `?` for it."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def close_stdout() -> None:
+    """Point standard output to nowhere, after its reader has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """Return a shape as `64×3×3×3`."""
+    return "×".join(map(str, shape))
+
+
+def size_text(nbytes: int) -> str:
+    """Return a number of bytes as `1.1 MB`."""
+    size = float(nbytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.{0 if unit == 'B' else 1}f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

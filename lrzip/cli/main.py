@@ -1,0 +1,79 @@
+"""The `lrzip` command: its verbs, and what becomes of errors."""
+
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+import lrzip
+from lrzip.cli.analyze import analyze
+from lrzip.cli.compress import compress
+from lrzip.cli.console import close_stdout, printable, replace_unprintable
+from lrzip.cli.export import export
+from lrzip.errors import LrzipError, UsageError
+
+app = typer.Typer(
+    name="lrzip",
+    help="Make trained checkpoints smaller and faster by low-rank factorization.",
+    epilog="Example: lrzip compress model.pt --energy 0.95 --skip conv1",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command(epilog="Example: lrzip analyze model.pt --energy 0.9 --sort parameters")(analyze)
+app.command(epilog="Example: lrzip compress model.pt --energy 0.95 --skip conv1 -o small.pt")(compress)
+app.command(epilog="Example: lrzip export model.lrzip.pt --to dense -o dense.pt")(export)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"lrzip {lrzip.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    del version
+
+
+def main() -> NoReturn:
+    """Run the command line; every known error becomes one line on standard error and an exit code."""
+    replace_unprintable()
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        return int(app(standalone_mode=False) or 0)
+    except typer.TyperException as error:
+        return _fail(error.format_message(), error.exit_code)
+    except UsageError as error:
+        return _fail(str(error), 2)
+    except LrzipError as error:
+        return _fail(str(error), 1)
+    except MemoryError:
+        return _fail("Out of memory.", 1)
+    except KeyboardInterrupt:
+        return _fail("Interrupted; nothing was written.", 130)
+    except BrokenPipeError:
+        close_stdout()
+        return 141
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"lrzip: {printable(message)}", file=sys.stderr)
+    return code
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """Unwind on SIGTERM, so that temporary files go."""
+    del frame
+    sys.exit(128 + number)

@@ -1,0 +1,200 @@
+"""Compress: a checkpoint in, a smaller one out."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from torch import Generator
+
+import lrzip
+from lrzip.errors import LrzipError, UsageError
+from lrzip.factors import Factors
+from lrzip.files.atomic import check_output
+from lrzip.formats import Checkpoint, not_carried, open_checkpoint, output_format, rewrite
+from lrzip.inference import is_parameter
+from lrzip.layers import FACTORIZABLE_DTYPES, Layer
+from lrzip.linalg.svd import Solver
+from lrzip.plan import Factorize, Plan
+from lrzip.planning import Request, compute_weight, decomposition_of, load_plan, make_plan
+from lrzip.progress import Progress, silent
+from lrzip.ranks import parse_rule
+from lrzip.report import LayerResult, Report
+
+SVD_METHODS = ("auto", "exact", "randomized")
+
+
+def compress(
+    path: str | Path,
+    output: str | Path | None = None,
+    *,
+    energy: float | None = None,
+    ratio: float | None = None,
+    rank: int | None = None,
+    plan: str | Path | None = None,
+    layers: Mapping[str, str] | None = None,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    round_to: int = 1,
+    svd: str = "auto",
+    oversample: int = 10,
+    power_iterations: int = 2,
+    dtype: str = "keep",
+    key: str | None = None,
+    trust: bool = False,
+    device: str = "cpu",
+    seed: int = 0,
+    keep_optimizer: bool = False,
+    dry_run: bool = False,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Report:
+    """Replace layers of a checkpoint by low-rank chains and write the result.
+
+    Each replaced layer `x` is stored as the weights of an `nn.Sequential`: `x.0.weight`, `x.1.weight`, `x.1.bias`. All
+    other tensors and entries are copied as they are.
+
+    Args:
+        path: A file of torch.save or safetensors, or a folder of sharded safetensors.
+        output: Where to write; by default `model.lrzip.pt` beside `model.pt`. The suffix names the format.
+        energy: The smallest rank of each layer that keeps this share of Σσ², in (0, 1].
+        ratio: Divide each layer's parameters by this, above 1.
+        rank: One rank for all layers.
+        plan: A plan file that decides instead of a rule. Exactly one of these four is needed.
+        layers: Rules of some layers by glob: `energy:0.8`, `ratio:4`, `rank:16` or `keep`; the last match wins.
+        only: Globs of the layers to take. A name in full also settles doubts about what a layer is.
+        skip: Globs of the layers to leave.
+        round_to: Round ranks up to a multiple, where that still saves.
+        svd: `auto`, `exact` or `randomized`.
+        oversample: Sketch vectors beyond the rank.
+        power_iterations: Of the randomized SVD.
+        dtype: Of the factors: `keep`, `float32`, `float64`, `float16` or `bfloat16`.
+        key: Which entry of a nested file holds the weights.
+        trust: Allow what would run code from the file.
+        device: Where to compute.
+        seed: Of all sketches: same seed, same bytes.
+        keep_optimizer: Keep an optimizer state, though it no longer fits.
+        dry_run: Plan only; write nothing.
+        force: Overwrite an existing output.
+        progress: Called before each layer.
+
+    Raises:
+        UsageError: The options contradict each other or are out of range.
+        LrzipError: Anything else that could not be done; nothing is written.
+    """
+    start = perf_counter()
+    source = Path(path)
+    request = _request(energy, ratio, rank, plan, layers or {}, only, skip, round_to, dtype)
+    solver = _solver(svd, oversample, power_iterations)
+    destination = Path(output) if output is not None else default_output(source)
+    if not dry_run:
+        check_output(destination, source, force=force)
+    with open_checkpoint(source, key=key, trust=trust) as checkpoint:
+        if request:
+            decisions = make_plan(checkpoint, request, solver, device=device, progress=progress)
+        else:
+            decisions = load_plan(checkpoint, Path(str(plan)), solver)
+        format_ = output_format(destination, checkpoint.format)
+        lost = not_carried(format_, checkpoint, optimizer=bool(decisions.factorize) and not keep_optimizer)
+        results: list[LayerResult] = []
+        if not dry_run:
+            with rewrite(destination, checkpoint, decisions, drop=list(lost)) as rewriter:
+                for decision, factors, seconds in _factorize(checkpoint, decisions, solver, device, seed, progress):
+                    rewriter.put(decision.layer, factors)
+                    results.append(LayerResult(decision, factors.error, factors.method, seconds))
+        return Report(
+            plan=decisions,
+            results=results,
+            output=None if dry_run else destination,
+            parameters_before=sum(spec.numel for spec in checkpoint.tensors().values() if is_parameter(spec)),
+            nbytes_before=checkpoint.nbytes,
+            nbytes_after=checkpoint.nbytes - decisions.nbytes_saved if dry_run else size_on_disk(destination),
+            dropped=tuple(lost.items()),
+            seconds=perf_counter() - start,
+            version=lrzip.__version__,
+        )
+
+
+def default_output(source: Path) -> Path:
+    """Return `model.lrzip.pt` for `model.pt`, and `model.lrzip` for a folder `model`."""
+    path = source if source.name else source.absolute()
+    return path.with_name(f"{path.name}.lrzip") if path.is_dir() else path.with_name(f"{path.stem}.lrzip{path.suffix}")
+
+
+def size_on_disk(path: Path) -> int:
+    """Return the bytes of a file, or of the weight files of a folder."""
+    files = path.glob("*.safetensors") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
+
+
+def _factorize(
+    checkpoint: Checkpoint, plan: Plan, solver: Solver, device: str, seed: int, progress: Progress
+) -> Iterator[tuple[Factorize, Factors, float]]:
+    """Pass 2: read and factorize the layers of a plan one at a time."""
+    for index, decision in enumerate(plan.factorize):
+        layer = decision.layer
+        progress("factors", layer, index, len(plan.factorize))
+        start = perf_counter()
+        factors = decomposition_of(decision.decomposition, solver).factorize(
+            layer,
+            compute_weight(checkpoint, layer, device),
+            decision.ranks,
+            dtype=getattr(torch, decision.dtype),
+            generator=_generator(seed, layer),
+        )
+        if not isfinite(factors.error):
+            raise LrzipError(
+                f"`{layer.name}` overflows in {decision.dtype}. Use `--dtype bfloat16` or keep it with `--skip`."
+            )
+        yield decision, factors, perf_counter() - start
+
+
+def _generator(seed: int, layer: Layer) -> Generator:
+    """Return a source of randomness of this layer alone, so that no result depends on the order of layers."""
+    digest = hashlib.sha256(f"{seed}:{layer.weight.name}".encode()).digest()
+    return Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+def _request(
+    energy: float | None,
+    ratio: float | None,
+    rank: int | None,
+    plan: str | Path | None,
+    layers: Mapping[str, str],
+    only: Sequence[str],
+    skip: Sequence[str],
+    round_to: int,
+    dtype: str,
+) -> Request | None:
+    """Return what is asked of the layers, or None where a plan file decides."""
+    given = {"energy": energy, "ratio": ratio, "rank": rank, "plan": plan}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) != 1:
+        got = " and ".join(f"`--{name}`" for name in named) or "none"
+        raise UsageError(f"Give exactly one of `--energy`, `--ratio`, `--rank` and `--plan`, got {got}.")
+    if dtype != "keep" and dtype not in FACTORIZABLE_DTYPES:
+        raise UsageError(f"`dtype` must be keep, {', '.join(FACTORIZABLE_DTYPES)}, got {dtype}.")
+    if round_to < 1:
+        raise UsageError(f"`round-to` must be at least 1, got {round_to}.")
+    if plan is not None:
+        if layers or only or skip or round_to != 1 or dtype != "keep":
+            raise UsageError("`--plan` decides on every layer. Edit the plan instead of adding other rules.")
+        return None
+    return Request(
+        rule=parse_rule(f"{named[0]}:{given[named[0]]}"),
+        rules={pattern: None if text == "keep" else parse_rule(text) for pattern, text in layers.items()},
+        only=only,
+        skip=skip,
+        round_to=round_to,
+        dtype=None if dtype == "keep" else dtype,
+    )
+
+
+def _solver(svd: str, oversample: int, power_iterations: int) -> Solver:
+    if svd not in SVD_METHODS:
+        raise UsageError(f"`svd` must be one of {', '.join(SVD_METHODS)}, got {svd}.")
+    if oversample < 0 or power_iterations < 0:
+        raise UsageError("`oversample` and `power-iterations` must be at least 0.")
+    return Solver(svd, oversample, power_iterations)

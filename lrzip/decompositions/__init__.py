@@ -1,0 +1,39 @@
+"""Ways to replace a layer by a chain of smaller ones."""
+
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from lrzip.factors import Factors, StageSpec
+from lrzip.layers import Layer
+from lrzip.registry import Registry
+from lrzip.spectrum import Spectrum
+
+DECOMPOSITIONS = Registry("decomposition", {"svd": "lrzip.decompositions.svd:SVD"})
+
+
+class Decomposition(Protocol):
+    """One way to replace a layer; `blueprint` promises the shapes that `factorize` delivers."""
+
+    def refuse(self, layer: Layer) -> str | None:
+        """Return why it cannot replace this layer, or None."""
+        ...
+
+    def max_ranks(self, layer: Layer) -> tuple[int, ...]:
+        """Return the largest rank of each unfolding."""
+        ...
+
+    def spectra(self, layer: Layer, weight: Tensor) -> tuple[Spectrum, ...]:
+        """Return the spectrum of each unfolding of a weight in float32 or float64."""
+        ...
+
+    def blueprint(self, layer: Layer, ranks: tuple[int, ...]) -> tuple[StageSpec, ...]:
+        """Return what the chain consists of, from shapes alone."""
+        ...
+
+    def factorize(
+        self, layer: Layer, weight: Tensor, ranks: tuple[int, ...], *, dtype: torch.dtype, generator: Generator
+    ) -> Factors:
+        """Return the chain, stored in `dtype` on the CPU, for a weight in float32 or float64."""
+        ...

@@ -1,0 +1,213 @@
+"""Checkpoint formats: how tensors are found in files, and how files are written with layers replaced."""
+
+import errno
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from torch import Tensor
+
+from lrzip.errors import LrzipError, UnsupportedCheckpoint
+from lrzip.factors import Factors
+from lrzip.formats.nesting import optimizer_entries
+from lrzip.layers import Keep, Layer, TensorSpec
+from lrzip.plan import Entry, Plan
+from lrzip.registry import Registry
+
+FORMATS = Registry(
+    "format",
+    {  # in the order in which they are asked
+        "foreign": "lrzip.formats.foreign:FORMAT",
+        "sharded-safetensors": "lrzip.formats.sharded:FORMAT",
+        "safetensors": "lrzip.formats.safetensors:FORMAT",
+        "state_dict": "lrzip.formats.state_dict:FORMAT",
+    },
+)
+
+
+class Checkpoint(Protocol):
+    """The read side of a format: a context manager over an open file or folder."""
+
+    @property
+    def path(self) -> Path:
+        """File or folder."""
+        ...
+
+    @property
+    def format(self) -> str:
+        """Its registered name."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Size on disk of the files that hold its tensors."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """Which entry of a nested file holds the weights, dotted; "" for the file itself."""
+        ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Texts about the file as a whole, as safetensors has them."""
+        ...
+
+    @property
+    def others(self) -> Sequence[str]:
+        """Names of the entries beside the tensors."""
+        ...
+
+    def tensors(self) -> Mapping[str, TensorSpec]:
+        """Return all tensors in file order; reads no data."""
+        ...
+
+    def layers(self) -> Sequence[Layer | Keep]:
+        """Return what each tensor is; biases of layers belong to their layer."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """Return one tensor."""
+        ...
+
+    def chunks(self, name: str) -> Iterator[memoryview]:
+        """Yield the bytes of one tensor, little-endian and contiguous, of any dtype."""
+        ...
+
+    def bare(self) -> "Checkpoint":
+        """Return the same tensors without the entries around them."""
+        ...
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> None: ...
+
+
+class Writer(Protocol):
+    """The write side of a format: takes the tensors that are computed; all others it copies itself."""
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Take one computed tensor, on the CPU, with the shape and dtype that the layout promised."""
+        ...
+
+
+class Format(Protocol):
+    """One file format."""
+
+    suffixes: Sequence[str]
+
+    def matches(self, path: Path) -> bool:
+        """Tell by name and bytes whether a path is of this format; runs and unpickles nothing."""
+        ...
+
+    def open(self, path: Path, *, key: str | None, trust: bool) -> Checkpoint:
+        """Open a path for reading."""
+        ...
+
+    def write(
+        self, destination: Path, source: Checkpoint, layout: Sequence[Entry], *, drop: Sequence[str]
+    ) -> AbstractContextManager[Writer]:
+        """Write a file without the entries `drop`; it appears when the context is left without an error."""
+        ...
+
+
+class Rewriter:
+    """Writes a checkpoint with layers replaced."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+
+    def put(self, layer: Layer, factors: Factors) -> None:
+        """Write the chain that replaces a layer."""
+        for index, weight in enumerate(factors.weights):
+            self._writer.put(layer.key(f"{index}.weight"), weight)
+
+
+def open_checkpoint(path: Path, *, key: str | None = None, trust: bool = False) -> Checkpoint:
+    """Open a checkpoint of any known format.
+
+    Args:
+        path: A file, or a folder with sharded weights.
+        key: Dotted name of the entry that holds the weights, where the default choice is not the wanted one.
+        trust: Allow what would run code from the file.
+
+    Raises:
+        UnsupportedCheckpoint: It is missing, damaged, or not a checkpoint that can be read.
+        UntrustedFile: Reading it would run code, and `trust` is not given.
+    """
+    if not path.exists():
+        raise UnsupportedCheckpoint(f"`{path}` does not exist. Check the name.")
+    with readable(path):
+        for name in FORMATS:
+            format_: Format = FORMATS[name]
+            if format_.matches(path):
+                return format_.open(path, key=key, trust=trust)
+    raise UnsupportedCheckpoint(
+        f"`{path}` is no checkpoint that lrzip knows. It reads safetensors and what torch.save writes."
+    )
+
+
+@contextmanager
+def create(
+    destination: Path, source: Checkpoint, layout: Sequence[Entry], *, format_: str, drop: Sequence[str] = ()
+) -> Iterator[Writer]:
+    """Write a layout in a registered format, without the entries `drop`; it appears when all went well."""
+    target: Format = FORMATS[format_]
+    try:
+        with target.write(destination, source, layout, drop=drop) as writer:
+            yield writer
+    except OSError as error:
+        advice = " Free some space and run it again." if error.errno == errno.ENOSPC else ""
+        raise LrzipError(f"Could not write `{destination}`: {error.strerror or error}.{advice}") from error
+
+
+@contextmanager
+def rewrite(destination: Path, source: Checkpoint, plan: Plan, *, drop: Sequence[str] = ()) -> Iterator[Rewriter]:
+    """Write a checkpoint with the layers of a plan replaced; all else is copied as it is."""
+    layout = plan.layout(source.tensors())
+    format_ = output_format(destination, source.format)
+    with create(destination, source, layout, format_=format_, drop=drop) as writer:
+        yield Rewriter(writer)
+
+
+def output_format(destination: Path, default: str) -> str:
+    """Return the registered name of the format that the suffix of an output names, else the default."""
+    by_suffix = (name for name in FORMATS if destination.suffix.lower() in FORMATS[name].suffixes)
+    return next(by_suffix, default)
+
+
+def not_carried(format_: str, source: Checkpoint, *, optimizer: bool) -> dict[str, str]:
+    """Return what an output will not have beside the tensors, with the reason.
+
+    Args:
+        format_: Registered name of the output's format.
+        source: What is read.
+        optimizer: Whether to leave out the state of an optimizer, which does not fit replaced parameters.
+    """
+    if format_ == "state_dict" == source.format:
+        entries = optimizer_entries(source.others) if optimizer else []
+        return dict.fromkeys(entries, "its state no longer fits the parameters")
+    if format_ == "state_dict":
+        return {f"metadata {name}": "a state_dict has no place for it" for name in source.metadata}
+    return dict.fromkeys(source.others, "safetensors holds tensors only")
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong in reading a file into one line about the file.
+
+    The libraries that parse files raise anything at all on damaged ones: KeyError, EOFError, IndexError, RuntimeError.
+    """
+    try:
+        yield
+    except (LrzipError, MemoryError):
+        raise
+    except OSError as error:
+        raise UnsupportedCheckpoint(f"`{path}` cannot be read: {error.strerror or error}.") from error
+    except Exception as error:
+        detail = re.sub(r"\x1b\[[0-9;]*m|\s+", " ", str(error)).strip(" .") or type(error).__name__
+        raise UnsupportedCheckpoint(f"`{path}` is damaged or not a checkpoint: {detail[:160]}.") from error

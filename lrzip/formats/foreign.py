@@ -1,0 +1,111 @@
+"""Files that are not checkpoints lrzip reads, recognized by their bytes and named as what they are."""
+
+import pickletools
+import re
+import zipfile
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import IO, NoReturn
+
+from lrzip.errors import UnsupportedCheckpoint
+from lrzip.formats import Checkpoint, Writer
+from lrzip.plan import Entry
+
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_STATE_DICT = "Save its weights with `torch.save(model.state_dict(), path)` and compress those."
+_MAGIC = {
+    rb"version https://git-lfs": "a Git-LFS pointer, not the file itself. Fetch it with `git lfs pull`",
+    rb"LRZI": "an archive of the other lrzip, Long Range ZIP. Unpack it with that program",
+    rb"\s*(?i:<!doctype html|<html|<\?xml)": "a web page, saved in place of the file. Download the file itself",
+    rb"\x89HDF\r\n": "an HDF5 file, as Keras writes. lrzip reads PyTorch's formats",
+    rb"GGUF": "a GGUF file of llama.cpp. Compress the checkpoint that it was made from",
+    rb"\x1f\x8b|\xfd7zXZ|BZh|\x28\xb5\x2f\xfd|7z\xbc\xaf": "a compressed archive. Unpack it first",
+    rb"\x80[\x03-\x05]": f"a pickle that torch.save did not write. {_STATE_DICT}",
+    rb"\x93NUMPY": "a NumPy array. lrzip reads PyTorch's formats",
+    # An ONNX ModelProto starts with field 1, its IR version, as a small varint, then a text or message field.
+    rb"\x08[\x01-\x20][\x12\x1a\x22\x32\x3a\x42]": "an ONNX model, which lrzip does not read. "
+    "Compress the checkpoint that it was exported from",
+}
+_ZIP_MEMBERS = {
+    r"(.*/)?code/.*|(.*/)?constants\.pkl": f"a TorchScript program, not a checkpoint. {_STATE_DICT}",
+    r".*/models/.*\.json|(.*/)?archive_format|serialized_exported_program\.json": "a torch.export program (.pt2). "
+    + _STATE_DICT,
+    r".*\.npy": "a NumPy archive. lrzip reads PyTorch's formats",
+    r"(.*/)?model\.weights\.h5": "a Keras model. lrzip reads PyTorch's formats",
+}
+
+
+class Foreign:
+    """All that is recognized only to be refused."""
+
+    suffixes: Sequence[str] = ()
+
+    def matches(self, path: Path) -> bool:
+        """Tell whether the bytes are of a kind that has a name here."""
+        return _what(path) is not None
+
+    def open(self, path: Path, *, key: str | None, trust: bool) -> NoReturn:
+        """Refuse, saying what it is."""
+        del key, trust
+        raise UnsupportedCheckpoint(f"`{path}` is {str(_what(path)).removesuffix('.')}.")
+
+    def write(
+        self, destination: Path, source: Checkpoint, layout: Sequence[Entry], *, drop: Sequence[str]
+    ) -> AbstractContextManager[Writer]:
+        """Refuse: nothing is ever read in these formats that could be written back."""
+        del source, layout, drop
+        raise UnsupportedCheckpoint(f"lrzip does not write `{destination}`.")
+
+
+def _what(path: Path) -> str | None:
+    if path.is_dir():
+        return None
+    if not path.is_file():
+        return "neither a file nor a folder"
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        return "empty"
+    if head.startswith(b"PK\x03\x04"):
+        return _what_archive(path)
+    if head.startswith(_LEGACY):
+        with path.open("rb") as file:
+            for _ in range(3):  # magic number, protocol version and system information precede the object
+                _skip_pickle(file)
+            return _what_object(file)
+    return next((what for magic, what in _MAGIC.items() if re.match(magic, head)), None)
+
+
+def _what_archive(path: Path) -> str | None:
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        for pattern, what in _ZIP_MEMBERS.items():
+            if any(re.fullmatch(pattern, name) for name in names):
+                return what
+        pickled = next((member for member in archive.infolist() if Path(member.filename).name == "data.pkl"), None)
+        if pickled is None or pickled.compress_type != zipfile.ZIP_STORED:
+            return None
+        with archive.open(pickled) as file:
+            return _what_object(file)
+
+
+def _what_object(file: IO[bytes]) -> str | None:
+    """Return what a pickle holds if its outermost object is of a class that is no container; executes nothing."""
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name == "GLOBAL":
+            name = str(argument).replace(" ", ".")
+            if name == "collections.OrderedDict" or name.startswith("torch._utils."):
+                return None
+            return f"a whole pickled object of class `{name}`, not a state_dict. {_STATE_DICT}"
+        if opcode.name not in ("PROTO", "FRAME"):
+            return None
+    return None
+
+
+def _skip_pickle(file: IO[bytes]) -> None:
+    for _ in pickletools.genops(file):
+        pass
+
+
+FORMAT = Foreign()

@@ -1,0 +1,173 @@
+"""What the tensors of a state_dict are, inferred from names, shapes and biases alone.
+
+A state_dict does not say which class a weight belongs to. What cannot be told safely is kept, with the doubt as the
+reason; where naming the layer in `--only` settles it, the `Keep` carries the layer that results.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from lrzip.layers import FACTORIZABLE_DTYPES, Keep, Layer, TensorSpec
+
+_CONV = {3: "conv1d", 4: "conv2d", 5: "conv3d"}
+_RECURRENT = re.compile(r"(^|[._])weight_(ih|hh|hr)(_|$)")
+_EMBEDDING = re.compile(r"(^|[._])(\w*embed\w*|emb|\w+_emb|wte|wpe|shared|lut)$", re.IGNORECASE)
+_FUSED_ATTENTION = re.compile(r"(^|\.)(\w*qkv|c_attn|query_key_value|in_proj|qkv_proj)$", re.IGNORECASE)
+_TRANSPOSED = re.compile(r"deconv|conv_?trans|transposed?_?conv|upconv|up_?sample", re.IGNORECASE)
+_SETTLE = "name it in `--only` to factorize it all the same"
+
+
+def wrapper_prefix(names: Iterable[str], *, trainer: bool) -> str:
+    """Return the prefix that wrappers such as DataParallel and torch.compile put before every name, or "".
+
+    Args:
+        names: Tensor names. `n_averaged`, the counter of an AveragedModel, never carries a prefix.
+        trainer: Whether a trainer wrote the file, so that `model.` is its attribute and not the network's own.
+    """
+    wrappers = ("module.", "_orig_mod.", "model.") if trainer else ("module.", "_orig_mod.")
+    rest = [name for name in names if name != "n_averaged"]
+    prefix = ""
+    while rest:
+        wrapper = next((wrapper for wrapper in wrappers if all(name.startswith(wrapper) for name in rest)), None)
+        if wrapper is None:
+            break
+        prefix += wrapper
+        rest = [name.removeprefix(wrapper) for name in rest]
+    return prefix
+
+
+def infer_layers(
+    tensors: Mapping[str, TensorSpec], *, prefix: str = "", untouchable: Mapping[str, str] | None = None
+) -> Sequence[Layer | Keep]:
+    """Return what each tensor is: a layer's weight, or kept with a reason. Biases of layers belong to their layer.
+
+    Args:
+        tensors: All tensors of the file, in its order.
+        prefix: Wrapper prefix that names for people do without.
+        untouchable: Reasons the format has found against touching a tensor, by tensor name.
+    """
+    surroundings = _Surroundings.of(tensors)
+    found = [_infer(spec, surroundings, prefix, untouchable or {}) for spec in tensors.values()]
+    biases = {item.bias.name for item in found if isinstance(item, Layer) and item.bias}
+    return [item for item in found if isinstance(item, Layer) or item.tensor.name not in biases]
+
+
+@dataclass(frozen=True)
+class _Surroundings:
+    """What the other tensors of a file tell about each one.
+
+    Attributes:
+        tensors: All of them.
+        channels: Numbers of channels that some tensor puts out, and 3 for color images.
+        first_conv: The first convolution, whose input channels nothing puts out.
+        transposed: Last names of the modules whose biases prove that their weights are stored (in, out).
+    """
+
+    tensors: Mapping[str, TensorSpec]
+    channels: frozenset[int]
+    first_conv: str | None
+    transposed: frozenset[str]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, TensorSpec]) -> "_Surroundings":
+        modules = {spec.name.removesuffix(".weight"): spec for spec in tensors.values() if len(spec.shape) >= 2}
+        biases = {module: tensors.get(f"{module}.bias") for module in modules}
+        return cls(
+            tensors,
+            frozenset({3} | {spec.shape[0] for spec in tensors.values() if spec.shape}),
+            next((spec.name for spec in tensors.values() if len(spec.shape) in _CONV), None),
+            frozenset(
+                module.rpartition(".")[2]
+                for module, spec in modules.items()
+                if (bias := biases[module]) and bias.shape == spec.shape[1:2] != spec.shape[:1]
+            ),
+        )
+
+
+def _infer(spec: TensorSpec, surroundings: _Surroundings, prefix: str, untouchable: Mapping[str, str]) -> Layer | Keep:
+    tensors = surroundings.tensors
+    module = spec.name.removesuffix("weight").removesuffix(".")
+    name = module.removeprefix(prefix) or "(root)"
+    bias = tensors.get(spec.name.removesuffix("weight") + "bias") if spec.name.endswith("weight") else None
+    reason = untouchable.get(spec.name) or _not_a_weight(spec) or _not_a_layer(module, bias, spec, tensors)
+    if reason:
+        return Keep(name if spec.name.endswith(".weight") else spec.name.removeprefix(prefix), spec, reason)
+    layer = Layer(name, module, _CONV.get(len(spec.shape), "linear"), spec, bias)
+    doubt = _doubt(layer, surroundings)
+    return Keep(name, spec, f"{doubt}; {_SETTLE}", insist=layer) if doubt else layer
+
+
+def is_parameter(spec: TensorSpec) -> bool:
+    """Tell whether a tensor counts as parameters: floating point, and no running statistic of a batch norm."""
+    buffer = spec.name.endswith(("running_mean", "running_var", "num_batches_tracked", "n_averaged"))
+    return spec.dtype.startswith(("f", "bf")) and not buffer
+
+
+def _not_a_weight(spec: TensorSpec) -> str | None:
+    if len(spec.shape) < 2:
+        return "a vector" if spec.shape else "a scalar"
+    if not spec.numel:
+        return f"empty, {spec.shape}"
+    if spec.dtype not in FACTORIZABLE_DTYPES:
+        return f"{spec.dtype}, not one of {', '.join(sorted(FACTORIZABLE_DTYPES))}"
+    if len(spec.shape) > 5:
+        return f"{len(spec.shape)}-dimensional"
+    return None
+
+
+def _not_a_layer(
+    module: str, bias: TensorSpec | None, spec: TensorSpec, tensors: Mapping[str, TensorSpec]
+) -> str | None:
+    """Return why a matrix is not the weight of a layer that a chain of layers could stand in for."""
+    leaf = spec.name.rpartition(".")[2]
+    if _RECURRENT.search(leaf):
+        return "recurrent weight, held by an LSTM, GRU or RNN and not by a layer of its own"
+    if leaf in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
+        return "fused attention projection, a parameter of nn.MultiheadAttention itself"
+    if leaf != "weight":
+        return "not named `weight`, so not the weight of a layer"
+    parent, _, child = module.rpartition(".")
+    if child == "out_proj" and {f"{parent}.in_proj_weight", f"{parent}.q_proj_weight"} & tensors.keys():
+        return "read directly by nn.MultiheadAttention"
+    if len(spec.shape) == 2 and bias is None and _EMBEDDING.search(module):
+        return "embedding"
+    if bias is None or bias.shape == spec.shape[:1]:
+        return None
+    if bias.shape != spec.shape[1:2]:
+        return f"its bias {bias.shape} fits neither dimension of its weight {spec.shape}"
+    return (
+        "transposed convolution by its bias" if len(spec.shape) > 2 else "GPT-2 Conv1D by its bias, stored transposed"
+    )
+
+
+def _doubt(layer: Layer, surroundings: _Surroundings) -> str | None:
+    """Return why the kind of a layer is not certain enough to go ahead unasked."""
+    out, channels, *kernel = layer.weight.shape
+    leaf = layer.module.rpartition(".")[2]
+    if out == channels and leaf in surroundings.transposed:
+        return f"square, and other layers named `{leaf}` are stored transposed"
+    if not kernel:
+        return "fused attention matrix, several projections in one" if _FUSED_ATTENTION.search(leaf) else None
+    if channels == 1 and out > 1:
+        return "may be depthwise"
+    if (layer.bias is None or out == channels) and _TRANSPOSED.search(layer.module):
+        return "may be a transposed convolution, by its name"
+    if _may_be_grouped(layer, surroundings):
+        return f"may be a grouped convolution, since nothing here puts out {channels} channels"
+    return None
+
+
+def _may_be_grouped(layer: Layer, surroundings: _Surroundings) -> bool:
+    """Tell whether a weight looks like ResNeXt's: (out, out / groups, *kernel), after a layer that puts out `out`."""
+    out, channels = layer.weight.shape[:2]
+    return (
+        out > channels
+        and out % channels == 0
+        and channels not in surroundings.channels
+        and layer.weight.name != surroundings.first_conv
+        and any(
+            len(spec.shape) in _CONV and spec.shape[0] == out and name != layer.weight.name
+            for name, spec in surroundings.tensors.items()
+        )
+    )

@@ -1,0 +1,71 @@
+"""What a checkpoint holds: tensors, the layers they belong to, and what stays whole."""
+
+from dataclasses import dataclass
+from math import prod
+
+FACTORIZABLE_DTYPES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+"""Bytes an element, of the dtypes that can be factorized."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape, dtype and size in bytes of a stored tensor; holds no data.
+
+    `dtype` is torch's name (`float32`), or the format's own lower-cased code where torch has none (`f4`).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    def renamed(self, name: str) -> "TensorSpec":
+        """Return the same tensor under another name."""
+        return TensorSpec(name, self.shape, self.dtype, self.nbytes)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that can be factorized.
+
+    Attributes:
+        name: What people call it and globs match: the module's path without wrapper prefixes.
+        module: The module's path in the file, with its prefixes; "" for the root module.
+        kind: `linear`, `conv1d`, `conv2d` or `conv3d`.
+        weight: (out, in) or (out, in, *kernel).
+        bias: The bias tensor, (out,), if there is one.
+    """
+
+    name: str
+    module: str
+    kind: str
+    weight: TensorSpec
+    bias: TensorSpec | None
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """Shape of the channel unfolding: (out, in · prod(kernel))."""
+        out = self.weight.shape[0]
+        return out, self.weight.numel // out
+
+    def key(self, suffix: str) -> str:
+        """Return the tensor name of `suffix` (such as `0.weight`) inside this layer's module."""
+        return f"{self.module}.{suffix}" if self.module else suffix
+
+
+@dataclass(frozen=True)
+class Keep:
+    """A tensor or layer that stays whole, and why.
+
+    `insist` is the layer that `--only NAME` makes of it where the reason is a doubt that the user can settle.
+    """
+
+    name: str
+    tensor: TensorSpec
+    reason: str
+    insist: Layer | None = None

@@ -1,0 +1,206 @@
+"""Pass 1: look at every layer, one at a time, and let the rules choose."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lrzip.decompositions import DECOMPOSITIONS, Decomposition
+from lrzip.errors import LrzipError, PlanMismatch
+from lrzip.formats import Checkpoint
+from lrzip.layers import Keep, Layer
+from lrzip.linalg.svd import Solver
+from lrzip.plan import Choice, Factorize, Plan, fingerprint, read_plan
+from lrzip.progress import Progress
+from lrzip.ranks import Candidate, RankRule
+from lrzip.selection import rule_for, select
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks of all layers.
+
+    Attributes:
+        rule: The rule for layers that no pattern of `rules` names.
+        rules: By pattern, the rule for some layers, or None to keep them; the last match wins.
+        only: Patterns of the layers to take.
+        skip: Patterns of the layers to leave.
+        round_to: Ranks are rounded up to a multiple of it, where that still saves.
+        dtype: Of the factors, or None for that of each layer.
+        decomposition: Registered name.
+    """
+
+    rule: RankRule
+    rules: Mapping[str, RankRule | None]
+    only: Sequence[str] = ()
+    skip: Sequence[str] = ()
+    round_to: int = 1
+    dtype: str | None = None
+    decomposition: str = "svd"
+
+
+def make_plan(checkpoint: Checkpoint, request: Request, solver: Solver, *, device: str, progress: Progress) -> Plan:
+    """Choose ranks for the layers of a checkpoint.
+
+    Raises:
+        LrzipError: It has no layer that can be factorized.
+        UnknownName: A pattern matches nothing.
+    """
+    decomposition = decomposition_of(request.decomposition, solver)
+    found = checkpoint.layers()
+    refuse_if_hopeless(checkpoint, found)
+    items = select(found, only=request.only, skip=request.skip, named=list(request.rules))
+    rules = {item.name: rule_for(item, request.rules, request.rule) for item in items if isinstance(item, Layer)}
+    wanted = {name for name, rule in rules.items() if rule and rule.needs_spectra}
+    seen: list[Candidate | Keep] = []
+    for item in survey(checkpoint, items, decomposition, wanted, device=device, progress=progress):
+        rule = rules[item.layer.name] if isinstance(item, Candidate) else None
+        seen.append(item if rule or isinstance(item, Keep) else _keep(item.layer, "kept by `--layer`"))
+    ranks = _choose([item for item in seen if isinstance(item, Candidate)], rules)
+    decisions = [
+        item if isinstance(item, Keep) else _decide(item, ranks.get(item.layer.name), rules, request, decomposition)
+        for item in seen
+    ]
+    return _plan(checkpoint, decisions)
+
+
+def load_plan(checkpoint: Checkpoint, path: Path, solver: Solver) -> Plan:
+    """Return the plan of a file, made for this checkpoint.
+
+    Raises:
+        PlanMismatch: It is malformed, or does not fit; the first mismatch is named.
+    """
+    file = read_plan(path)
+    mismatch = file.mismatch(checkpoint.tensors())
+    if mismatch:
+        raise PlanMismatch(
+            f"`{path}` does not fit `{checkpoint.path}`: {mismatch}. Make a new plan with `--dry-run --save-plan`."
+        )
+    decisions: list[Factorize | Keep] = []
+    for item in checkpoint.layers():
+        tensor = item.weight if isinstance(item, Layer) else item.tensor
+        if tensor.name not in file.choices:
+            decisions.append(_keep(item, f"not in `{path}`") if isinstance(item, Layer) else item)
+            continue
+        layer = item if isinstance(item, Layer) else item.insist
+        if layer is None:
+            reason = item.reason if isinstance(item, Keep) else ""
+            raise PlanMismatch(f"`{path}` names `{tensor.name}`, which is kept: {reason}. Take it out of the plan.")
+        decisions.append(_chosen(layer, file.choices[tensor.name], solver, path))
+    return _plan(checkpoint, decisions)
+
+
+def survey(
+    checkpoint: Checkpoint,
+    items: Sequence[Layer | Keep],
+    decomposition: Decomposition,
+    wanted: set[str],
+    *,
+    device: str,
+    progress: Progress,
+) -> Iterator[Candidate | Keep]:
+    """Read the layers of a checkpoint one at a time and yield them as candidates, with spectra where wanted."""
+    layers = [item for item in items if isinstance(item, Layer)]
+    index = 0
+    for item in items:
+        if isinstance(item, Keep):
+            yield item
+            continue
+        progress("spectra", item, index, len(layers))
+        index += 1
+        weight = compute_weight(checkpoint, item, device)
+        reason = decomposition.refuse(item) or (None if bool(weight.isfinite().all()) else "contains NaN or Inf")
+        if reason:
+            yield _keep(item, reason)
+            continue
+        spectra = decomposition.spectra(item, weight) if item.name in wanted else ()
+        yield Candidate(item, decomposition.max_ranks(item), _parameters(decomposition, item), spectra)
+
+
+def compute_weight(checkpoint: Checkpoint, layer: Layer, device: str) -> Tensor:
+    """Return a layer's weight on a device, in float32 or, where it is stored so, float64."""
+    weight = checkpoint.read(layer.weight.name)
+    return weight.to(device, torch.float64 if weight.dtype == torch.float64 else torch.float32)
+
+
+def refuse_if_hopeless(checkpoint: Checkpoint, found: Sequence[Layer | Keep]) -> None:
+    """Raise an error if nothing in a checkpoint could ever be factorized, with the commonest reason."""
+    kept = [item for item in found if isinstance(item, Keep) and item.insist is None]
+    if len(kept) < len(found):
+        return
+    reasons = [item.reason for item in kept]
+    commonest = f"most are kept as {max(set(reasons), key=reasons.count)}" if reasons else "it has no tensors"
+    raise LrzipError(f"`{checkpoint.path}` has no layer that can be factorized: {commonest}. See `lrzip analyze`.")
+
+
+def decomposition_of(name: str, solver: Solver) -> Decomposition:
+    """Return a registered decomposition that computes with a solver."""
+    decomposition: Decomposition = DECOMPOSITIONS[name](solver)
+    return decomposition
+
+
+def _parameters(decomposition: Decomposition, layer: Layer) -> Callable[[tuple[int, ...]], int]:
+    return lambda ranks: sum(prod(stage.shape) for stage in decomposition.blueprint(layer, ranks))
+
+
+def _choose(candidates: Sequence[Candidate], rules: Mapping[str, RankRule | None]) -> dict[str, tuple[int, ...]]:
+    """Let each rule choose for all of its layers at once."""
+    ranks: dict[str, tuple[int, ...]] = {}
+    for rule in dict.fromkeys(rules.values()):
+        if rule:
+            ranks |= rule.choose([candidate for candidate in candidates if rules[candidate.layer.name] == rule])
+    return ranks
+
+
+def _decide(
+    candidate: Candidate,
+    ranks: tuple[int, ...] | None,
+    rules: Mapping[str, RankRule | None],
+    request: Request,
+    decomposition: Decomposition,
+) -> Factorize | Keep:
+    layer = candidate.layer
+    break_even = f"break-even is {candidate.break_even_rank}"
+    if ranks is None:
+        return _keep(layer, f"no rank meets {rules[layer.name]}; {break_even}")
+    if not candidate.saves(ranks):
+        return _keep(layer, f"rank {', '.join(map(str, ranks))} saves nothing; {break_even}")
+    rounded = tuple(-(-rank // request.round_to) * request.round_to for rank in ranks)
+    fits = all(rank <= most for rank, most in zip(rounded, candidate.max_ranks, strict=True))
+    if fits and candidate.saves(rounded):
+        ranks = rounded
+    stages = decomposition.blueprint(layer, ranks)
+    return Factorize(layer, request.decomposition, ranks, stages, request.dtype or layer.weight.dtype)
+
+
+def _chosen(layer: Layer, choice: Choice, solver: Solver, path: Path) -> Factorize:
+    """Return the decision of a plan file, after checking that its ranks can be and save."""
+    decomposition = decomposition_of(choice.decomposition, solver)
+    most = decomposition.max_ranks(layer)
+    if len(choice.ranks) != len(most) or not all(1 <= r <= m for r, m in zip(choice.ranks, most, strict=True)):
+        raise PlanMismatch(f"`{path}` gives `{layer.name}` ranks {list(choice.ranks)}; they go from 1 to {list(most)}.")
+    candidate = Candidate(layer, most, _parameters(decomposition, layer))
+    if not candidate.saves(choice.ranks):
+        raise PlanMismatch(
+            f"`{path}` gives `{layer.name}` ranks {list(choice.ranks)}, which save nothing. "
+            f"Go down to {candidate.break_even_rank}, or take it out of the plan."
+        )
+    return Factorize(
+        layer, choice.decomposition, choice.ranks, decomposition.blueprint(layer, choice.ranks), choice.dtype
+    )
+
+
+def _plan(checkpoint: Checkpoint, decisions: Sequence[Factorize | Keep]) -> Plan:
+    return Plan(
+        tuple(decision for decision in decisions if isinstance(decision, Factorize)),
+        tuple(decision for decision in decisions if isinstance(decision, Keep)),
+        str(checkpoint.path),
+        fingerprint(checkpoint.tensors()),
+    )
+
+
+def _keep(layer: Layer, reason: str) -> Keep:
+    return Keep(layer.name, layer.weight, reason)

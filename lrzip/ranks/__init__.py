@@ -1,0 +1,91 @@
+"""Rules that choose ranks."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Protocol
+
+from lrzip.errors import UsageError
+from lrzip.layers import Layer
+from lrzip.registry import Registry
+from lrzip.spectrum import Spectrum
+
+RULES = Registry(
+    "rank rule",
+    {
+        "energy": "lrzip.ranks.energy:Energy",
+        "ratio": "lrzip.ranks.ratio:Ratio",
+        "rank": "lrzip.ranks.fixed:FixedRank",
+    },
+)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layer as a rule sees it.
+
+    Attributes:
+        layer: The layer.
+        max_ranks: The largest rank of each of the decomposition's unfoldings.
+        parameters: Elements of the weights of the chain with given ranks, by the decomposition's blueprint.
+        spectra: One spectrum an unfolding; empty where the layer's rule looks at none.
+    """
+
+    layer: Layer
+    max_ranks: tuple[int, ...]
+    parameters: Callable[[tuple[int, ...]], int]
+    spectra: tuple[Spectrum, ...] = ()
+
+    def saves(self, ranks: tuple[int, ...]) -> bool:
+        """Tell whether the chain is smaller than the layer."""
+        return self.parameters(ranks) < self.layer.weight.numel
+
+    @property
+    def break_even_rank(self) -> int:
+        """The largest rank that still saves parameters, with all ranks equal; 0 where none does."""
+        return self.largest_rank(self.layer.weight.numel - 1)
+
+    def largest_rank(self, parameters: int) -> int:
+        """Return the largest rank, the same in all places, with at most so many parameters; 0 where none has."""
+        low, high = 0, max(self.max_ranks)
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = self.parameters(tuple(min(middle, most) for most in self.max_ranks)) <= parameters
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low
+
+
+class RankRule(Protocol):
+    """Chooses the ranks of layers, seeing all of them at once. `str(rule)` says what was asked for."""
+
+    @property
+    def needs_spectra(self) -> bool:
+        """Whether it looks at singular values."""
+        ...
+
+    def choose(self, candidates: Sequence[Candidate]) -> Mapping[str, tuple[int, ...]]:
+        """Return the ranks by layer name; a layer for which the rule knows no rank is left out."""
+        ...
+
+
+def parse_rule(text: str) -> RankRule:
+    """Return the rule that a text such as `energy:0.8`, `ratio:4` or `rank:16` stands for.
+
+    Raises:
+        UsageError: It stands for none.
+    """
+    name, _, value = text.partition(":")
+    if name not in RULES:
+        raise UsageError(f"Unknown rule `{text}`. Write `keep`, or one of: {', '.join(f'{rule}:X' for rule in RULES)}.")
+    try:
+        number = float(value)
+    except ValueError as error:
+        raise UsageError(f"`{text}` needs a number after the colon, got `{value}`.") from error
+    rule: RankRule = RULES[name](number)
+    return rule
+
+
+def check(name: str, value: float, *, ok: bool, range_: str) -> None:
+    """Raise a UsageError unless a rule's number is in its range."""
+    if not (isfinite(value) and ok):
+        raise UsageError(f"`{name}` must be {range_}, got {value:g}.")

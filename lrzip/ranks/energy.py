@@ -1,0 +1,27 @@
+"""Keep a share of the energy of each layer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lrzip.ranks import Candidate, check
+
+
+@dataclass(frozen=True)
+class Energy:
+    """The smallest ranks that keep a share of Σσ² in every unfolding."""
+
+    share: float
+    needs_spectra = True
+
+    def __post_init__(self) -> None:
+        check("energy", self.share, ok=0 < self.share <= 1, range_="above 0 and at most 1")
+
+    def __str__(self) -> str:
+        return f"energy {self.share:g}"
+
+    def choose(self, candidates: Sequence[Candidate]) -> Mapping[str, tuple[int, ...]]:
+        """Return the ranks by layer name."""
+        return {
+            candidate.layer.name: tuple(spectrum.rank_for_energy(self.share) for spectrum in candidate.spectra)
+            for candidate in candidates
+        }

@@ -1,0 +1,27 @@
+"""One rank for all layers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lrzip.ranks import Candidate, check
+
+
+@dataclass(frozen=True)
+class FixedRank:
+    """The same rank everywhere, or the full rank of a layer that has less."""
+
+    rank: float
+    needs_spectra = False
+
+    def __post_init__(self) -> None:
+        check("rank", self.rank, ok=self.rank >= 1 and self.rank == int(self.rank), range_="a whole number above 0")
+
+    def __str__(self) -> str:
+        return f"rank {self.rank:g}"
+
+    def choose(self, candidates: Sequence[Candidate]) -> Mapping[str, tuple[int, ...]]:
+        """Return the ranks by layer name."""
+        return {
+            candidate.layer.name: tuple(min(int(self.rank), most) for most in candidate.max_ranks)
+            for candidate in candidates
+        }

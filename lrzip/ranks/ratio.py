@@ -1,0 +1,32 @@
+"""Divide the parameters of each layer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lrzip.ranks import Candidate, check
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The largest rank with at most 1 / ratio of the layer's parameters."""
+
+    ratio: float
+    needs_spectra = False
+
+    def __post_init__(self) -> None:
+        check("ratio", self.ratio, ok=self.ratio > 1, range_="above 1")
+
+    def __str__(self) -> str:
+        return f"ratio {self.ratio:g}"
+
+    def choose(self, candidates: Sequence[Candidate]) -> Mapping[str, tuple[int, ...]]:
+        """Return the ranks by layer name, without the layers of which rank 1 is already too large."""
+        ranks = {
+            candidate.layer.name: (candidate.largest_rank(int(candidate.layer.weight.numel / self.ratio)), candidate)
+            for candidate in candidates
+        }
+        return {
+            name: tuple(min(rank, most) for most in candidate.max_ranks)
+            for name, (rank, candidate) in ranks.items()
+            if rank
+        }

@@ -1,0 +1,98 @@
+"""What a compression did, layer by layer and in total."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lrzip.plan import SCHEMA, Factorize, Plan
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """One layer that was replaced.
+
+    Attributes:
+        decision: What was planned.
+        error: Relative Frobenius error of what is stored.
+        method: How the factors were computed.
+        seconds: Wall time of reading and factorizing.
+    """
+
+    decision: Factorize
+    error: float
+    method: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a compression did, or with no `results` would do.
+
+    Attributes:
+        plan: What was decided.
+        results: One for each layer that was replaced, in the plan's order; empty for a dry run.
+        output: The file or folder that was written, if any.
+        parameters_before: Floating-point elements of the source, without the running statistics of batch norms.
+        nbytes_before: Size of the source on disk.
+        nbytes_after: Size of the output on disk; for a dry run, the source's less the tensor bytes that would be saved.
+        dropped: Entries of the source that were not carried over, each with its reason.
+        seconds: Wall time of everything.
+        version: Of lrzip.
+    """
+
+    plan: Plan
+    results: Sequence[LayerResult]
+    output: Path | None
+    parameters_before: int
+    nbytes_before: int
+    nbytes_after: int
+    dropped: Sequence[tuple[str, str]]
+    seconds: float
+    version: str
+
+    @property
+    def parameters_after(self) -> int:
+        """Floating-point elements of the output, counted as before."""
+        return self.parameters_before - self.plan.parameters_saved
+
+    @property
+    def ratio(self) -> float:
+        """Parameters before over parameters after."""
+        return self.parameters_before / self.parameters_after
+
+    @property
+    def max_error(self) -> float | None:
+        """Largest relative Frobenius error of any replaced layer."""
+        return max((result.error for result in self.results), default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the document that `--json` prints."""
+        results = {result.decision.layer.weight.name: result for result in self.results}
+        return {
+            "schema": SCHEMA,
+            "lrzip": self.version,
+            "input": self.plan.source,
+            "output": str(self.output) if self.output else None,
+            "totals": {
+                "parameters_before": self.parameters_before,
+                "parameters_after": self.parameters_after,
+                "ratio": round(self.ratio, 4),
+                "nbytes_before": self.nbytes_before,
+                "nbytes_after": self.nbytes_after,
+                "layers_factorized": len(self.plan.factorize),
+                "max_error": self.max_error,
+                "seconds": round(self.seconds, 3),
+            },
+            "layers": [_layer(decision, results.get(decision.layer.weight.name)) for decision in self.plan.factorize],
+            "kept": [{"name": keep.name, "tensor": keep.tensor.name, "reason": keep.reason} for keep in self.plan.keep],
+            "dropped": [{"name": name, "reason": reason} for name, reason in self.dropped],
+        }
+
+
+def _layer(decision: Factorize, result: LayerResult | None) -> dict[str, Any]:
+    document = decision.to_dict()
+    del document["stages"]
+    if result:
+        document |= {"error": result.error, "method": result.method, "seconds": round(result.seconds, 4)}
+    return document
