@@ -11,7 +11,7 @@ from lrzip.inference import is_parameter
 from lrzip.layers import Keep
 from lrzip.linalg.svd import Solver
 from lrzip.plan import SCHEMA
-from lrzip.planning import decomposition_of, survey
+from lrzip.planning import check_device, decomposition_of, survey
 from lrzip.progress import Progress, silent
 from lrzip.ranks import Candidate
 from lrzip.ranks.energy import Energy
@@ -123,6 +123,7 @@ def analyze(
         LrzipError: It could not be done.
     """
     rules = {energy: Energy(energy) for energy in energies}
+    check_device(device)
     decomposition = decomposition_of("svd", Solver())
     with open_checkpoint(Path(path), key=key, trust=trust) as checkpoint:
         items = select(checkpoint.layers(), only=only, skip=skip)

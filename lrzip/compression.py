@@ -18,7 +18,7 @@ from lrzip.inference import is_parameter
 from lrzip.layers import FACTORIZABLE_DTYPES, Layer
 from lrzip.linalg.svd import Solver
 from lrzip.plan import Factorize, Plan
-from lrzip.planning import Request, compute_weight, decomposition_of, load_plan, make_plan
+from lrzip.planning import Request, check_device, compute_weight, decomposition_of, load_plan, make_plan
 from lrzip.progress import Progress, silent
 from lrzip.ranks import parse_rule
 from lrzip.report import LayerResult, Report
@@ -89,6 +89,7 @@ def compress(
     request = _request(energy, ratio, rank, plan, layers or {}, only, skip, round_to, dtype)
     solver = _solver(svd, oversample, power_iterations)
     destination = Path(output) if output is not None else default_output(source)
+    check_device(device)
     if not dry_run:
         check_output(destination, source, force=force)
     with open_checkpoint(source, key=key, trust=trust) as checkpoint:

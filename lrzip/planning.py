@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lrzip.decompositions import DECOMPOSITIONS, Decomposition
-from lrzip.errors import LrzipError, PlanMismatch
+from lrzip.errors import LrzipError, PlanMismatch, UsageError
 from lrzip.formats import Checkpoint
 from lrzip.layers import Keep, Layer
 from lrzip.linalg.svd import Solver
@@ -124,6 +124,15 @@ def compute_weight(checkpoint: Checkpoint, layer: Layer, device: str) -> Tensor:
     """Return a layer's weight on a device, in float32 or, where it is stored so, float64."""
     weight = checkpoint.read(layer.weight.name)
     return weight.to(device, torch.float64 if weight.dtype == torch.float64 else torch.float32)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that torch does not know or that is not there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UsageError(f"The device `{device}` cannot be used: {reason[:120]}.") from error
 
 
 def refuse_if_hopeless(checkpoint: Checkpoint, found: Sequence[Layer | Keep]) -> None:

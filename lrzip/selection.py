@@ -15,8 +15,8 @@ def select(
 ) -> Sequence[Layer | Keep]:
     """Return the same items with the layers that are not selected turned into kept ones.
 
-    A pattern matches a whole name, with or without wrapper prefixes, `fnmatch` style. A name in full, without
-    wildcards, in `only` or `named` also settles the doubt about a layer that would be kept for it.
+    A pattern matches a whole name, without wrapper prefixes, `fnmatch` style. A name in full, without wildcards, in
+    `only` or `named` also settles the doubt about a layer that would be kept for it.
 
     Args:
         found: All items of a checkpoint.
@@ -42,7 +42,7 @@ def rule_for(layer: Layer, rules: Mapping[str, Rule], default: Rule) -> Rule:
 
 def _decide(item: Layer | Keep, only: Sequence[str], skip: Sequence[str], named: Sequence[str]) -> Layer | Keep:
     if isinstance(item, Keep):
-        insisted = next((name for name in named if name in _names(item)), None)
+        insisted = next((name for name in named if name == item.name), None)
         if insisted is None:
             return item
         if item.insist is None:
@@ -55,12 +55,7 @@ def _decide(item: Layer | Keep, only: Sequence[str], skip: Sequence[str], named:
 
 
 def _matches(item: Layer | Keep, pattern: str) -> bool:
-    return any(fnmatchcase(name, pattern) for name in _names(item))
-
-
-def _names(item: Layer | Keep) -> tuple[str, str]:
-    tensor = item.weight if isinstance(item, Layer) else item.tensor
-    return item.name, tensor.name.removesuffix(".weight")
+    return fnmatchcase(item.name, pattern)
 
 
 def _examples(found: Sequence[Layer | Keep]) -> str:

@@ -209,5 +209,5 @@ def readable(path: Path) -> Iterator[None]:
     except OSError as error:
         raise UnsupportedCheckpoint(f"`{path}` cannot be read: {error.strerror or error}.") from error
     except Exception as error:
-        detail = re.sub(r"\x1b\[[0-9;]*m|\s+", " ", str(error)).strip(" .") or type(error).__name__
+        detail = re.sub(r"\x1b\[[0-9;]*m|[\s\x00-\x1f\x7f-\x9f]+", " ", str(error)).strip(" .") or type(error).__name__
         raise UnsupportedCheckpoint(f"`{path}` is damaged or not a checkpoint: {detail[:160]}.") from error

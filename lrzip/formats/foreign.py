@@ -98,7 +98,8 @@ def _what_object(file: IO[bytes]) -> str | None:
             if name == "collections.OrderedDict" or name.startswith("torch._utils."):
                 return None
             return f"a whole pickled object of class `{name}`, not a state_dict. {_STATE_DICT}"
-        if opcode.name not in ("PROTO", "FRAME"):
+        legacy_module = opcode.name in ("MARK", "BINPUT") or argument == "module"  # ("module", class, its source)
+        if opcode.name not in ("PROTO", "FRAME") and not legacy_module:
             return None
     return None
 

@@ -30,17 +30,15 @@ def find_weights(path: Path, content: Any, key: str | None) -> tuple[str, ...]:
         found = _usual(content.get(entry))
         if found is not None:
             return (entry, *found)
-    if _has_tensors(content):
-        return ()
-    sizes = {name: _size(value) for name, value in content.items() if isinstance(name, str) and _has_tensors(value)}
-    largest = [name for name, size in sizes.items() if size == max(sizes.values())]
+    dicts = {(): content} | {(name,): value for name, value in content.items() if isinstance(name, str)}
+    sizes: dict[tuple[str, ...], int] = {steps: _size(value) for steps, value in dicts.items() if _has_tensors(value)}
+    largest = [steps for steps, size in sizes.items() if size == max(sizes.values())]
     if len(largest) == 1:
-        return (largest[0],)
+        return largest[0]
     if not largest:
         raise UnsupportedCheckpoint(f"`{path}` holds no state_dict. It has: {_listing(content)}.")
-    raise UnsupportedCheckpoint(
-        f"`{path}` holds several state_dicts of one size. Choose with `--key`: {', '.join(largest)}."
-    )
+    names = ", ".join(".".join(steps) for steps in largest)
+    raise UnsupportedCheckpoint(f"`{path}` holds several state_dicts of one size. Choose with `--key`: {names}.")
 
 
 def _usual(value: Any) -> tuple[str, ...] | None:

@@ -1,0 +1,130 @@
+"""What every registered decomposition promises, for every kind of layer it takes."""
+
+from math import prod, sqrt
+
+import pytest
+import torch
+from torch import Generator, Tensor, nn
+
+from lrzip.decompositions import DECOMPOSITIONS, Decomposition
+from lrzip.factors import Chain, Factors, compose
+from lrzip.layers import FACTORIZABLE_DTYPES, Layer, TensorSpec
+from lrzip.linalg.svd import Solver
+from lrzip.surgery import sequential
+
+LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "linear": (nn.Linear(40, 24), (2, 7, 40)),
+    "linear-no-bias": (nn.Linear(24, 40, bias=False), (5, 24)),
+    "linear-one-output": (nn.Linear(16, 1), (5, 16)),
+    "conv1d": (nn.Conv1d(6, 20, 5, stride=2, padding=3, dilation=2), (2, 6, 30)),
+    "conv2d": (nn.Conv2d(8, 20, 3, stride=(1, 2), padding=1), (2, 8, 12, 12)),
+    "conv2d-pointwise": (nn.Conv2d(24, 20, 1, stride=2, bias=False), (2, 24, 6, 6)),
+    "conv2d-reflect": (nn.Conv2d(8, 20, (3, 5), padding="same", padding_mode="reflect"), (2, 8, 12, 12)),
+    "conv3d": (nn.Conv3d(3, 12, (1, 3, 3), padding=(0, 1, 1)), (1, 3, 4, 6, 6)),
+}
+CASES = pytest.mark.parametrize("case", LAYERS.values(), ids=LAYERS)
+NAMES = pytest.mark.parametrize("name", DECOMPOSITIONS)
+
+
+def make(name: str) -> Decomposition:
+    made: Decomposition = DECOMPOSITIONS[name](Solver("exact"))
+    return made
+
+
+def layer_of(module: nn.Module) -> Layer:
+    weight = module.get_parameter("weight")
+    bias = getattr(module, "bias", None)
+    kind = "linear" if isinstance(module, nn.Linear) else f"conv{weight.ndim - 2}d"
+    specs = [
+        TensorSpec(f"x.{leaf}", tuple(t.shape), "float32", t.numel() * 4) if t is not None else None
+        for leaf, t in (("weight", weight), ("bias", bias))
+    ]
+    assert specs[0]
+    return Layer("x", "x", kind, specs[0], specs[1])
+
+
+def factorize(
+    name: str, layer: Layer, weight: Tensor, ranks: tuple[int, ...], dtype: torch.dtype = torch.float32
+) -> Factors:
+    return make(name).factorize(layer, weight, ranks, dtype=dtype, generator=Generator().manual_seed(0))
+
+
+def error_of(weight: Tensor, factors: Factors) -> float:
+    dense = compose(factors.weights).double()
+    return float(torch.linalg.vector_norm(weight.double() - dense) / torch.linalg.vector_norm(weight.double()))
+
+
+@NAMES
+@CASES
+def test_the_blueprint_is_what_factorize_delivers(name: str, case: tuple[nn.Module, tuple[int, ...]]) -> None:
+    layer, weight = layer_of(case[0]), case[0].get_parameter("weight").detach()
+    ranks = tuple(max(rank // 2, 1) for rank in make(name).max_ranks(layer))
+    for dtype in FACTORIZABLE_DTYPES:
+        factors = factorize(name, layer, weight, ranks, getattr(torch, dtype))
+        assert [tuple(w.shape) for w in factors.weights] == [s.shape for s in make(name).blueprint(layer, ranks)]
+        assert {str(w.dtype) for w in factors.weights} == {f"torch.{dtype}"}
+        assert all(w.is_contiguous() for w in factors.weights)
+
+
+@NAMES
+@CASES
+def test_full_rank_reconstructs(name: str, case: tuple[nn.Module, tuple[int, ...]]) -> None:
+    layer, weight = layer_of(case[0]), case[0].get_parameter("weight").detach()
+    factors = factorize(name, layer, weight, make(name).max_ranks(layer))
+    assert factors.error == pytest.approx(error_of(weight, factors), abs=1e-6)
+    assert factors.error < 20 * sqrt(prod(layer.matrix_shape)) ** 0.5 * torch.finfo(torch.float32).eps
+
+
+@NAMES
+@CASES
+def test_the_error_is_that_of_what_is_stored(name: str, case: tuple[nn.Module, tuple[int, ...]]) -> None:
+    layer, weight = layer_of(case[0]), case[0].get_parameter("weight").detach()
+    ranks = tuple(max(rank // 2, 1) for rank in make(name).max_ranks(layer))
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        factors = factorize(name, layer, weight, ranks, dtype)
+        assert factors.error == pytest.approx(error_of(weight, factors), rel=1e-4)
+
+
+@NAMES
+@CASES
+def test_the_error_never_grows_with_the_rank(name: str, case: tuple[nn.Module, tuple[int, ...]]) -> None:
+    layer, weight = layer_of(case[0]), case[0].get_parameter("weight").detach()
+    most = make(name).max_ranks(layer)
+    steps = [tuple(max(rank * share // 6, 1) for rank in most) for share in range(1, 7)]
+    errors = [factorize(name, layer, weight, ranks).error for ranks in steps]
+    assert all(later <= earlier + 1e-6 for earlier, later in zip(errors, errors[1:], strict=False))
+
+
+@NAMES
+@CASES
+def test_the_chain_computes_what_the_composed_layer_does(name: str, case: tuple[nn.Module, tuple[int, ...]]) -> None:
+    module, shape = case
+    layer, weight = layer_of(module), module.get_parameter("weight").detach()
+    ranks = tuple(max(rank // 2, 1) for rank in make(name).max_ranks(layer))
+    factors = factorize(name, layer, weight, ranks)
+    specs = [
+        TensorSpec(f"x.{i}.weight", tuple(w.shape), "float32", w.numel() * 4) for i, w in enumerate(factors.weights)
+    ]
+    chain = sequential(Chain("x", tuple(specs), layer.bias), module)
+    state = {f"{index}.weight": w for index, w in enumerate(factors.weights)}
+    if layer.bias:
+        state[f"{len(factors.weights) - 1}.bias"] = module.get_parameter("bias").detach()
+    chain.load_state_dict(state)
+    x = torch.randn(shape, generator=Generator().manual_seed(1))
+    composed = torch.func.functional_call(module, {"weight": compose(factors.weights)}, x)
+    torch.testing.assert_close(chain(x), composed, rtol=1e-4, atol=1e-5)
+
+
+@NAMES
+def test_factors_are_balanced(name: str) -> None:
+    module = nn.Linear(40, 24)
+    factors = factorize(name, layer_of(module), module.weight.detach(), (8,))
+    norms = [float(torch.linalg.vector_norm(weight)) for weight in factors.weights]
+    assert max(norms) / min(norms) < 1 + 1e-4
+
+
+@NAMES
+def test_a_zero_weight_is_met_exactly(name: str) -> None:
+    factors = factorize(name, layer_of(nn.Linear(9, 7)), torch.zeros(7, 9), (2,))
+    assert factors.error == 0
+    assert all(bool((weight == 0).all()) for weight in factors.weights)

@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+
+from lrzip.errors import LrzipError, OutputExists
+from lrzip.files.atomic import atomic_file, atomic_folder, check_output
+
+
+def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with atomic_file(path) as temporary:
+        temporary.write_text("half")
+        assert not path.exists()
+        assert temporary.parent == tmp_path
+    assert path.read_text() == "half"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, OSError])
+def test_an_error_leaves_what_was_there(error: type[BaseException], tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.write_text("old")
+    with pytest.raises(error), atomic_file(path) as temporary:
+        temporary.write_text("new")
+        raise error
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_an_error_leaves_the_folder_that_was_there(error: type[BaseException], tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.mkdir()
+    (path / "a").write_text("old")
+    with pytest.raises(error), atomic_folder(path) as temporary:
+        (temporary / "a").write_text("new")
+        raise error
+    assert list(tmp_path.iterdir()) == [path]
+    assert (path / "a").read_text() == "old"
+
+
+def test_a_folder_replaces_the_old_one_whole(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.mkdir()
+    (path / "a").write_text("old")
+    with atomic_folder(path) as temporary:
+        (temporary / "b").write_text("new")
+    assert [file.name for file in path.iterdir()] == ["b"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_outputs_that_cannot_be_are_refused_beforehand(tmp_path: Path) -> None:
+    source, other = tmp_path / "source", tmp_path / "other"
+    source.write_text("x")
+    other.write_text("x")
+    (tmp_path / "link").symlink_to(source)
+    with pytest.raises(OutputExists, match="is the input"):
+        check_output(source, source, force=True)
+    with pytest.raises(OutputExists, match="is the input"):
+        check_output(tmp_path / "link", source, force=True)
+    with pytest.raises(OutputExists, match="Pass `--force`"):
+        check_output(other, source, force=False)
+    with pytest.raises(LrzipError, match="does not exist"):
+        check_output(tmp_path / "no" / "out", source, force=True)
+    with pytest.raises(LrzipError, match="neither a file nor a folder"):
+        check_output(Path("/dev/null"), source, force=True)
+    check_output(other, source, force=True)
+    check_output(tmp_path / "new", source, force=False)

@@ -1,0 +1,53 @@
+"""Matrices with a chosen spectrum."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+
+
+def with_spectrum(
+    shape: tuple[int, int], values: Tensor, *, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> Tensor:
+    """Return a matrix with given singular values and Haar-distributed singular vectors."""
+    generator = Generator().manual_seed(seed)
+    m, n = shape
+    u = torch.linalg.qr(torch.randn(m, len(values), dtype=torch.float64, generator=generator)).Q
+    v = torch.linalg.qr(torch.randn(n, len(values), dtype=torch.float64, generator=generator)).Q
+    return ((u * values.double()) @ v.mT).to(dtype)
+
+
+def slow(count: int) -> Tensor:
+    """σᵢ = i^-½, as slow as trained weights decay."""
+    return torch.arange(1, count + 1, dtype=torch.float64) ** -0.5
+
+
+def fast(count: int) -> Tensor:
+    """σᵢ = 0.7^i."""
+    return 0.7 ** torch.arange(count, dtype=torch.float64)
+
+
+def flat_then_drop(count: int) -> Tensor:
+    """Half of the values 1, the other half 1e-3."""
+    return torch.where(torch.arange(count) < (count + 1) // 2, 1.0, 1e-3).double()
+
+
+def noisy(count: int) -> Tensor:
+    """A few strong directions over a floor."""
+    return torch.where(torch.arange(count) < max(count // 8, 1), 10.0, 1.0).double()
+
+
+def zero(count: int) -> Tensor:
+    """Nothing at all."""
+    return torch.zeros(count, dtype=torch.float64)
+
+
+SPECTRA: dict[str, Callable[[int], Tensor]] = {
+    "slow": slow,
+    "fast": fast,
+    "flat_then_drop": flat_then_drop,
+    "noisy": noisy,
+    "zero": zero,
+}
+
+SHAPES = {"tall": (96, 40), "wide": (40, 96), "square": (64, 64), "row": (1, 50), "column": (50, 1)}

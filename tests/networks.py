@@ -1,0 +1,85 @@
+"""Small networks, one for each kind of layer that matters."""
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+
+class Net(nn.Module):
+    """Convolutions with every attribute that a chain has to keep, batch norm, and linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.conv2 = nn.Conv2d(16, 24, (3, 5), stride=(1, 2), padding=(2, 1), dilation=(2, 1), padding_mode="circular")
+        self.fc1 = nn.Linear(24 * 8 * 3, 20)
+        self.fc2 = nn.Linear(20, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = torch.relu(self.conv2(x))
+        out: Tensor = self.fc2(torch.relu(self.fc1(x.flatten(1))))
+        return out
+
+
+class Sound(nn.Module):
+    """One- and three-dimensional convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Conv1d(12, 20, 5, padding="same")
+        self.volume = nn.Conv3d(4, 18, 3, stride=(1, 2, 1), padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        volume = self.line(x).reshape(len(x), 4, 5, 4, -1)
+        out: Tensor = self.volume(volume)
+        return out
+
+
+class Block(nn.Module):
+    """A block of the CIFAR-10 ResNets of He et al. (2016), with the parameter-free shortcut A."""
+
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.widen = (out - channels) // 2
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.widen, self.widen))
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + shortcut)
+
+
+class ResNet(nn.Module):
+    """ResNet-20 (three blocks a stage) or 32 (five) for 32×32 images."""
+
+    def __init__(self, blocks: int = 3) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = self._stage(16, 16, 1, blocks)
+        self.layer2 = self._stage(16, 32, 2, blocks)
+        self.layer3 = self._stage(32, 64, 2, blocks)
+        self.linear = nn.Linear(64, 10)
+
+    @staticmethod
+    def _stage(channels: int, out: int, stride: int, blocks: int) -> nn.Sequential:
+        return nn.Sequential(Block(channels, out, stride), *(Block(out, out, 1) for _ in range(blocks - 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        out: Tensor = self.linear(x.mean((2, 3)))
+        return out
+
+
+def seeded(factory: type[nn.Module], seed: int = 0) -> nn.Module:
+    """Return a network with reproducible weights in evaluation mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return factory().eval()

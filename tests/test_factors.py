@@ -1,0 +1,56 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lrzip.factors import compose, find_chains, relative_error
+from lrzip.layers import TensorSpec
+
+
+def chains(**shapes: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    specs = {name.replace("_", "."): TensorSpec(name.replace("_", "."), s, "float32", 0) for name, s in shapes.items()}
+    return {chain.module: chain.dense_shape for chain in find_chains(specs)}
+
+
+def test_chains_are_known_by_keys_and_shapes() -> None:
+    assert chains(a_x_0_weight=(2, 30), a_x_1_weight=(40, 2), a_x_1_bias=(40,)) == {"a.x": (40, 30)}
+    assert chains(x_0_weight=(2, 8, 3, 3), x_1_weight=(16, 2, 1, 1)) == {"x": (16, 8, 3, 3)}
+    assert chains(x_0_weight=(2, 30), x_1_weight=(3, 2), x_2_weight=(40, 3)) == {"x": (40, 30)}
+    assert chains(**{"0_weight": (2, 30), "1_weight": (40, 2)}) == {"": (40, 30)}
+    assert chains(x_0_0_weight=(2, 30), x_0_1_weight=(40, 2), x_2_weight=(9, 40)) == {"x.0": (40, 30)}
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"x_0_weight": (2, 30)},
+        {"x_0_weight": (2, 30), "x_2_weight": (40, 2)},  # an activation between them
+        {"x_0_weight": (2, 30), "x_0_bias": (2,), "x_1_weight": (40, 2)},
+        {"x_0_weight": (3, 30), "x_1_weight": (40, 2)},
+        {"x_0_weight": (20, 30), "x_1_weight": (40, 20)},  # larger than its product: somebody's own two layers
+        {"x_0_weight": (2, 30), "x_1_weight": (40, 2), "x_1_scale": (40,)},
+        {"x_0_weight": (2, 8, 3, 3), "x_1_weight": (16, 2, 3, 3)},
+        {"x_0_weight": (2, 8, 3, 3), "x_1_weight": (16, 2)},
+        {"x_0_weight": (2,), "x_1_weight": (40, 2)},
+    ],
+)
+def test_other_sequences_are_no_chains(shapes: dict[str, tuple[int, ...]]) -> None:
+    assert chains(**shapes) == {}
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 5))
+def test_composing_linear_stages_is_the_product(out: int, inner: int, rank: int) -> None:
+    a, b = torch.rand(rank, inner), torch.rand(out, rank)
+    torch.testing.assert_close(compose([a, b]), b @ a)
+
+
+def test_relative_error_is_that_of_the_dense_matrices() -> None:
+    weight, a, b = torch.rand(3000, 4, 3), torch.rand(5, 4, 3), torch.rand(3000, 5, 1)
+    expected = (weight - compose([a, b])).norm() / weight.norm()
+    assert relative_error(weight, [a, b]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_relative_error_of_a_zero_weight() -> None:
+    zero = torch.zeros(4, 3)
+    assert relative_error(zero, [torch.zeros(1, 3), torch.zeros(4, 1)]) == 0
+    assert relative_error(zero, [torch.ones(1, 3), torch.ones(4, 1)]) == 1
