@@ -45,7 +45,7 @@ def load_into(model: Module, path: str | Path, *, key: str | None = None, trust:
     for name, module in replacements.items():
         model.set_submodule(name, module)
     _leave_fast_paths(model)
-    model.load_state_dict(state, strict=False)  # strictness was checked above, before the model was touched
+    model.load_state_dict(state)
     return model
 
 
@@ -155,7 +155,8 @@ def _refuse_misfit(
         expected |= {f"{name}.{leaf}": tuple(tensor.shape) for leaf, tensor in module.state_dict().items()}
     found = {name: spec.shape for name, spec in specs.items()}
     for name in [*expected, *found]:
-        if found.get(name) != expected.get(name):
+        counter = name.endswith("num_batches_tracked") and name not in found  # files older than the counter lack it
+        if found.get(name) != expected.get(name) and not counter:
             there = f"has shape {found[name]}" if name in found else "is missing"
             wanted = f"takes {expected[name]}" if name in expected else "has no such tensor"
             raise LrzipError(f"`{path}` does not fit the model: `{name}` {there}, the model {wanted}.")

@@ -63,7 +63,7 @@ def sharded(folder: Path) -> Path:
     (path / "config.json").write_text('{"model_type": "net"}')
     (path / "tokenizer" / "vocab.txt").write_text("a\nb\n")
     names = list(state())
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for index, part in enumerate((names[: len(names) // 2], names[len(names) // 2 :])):
         file = f"model-0000{index + 1}-of-00002.safetensors"
         save_file({name: state()[name] for name in part}, path / file, metadata={"format": "pt"})

@@ -14,7 +14,8 @@ def with_spectrum(
     m, n = shape
     u = torch.linalg.qr(torch.randn(m, len(values), dtype=torch.float64, generator=generator)).Q
     v = torch.linalg.qr(torch.randn(n, len(values), dtype=torch.float64, generator=generator)).Q
-    return ((u * values.double()) @ v.mT).to(dtype)
+    matrix: Tensor = (u * values.double()) @ v.mT
+    return matrix.to(dtype)
 
 
 def slow(count: int) -> Tensor:

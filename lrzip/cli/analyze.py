@@ -119,7 +119,8 @@ def _sorted(
 def _print(console: Console, document: dict[str, Any], layers: list["LayerAnalysis"], analysis: "Analysis") -> None:
     source, totals = document["source"], document["totals"]
     entry = f" · entry {source['key']}" if source["key"] else ""
-    console.print(Text(printable(f"{source['path']} · {source['format']}{entry} · {size_text(source['nbytes'])}\n")))
+    console.print(Text(printable(f"{source['path']} · {source['format']}{entry} · {size_text(source['nbytes'])}")))
+    console.print()
     energies = [f"{energy:g}" for energy in analysis.parameters_at]
     columns = [*list(_COLUMNS.values())[:5], *energies, *list(_COLUMNS.values())[5:], "spectrum"]
     rows = [_cells(row, item) for row, item in zip(document["layers"], layers, strict=True)]

@@ -145,8 +145,8 @@ def print_kept(console: Console, keep: Sequence[Keep]) -> None:
     for reason, names in groups.items():
         more = f", … {len(names) - _NAMES_A_REASON} more" if len(names) > _NAMES_A_REASON else ""
         listed = ", ".join(names[:_NAMES_A_REASON]) + more
-        plain = reason in ("a vector", "a scalar")
-        text = f"{len(names)} {'vectors' if reason == 'a vector' else 'scalars'}" if plain else f"{listed}: {reason}"
+        noun = {"a vector": "vector", "a scalar": "scalar"}.get(reason)
+        text = f"{len(names)} {noun}{'s' if len(names) > 1 else ''}" if noun else f"{listed}: {reason}"
         console.print(Text("  " + printable(text)), soft_wrap=True)
 
 

@@ -38,6 +38,7 @@ def atomic_file(destination: Path) -> Iterator[Path]:
     """Yield a temporary path beside the destination; on success it takes its place, else it is removed."""
     temporary = _beside(destination)
     try:
+        temporary.touch()  # an output that cannot be written fails here, before the work
         yield temporary
         _sync(temporary)
         temporary.replace(destination)

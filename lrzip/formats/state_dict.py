@@ -135,9 +135,9 @@ def _save(content: object, file: Any) -> None:
     try:
         torch.save(content, file)
     except RuntimeError as error:
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from error  # torch hides a full disk behind a complaint about file positions
-        raise
+        if error.__context__ is None:
+            raise
+        raise error.__context__ from error  # torch hides a full disk or Ctrl-C behind a complaint about file positions
 
 
 def _rebuilt(

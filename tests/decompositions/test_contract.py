@@ -1,5 +1,6 @@
 """What every registered decomposition promises, for every kind of layer it takes."""
 
+from itertools import pairwise
 from math import prod, sqrt
 
 import pytest
@@ -92,7 +93,7 @@ def test_the_error_never_grows_with_the_rank(name: str, case: tuple[nn.Module, t
     most = make(name).max_ranks(layer)
     steps = [tuple(max(rank * share // 6, 1) for rank in most) for share in range(1, 7)]
     errors = [factorize(name, layer, weight, ranks).error for ranks in steps]
-    assert all(later <= earlier + 1e-6 for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later <= earlier + 1e-6 for earlier, later in pairwise(errors))
 
 
 @NAMES

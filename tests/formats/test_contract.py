@@ -22,10 +22,9 @@ from tests.checkpoints import BUILDERS, state
 from tests.networks import Net, seeded
 
 
-@pytest.fixture(params=BUILDERS.values(), ids=BUILDERS)
+@pytest.fixture(params=BUILDERS)
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    built: Path = request.param(tmp_path)
-    return built
+    return BUILDERS[request.param](tmp_path)
 
 
 @pytest.fixture

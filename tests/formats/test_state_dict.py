@@ -70,7 +70,7 @@ def test_everything_else_comes_out_as_it_went_in(tmp_path: Path) -> None:
     assert [name for name, _ in report.dropped] == ["optimizer_state_dict"]
     assert (result["epoch"], result["args"]) == (3, content["args"])
     assert type(result["state_dict"]) is OrderedDict
-    assert result["state_dict"]._metadata == state._metadata
+    assert vars(result["state_dict"])["_metadata"] == state._metadata
     assert list(result["state_dict"]) == ["fc.0.weight", "fc.1.weight", "fc.1.bias", "bn.weight", "fc._extra_state"]
     assert result["state_dict"]["fc._extra_state"] == {"a": [1]}
     assert result["buffer"].equal(strided)

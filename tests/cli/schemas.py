@@ -1,0 +1,105 @@
+"""JSON schemas of what `--json` prints."""
+
+from typing import Any
+
+COUNT = {"type": "integer", "minimum": 0}
+NUMBER = {"type": "number"}
+OPTIONAL = {"type": ["number", "null"]}
+TEXT = {"type": "string"}
+COUNTS = {"type": "array", "items": COUNT}
+
+
+def strict(optional: tuple[str, ...] = (), /, **properties: Any) -> dict[str, Any]:
+    """Return the schema of an object with exactly these keys."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [name for name in properties if name not in optional],
+        "additionalProperties": False,
+    }
+
+
+def listed(item: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an array."""
+    return {"type": "array", "items": item}
+
+
+KEPT = listed(strict(name=TEXT, tensor=TEXT, reason=TEXT))
+DROPPED = listed(strict(name=TEXT, reason=TEXT))
+LAYER = {"name": TEXT, "tensor": TEXT, "kind": {"enum": ["linear", "conv1d", "conv2d", "conv3d"]}, "shape": COUNTS}
+
+ANALYZE = strict(
+    schema={"const": 1},
+    lrzip=TEXT,
+    source=strict(path=TEXT, format=TEXT, key=TEXT, nbytes=COUNT),
+    totals=strict(
+        parameters=COUNT,
+        factorizable_parameters=COUNT,
+        tensors=COUNT,
+        parameters_at_energy={"type": "object", "additionalProperties": COUNT},
+    ),
+    layers=listed(
+        strict(
+            ("spectrum",),
+            **LAYER,
+            matrix={**COUNTS, "minItems": 2, "maxItems": 2},
+            dtype=TEXT,
+            parameters=COUNT,
+            rank=COUNT,
+            energy_ranks={"type": "object", "additionalProperties": COUNT},
+            break_even_rank=COUNT,
+            condition_number=OPTIONAL,
+            effective_rank=OPTIONAL,
+            stable_rank=OPTIONAL,
+            spectral_norm=NUMBER,
+            frobenius_norm=NUMBER,
+            decay_rate=OPTIONAL,
+            spectrum=listed(NUMBER),
+        )
+    ),
+    kept=KEPT,
+)
+
+COMPRESS = strict(
+    schema={"const": 1},
+    lrzip=TEXT,
+    input=TEXT,
+    output={"type": ["string", "null"]},
+    totals=strict(
+        parameters_before=COUNT,
+        parameters_after=COUNT,
+        ratio=NUMBER,
+        nbytes_before=COUNT,
+        nbytes_after=COUNT,
+        layers_factorized=COUNT,
+        max_error=OPTIONAL,
+        seconds=NUMBER,
+    ),
+    layers=listed(
+        strict(
+            ("error", "method", "seconds"),
+            **LAYER,
+            dtype=TEXT,
+            decomposition=TEXT,
+            ranks=COUNTS,
+            parameters_before=COUNT,
+            parameters_after=COUNT,
+            error=NUMBER,
+            method={"enum": ["gram", "lapack", "randomized"]},
+            seconds=NUMBER,
+        )
+    ),
+    kept=KEPT,
+    dropped=DROPPED,
+)
+
+EXPORT = strict(
+    schema={"const": 1},
+    lrzip=TEXT,
+    input=TEXT,
+    output=TEXT,
+    to=TEXT,
+    tensors=COUNT,
+    multiplied=listed(TEXT),
+    dropped=DROPPED,
+)

@@ -1,0 +1,189 @@
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+
+from tests.checkpoints import BUILDERS, nested, safetensors, sharded
+from tests.cli.schemas import COMPRESS
+from tests.cli.shell import error_of, run, spawn
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+@pytest.mark.parametrize("dry", [False, True], ids=["write", "dry-run"])
+def test_json_follows_the_schema(kind: str, dry: bool, tmp_path: Path) -> None:
+    path = BUILDERS[kind](tmp_path)
+    done = run("compress", path, "--ratio", "2", "--skip", "conv1", "--json", *(["--dry-run"] if dry else []))
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    jsonschema.validate(document, COMPRESS)
+    assert document["input"] == str(path)
+    assert (document["output"] is None) == dry
+    assert {item["name"]: item["reason"] for item in document["kept"]}["conv1"] == "matched `--skip conv1`"
+    assert all(("error" in row) != dry for row in document["layers"])
+
+
+def test_a_pipe_gives_the_same_bytes_as_the_file_form(tmp_path: Path) -> None:
+    for path in (nested(tmp_path), safetensors(tmp_path)):
+        options = ("--energy", "0.7", "--skip", "conv1")
+        run("compress", path, *options, "-o", tmp_path / "small")
+        piped = run("compress", *options, stdin=path.read_bytes())
+        dashed = run("compress", path, *options, "-o", "-")
+        assert piped.stdout == dashed.stdout == (tmp_path / "small").read_bytes()
+        assert b"layers factorized" in piped.stderr
+        analyzed = json.loads(run("analyze", "--json", stdin=piped.stdout).stdout)
+        assert analyzed["totals"]["tensors"] > 15
+        (tmp_path / "small").unlink()
+
+
+def test_json_goes_to_stderr_when_the_checkpoint_goes_to_stdout(tmp_path: Path) -> None:
+    done = run("compress", "--rank", "4", "--json", stdin=nested(tmp_path).read_bytes())
+    document = json.loads(done.stderr)
+    jsonschema.validate(document, COMPRESS)
+    assert (document["input"], document["output"]) == ("-", "-")
+
+
+def test_the_table_and_the_silence(tmp_path: Path) -> None:
+    path = nested(tmp_path)
+    done = run("compress", path, "--rank", "4")
+    text = done.stdout.decode()
+    assert "conv2" in text
+    assert "Left out: optimizer: its state no longer fits the parameters." in text
+    assert "5 layers factorized" in text
+    quiet = run("compress", path, "--rank", "4", "--force", "--quiet")
+    assert (quiet.stdout, quiet.stderr, quiet.returncode) == (b"", b"", 0)
+
+
+def test_plans_are_saved_and_followed(tmp_path: Path) -> None:
+    path, plan = nested(tmp_path), tmp_path / "plan.json"
+    assert run("compress", path, "--rank", "4", "--dry-run", "--save-plan", plan).returncode == 0
+    assert json.loads(plan.read_text())["source"]["path"] == str(path)
+    assert run("compress", path, "--plan", plan, "-o", tmp_path / "a.pt").returncode == 0
+    assert run("compress", path, "--rank", "4", "-o", tmp_path / "b.pt").returncode == 0
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+    plan.write_text("{}")
+    assert "is not a plan" in error_of(run("compress", path, "--plan", plan, "--dry-run"), 1)
+
+
+def test_failed_gates_exit_with_3_after_writing(tmp_path: Path) -> None:
+    path = nested(tmp_path)
+    done = run("compress", path, "--ratio", "2", "--min-ratio", "5", "--max-error", "0.01", "--quiet")
+    assert done.returncode == 3
+    ratio, error = done.stderr.decode().splitlines()
+    assert "`--min-ratio` asks for 5" in ratio
+    assert "`--max-error` allows 0.01" in error
+    assert (tmp_path / "nested.lrzip.ckpt").exists()
+    passed = run("compress", path, "--ratio", "2", "--min-ratio", "1.5", "--max-error", "0.99", "--quiet", "--force")
+    assert (passed.returncode, passed.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--energy", "0"], "above 0 and at most 1, got 0"),
+        (["--energy", "1.5"], "got 1.5"),
+        (["--energy", "nan"], "got nan"),
+        (["--ratio", "0.5"], "got 0.5"),
+        (["--rank", "0"], "got 0"),
+        (["--rank", "two"], "--rank"),
+        (["--energy", "0.9", "--ratio", "2"], "got `--energy` and `--ratio`"),
+        ([], "got none"),
+        (["--rank", "2", "--layer", "fc1"], "GLOB=RULE"),
+        (["--rank", "2", "--layer", "fc1=size:3"], "Unknown rule"),
+        (["--rank", "2", "--bogus"], "--bogus"),
+        (["--rank", "2", "--device", "cuda:99"], "cannot be used"),
+    ],
+)
+def test_wrong_usage_exits_with_2(options: list[str], message: str, tmp_path: Path) -> None:
+    path = nested(tmp_path)
+    assert message in error_of(run("compress", path, *options), 2)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--skip", "conv9"], "`--skip conv9` matches no layer"),
+        (["--only", "bn1"], "`bn1` cannot be factorized: a vector"),
+        (["-o", "nested.ckpt"], "is the input"),
+        (["-o", "missing/a.pt"], "does not exist"),
+        (["--key", "weights"], "no entry `weights` of tensors. It has: epoch, state_dict"),
+    ],
+)
+def test_what_cannot_be_done_exits_with_1(options: list[str], message: str, tmp_path: Path) -> None:
+    path = nested(tmp_path)
+    assert message in error_of(run("compress", "nested.ckpt", "--rank", "4", *options, cwd=tmp_path), 1)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_that_are_no_checkpoints_exit_with_1(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    assert "does not exist" in error_of(run("compress", path, "--rank", "4"), 1)
+    path.write_bytes(b"")
+    assert "is empty" in error_of(run("compress", path, "--rank", "4"), 1)
+    assert "standard input` is empty" in error_of(run("compress", "--rank", "4"), 1)
+    torch.save({"bn.weight": torch.rand(3)}, path)
+    assert "no layer that can be factorized" in error_of(run("compress", path, "--rank", "4"), 1)
+    (tmp_path / "folder").mkdir()
+    assert "holds no safetensors weights" in error_of(run("compress", tmp_path / "folder", "--rank", "4"), 1)
+
+
+def test_a_folder_cannot_go_to_standard_output(tmp_path: Path) -> None:
+    assert "cannot go to standard output" in error_of(run("compress", sharded(tmp_path), "--rank", "4", "-o", "-"), 1)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    for path in (nested(tmp_path), safetensors(tmp_path)):
+        before = sorted(tmp_path.iterdir())
+        limited = f"import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); import sys; sys.argv = ['lrzip', 'compress', {str(path)!r}, '--ratio', '2']; from lrzip.cli.main import main; main()"  # noqa: E501
+        done = subprocess.run([sys.executable, "-c", limited], capture_output=True, check=False, timeout=120)
+        assert "Could not write" in error_of(done, 1)
+        assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_leave_nothing(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    state = {f"fc{index}.weight": torch.rand(1024, 1024) for index in range(60)}
+    torch.save(state, tmp_path / "a.pt")
+    command = spawn("compress", tmp_path / "a.pt", "--rank", "200", "--svd", "exact")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while not list(tmp_path.glob(".*.part")) and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(number)
+        stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == code
+    assert b"Traceback" not in stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_a_binary_result_never_goes_to_a_terminal(tmp_path: Path) -> None:
+    path = nested(tmp_path)
+    leader, follower = pty.openpty()
+    command = spawn("compress", path, "--rank", "4", "-o", "-")
+    done = subprocess.run(command, stdout=follower, stderr=subprocess.PIPE, check=False, timeout=120)
+    os.close(follower)
+    os.close(leader)
+    assert done.returncode == 2
+    assert b"standard output is a terminal" in done.stderr
+
+
+def test_a_terminal_on_stdin_and_no_model_is_a_usage_error() -> None:
+    leader, follower = pty.openpty()
+    done = subprocess.run(spawn("analyze"), stdin=follower, capture_output=True, check=False, timeout=120)
+    os.close(follower)
+    os.close(leader)
+    assert "standard input is a terminal" in error_of(done, 2)
+
+
+def test_no_progress_bar_without_a_terminal_whatever_the_environment_says(tmp_path: Path) -> None:
+    command = spawn("compress", nested(tmp_path), "--rank", "4")
+    environment = os.environ | {"FORCE_COLOR": "1"}
+    done = subprocess.run(command, capture_output=True, env=environment, check=False, timeout=120)
+    assert done.stderr == b""

@@ -1,0 +1,59 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lrzip
+from lrzip.cli.main import app
+from tests.checkpoints import nested
+from tests.cli.shell import run
+
+COMMANDS = [command.callback.__name__ for command in app.registered_commands if command.callback]
+README = Path(lrzip.__file__).parents[1] / "README.md"
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert run("--version").stdout.decode() == f"lrzip {lrzip.__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example_and_stands_in_the_readme(command: str) -> None:
+    text = run(command, "--help").stdout.decode()
+    assert f"Example: lrzip {command} " in text
+    assert "MODEL" in text
+    assert f"lrzip {command} " in README.read_text()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["compress", "--help"]])
+def test_help_imports_neither_torch_nor_numpy(arguments: list[str]) -> None:
+    code = (
+        f"import sys; sys.argv = ['lrzip', *{arguments}]\n"
+        "from lrzip.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as done: assert not done.code\n"
+        "assert not {'torch', 'numpy', 'safetensors', 'matplotlib'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = "import sys, lrzip; lrzip.__version__; assert not {'torch', 'typer', 'rich'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_unknown_names_of_the_package_are_attribute_errors() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'decompress'"):
+        _ = lrzip.decompress
+
+
+def test_no_command_shows_the_help() -> None:
+    done = run()
+    assert b"compress" in done.stdout + done.stderr
+
+
+def test_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m lrzip analyze {nested(tmp_path)} --json --spectrum | head -c 1"
+    done = subprocess.run(command, shell=True, capture_output=True, check=False, timeout=60)
+    assert b"Traceback" not in done.stderr
+    assert b"Exception" not in done.stderr
