@@ -34,13 +34,14 @@ class SafetensorsFile:
             pass  # refuses overlaps, holes, truncation, duplicates and shapes that do not match their bytes
         self.path = path
         self.nbytes = path.stat().st_size
-        self._file = path.open("rb")
-        size = int.from_bytes(self._file.read(8), "little")
-        header, start = json.loads(self._file.read(size)), 8 + size
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header, start = json.loads(file.read(size)), 8 + size
         self.metadata: Mapping[str, str] = header.pop("__metadata__", None) or {}
         items = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
         self._starts = {name: start + item["data_offsets"][0] for name, item in items}
         self._specs = {name: _spec(name, item) for name, item in items}
+        self._file = path.open("rb")
 
     def tensors(self) -> Mapping[str, TensorSpec]:
         """Return all tensors in file order."""

@@ -36,9 +36,9 @@ class ShardedFolder:
         names = dict.fromkeys(self.index["weight_map"].values()) if self.index else [_single(path)]
         with ExitStack() as stack:
             self.shards = {name: stack.enter_context(_open_shard(path, name)) for name in names}
+            self._shard_of = {tensor: shard for shard in self.shards.values() for tensor in shard.tensors()}
+            self._refuse_lost(self.index["weight_map"] if self.index else {})
             self._stack = stack.pop_all()
-        self._shard_of = {tensor: shard for shard in self.shards.values() for tensor in shard.tensors()}
-        self._refuse_lost(self.index["weight_map"] if self.index else {})
         self.nbytes = sum(shard.nbytes for shard in self.shards.values())
 
     def _refuse_lost(self, weight_map: Mapping[str, str]) -> None:
