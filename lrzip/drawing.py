@@ -8,6 +8,8 @@ from lrzip.errors import LrzipError, UsageError
 from lrzip.files.atomic import atomic_file, check_output
 
 _SUFFIXES = (".png", ".svg", ".pdf")
+# More names than this leave no room for the curves.
+_NAMED_LAYERS = 72
 
 
 def check_picture(path: Path, source: Path, *, force: bool) -> None:
@@ -33,14 +35,19 @@ def draw_spectra(analysis: Analysis, path: Path) -> None:
         ranks = [(rank + 1) / len(values) for rank in range(len(values))]
         decay.plot(ranks, (values / values[0]).clamp(min=1e-8).tolist(), color=shade, linewidth=1)
         energy = values.square().cumsum(0) / values.square().sum()
-        kept.plot(ranks, energy.tolist(), color=shade, linewidth=1, label=item.candidate.layer.name)
+        kept.plot(ranks, energy.tolist(), color=shade, linewidth=1, label=_label(item.candidate.layer.name))
     decay.set(yscale="log", xlabel="rank / full rank", ylabel="σ / σ₁", title="Singular values")
     kept.set(xlabel="rank / full rank", ylabel="share of Σσ²", title="Energy kept", ylim=(0, 1.02))
-    if analysis.layers:
+    if 0 < len(analysis.layers) <= _NAMED_LAYERS:
         columns = -(-len(analysis.layers) // 24)
         figure.legend(*kept.get_legend_handles_labels(), loc="outside right upper", fontsize="x-small", ncols=columns)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=150)
+
+
+def _label(name: str) -> str:
+    """Return a name that matplotlib takes as it is: no mathematics, no leading underscore that hides it."""
+    return "\u200b" * name.startswith("_") + name.replace("$", r"\$")
 
 
 def _shade(index: int, count: int) -> tuple[float, float, float, float]:
