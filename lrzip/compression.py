@@ -136,7 +136,7 @@ def _factorize(
     """Pass 2: read and factorize the layers of a plan one at a time."""
     for index, decision in enumerate(plan.factorize):
         layer = decision.layer
-        progress("factors", layer, index, len(plan.factorize))
+        progress("factorizing", layer, index, len(plan.factorize))
         start = perf_counter()
         factors = decomposition_of(decision.decomposition, solver).factorize(
             layer,

@@ -109,7 +109,7 @@ def survey(
         if isinstance(item, Keep):
             yield item
             continue
-        progress("spectra", item, index, len(layers))
+        progress("reading", item, index, len(layers))
         index += 1
         weight = compute_weight(checkpoint, item, device)
         reason = decomposition.refuse(item) or (None if bool(weight.isfinite().all()) else "contains NaN or Inf")

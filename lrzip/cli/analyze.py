@@ -125,7 +125,7 @@ def _print(console: Console, document: dict[str, Any], layers: list["LayerAnalys
     columns = [*list(_COLUMNS.values())[:5], *energies, *list(_COLUMNS.values())[5:], "spectrum"]
     rows = [_cells(row, item) for row, item in zip(document["layers"], layers, strict=True)]
     expendable = ["spectrum", "kind", "condition", "stable", "effective", "rank", "‖W‖₂", "‖W‖F", "decay"]
-    table, hidden = fitting_table(console, columns, rows, left=3, expendable=expendable)
+    table, hidden = fitting_table(console, columns, rows, expendable=expendable)
     if rows:
         console.print(table)
     if "spectrum" in document["layers"][0] if document["layers"] else False:

@@ -157,7 +157,7 @@ def _print(console: Console, report: "Report") -> None:
     ]
     if rows:
         columns = ["layer", "kind", "shape", "rank", "parameters", "after", "error"]
-        console.print(make_table(columns[: 7 if errors else 6], [row[: 7 if errors else 6] for row in rows], left=3))
+        console.print(make_table(columns[: 7 if errors else 6], [row[: 7 if errors else 6] for row in rows]))
     print_kept(console, report.plan.keep)
     for name, reason in report.dropped:
         console.print(Text(printable(f"Left out: {name}: {reason}.")), soft_wrap=True)

@@ -24,6 +24,7 @@ from lrzip.progress import Progress, silent
 # Wider than any table, so that nothing is cut where no terminal limits the width.
 _UNLIMITED = 10_000
 _NAMES_A_REASON = 8
+_TEXTS = ("layer", "kind", "shape", "spectrum")
 
 
 def stdout() -> Console:
@@ -107,11 +108,11 @@ def layer_progress(*, quiet: bool) -> Iterator[Progress]:
         yield show
 
 
-def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> Table:
-    """Return a table whose first `left` columns are texts and whose others are numbers."""
+def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Return a table of texts, which fold, and numbers, which do not."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for index, column in enumerate(columns):
-        if index < left:
+    for column in columns:
+        if column in _TEXTS:
             table.add_column(column, overflow="fold", no_wrap=not sys.stdout.isatty())
         else:
             table.add_column(column, justify="right", no_wrap=True)
@@ -121,14 +122,15 @@ def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: i
 
 
 def fitting_table(
-    console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int, expendable: Sequence[str]
+    console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], *, expendable: Sequence[str]
 ) -> tuple[Table, list[str]]:
     """Return a table without as many of the expendable columns, the last first, as the terminal is too narrow for."""
     hidden: list[str] = []
     for column in [*reversed(expendable), None]:
         shown = [index for index, name in enumerate(columns) if name not in hidden]
-        table = make_table([columns[i] for i in shown], [[row[i] for i in shown] for row in rows], left=left)
-        if column is None or console.measure(table).maximum <= console.width:
+        table = make_table([columns[index] for index in shown], [[row[index] for index in shown] for row in rows])
+        natural = console.measure(table, options=console.options.update(max_width=_UNLIMITED)).maximum
+        if column is None or natural <= console.width:
             break
         hidden.insert(0, column)
     return table, hidden
