@@ -138,9 +138,12 @@ def _factorize(
         layer = decision.layer
         progress("factorizing", layer, index, len(plan.factorize))
         start = perf_counter()
+        weight = compute_weight(checkpoint, layer, device)
+        if not weight.isfinite().all():
+            raise LrzipError(f"`{layer.name}` contains NaN or Inf. Take it out of the plan.")
         factors = decomposition_of(decision.decomposition, solver).factorize(
             layer,
-            compute_weight(checkpoint, layer, device),
+            weight,
             decision.ranks,
             dtype=getattr(torch, decision.dtype),
             generator=_generator(seed, layer),

@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from lrzip.layers import TensorSpec
+from lrzip.layers import TensorSpec, by_module
 
 # Rows of a product that are compared at a time, so that measuring an error needs no second copy of the matrix.
 _ERROR_ROWS = 1024
@@ -93,12 +93,7 @@ def find_chains(tensors: Mapping[str, TensorSpec]) -> Sequence[Chain]:
     A chain is `x.0.weight`, `x.1.weight`, … with nothing else under `x.` but a bias of the last, whose shapes compose,
     whose later stages are pointwise, and which is smaller than its product. lrzip writes no other.
     """
-    children: dict[str, dict[str, TensorSpec]] = {}
-    for name, spec in tensors.items():
-        parts = name.split(".")
-        for depth in range(len(parts)):
-            children.setdefault(".".join(parts[:depth]), {})[".".join(parts[depth:])] = spec
-    chains = (_chain(module, under) for module, under in children.items())
+    chains = (_chain(module, under) for module, under in by_module(tensors).items())
     return [chain for chain in chains if chain]
 
 

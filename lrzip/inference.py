@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lrzip.layers import FACTORIZABLE_DTYPES, Keep, Layer, TensorSpec
+from lrzip.layers import FACTORIZABLE_DTYPES, Keep, Layer, TensorSpec, by_module
 
 _CONV = {3: "conv1d", 4: "conv2d", 5: "conv3d"}
 _RECURRENT = re.compile(r"(^|[._])weight_(ih|hh|hr)(_|$)")
@@ -62,12 +62,14 @@ class _Surroundings:
         channels: Numbers of channels that some tensor puts out, and 3 for color images.
         first_conv: The first convolution, whose input channels nothing puts out.
         transposed: Last names of the modules whose biases prove that their weights are stored (in, out).
+        members: All tensors at or below each module.
     """
 
     tensors: Mapping[str, TensorSpec]
     channels: frozenset[int]
     first_conv: str | None
     transposed: frozenset[str]
+    members: Mapping[str, Mapping[str, TensorSpec]]
 
     @classmethod
     def of(cls, tensors: Mapping[str, TensorSpec]) -> "_Surroundings":
@@ -82,6 +84,7 @@ class _Surroundings:
                 for module, spec in modules.items()
                 if (bias := biases[module]) and bias.shape == spec.shape[1:2] != spec.shape[:1]
             ),
+            by_module(tensors),
         )
 
 
@@ -90,7 +93,7 @@ def _infer(spec: TensorSpec, surroundings: _Surroundings, prefix: str, untouchab
     module = spec.name.removesuffix("weight").removesuffix(".")
     name = module.removeprefix(prefix) or "(root)"
     bias = tensors.get(spec.name.removesuffix("weight") + "bias") if spec.name.endswith("weight") else None
-    reason = untouchable.get(spec.name) or _not_a_weight(spec) or _not_a_layer(module, bias, spec, tensors)
+    reason = untouchable.get(spec.name) or _not_a_weight(spec) or _not_a_layer(module, bias, spec, surroundings)
     if reason:
         return Keep(name if spec.name.endswith(".weight") else spec.name.removeprefix(prefix), spec, reason)
     layer = Layer(name, module, _CONV.get(len(spec.shape), "linear"), spec, bias)
@@ -116,9 +119,7 @@ def _not_a_weight(spec: TensorSpec) -> str | None:
     return None
 
 
-def _not_a_layer(
-    module: str, bias: TensorSpec | None, spec: TensorSpec, tensors: Mapping[str, TensorSpec]
-) -> str | None:
+def _not_a_layer(module: str, bias: TensorSpec | None, spec: TensorSpec, surroundings: _Surroundings) -> str | None:
     """Return why a matrix is not the weight of a layer that a chain of layers could stand in for."""
     leaf = spec.name.rpartition(".")[2]
     if _RECURRENT.search(leaf):
@@ -128,8 +129,12 @@ def _not_a_layer(
     if leaf != "weight":
         return "not named `weight`, so not the weight of a layer"
     parent, _, child = module.rpartition(".")
-    if child == "out_proj" and {f"{parent}.in_proj_weight", f"{parent}.q_proj_weight"} & tensors.keys():
+    if child == "out_proj" and {f"{parent}.in_proj_weight", f"{parent}.q_proj_weight"} & surroundings.tensors.keys():
         return "read directly by nn.MultiheadAttention"
+    own = {"weight", "bias"} if bias else {"weight"}
+    other = next((item.name for suffix, item in surroundings.members[module].items() if suffix not in own), None)
+    if other:
+        return f"its module also holds `{other}`"
     if len(spec.shape) == 2 and bias is None and _EMBEDDING.search(module):
         return "embedding"
     if bias is None or bias.shape == spec.shape[:1]:

@@ -1,5 +1,6 @@
 """What a checkpoint holds: tensors, the layers they belong to, and what stays whole."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -69,3 +70,13 @@ class Keep:
     tensor: TensorSpec
     reason: str
     insist: Layer | None = None
+
+
+def by_module(tensors: Mapping[str, TensorSpec]) -> Mapping[str, Mapping[str, TensorSpec]]:
+    """Return, for every module path that names imply, the tensors below it by the rest of their names."""
+    modules: dict[str, dict[str, TensorSpec]] = {}
+    for name, spec in tensors.items():
+        parts = name.split(".")
+        for depth in range(len(parts)):
+            modules.setdefault(".".join(parts[:depth]), {})[".".join(parts[depth:])] = spec
+    return modules

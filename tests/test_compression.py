@@ -249,3 +249,13 @@ def test_convolutions_of_one_and_three_dimensions_survive(tmp_path: Path) -> Non
     x = torch.randn(2, 12, 8, generator=torch.Generator().manual_seed(0))
     factored, dense = lrzip.load_into(Sound(), tmp_path / "b.pt"), lrzip.load_into(Sound(), tmp_path / "c.pt")
     torch.testing.assert_close(factored(x), dense(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_plan_does_not_bring_non_finite_weights_through(path: Path, tmp_path: Path) -> None:
+    plan = edited(path, tmp_path, len)
+    state = torch.load(path, weights_only=True)
+    state["fc1.weight"][0, 0] = float("nan")
+    torch.save(state, path)
+    with pytest.raises(LrzipError, match="`fc1` contains NaN or Inf"):
+        lrzip.compress(path, tmp_path / "b.pt", plan=plan)
+    assert not (tmp_path / "b.pt").exists()

@@ -178,3 +178,13 @@ def test_statistics_and_integers_are_no_parameters() -> None:
     found = specs({"a.weight": (4, 4), "bn.running_mean": (4,), "bn.running_var": (4,)})
     assert [is_parameter(spec) for spec in found.values()] == [True, False, False]
     assert not is_parameter(specs({"ids": (4,)}, "int64")["ids"])
+
+
+@pytest.mark.parametrize("other", ["fc.scale", "fc.0.weight", "fc.lora_A.weight", "fc.weight_scale"])
+def test_a_module_that_holds_more_than_a_layer_is_kept(other: str) -> None:
+    shapes = {"fc.weight": (8, 8), "fc.bias": (8,), other: (8, 8), "fc1.weight": (8, 8)}
+    found = {item.name: item for item in infer_layers(specs(shapes))}
+    kept_item = found["fc"]
+    assert isinstance(kept_item, Keep)
+    assert kept_item.reason == f"its module also holds `{other}`"
+    assert isinstance(found["fc1"], Layer)

@@ -90,11 +90,11 @@ def _tall(matrix: Tensor) -> Tensor:
     return matrix.mT if matrix.shape[0] < matrix.shape[1] else matrix
 
 
-def _gram(tall: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return AᵀA (n, n), accumulated in `dtype` over blocks of rows."""
+def _gram(tall: Tensor, dtype: torch.dtype, *, scale: Tensor | float = 1.0) -> Tensor:
+    """Return AᵀA / scale² (n, n), accumulated in `dtype` over blocks of rows."""
     gram = torch.zeros(tall.shape[1], tall.shape[1], dtype=dtype, device=tall.device)
     for block in torch.split(tall, _GRAM_ROWS):
-        block = block.to(dtype)
+        block = block.to(dtype) / scale
         gram.addmm_(block.mT, block)
     return gram
 
@@ -105,10 +105,11 @@ def _gram_rows(tall: Tensor, rank: int) -> Tensor | None:
     A perturbation E of AᵀA costs its leading eigenvectors at most 2 · rank · ‖E‖₂ of the energy they capture, and
     rounding makes ‖E‖₂ some eps · σ₁². Against the energy that is discarded anyway that must be small.
     """
-    if rank == tall.shape[1]:
+    scale = tall.abs().amax()  # without it, the squares of very small or large values leave the range of float32
+    if rank == tall.shape[1] or scale == 0:
         return None
     for dtype in dict.fromkeys((tall.dtype, torch.float64)):
-        values, vectors = torch.linalg.eigh(_gram(tall, dtype))
+        values, vectors = torch.linalg.eigh(_gram(tall, dtype, scale=scale))
         discarded = values[:-rank].clamp(min=0).sum(dtype=torch.float64)
         perturbation = 4 * torch.finfo(dtype).eps * values[-1].double()
         if 2 * rank * perturbation <= _GRAM_LOSS * discarded:

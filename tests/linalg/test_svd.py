@@ -104,3 +104,14 @@ def test_auto_sketches_only_small_ranks_of_large_matrices() -> None:
     matrix = with_spectrum((1200, 1000), slow(1000))
     assert svd(matrix, 10, Solver())[3] == "randomized"
     assert svd(matrix, 300, Solver())[3] == "gram"
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
+@pytest.mark.parametrize("method", ["exact", "randomized"])
+def test_very_small_and_large_matrices_lose_nothing(scale: float, method: str) -> None:
+    matrix = with_spectrum((96, 40), slow(40))
+    u, s, vh, _ = svd(matrix, 8, Solver(method))
+    scaled_u, scaled_s, scaled_vh, _ = svd(matrix * scale, 8, Solver(method))
+    torch.testing.assert_close(scaled_s / scale, s, rtol=1e-4, atol=0)
+    torch.testing.assert_close((scaled_u * scaled_s / scale) @ scaled_vh, (u * s) @ vh, rtol=0, atol=1e-4)
+    torch.testing.assert_close(singular_values(matrix * scale) / scale, singular_values(matrix), rtol=1e-4, atol=0)
