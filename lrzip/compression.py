@@ -17,8 +17,9 @@ from lrzip.formats import Checkpoint, not_carried, open_checkpoint, output_forma
 from lrzip.inference import is_parameter
 from lrzip.layers import FACTORIZABLE_DTYPES, Layer
 from lrzip.linalg.svd import Solver
+from lrzip.memory import give_back
 from lrzip.plan import Factorize, Plan
-from lrzip.planning import Request, check_device, compute_weight, decomposition_of, load_plan, make_plan
+from lrzip.planning import Request, check_device, compute_weight, decomposition_of, is_finite, load_plan, make_plan
 from lrzip.progress import Progress, silent
 from lrzip.ranks import parse_rule
 from lrzip.report import LayerResult, Report
@@ -135,24 +136,25 @@ def _factorize(
 ) -> Iterator[tuple[Factorize, Factors, float]]:
     """Pass 2: read and factorize the layers of a plan one at a time."""
     for index, decision in enumerate(plan.factorize):
-        layer = decision.layer
-        progress("factorizing", layer, index, len(plan.factorize))
+        progress("factorizing", decision.layer, index, len(plan.factorize))
         start = perf_counter()
-        weight = compute_weight(checkpoint, layer, device)
-        if not weight.isfinite().all():
-            raise LrzipError(f"`{layer.name}` contains NaN or Inf. Take it out of the plan.")
-        factors = decomposition_of(decision.decomposition, solver).factorize(
-            layer,
-            weight,
-            decision.ranks,
-            dtype=getattr(torch, decision.dtype),
-            generator=_generator(seed, layer),
-        )
-        if not isfinite(factors.error):
-            raise LrzipError(
-                f"`{layer.name}` overflows in {decision.dtype}. Use `--dtype bfloat16` or keep it with `--skip`."
-            )
+        factors = _factors(checkpoint, decision, solver, device, seed)
         yield decision, factors, perf_counter() - start
+        del factors
+        give_back()
+
+
+def _factors(checkpoint: Checkpoint, decision: Factorize, solver: Solver, device: str, seed: int) -> Factors:
+    layer = decision.layer
+    weight = compute_weight(checkpoint, layer, device)
+    if not is_finite(weight):
+        raise LrzipError(f"`{layer.name}` contains NaN or Inf. Take it out of the plan.")
+    decomposition = decomposition_of(decision.decomposition, solver)
+    dtype = getattr(torch, decision.dtype)
+    factors = decomposition.factorize(layer, weight, decision.ranks, dtype=dtype, generator=_generator(seed, layer))
+    if not isfinite(factors.error):
+        raise LrzipError(f"`{layer.name}` overflows in {decision.dtype}. Use `--dtype bfloat16` or `--skip` it.")
+    return factors
 
 
 def _generator(seed: int, layer: Layer) -> Generator:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lrzip.layers import TensorSpec, by_module
 
 # Rows of a product that are compared at a time, so that measuring an error needs no second copy of the matrix.
-_ERROR_ROWS = 1024
+_ERROR_ROWS = 256
 
 
 @dataclass(frozen=True)

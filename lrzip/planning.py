@@ -13,6 +13,7 @@ from lrzip.errors import LrzipError, PlanMismatch, UsageError
 from lrzip.formats import Checkpoint
 from lrzip.layers import Keep, Layer
 from lrzip.linalg.svd import Solver
+from lrzip.memory import give_back
 from lrzip.plan import Choice, Factorize, Plan, fingerprint, read_plan
 from lrzip.progress import Progress
 from lrzip.ranks import Candidate, RankRule
@@ -111,13 +112,24 @@ def survey(
             continue
         progress("reading", item, index, len(layers))
         index += 1
-        weight = compute_weight(checkpoint, item, device)
-        reason = decomposition.refuse(item) or (None if bool(weight.isfinite().all()) else "contains NaN or Inf")
-        if reason:
-            yield _keep(item, reason)
-            continue
-        spectra = decomposition.spectra(item, weight) if item.name in wanted else ()
-        yield Candidate(item, decomposition.max_ranks(item), _parameters(decomposition, item), spectra)
+        yield _look(checkpoint, item, decomposition, wants_spectra=item.name in wanted, device=device)
+        give_back()
+
+
+def _look(
+    checkpoint: Checkpoint, layer: Layer, decomposition: Decomposition, *, wants_spectra: bool, device: str
+) -> Candidate | Keep:
+    weight = compute_weight(checkpoint, layer, device)
+    reason = decomposition.refuse(layer) or (None if is_finite(weight) else "contains NaN or Inf")
+    if reason:
+        return _keep(layer, reason)
+    spectra = decomposition.spectra(layer, weight) if wants_spectra else ()
+    return Candidate(layer, decomposition.max_ranks(layer), _parameters(decomposition, layer), spectra)
+
+
+def is_finite(weight: Tensor) -> bool:
+    """Tell whether all elements are finite, without a mask as large as the weight."""
+    return bool(torch.linalg.vector_norm(weight, ord=torch.inf).isfinite())
 
 
 def compute_weight(checkpoint: Checkpoint, layer: Layer, device: str) -> Tensor:

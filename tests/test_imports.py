@@ -10,7 +10,7 @@ import lrzip
 ROOT = Path(lrzip.__file__).parent
 LADDER = [
     ["errors"],
-    ["registry", "linalg.rangefinder", "linalg.svd", "layers"],
+    ["registry", "memory", "linalg.rangefinder", "linalg.svd", "layers"],
     ["spectrum", "factors", "plan", "report", "progress"],
     ["files.atomic", "files.stream", "inference", "selection"],
     ["formats", "decompositions", "ranks"],

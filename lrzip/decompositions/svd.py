@@ -51,10 +51,14 @@ class SVD:
 
         Balanced factors lose least in half precision, and fine-tuning unbalanced ones diverges.
         """
-        first, second = self.blueprint(layer, ranks)
-        u, s, vh, method = truncated_svd(weight.flatten(1), ranks[0], solver=self.solver, generator=generator)
-        root = s.sqrt()
-        stages = ((root[:, None] * vh).reshape(first.shape), (u * root).reshape(second.shape))
-        stored = tuple(stage.to(dtype) for stage in stages)
+        first, second, method = self._balanced(layer, weight, ranks[0], generator)
+        stored = (first.to(dtype), second.to(dtype))
+        del first, second  # all that is needed from here on is what is stored
         error = relative_error(weight, stored)
         return Factors(tuple(stage.cpu().contiguous() for stage in stored), error, method)
+
+    def _balanced(self, layer: Layer, weight: Tensor, rank: int, generator: Generator) -> tuple[Tensor, Tensor, str]:
+        first, second = self.blueprint(layer, (rank,))
+        u, s, vh, method = truncated_svd(weight.flatten(1), rank, solver=self.solver, generator=generator)
+        root = s.sqrt()
+        return (root[:, None] * vh).reshape(first.shape), (u * root).reshape(second.shape), method

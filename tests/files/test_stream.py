@@ -30,7 +30,7 @@ def test_bytes_are_those_of_the_library(tmp_path: Path) -> None:
 SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     layout=st.dictionaries(
         st.text(min_size=1, max_size=4), st.tuples(SHAPES, st.sampled_from(sorted(CODES))), max_size=6
