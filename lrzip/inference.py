@@ -129,7 +129,7 @@ def _not_a_layer(module: str, bias: TensorSpec | None, spec: TensorSpec, surroun
     if leaf != "weight":
         return "not named `weight`, so not the weight of a layer"
     parent, _, child = module.rpartition(".")
-    if child == "out_proj" and {f"{parent}.in_proj_weight", f"{parent}.q_proj_weight"} & surroundings.tensors.keys():
+    if child == "out_proj" and {"in_proj_weight", "q_proj_weight"} & surroundings.members[parent].keys():
         return "read directly by nn.MultiheadAttention"
     own = {"weight", "bias"} if bias else {"weight"}
     other = next((item.name for suffix, item in surroundings.members[module].items() if suffix not in own), None)

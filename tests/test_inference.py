@@ -92,6 +92,7 @@ def test_the_output_projection_of_multihead_attention_is_read_directly() -> None
     found = infer(shapes)
     assert isinstance(found["a.out_proj"], Keep)
     assert isinstance(found["b.out_proj"], Layer)
+    assert isinstance(infer({"in_proj_weight": (24, 8), "out_proj.weight": (8, 8)})["out_proj"], Keep)
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,10 @@ def _run() -> int:
     except BrokenPipeError:
         close_stdout()
         return 141
+    except OSError as error:
+        close_stdout()
+        where = f"`{error.filename}`" if error.filename else "a stream or temporary file"
+        return _fail(f"Could not read or write {where}: {error.strerror or error}.", 1)
 
 
 def _fail(message: str, code: int) -> int:

@@ -105,9 +105,8 @@ def _gram_rows(tall: Tensor, rank: int) -> Tensor | None:
     A perturbation E of AᵀA costs its leading eigenvectors at most 2 · rank · ‖E‖₂ of the energy they capture, and
     rounding makes ‖E‖₂ some eps · σ₁². Against the energy that is discarded anyway that must be small.
     """
-    scale = torch.linalg.vector_norm(
-        tall, ord=torch.inf
-    )  # without it, the squares of very small or large values leave the range of float32
+    # Without it, the squares of very small or large values leave the range of float32.
+    scale = torch.linalg.vector_norm(tall, ord=torch.inf)
     if rank == tall.shape[1] or scale == 0:
         return None
     for dtype in dict.fromkeys((tall.dtype, torch.float64)):

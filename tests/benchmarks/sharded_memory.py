@@ -23,8 +23,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from lrzip.cli.console import make_table, stdout
-
 # torch is imported only by the processes that need it: on Linux the peak memory of a child counts from that of the
 # process it was forked from, so this one has to stay small.
 if TYPE_CHECKING:
@@ -84,7 +82,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="lrzip-memory-", dir=arguments.folder) as folder:
             trials.append(trial(Path(folder), gigabytes))
     columns = ["layers", "before", "after", "factorized", "wall s", "cores", "peak MiB", "above torch", "× largest"]
-    stdout().print(make_table(columns, [row(trial, torch) for trial in trials]))
+    print_table(columns, [row(trial, torch) for trial in trials])
     print(f"\n`import torch` peaks at {mebibytes(torch.peak)} MiB; the largest tensor is", end=" ")
     print(f"{mebibytes(LARGEST_TENSOR)} MiB in float32, and {MEMORY_LIMIT:g} times that are allowed above torch.")
     failures = [failure for trial in trials for failure in failures_of(trial, torch)]
@@ -165,6 +163,14 @@ def apart(function: Any, *arguments: Any) -> None:
     process.join()
     if process.exitcode:
         raise RuntimeError(f"`{function.__name__}` failed with exit code {process.exitcode}.")
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows under their columns, the first to the left and the others to the right."""
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    for first, *others in (columns, *rows):
+        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        print(first.ljust(widths[0]), *cells, sep="  ")
 
 
 def mebibytes(nbytes: float) -> str:

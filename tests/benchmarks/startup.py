@@ -18,8 +18,6 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-from lrzip.cli.console import make_table, stdout
-
 LRZIP = str(Path(sys.executable).with_name("lrzip"))
 SAMPLE = Path(__file__).parents[2] / "samples" / "digits.pt"
 COMPLETION = {"_LRZIP_COMPLETE": "complete_bash", "COMP_WORDS": "lrzip co", "COMP_CWORD": "1"}
@@ -61,7 +59,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="lrzip-startup-", dir=arguments.folder) as folder:
         timings = measure(arguments.checkpoint, Path(folder), arguments.runs)
     columns = ["command", "best s", "median s", "limit s", "torch", "verdict"]
-    stdout().print(make_table(columns, [timing.row() for timing in timings]))
+    print_table(columns, [timing.row() for timing in timings])
     print(f"\ncompress, best run above the best `import torch`: {timings[-1].best - timings[0].best:.3f} s")
     return int(any(timing.failures() for timing in timings))
 
@@ -117,6 +115,14 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
     """Run a command to its end and return what it printed."""
     variables = {**os.environ, **(environment or {})}
     return subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows under their columns, the first to the left and the others to the right."""
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    for first, *others in (columns, *rows):
+        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        print(first.ljust(widths[0]), *cells, sep="  ")
 
 
 def verdict(failures: Sequence[str]) -> str:

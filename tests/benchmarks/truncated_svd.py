@@ -10,7 +10,7 @@ of several runs in milliseconds and, in brackets, by how much the Frobenius erro
 import argparse
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from time import perf_counter
@@ -18,7 +18,6 @@ from time import perf_counter
 import torch
 from torch import Generator, Tensor
 
-from lrzip.cli.console import make_table, stdout
 from lrzip.linalg.svd import Solver, truncated_svd
 
 CASES = ((512, 4608, 51), (512, 4608, 153), (768, 768, 230), (3072, 768, 230), (2048, 2048, 204), (2048, 2048, 614))
@@ -54,7 +53,7 @@ def main() -> None:
         matrix, spectrum = matrix_with_spectrum(m, n)
         cells = [measure(method, matrix, spectrum, rank, arguments.runs).cell() for method in methods.values()]
         rows.append([f"{m}×{n}", str(rank), *cells, picked(matrix, rank)])
-    stdout().print(make_table(["shape", "rank", *methods, "auto picks"], rows))
+    print_table(["shape", "rank", *methods, "auto picks"], rows)
     print(f"\nms, best of {arguments.runs}, and error above the optimum; {torch.get_num_threads()} threads")
 
 
@@ -92,6 +91,14 @@ def measure(method: Method, matrix: Tensor, spectrum: Tensor, rank: int, runs: i
         best = min(best, perf_counter() - start)
     error = torch.linalg.matrix_norm(matrix.double() - (u.double() * s) @ vh.double())
     return Result(best, float(error / spectrum[rank:].square().sum().sqrt()) - 1)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows under their columns, the first to the left and the others to the right."""
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    for first, *others in (columns, *rows):
+        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        print(first.ljust(widths[0]), *cells, sep="  ")
 
 
 def picked(matrix: Tensor, rank: int) -> str:

@@ -148,6 +148,22 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
         assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize(
+    "arguments", [["analyze"], ["compress", "--ratio", "2"], ["compress", "--ratio", "2", "--json"]]
+)
+def test_a_full_standard_output_is_one_line(arguments: list[str], tmp_path: Path) -> None:
+    path = nested(tmp_path)
+    for options in ([], ["-o", "-"])[: len(arguments) - 1 or 1]:
+        command = spawn(*arguments, path, *options)
+        with Path("/dev/full").open("wb") as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False, timeout=120)
+        assert done.returncode == 1
+        assert done.stderr.count(b"Could not read or write") == 1
+        assert b"Traceback" not in done.stderr
+        path.with_name("nested.lrzip.ckpt").unlink(missing_ok=True)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_leave_nothing(number: signal.Signals, code: int, tmp_path: Path) -> None:
     state = {f"fc{index}.weight": torch.rand(1024, 1024) for index in range(60)}

@@ -40,6 +40,14 @@ def recompressed() -> bytes:
         return zipped({name: archive.read(name) for name in archive.namelist()}, zipfile.ZIP_DEFLATED)
 
 
+def shortened(member: str, *, drop: bool = False) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(saved({"w.weight": torch.zeros(64, 64)}))) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    return zipped(
+        {k: v[:100] if k.endswith(member) else v for k, v in members.items() if not (drop and k.endswith(member))}
+    )
+
+
 def array() -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, x=np.zeros(3))
@@ -87,6 +95,8 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "tie": ("a.pt", lambda: saved({k: {"w": torch.ones(2)} for k in "ab"}), "Choose with `--key`: a, b"),
     "compressed member": ("a.pt", recompressed, "compressed member"),
     "two of a name": ("a.pt", lambda: zipped_twice("m/data.pkl"), "two members of the same name"),
+    "claims more than it has": ("a.pt", lambda: shortened("data/0"), "damaged or not a checkpoint"),
+    "no storage": ("a.pt", lambda: shortened("data/0", drop=True), "damaged or not a checkpoint"),
     "outside": ("a.pt", lambda: zipped({"../m/data.pkl": pickle.dumps({}, protocol=2)}), "points outside"),
     "zip": ("a.zip", lambda: zipped({"readme.txt": b"x"}), "without a pickle"),
     "truncated zip": ("a.pt", lambda: saved({"w.weight": torch.ones(99, 99)})[:-300], "damaged or not a checkpoint"),
