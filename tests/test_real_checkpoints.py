@@ -60,7 +60,9 @@ def test_resnets_keep_their_accuracy(name: str, blocks: int, expected: float, tm
     lrzip.compress(resnet(name), tmp_path / "small.th", energy=0.95, skip=["conv1"])
     assert "best_prec1" in torch.load(tmp_path / "small.th", weights_only=True)
     lrzip.export(tmp_path / "small.th", "dense", tmp_path / "dense.th")
+    before = accuracy(lrzip.load_into(ResNet(blocks), resnet(name)))
     small = accuracy(lrzip.load_into(ResNet(blocks), tmp_path / "small.th"))
+    print(f"{name}: CIFAR-10 test accuracy {before:.2f} before, {small:.2f} compressed")
     assert small == pytest.approx(expected, abs=0.3)
     state = torch.load(tmp_path / "dense.th", weights_only=True)["state_dict"]
     dense = ResNet(blocks)

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from lrzip.cli import options
 from lrzip.cli.console import (
+    goes_to_stdout,
     layer_progress,
     make_table,
     model_path,
@@ -75,9 +76,8 @@ def compress(
     from lrzip.compression import compress
 
     set_threads(threads)
-    piped = model in (None, "-") and not dry_run
-    with model_path(model) as source, output_path(output, piped=piped) as destination:
-        to_stdout = destination is not None and str(output) in ("None", "-")
+    to_stdout = goes_to_stdout(output, model) and not dry_run
+    with model_path(model) as source, output_path(output, to_stdout=to_stdout) as destination:
         if save_plan:
             check_output(save_plan, source, force=force)
         with layer_progress(quiet=quiet) as progress:
@@ -105,7 +105,7 @@ def compress(
                 force=force,
                 progress=progress,
             )
-    shown = Path("-") if to_stdout and report.output else report.output
+    shown = Path("-") if to_stdout else report.output
     report = replace(report, plan=replace(report.plan, source=model or "-"), output=shown)
     if save_plan:
         with atomic_file(save_plan) as temporary:

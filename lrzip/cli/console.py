@@ -65,10 +65,15 @@ def model_path(model: str | None) -> Iterator[Path]:
             raise type(error)(str(error).replace(str(path), "standard input")) from error
 
 
+def goes_to_stdout(output: Path | None, model: str | None) -> bool:
+    """Tell whether a result goes to standard output: where asked, and where the model came from standard input."""
+    return str(output) == "-" if output else model in (None, "-")
+
+
 @contextmanager
-def output_path(output: Path | None, *, piped: bool) -> Iterator[Path | None]:
+def output_path(output: Path | None, *, to_stdout: bool) -> Iterator[Path | None]:
     """Yield where to write; what is meant for stdout goes to a temporary file that is copied when it is complete."""
-    if not (str(output) == "-" or (output is None and piped)):
+    if not to_stdout:
         yield output
         return
     if sys.stdout.isatty():

@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from lrzip.cli import options
-from lrzip.cli.console import model_path, output_path, print_json, printable, stderr, stdout
+from lrzip.cli.console import goes_to_stdout, model_path, output_path, print_json, printable, stderr, stdout
 
 
 def export(
@@ -27,9 +27,8 @@ def export(
     """Write a checkpoint as safetensors, a state_dict, or dense again."""
     from lrzip.exporting import export
 
-    piped = model in (None, "-")
-    with model_path(model) as source, output_path(output, piped=piped) as destination:
-        to_stdout = destination is not None and str(output) in ("None", "-")
+    to_stdout = goes_to_stdout(output, model)
+    with model_path(model) as source, output_path(output, to_stdout=to_stdout) as destination:
         result = export(source, to, destination, key=key, trust=trust, force=force)
     result = replace(result, source=Path(model or "-"), output=Path("-") if to_stdout else result.output)
     if json:
