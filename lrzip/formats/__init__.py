@@ -209,5 +209,6 @@ def readable(path: Path) -> Iterator[None]:
     except OSError as error:
         raise UnsupportedCheckpoint(f"`{path}` cannot be read: {error.strerror or error}.") from error
     except Exception as error:
-        detail = re.sub(r"\x1b\[[0-9;]*m|[\s\x00-\x1f\x7f-\x9f]+", " ", str(error)).strip(" .") or type(error).__name__
+        text = str(error).rpartition("WeightsUnpickler error:")[2]  # torch says at length what to do before it
+        detail = re.sub(r"\x1b\[[0-9;]*m|[\s\x00-\x1f\x7f-\x9f]+", " ", text).strip(" .") or type(error).__name__
         raise UnsupportedCheckpoint(f"`{path}` is damaged or not a checkpoint: {detail[:160]}.") from error

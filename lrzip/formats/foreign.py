@@ -93,6 +93,10 @@ def _what_archive(path: Path) -> str | None:
 def _what_object(file: IO[bytes]) -> str | None:
     """Return what a pickle holds if its outermost object is of a class that is no container; executes nothing."""
     for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name == "PROTO" and argument != 2:
+            return (
+                f"pickled with protocol {argument}, which cannot be read safely. Save it with torch.save's own protocol"
+            )
         if opcode.name == "GLOBAL":
             name = str(argument).replace(" ", ".")
             if name == "collections.OrderedDict" or name.startswith("torch._utils."):

@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -76,6 +77,7 @@ class Trial:
 def main() -> int:
     """Measure, print a table, and return 1 if a limit is exceeded or an output is wrong."""
     arguments = parse_arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that gigabytes of temporary files go
     torch = usage_of([sys.executable, "-c", "import torch"])
     trials = []
     for gigabytes in (arguments.gigabytes / 4, arguments.gigabytes):
@@ -147,7 +149,11 @@ def usage_of(command: Sequence[str], output: Path | None = None) -> Usage:
     start = perf_counter()
     with Path(output or os.devnull).open("wb") as file:
         process = subprocess.Popen(command, stdout=file)
-        _, status, usage = os.wait4(process.pid, 0)
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            process.kill()
+            raise
     seconds = perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:

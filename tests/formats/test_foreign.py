@@ -29,9 +29,9 @@ def zipped(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> 
     return buffer.getvalue()
 
 
-def saved(content: object, *, legacy: bool = False) -> bytes:
+def saved(content: object, *, legacy: bool = False, pickle_protocol: int = 2) -> bytes:
     buffer = io.BytesIO()
-    torch.save(content, buffer, _use_new_zipfile_serialization=not legacy)
+    torch.save(content, buffer, pickle_protocol=pickle_protocol, _use_new_zipfile_serialization=not legacy)
     return buffer.getvalue()
 
 
@@ -90,6 +90,7 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     ),
     "plain pickle": ("a.pt", lambda: pickle.dumps({"a": 1}, protocol=4), "pickle that torch.save did not write"),
     "old plain pickle": ("a.pkl", lambda: pickle.dumps({"a": 1}, protocol=2), "damaged or not a checkpoint"),
+    "another protocol": ("a.pt", lambda: saved({"w": 1}, pickle_protocol=4), "pickled with protocol 4"),
     "no tensors": ("a.pt", lambda: saved({"epoch": 3}), "holds no state_dict. It has: epoch"),
     "list": ("a.pt", lambda: saved([torch.ones(2)]), "holds a list"),
     "tie": ("a.pt", lambda: saved({k: {"w": torch.ones(2)} for k in "ab"}), "Choose with `--key`: a, b"),
