@@ -1,5 +1,10 @@
 """Settings of all tests."""
 
+import os
+
+# As the command line does, before torch is imported: waiting threads that spin starve each other on a busy machine.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 from hypothesis import settings
 
 # How long an example takes says more about the machine than about the code.
