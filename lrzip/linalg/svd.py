@@ -11,10 +11,13 @@ from lrzip.linalg.rangefinder import subspace_iteration
 _GRAM_ROWS = 1024
 # A Gram matrix may cost this share of the best possible squared error. It is a bound; what is seen is 100 times less.
 _GRAM_LOSS = 2e-3
-# Cost of one float operation of a symmetric eigensolver and of a QR factorization against one of a matrix product:
-# eigh of 2048² takes 560 ms and QR of 2048² 282 ms where a product of that size takes 90 ms (two cores, float32).
+# Cost of the operations of an eigensolver, a QR factorization and a small SVD against those of a matrix product: eigh
+# of 2048² takes 560 ms, QR of 2048² 282 ms and svd of 768² 72 ms, where 2048² times itself takes 90 ms (float32).
 _EIGH_COST = 12.0
 _QR_COST = 3.0
+_SVD_COST = 32.0
+# A sketch ends 1 to 3 % above the optimum on slow decays, the exact answer does not, so it has to be this much cheaper.
+_SKETCH_ADVANTAGE = 3
 
 
 @dataclass(frozen=True)
@@ -132,13 +135,11 @@ def _svd_within(tall: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _cheaper(shape: tuple[int, ...], rank: int, solver: Solver) -> str:
-    """Return `exact` or `randomized` by operation counts, in units of matrix-product operations.
-
-    The sketch has to win by a factor of two: its answer is a little above the optimum, the exact one is not.
-    """
+    """Return `exact` or `randomized` by operation counts, in units of matrix-product operations."""
     m, n = shape
     size = min(rank + solver.oversample, n)
-    exact = 2 * m * n**2 + _EIGH_COST * n**3 + 2 * m * n * rank + _QR_COST * 2 * m * rank**2
+    exact = 2 * m * n**2 + _EIGH_COST * n**3 + 2 * m * n * rank + _QR_COST * 2 * m * rank**2 + _SVD_COST * rank**3
     products = 2 * (2 * solver.power_iterations + 2) * m * n * size
     factorizations = _QR_COST * 2 * (solver.power_iterations * (m + n) + n + m) * size**2
-    return "randomized" if 2 * (products + factorizations) < exact else "exact"
+    sketch = products + factorizations + _SVD_COST * size**3
+    return "randomized" if _SKETCH_ADVANTAGE * sketch < exact else "exact"
