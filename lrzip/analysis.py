@@ -5,17 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 import lrzip
 from lrzip.formats import open_checkpoint
 from lrzip.inference import is_parameter
 from lrzip.layers import Keep
 from lrzip.linalg.svd import Solver
+from lrzip.linalg.vbmf import noise_rank
 from lrzip.plan import SCHEMA
 from lrzip.planning import check_device, decomposition_of, survey
 from lrzip.progress import Progress, silent
 from lrzip.ranks import Candidate
 from lrzip.ranks.energy import Energy
 from lrzip.selection import select
+from lrzip.spectrum import Spectrum
 
 DEFAULT_ENERGIES = (0.7, 0.8, 0.9, 0.95, 0.99)
 
@@ -26,6 +30,12 @@ class LayerAnalysis:
 
     candidate: Candidate
     energy_ranks: Mapping[float, int]
+
+    @property
+    def noise_rank(self) -> int:
+        """Singular values that stand out from white noise, by variational Bayes; may be 0."""
+        values = self.candidate.spectra[0]
+        return noise_rank(values.values, values.shape).rank
 
     def to_dict(self, *, spectrum: bool) -> dict[str, Any]:
         """Return the layer as `--json` prints it; numbers that do not exist are None."""
@@ -41,6 +51,7 @@ class LayerAnalysis:
             "rank": values.numerical_rank,
             "energy_ranks": {f"{energy:g}": rank for energy, rank in self.energy_ranks.items()},
             "break_even_rank": self.candidate.break_even_rank,
+            "noise_rank": self.noise_rank,
             "condition_number": values.condition_number,
             "effective_rank": values.effective_rank,
             "stable_rank": values.stable_rank,
@@ -127,8 +138,11 @@ def analyze(
     decomposition = decomposition_of("svd", Solver())
     with open_checkpoint(Path(path), key=key, trust=trust) as checkpoint:
         items = select(checkpoint.layers(), only=only, skip=skip)
-        names = {item.name for item in items}
-        seen = list(survey(checkpoint, items, decomposition, names, device=device, progress=progress))
+
+        def look(candidate: Candidate, weight: Tensor) -> tuple[Spectrum, ...]:
+            return decomposition.spectra(candidate.layer, weight)
+
+        seen = list(survey(checkpoint, items, decomposition, look, device=device, progress=progress))
         candidates = [item for item in seen if isinstance(item, Candidate)]
         chosen = {energy: rule.choose(candidates) for energy, rule in rules.items()}
         parameters = sum(spec.numel for spec in checkpoint.tensors().values() if is_parameter(spec))

@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from time import perf_counter
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 import lrzip
 from lrzip.errors import LrzipError, UsageError
@@ -16,15 +18,24 @@ from lrzip.files.atomic import check_output
 from lrzip.formats import Checkpoint, not_carried, open_checkpoint, output_format, rewrite
 from lrzip.inference import is_parameter
 from lrzip.layers import FACTORIZABLE_DTYPES, Layer
-from lrzip.linalg.svd import Solver
+from lrzip.linalg.svd import METHODS, Solver
 from lrzip.memory import give_back
+from lrzip.parallel import map_in_order
 from lrzip.plan import Factorize, Plan
-from lrzip.planning import Request, check_device, compute_weight, decomposition_of, is_finite, load_plan, make_plan
+from lrzip.planning import (
+    Request,
+    check_device,
+    decomposition_of,
+    is_finite,
+    load_plan,
+    make_plan,
+    memory_of,
+    read_weight,
+)
 from lrzip.progress import Progress, silent
-from lrzip.ranks import parse_rule
+from lrzip.ranks import RankRule, parse_rule
 from lrzip.report import LayerResult, Report
-
-SVD_METHODS = ("auto", "exact", "randomized")
+from lrzip.scratch import Scratch, scratch_beside
 
 
 def compress(
@@ -34,6 +45,7 @@ def compress(
     energy: float | None = None,
     ratio: float | None = None,
     rank: int | None = None,
+    vbmf: bool = False,
     plan: str | Path | None = None,
     layers: Mapping[str, str] | None = None,
     only: Sequence[str] = (),
@@ -42,6 +54,7 @@ def compress(
     svd: str = "auto",
     oversample: int = 10,
     power_iterations: int = 2,
+    tolerance: float = 1e-3,
     dtype: str = "keep",
     key: str | None = None,
     trust: bool = False,
@@ -63,14 +76,18 @@ def compress(
         energy: The smallest rank of each layer that keeps this share of Σσ², in (0, 1].
         ratio: Divide each layer's parameters by this, above 1.
         rank: One rank for all layers.
-        plan: A plan file that decides instead of a rule. Exactly one of these four is needed.
+        vbmf: Keep what stands out from noise, by variational Bayes.
+        plan: A plan file that decides instead of a rule. Exactly one of these five is needed.
         layers: Rules of some layers by glob: `energy:0.8`, `ratio:4`, `rank:16` or `keep`; the last match wins.
         only: Globs of the layers to take. A name in full also settles doubts about what a layer is.
         skip: Globs of the layers to leave.
         round_to: Round ranks up to a multiple, where that still saves.
-        svd: `auto`, `exact` or `randomized`.
+        svd: `auto`, `exact` (LAPACK), `gram`, or a sketch: `randomized`, `subspace`, `srft`, `row-extraction` or
+            `single-pass`.
         oversample: Sketch vectors beyond the rank.
-        power_iterations: Of the randomized SVD.
+        power_iterations: Of a sketch.
+        tolerance: By which share a layer's error may exceed the best possible one of its rank. It is checked, and what
+            misses it is computed exactly; infinite leaves sketches as they are.
         dtype: Of the factors: `keep`, `float32`, `float64`, `float16` or `bfloat16`.
         key: Which entry of a nested file holds the weights.
         trust: Allow what would run code from the file.
@@ -87,25 +104,29 @@ def compress(
     """
     start = perf_counter()
     source = Path(path)
-    request = _request(energy, ratio, rank, plan, layers or {}, only, skip, round_to, dtype)
-    solver = _solver(svd, oversample, power_iterations)
+    rule = _rule({"energy": energy, "ratio": ratio, "rank": rank, "vbmf": vbmf or None, "plan": plan})
+    request = _request(rule, layers or {}, only, skip, round_to, dtype)
+    solver = _solver(svd, oversample, power_iterations, tolerance)
     destination = Path(output) if output is not None else default_output(source)
     check_device(device)
     if not dry_run:
         check_output(destination, source, force=force)
-    with open_checkpoint(source, key=key, trust=trust) as checkpoint:
+    with ExitStack() as resources:
+        checkpoint = resources.enter_context(open_checkpoint(source, key=key, trust=trust))
+        scratch = None if dry_run else resources.enter_context(scratch_beside(destination))
         if request:
-            decisions = make_plan(checkpoint, request, solver, device=device, progress=progress)
+            decisions = make_plan(checkpoint, request, solver, device=device, progress=progress, scratch=scratch)
         else:
             decisions = load_plan(checkpoint, Path(str(plan)), solver)
         format_ = output_format(destination, checkpoint.format)
         lost = not_carried(format_, checkpoint, optimizer=bool(decisions.factorize) and not keep_optimizer)
         results: list[LayerResult] = []
-        if not dry_run:
+        if scratch:
+            work = _Work(checkpoint, solver, scratch, device, seed)
             with rewrite(destination, checkpoint, decisions, drop=list(lost)) as rewriter:
-                for decision, factors, seconds in _factorize(checkpoint, decisions, solver, device, seed, progress):
+                for decision, factors, seconds in _factorize(decisions, work, progress):
                     rewriter.put(decision.layer, factors)
-                    results.append(LayerResult(decision, factors.error, factors.method, seconds))
+                    results.append(LayerResult(decision, factors.error, factors.method, factors.excess, seconds))
         return Report(
             plan=decisions,
             results=results,
@@ -131,30 +152,50 @@ def size_on_disk(path: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _factorize(
-    checkpoint: Checkpoint, plan: Plan, solver: Solver, device: str, seed: int, progress: Progress
-) -> Iterator[tuple[Factorize, Factors, float]]:
-    """Pass 2: read and factorize the layers of a plan one at a time."""
+@dataclass(frozen=True)
+class _Work:
+    """What pass 2 does for each decision: read a layer, and factorize it."""
+
+    checkpoint: Checkpoint
+    solver: Solver
+    scratch: Scratch
+    device: str
+    seed: int
+
+    def load(self, decision: Factorize) -> Tensor:
+        return read_weight(self.checkpoint, decision.layer, self.device)
+
+    def factorize(self, decision: Factorize, weight: Tensor) -> tuple[Factors, float]:
+        start = perf_counter()
+        layer = decision.layer
+        if not is_finite(weight):
+            raise LrzipError(f"`{layer.name}` contains NaN or Inf. Take it out of the plan.")
+        factors = decomposition_of(decision.decomposition, self.solver).factorize(
+            layer,
+            weight,
+            decision.ranks,
+            dtype=getattr(torch, decision.dtype),
+            generator=_generator(self.seed, layer),
+            subspaces=self.scratch.take(layer.name, self.device),
+        )
+        if not isfinite(factors.error):
+            raise LrzipError(f"`{layer.name}` overflows in {decision.dtype}. Use `--dtype bfloat16` or `--skip` it.")
+        give_back()
+        return factors, perf_counter() - start
+
+
+def _factorize(plan: Plan, work: _Work, progress: Progress) -> Iterator[tuple[Factorize, Factors, float]]:
+    """Pass 2: yield the factors of the layers of a plan, several in work at a time."""
+    results = map_in_order(
+        plan.factorize,
+        work.load,
+        work.factorize,
+        nbytes=lambda decision: memory_of(decision.layer),
+        device=work.device,
+    )
     for index, decision in enumerate(plan.factorize):
         progress("factorizing", decision.layer, index, len(plan.factorize))
-        start = perf_counter()
-        factors = _factors(checkpoint, decision, solver, device, seed)
-        yield decision, factors, perf_counter() - start
-        del factors
-        give_back()
-
-
-def _factors(checkpoint: Checkpoint, decision: Factorize, solver: Solver, device: str, seed: int) -> Factors:
-    layer = decision.layer
-    weight = compute_weight(checkpoint, layer, device)
-    if not is_finite(weight):
-        raise LrzipError(f"`{layer.name}` contains NaN or Inf. Take it out of the plan.")
-    decomposition = decomposition_of(decision.decomposition, solver)
-    dtype = getattr(torch, decision.dtype)
-    factors = decomposition.factorize(layer, weight, decision.ranks, dtype=dtype, generator=_generator(seed, layer))
-    if not isfinite(factors.error):
-        raise LrzipError(f"`{layer.name}` overflows in {decision.dtype}. Use `--dtype bfloat16` or `--skip` it.")
-    return factors
+        yield decision, *next(results)
 
 
 def _generator(seed: int, layer: Layer) -> Generator:
@@ -163,11 +204,21 @@ def _generator(seed: int, layer: Layer) -> Generator:
     return Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
+def _rule(given: Mapping[str, object]) -> RankRule | None:
+    """Return the one rule that is given by name, or None where it is a plan file."""
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) != 1:
+        got = " and ".join(f"`--{name}`" for name in named) or "none"
+        known = [f"`--{name}`" for name in given]
+        raise UsageError(f"Give exactly one of {', '.join(known[:-1])} and {known[-1]}, got {got}.")
+    (name,) = named
+    if name == "plan":
+        return None
+    return parse_rule(name if given[name] is True else f"{name}:{given[name]}")
+
+
 def _request(
-    energy: float | None,
-    ratio: float | None,
-    rank: int | None,
-    plan: str | Path | None,
+    rule: RankRule | None,
     layers: Mapping[str, str],
     only: Sequence[str],
     skip: Sequence[str],
@@ -175,21 +226,16 @@ def _request(
     dtype: str,
 ) -> Request | None:
     """Return what is asked of the layers, or None where a plan file decides."""
-    given = {"energy": energy, "ratio": ratio, "rank": rank, "plan": plan}
-    named = [name for name, value in given.items() if value is not None]
-    if len(named) != 1:
-        got = " and ".join(f"`--{name}`" for name in named) or "none"
-        raise UsageError(f"Give exactly one of `--energy`, `--ratio`, `--rank` and `--plan`, got {got}.")
     if dtype != "keep" and dtype not in FACTORIZABLE_DTYPES:
         raise UsageError(f"`dtype` must be keep, {', '.join(FACTORIZABLE_DTYPES)}, got {dtype}.")
     if round_to < 1:
         raise UsageError(f"`round-to` must be at least 1, got {round_to}.")
-    if plan is not None:
+    if rule is None:
         if layers or only or skip or round_to != 1 or dtype != "keep":
             raise UsageError("`--plan` decides on every layer. Edit the plan instead of adding other rules.")
         return None
     return Request(
-        rule=parse_rule(f"{named[0]}:{given[named[0]]}"),
+        rule=rule,
         rules={pattern: None if text == "keep" else parse_rule(text) for pattern, text in layers.items()},
         only=only,
         skip=skip,
@@ -198,9 +244,11 @@ def _request(
     )
 
 
-def _solver(svd: str, oversample: int, power_iterations: int) -> Solver:
-    if svd not in SVD_METHODS:
-        raise UsageError(f"`svd` must be one of {', '.join(SVD_METHODS)}, got {svd}.")
+def _solver(svd: str, oversample: int, power_iterations: int, tolerance: float) -> Solver:
+    if svd not in METHODS:
+        raise UsageError(f"`svd` must be one of {', '.join(METHODS)}, got {svd}.")
     if oversample < 0 or power_iterations < 0:
         raise UsageError("`oversample` and `power-iterations` must be at least 0.")
-    return Solver(svd, oversample, power_iterations)
+    if not tolerance > 0:
+        raise UsageError(f"`tolerance` must be above 0, or inf, got {tolerance:g}.")
+    return Solver(svd, oversample, power_iterations, tolerance)

@@ -32,11 +32,14 @@ class Factors:
             The layer's bias belongs to the last stage.
         error: Relative Frobenius error of the composed weights against the layer's, measured on what is stored.
         method: How they were computed.
+        excess: Bound on the error, before it is stored, over that of the best factors of these ranks, less 1; None
+            where it was not checked.
     """
 
     weights: tuple[Tensor, ...]
     error: float
     method: str
+    excess: float | None = None
 
 
 @dataclass(frozen=True)

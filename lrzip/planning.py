@@ -1,8 +1,8 @@
 """Pass 1: look at every layer, one at a time, and let the rules choose."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, replace
+from math import inf, prod
 from pathlib import Path
 
 import torch
@@ -12,12 +12,16 @@ from lrzip.decompositions import DECOMPOSITIONS, Decomposition
 from lrzip.errors import LrzipError, PlanMismatch, UsageError
 from lrzip.formats import Checkpoint
 from lrzip.layers import Keep, Layer
+from lrzip.linalg.gram import largest_element
 from lrzip.linalg.svd import Solver
 from lrzip.memory import give_back
+from lrzip.parallel import map_in_order
 from lrzip.plan import Choice, Factorize, Plan, fingerprint, read_plan
 from lrzip.progress import Progress
 from lrzip.ranks import Candidate, RankRule
+from lrzip.scratch import Scratch
 from lrzip.selection import rule_for, select
+from lrzip.spectrum import Spectrum
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,24 @@ class Request:
     decomposition: str = "svd"
 
 
-def make_plan(checkpoint: Checkpoint, request: Request, solver: Solver, *, device: str, progress: Progress) -> Plan:
+def make_plan(
+    checkpoint: Checkpoint,
+    request: Request,
+    solver: Solver,
+    *,
+    device: str,
+    progress: Progress,
+    scratch: Scratch | None = None,
+) -> Plan:
     """Choose ranks for the layers of a checkpoint.
+
+    Args:
+        checkpoint: What to look at.
+        request: What is asked of its layers.
+        solver: How factors will be computed.
+        device: Where to compute.
+        progress: Called before each layer.
+        scratch: Where subspaces are kept that the factors can be made of. None if there will be no factors.
 
     Raises:
         LrzipError: It has no layer that can be factorized.
@@ -55,9 +75,13 @@ def make_plan(checkpoint: Checkpoint, request: Request, solver: Solver, *, devic
     refuse_if_hopeless(checkpoint, found)
     items = select(found, only=request.only, skip=request.skip, named=list(request.rules))
     rules = {item.name: rule_for(item, request.rules, request.rule) for item in items if isinstance(item, Layer)}
-    wanted = {name for name, rule in rules.items() if rule and rule.needs_spectra}
+
+    def look(candidate: Candidate, weight: Tensor) -> tuple[Spectrum, ...]:
+        rule = rules[candidate.layer.name]
+        return _spectra(candidate, weight, rule, decomposition, scratch) if rule and rule.needs_spectra else ()
+
     seen: list[Candidate | Keep] = []
-    for item in survey(checkpoint, items, decomposition, wanted, device=device, progress=progress):
+    for item in survey(checkpoint, items, decomposition, look, device=device, progress=progress):
         rule = rules[item.layer.name] if isinstance(item, Candidate) else None
         seen.append(item if rule or isinstance(item, Keep) else _keep(item.layer, "kept by `--layer`"))
     ranks = _choose([item for item in seen if isinstance(item, Candidate)], rules)
@@ -98,13 +122,24 @@ def survey(
     checkpoint: Checkpoint,
     items: Sequence[Layer | Keep],
     decomposition: Decomposition,
-    wanted: set[str],
+    look: Callable[[Candidate, Tensor], tuple[Spectrum, ...]],
     *,
     device: str,
     progress: Progress,
 ) -> Iterator[Candidate | Keep]:
-    """Read the layers of a checkpoint one at a time and yield them as candidates, with spectra where wanted."""
+    """Yield the layers of a checkpoint as candidates with the spectra that `look` finds, several in work at a time."""
     layers = [item for item in items if isinstance(item, Layer)]
+
+    def examine(layer: Layer, weight: Tensor) -> Candidate | Keep:
+        reason = decomposition.refuse(layer) or (None if is_finite(weight) else "contains NaN or Inf")
+        candidate = _candidate(layer, decomposition)
+        found = _keep(layer, reason) if reason else replace(candidate, spectra=look(candidate, weight))
+        give_back()
+        return found
+
+    results = map_in_order(
+        layers, lambda layer: read_weight(checkpoint, layer, device), examine, nbytes=memory_of, device=device
+    )
     index = 0
     for item in items:
         if isinstance(item, Keep):
@@ -112,30 +147,38 @@ def survey(
             continue
         progress("reading", item, index, len(layers))
         index += 1
-        yield _look(checkpoint, item, decomposition, wants_spectra=item.name in wanted, device=device)
-        give_back()
+        yield next(results)
 
 
-def _look(
-    checkpoint: Checkpoint, layer: Layer, decomposition: Decomposition, *, wants_spectra: bool, device: str
-) -> Candidate | Keep:
-    weight = compute_weight(checkpoint, layer, device)
-    reason = decomposition.refuse(layer) or (None if is_finite(weight) else "contains NaN or Inf")
-    if reason:
-        return _keep(layer, reason)
-    spectra = decomposition.spectra(layer, weight) if wants_spectra else ()
-    return Candidate(layer, decomposition.max_ranks(layer), _parameters(decomposition, layer), spectra)
+def _spectra(
+    candidate: Candidate, weight: Tensor, rule: RankRule, decomposition: Decomposition, scratch: Scratch | None
+) -> tuple[Spectrum, ...]:
+    """Return the spectra of a layer, as exact as its rule needs them.
+
+    Where factors will be made, vectors come along at little cost, and the factors then cost one product.
+    """
+    layer = candidate.layer
+    subspaces = decomposition.subspaces(layer, weight, candidate.break_even_rank) if scratch else ()
+    if scratch:
+        scratch.put(layer.name, subspaces)
+    spectra = tuple(Spectrum.of(subspace) for subspace in subspaces)
+    settled = bool(spectra) and rule.settled(replace(candidate, spectra=spectra))
+    return spectra if settled else decomposition.spectra(layer, weight)
 
 
 def is_finite(weight: Tensor) -> bool:
     """Tell whether all elements are finite, without a mask as large as the weight."""
-    return bool(torch.linalg.vector_norm(weight, ord=torch.inf).isfinite())
+    return largest_element(weight) < inf
 
 
-def compute_weight(checkpoint: Checkpoint, layer: Layer, device: str) -> Tensor:
-    """Return a layer's weight on a device, in float32 or, where it is stored so, float64."""
-    weight = checkpoint.read(layer.weight.name)
-    return weight.to(device, torch.float64 if weight.dtype == torch.float64 else torch.float32)
+def read_weight(checkpoint: Checkpoint, layer: Layer, device: str) -> Tensor:
+    """Return a layer's weight on a device, in the dtype in which it is stored."""
+    return checkpoint.read(layer.weight.name).to(device)
+
+
+def memory_of(layer: Layer) -> int:
+    """Return the bytes that a layer's weight takes in float32."""
+    return 4 * layer.weight.numel
 
 
 def check_device(device: str) -> None:
@@ -161,6 +204,10 @@ def decomposition_of(name: str, solver: Solver) -> Decomposition:
     """Return a registered decomposition that computes with a solver."""
     decomposition: Decomposition = DECOMPOSITIONS[name](solver)
     return decomposition
+
+
+def _candidate(layer: Layer, decomposition: Decomposition) -> Candidate:
+    return Candidate(layer, decomposition.max_ranks(layer), _parameters(decomposition, layer))
 
 
 def _parameters(decomposition: Decomposition, layer: Layer) -> Callable[[tuple[int, ...]], int]:
@@ -203,7 +250,7 @@ def _chosen(layer: Layer, choice: Choice, solver: Solver, path: Path) -> Factori
     most = decomposition.max_ranks(layer)
     if len(choice.ranks) != len(most) or not all(1 <= r <= m for r, m in zip(choice.ranks, most, strict=True)):
         raise PlanMismatch(f"`{path}` gives `{layer.name}` ranks {list(choice.ranks)}; they go from 1 to {list(most)}.")
-    candidate = Candidate(layer, most, _parameters(decomposition, layer))
+    candidate = _candidate(layer, decomposition)
     if not candidate.saves(choice.ranks):
         raise PlanMismatch(
             f"`{path}` gives `{layer.name}` ranks {list(choice.ranks)}, which save nothing. "

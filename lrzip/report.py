@@ -16,12 +16,14 @@ class LayerResult:
         decision: What was planned.
         error: Relative Frobenius error of what is stored.
         method: How the factors were computed.
+        excess: Bound on the error over the best possible one, less 1; None where it was not checked.
         seconds: Wall time of reading and factorizing.
     """
 
     decision: Factorize
     error: float
     method: str
+    excess: float | None
     seconds: float
 
 
@@ -94,5 +96,10 @@ def _layer(decision: Factorize, result: LayerResult | None) -> dict[str, Any]:
     document = decision.to_dict()
     del document["stages"]
     if result:
-        document |= {"error": result.error, "method": result.method, "seconds": round(result.seconds, 4)}
+        document |= {
+            "error": result.error,
+            "method": result.method,
+            "excess": result.excess,
+            "seconds": round(result.seconds, 4),
+        }
     return document

@@ -7,6 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from lrzip.linalg.subspace import Subspace
+
 # Sums of squares in float64 carry a relative error near 1e-14; an energy that is met exactly must count as met.
 _SUM_SLACK = 1e-12
 
@@ -19,11 +21,19 @@ class Spectrum:
         values: (min(m, n),) float64 on the CPU, descending, non-negative.
         shape: (m, n).
         eps: Relative precision with which the values are known, of the dtype the matrix was computed in.
+        slack: Bound on the error of a sum of squares, for each value in it.
     """
 
     values: Tensor
     shape: tuple[int, int]
     eps: float
+    slack: float = 0.0
+
+    @classmethod
+    def of(cls, subspace: Subspace) -> "Spectrum":
+        """Return the spectrum that a subspace with all singular values brings."""
+        eps = torch.finfo(subspace.vectors.dtype).eps
+        return cls(subspace.squares.sqrt(), subspace.shape, eps, subspace.slack)
 
     @cached_property
     def _energies(self) -> Tensor:
@@ -48,6 +58,13 @@ class Spectrum:
         """Return the smallest rank r ≥ 1 with Σ_{i≤r} σᵢ² ≥ energy · Σ σᵢ²."""
         reached = self._energies >= (energy - _SUM_SLACK) * self.total
         return int(torch.argmax(reached.to(torch.uint8))) + 1
+
+    def settles(self, energy: float) -> bool:
+        """Tell whether `rank_for_energy` is beyond doubt, for all that the values may be off."""
+        rank = self.rank_for_energy(energy)
+        wanted, doubt = energy * self.total, rank * self.slack
+        reached = float(self._energies[rank - 1]) - doubt >= wanted
+        return not doubt or (reached and (rank == 1 or float(self._energies[rank - 2]) + doubt < wanted))
 
     @property
     def numerical_rank(self) -> int:

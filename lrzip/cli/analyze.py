@@ -33,6 +33,7 @@ _COLUMNS = {
     "parameters": "parameters",
     "rank": "rank",
     "break_even_rank": "break-even",
+    "noise_rank": "noise",
     "condition_number": "condition",
     "effective_rank": "effective",
     "stable_rank": "stable",
@@ -124,7 +125,7 @@ def _print(console: Console, document: dict[str, Any], layers: list["LayerAnalys
     energies = [f"{energy:g}" for energy in analysis.parameters_at]
     columns = [*list(_COLUMNS.values())[:5], *energies, *list(_COLUMNS.values())[5:], "spectrum"]
     rows = [_cells(row, item) for row, item in zip(document["layers"], layers, strict=True)]
-    expendable = ["spectrum", "kind", "condition", "stable", "effective", "rank", "‖W‖₂", "‖W‖F", "decay"]
+    expendable = ["spectrum", "kind", "noise", "condition", "stable", "effective", "rank", "‖W‖₂", "‖W‖F", "decay"]
     table, hidden = fitting_table(console, columns, rows, expendable=expendable)
     if rows:
         console.print(table)
@@ -154,7 +155,8 @@ def _cells(row: dict[str, Any], item: "LayerAnalysis") -> list[str]:
         str(row["rank"]),
         *(str(rank) for rank in row["energy_ranks"].values()),
         str(row["break_even_rank"]),
-        *(_number(row[column]) for column in list(_COLUMNS)[6:]),
+        str(row["noise_rank"]),
+        *(_number(row[column]) for column in list(_COLUMNS)[7:]),
         _sparkline(item),
     ]
 

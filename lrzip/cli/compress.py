@@ -38,20 +38,28 @@ def compress(
     energy: Annotated[float | None, typer.Option(help="Keep this share of each layer's Σσ².")] = None,
     ratio: Annotated[float | None, typer.Option(help="Divide each layer's parameters by this.")] = None,
     rank: Annotated[int | None, typer.Option(help="Give every layer this rank, where it saves.")] = None,
+    vbmf: Annotated[bool, typer.Option("--vbmf", help="Keep what stands out from noise in each layer.")] = False,
     plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Do what a plan file says.")] = None,
     layer: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="GLOB=RULE", help="Rule of some layers: energy:0.8, ratio:4, rank:16 or keep; the last match wins."
+            metavar="GLOB=RULE",
+            help="Rule of some layers: energy:0.8, ratio:4, rank:16, vbmf or keep; the last match wins.",
         ),
     ] = None,
     only: options.Only = None,
     skip: options.Skip = None,
     output: options.Output = None,
     round_to: Annotated[int, typer.Option(help="Round ranks up to a multiple, where that still saves.")] = 1,
-    svd: Annotated[str, typer.Option(help="auto, exact or randomized.")] = "auto",
+    svd: Annotated[
+        str,
+        typer.Option(help="auto, exact, gram, or a sketch: randomized, subspace, srft, row-extraction, single-pass."),
+    ] = "auto",
     oversample: Annotated[int, typer.Option(help="Sketch vectors beyond the rank.")] = 10,
-    power_iterations: Annotated[int, typer.Option(help="Power iterations of a randomized SVD.")] = 2,
+    power_iterations: Annotated[int, typer.Option(help="Power iterations of a sketch.")] = 2,
+    tolerance: Annotated[
+        float, typer.Option(help="Share by which errors may exceed the best possible; inf leaves sketches unchecked.")
+    ] = 1e-3,
     dtype: Annotated[str, typer.Option(help="Of the factors: keep, float32, float64, float16 or bfloat16.")] = "keep",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and what it would save.")] = False,
     save_plan: Annotated[
@@ -87,6 +95,7 @@ def compress(
                 energy=energy,
                 ratio=ratio,
                 rank=rank,
+                vbmf=vbmf,
                 plan=plan,
                 layers=rules,
                 only=only or (),
@@ -95,6 +104,7 @@ def compress(
                 svd=svd,
                 oversample=oversample,
                 power_iterations=power_iterations,
+                tolerance=tolerance,
                 dtype=dtype,
                 key=key,
                 trust=trust,

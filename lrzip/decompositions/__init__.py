@@ -1,5 +1,6 @@
 """Ways to replace a layer by a chain of smaller ones."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -7,6 +8,7 @@ from torch import Generator, Tensor
 
 from lrzip.factors import Factors, StageSpec
 from lrzip.layers import Layer
+from lrzip.linalg.subspace import Subspace
 from lrzip.registry import Registry
 from lrzip.spectrum import Spectrum
 
@@ -25,7 +27,11 @@ class Decomposition(Protocol):
         ...
 
     def spectra(self, layer: Layer, weight: Tensor) -> tuple[Spectrum, ...]:
-        """Return the spectrum of each unfolding of a weight in float32 or float64."""
+        """Return the spectrum of each unfolding of a weight, to the precision of its dtype."""
+        ...
+
+    def subspaces(self, layer: Layer, weight: Tensor, rank: int) -> tuple[Subspace, ...]:
+        """Return all singular values and the leading `rank` vectors of each unfolding, or nothing if of no use."""
         ...
 
     def blueprint(self, layer: Layer, ranks: tuple[int, ...]) -> tuple[StageSpec, ...]:
@@ -33,7 +39,14 @@ class Decomposition(Protocol):
         ...
 
     def factorize(
-        self, layer: Layer, weight: Tensor, ranks: tuple[int, ...], *, dtype: torch.dtype, generator: Generator
+        self,
+        layer: Layer,
+        weight: Tensor,
+        ranks: tuple[int, ...],
+        *,
+        dtype: torch.dtype,
+        generator: Generator,
+        subspaces: Sequence[Subspace] = (),
     ) -> Factors:
-        """Return the chain, stored in `dtype` on the CPU, for a weight in float32 or float64."""
+        """Return the chain, stored in `dtype` on the CPU, from subspaces of the same weight where there are some."""
         ...

@@ -1,7 +1,7 @@
 """Rules that choose ranks."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import isfinite
 from typing import Protocol
 
@@ -16,6 +16,7 @@ RULES = Registry(
         "energy": "lrzip.ranks.energy:Energy",
         "ratio": "lrzip.ranks.ratio:Ratio",
         "rank": "lrzip.ranks.fixed:FixedRank",
+        "vbmf": "lrzip.ranks.vbmf:VBMF",
     },
 )
 
@@ -63,26 +64,45 @@ class RankRule(Protocol):
         """Whether it looks at singular values."""
         ...
 
+    def settled(self, candidate: Candidate) -> bool:
+        """Tell whether the singular values of a layer are known well enough for this rule."""
+        ...
+
     def choose(self, candidates: Sequence[Candidate]) -> Mapping[str, tuple[int, ...]]:
         """Return the ranks by layer name; a layer for which the rule knows no rank is left out."""
         ...
 
 
 def parse_rule(text: str) -> RankRule:
-    """Return the rule that a text such as `energy:0.8`, `ratio:4` or `rank:16` stands for.
+    """Return the rule that a text such as `energy:0.8`, `ratio:4`, `rank:16` or `vbmf` stands for.
 
     Raises:
         UsageError: It stands for none.
     """
-    name, _, value = text.partition(":")
+    name, colon, value = text.partition(":")
     if name not in RULES:
-        raise UsageError(f"Unknown rule `{text}`. Write `keep`, or one of: {', '.join(f'{rule}:X' for rule in RULES)}.")
-    try:
-        number = float(value)
-    except ValueError as error:
-        raise UsageError(f"`{text}` needs a number after the colon, got `{value}`.") from error
-    rule: RankRule = RULES[name](number)
+        known = ", ".join(f"{rule}:X" if _takes_number(rule) else rule for rule in RULES)
+        raise UsageError(f"Unknown rule `{text}`. Write `keep`, or one of: {known}.")
+    rule: RankRule
+    if _takes_number(name):
+        rule = RULES[name](_number(name, value))
+    elif colon:
+        raise UsageError(f"`{name}` takes no number, got `{value}`. Write `{name}` alone.")
+    else:
+        rule = RULES[name]()
     return rule
+
+
+def _takes_number(name: str) -> bool:
+    """Tell whether a rule has a number, which is then its only field."""
+    return bool(fields(RULES[name]))
+
+
+def _number(name: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError as error:
+        raise UsageError(f"`{name}` needs a number, got `{value}`. Write `{name}:X` with a number for X.") from error
 
 
 def check(name: str, value: float, *, ok: bool, range_: str) -> None:

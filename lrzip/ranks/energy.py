@@ -19,6 +19,10 @@ class Energy:
     def __str__(self) -> str:
         return f"energy {self.share:g}"
 
+    def settled(self, candidate: Candidate) -> bool:
+        """Tell whether no rank would change if singular values were known exactly."""
+        return all(spectrum.settles(self.share) for spectrum in candidate.spectra)
+
     def choose(self, candidates: Sequence[Candidate]) -> Mapping[str, tuple[int, ...]]:
         """Return the ranks by layer name."""
         return {

@@ -19,6 +19,11 @@ class FixedRank:
     def __str__(self) -> str:
         return f"rank {self.rank:g}"
 
+    def settled(self, candidate: Candidate) -> bool:
+        """Return True: no singular value is looked at."""
+        del candidate
+        return True
+
     def choose(self, candidates: Sequence[Candidate]) -> Mapping[str, tuple[int, ...]]:
         """Return the ranks by layer name."""
         return {

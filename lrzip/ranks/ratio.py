@@ -19,6 +19,11 @@ class Ratio:
     def __str__(self) -> str:
         return f"ratio {self.ratio:g}"
 
+    def settled(self, candidate: Candidate) -> bool:
+        """Return True: no singular value is looked at."""
+        del candidate
+        return True
+
     def choose(self, candidates: Sequence[Candidate]) -> Mapping[str, tuple[int, ...]]:
         """Return the ranks by layer name, without the layers of which rank 1 is already too large."""
         ranks = {

@@ -1,32 +1,42 @@
-"""Truncated SVD by lrzip, torch and scikit-learn, side by side on the same matrices.
+"""Truncated SVD by lrzip and by what else Python has, side by side on the same matrices.
 
-    python tests/benchmarks/truncated_svd.py [--runs 3] [--large] [--threads N]
+    python -m tests.benchmarks.truncated_svd [--runs 5] [--large] [--checkpoint MODEL] [--device cuda]
 
-The matrices are float32 with singular values σᵢ = i^(-1/2), the slow decay of trained weights. A cell is the best time
-of several runs in milliseconds and, in brackets, by how much the Frobenius error exceeds the optimum (Eckart & Young
-1936). The randomized methods all take 10 more sketch vectors than the rank, and two power iterations.
+Rivals are `torch.linalg.svd`, `torch.svd_lowrank`, scikit-learn's `randomized_svd` (both with 10 sketch vectors beyond
+the rank and two power iterations) and scipy's `svds` (ARPACK). The bound is one product of the matrix with as many
+columns as the rank, the least that any of them must do. Matrices are float32 with random singular vectors and chosen
+singular values, or the largest layer of each shape in a checkpoint, at a quarter of the smaller side.
+
+Methods take turns within each repetition, so that drifts of the machine hit all alike, and the best run counts; one
+that takes five times as long as `torch.linalg.svd` runs once. The excess is the Frobenius error over the optimum
+(Eckart & Young 1936), minus 1, in float64. With `--device`, times include transfers from and to the CPU; scikit-learn
+and scipy stay there. Writes `truncated_svd.md` and `truncated_svd.png` into `--output`.
 """
 
 import argparse
-import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
+from statistics import geometric_mean
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
-from lrzip.linalg.svd import Solver, truncated_svd
+from tests.benchmarks.hardware import hardware, versions
+from tests.benchmarks.svd_matrices import CASES, LARGE_CASES, QUICK_CASES, Case, norm, synthetic, trained
+from tests.benchmarks.svd_methods import FULL, LRZIP, Answer, Method, all_methods
 
-CASES = ((512, 4608, 51), (512, 4608, 153), (768, 768, 230), (3072, 768, 230), (2048, 2048, 204), (2048, 2048, 614))
-LARGE_CASES = ((8192, 2048, 204), (8192, 2048, 614))
-OVERSAMPLE = 10
-POWER_ITERATIONS = 2
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-Triplets = tuple[Tensor, Tensor, Tensor]  # u (m, rank), s (rank,), vh (rank, n)
-Method = Callable[[Tensor, int], Triplets]
+PATIENCE = 5  # times `torch.linalg.svd`, beyond which a method runs once
+SAME = 1e-6  # excesses this close count as the same
+BOUND = "bound"
 
 
 @dataclass(frozen=True)
@@ -38,103 +48,203 @@ class Result:
 
     def cell(self) -> str:
         """Return both as a table shows them."""
-        return f"{self.seconds * 1000:,.0f} ({max(self.excess, 0):.2%})"
+        return f"{milliseconds(self.seconds)} ({excess_text(self.excess)})"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What all methods did with one matrix; lrzip is one of them."""
+
+    name: str
+    results: Mapping[str, Result]
+    bound: float
+    method: str
+    checked: float | None
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster than `torch.linalg.svd` lrzip is."""
+        return self.results[FULL].seconds / self.results[LRZIP].seconds
+
+    @property
+    def rival(self) -> str:
+        """The fastest of the others whose error is not worse than lrzip's."""
+        limit = self.results[LRZIP].excess + SAME
+        equals = [name for name, result in self.results.items() if name != LRZIP and result.excess <= limit]
+        return min(equals or [FULL], key=lambda name: self.results[name].seconds)
+
+    @property
+    def lead(self) -> float:
+        """How many times faster than that rival lrzip is; below 1 the row is lost."""
+        return self.results[self.rival].seconds / self.results[LRZIP].seconds
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the error is above what lrzip vouches for."""
+        return self.checked is not None and self.results[LRZIP].excess > self.checked + SAME
+
+    def cells(self, methods: Sequence[str]) -> list[str]:
+        """Return the cells of the table."""
+        timings = [self.results[name].cell() if name in self.results else "–" for name in methods]
+        checked = "–" if self.checked is None else excess_text(self.checked)
+        lead = f"{'**lost** ' if self.lead < 1 else ''}{self.lead:.2f}× {self.rival}"
+        ours = self.results[LRZIP].seconds
+        ends = [f"{self.speedup:.1f}×", lead, milliseconds(self.bound), f"{ours / self.bound:.1f}×"]
+        return [self.name, *timings, self.method, checked, *ends]
 
 
 def main() -> None:
-    """Measure all methods on all matrices and print a table."""
+    """Measure all methods on all matrices; print and write the table, and draw it."""
     arguments = parse_arguments()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    methods = all_methods()
+    methods = all_methods(arguments.device)
+    for case in synthetic(QUICK_CASES):  # imports, and the first use of libraries and devices
+        measure(case, methods, 1, arguments.device)
     rows = []
-    for m, n, rank in CASES + (LARGE_CASES if arguments.large else ()):
-        print(f"measuring {m}×{n}, rank {rank}", file=sys.stderr)
-        matrix, spectrum = matrix_with_spectrum(m, n)
-        cells = [measure(method, matrix, spectrum, rank, arguments.runs).cell() for method in methods.values()]
-        rows.append([f"{m}×{n}", str(rank), *cells, picked(matrix, rank)])
-    print_table(["shape", "rank", *methods, "auto picks"], rows)
-    print(f"\nms, best of {arguments.runs}, and error above the optimum; {torch.get_num_threads()} threads")
+    for case in cases(arguments):
+        print(f"measuring {case.name}", file=sys.stderr)
+        rows.append(measure(case, methods, arguments.runs, arguments.device))
+    text = document(rows, list(methods), arguments)
+    print(text, end="")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    (arguments.output / "truncated_svd.md").write_text(text, encoding="utf-8")
+    if find_spec("matplotlib"):
+        draw(rows, list(methods), arguments.output / "truncated_svd.png")
 
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Compare methods of truncated SVD.")
-    parser.add_argument("--runs", type=int, default=3, help="of each method, of which the best counts")
-    parser.add_argument("--large", action="store_true", help="also measure 8192×2048, which takes minutes")
+    parser.add_argument("--runs", type=int, default=5, help="of each method, of which the best counts")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--large", action="store_true", help="also measure 8192×2048 and 2048×8192, which takes minutes")
+    size.add_argument("--quick", action="store_true", help="only measure small matrices, to see that it works")
+    parser.add_argument("--checkpoint", type=Path, help="also measure the largest layers of this file")
+    parser.add_argument("--device", default="cpu", help="where lrzip and torch compute")
     parser.add_argument("--threads", type=int, help="threads to compute with")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results"), help="folder to write to")
     return parser.parse_args()
 
 
-def all_methods() -> Mapping[str, Method]:
-    """Return what is compared, by name; scikit-learn only where it is installed."""
-    methods: dict[str, Method] = {f"lrzip {name}": lrzip_method(name) for name in ("exact", "randomized", "auto")}
-    methods |= {"torch svd": torch_svd, "torch svd_lowrank": torch_svd_lowrank}
-    return methods | ({"sklearn": sklearn_randomized_svd} if find_spec("sklearn") else {})
+def cases(arguments: argparse.Namespace) -> Iterator[Case]:
+    """Yield the matrices that were asked for, one at a time."""
+    yield from synthetic(QUICK_CASES if arguments.quick else CASES + (LARGE_CASES if arguments.large else ()))
+    if arguments.checkpoint:
+        yield from trained(arguments.checkpoint)
 
 
-def matrix_with_spectrum(m: int, n: int) -> tuple[Tensor, Tensor]:
-    """Return a float32 matrix (m, n) with random singular vectors, and its singular values i^(-1/2) in float64."""
-    generator = Generator().manual_seed(m + n)
-    size = min(m, n)
-    values = torch.arange(1, size + 1, dtype=torch.float64).rsqrt()
-    u, v = (torch.linalg.qr(torch.randn(side, size, dtype=torch.float64, generator=generator)).Q for side in (m, n))
-    return (u * values @ v.mT).float(), values
+def measure(case: Case, methods: Mapping[str, Method], runs: int, device: str) -> Row:
+    """Let all methods and the bound take turns, and measure the errors of their last answers."""
+    thin = torch.randn(case.matrix.shape[1], case.rank, generator=Generator().manual_seed(0))
+    calls: dict[str, Callable[[], object]] = {
+        **{name: partial(method, case.matrix, case.rank) for name, method in methods.items()},
+        BOUND: lambda: (case.matrix.to(device) @ thin.to(device)).cpu(),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    answers: dict[str, Answer] = {}
+    for run in range(runs):
+        for name in turned(list(calls), run):
+            if run and seconds[name][0] > PATIENCE * seconds[FULL][0]:
+                continue
+            start = perf_counter()
+            answer = calls[name]()
+            seconds[name].append(perf_counter() - start)
+            if isinstance(answer, Answer):
+                answers[name] = answer
+    results = {name: Result(min(seconds[name]), excess(case, answer)) for name, answer in answers.items()}
+    return Row(case.name, results, min(seconds[BOUND]), answers[LRZIP].method, answers[LRZIP].checked)
 
 
-def measure(method: Method, matrix: Tensor, spectrum: Tensor, rank: int, runs: int) -> Result:
-    """Run a method several times, and measure the error of its last answer in float64."""
-    best = math.inf
-    for _ in range(runs):
-        start = perf_counter()
-        u, s, vh = method(matrix, rank)
-        best = min(best, perf_counter() - start)
-    error = torch.linalg.matrix_norm(matrix.double() - (u.double() * s) @ vh.double())
-    return Result(best, float(error / spectrum[rank:].square().sum().sqrt()) - 1)
+def turned(names: list[str], places: int) -> list[str]:
+    """Return names in the same order, with another one first."""
+    shift = places % len(names)
+    return names[shift:] + names[:shift]
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows under their columns, the first to the left and the others to the right."""
-    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
-    for first, *others in (columns, *rows):
-        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
-        print(first.ljust(widths[0]), *cells, sep="  ")
+def excess(case: Case, answer: Answer) -> float:
+    """Return by how much an error is above the optimum, relative to it."""
+    product = (answer.u.double() * answer.s) @ answer.vh.double()
+    return norm(case.matrix.double() - product) / case.optimum - 1
 
 
-def picked(matrix: Tensor, rank: int) -> str:
-    """Return the method that `auto` chooses."""
-    return truncated_svd(matrix, rank, solver=Solver(), generator=Generator().manual_seed(0))[3]
+def document(rows: Sequence[Row], methods: Sequence[str], arguments: argparse.Namespace) -> str:
+    """Return the table in Markdown, with what it was measured on and what it comes to."""
+    equal, full = "over the best equal", "over torch svd"
+    columns = ["matrix", *methods, "lrzip's method", "checked", full, equal, BOUND, "× bound"]
+    table = [columns, ["---", *["---:"] * (len(columns) - 1)], *(row.cells(methods) for row in rows)]
+    lost = "; ".join(f"{row.name} ({row.lead:.2f}× {row.rival})" for row in rows if row.lead < 1)
+    largest = max(rows, key=lambda row: row.results[LRZIP].excess)
+    ratio = geometric_mean(row.speedup for row in rows)
+    lines = [
+        "# Truncated SVD\n",
+        f"{hardware(arguments.device)}. {versions('torch', 'scikit-learn', 'scipy')}.\n",
+        f"Milliseconds, best of {arguments.runs} interleaved runs, and in brackets the error above the optimum. "
+        "`checked` is the excess that lrzip vouches for. An equal is a rival whose error is not larger than lrzip's. "
+        "The bound is one product of the matrix with as many columns as the rank.\n",
+        *(f"| {' | '.join(cells)} |" for cells in table),
+        f"\n- Over `torch.linalg.svd`: {ratio:.2f}×, the geometric mean of {len(rows)} rows.",
+        f"- Largest excess: {excess_text(largest.results[LRZIP].excess)}, {largest.name}.",
+        f"- Rows with a larger excess than lrzip vouches for: {sum(row.is_broken for row in rows)}.",
+        f"- Rows lost to an equal: {sum(row.lead < 1 for row in rows)}{f': {lost}' if lost else ''}.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
-def lrzip_method(name: str) -> Method:
-    """Return lrzip's `truncated_svd` by one of its methods."""
-    solver = Solver(name, OVERSAMPLE, POWER_ITERATIONS)
-
-    def run(matrix: Tensor, rank: int) -> Triplets:
-        return truncated_svd(matrix, rank, solver=solver, generator=Generator().manual_seed(0))[:3]
-
-    return run
+def milliseconds(seconds: float) -> str:
+    """Return a time with three digits that count."""
+    value = seconds * 1000
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def torch_svd(matrix: Tensor, rank: int) -> Triplets:
-    """Compute everything and cut."""
-    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    return u[:, :rank], s[:rank], vh[:rank]
+def excess_text(value: float) -> str:
+    """Return an excess with two digits that count, `0` where it is float32 rounding."""
+    return "0" if value < SAME / 2 else f"{value:.1e}".replace("e-0", "e-")
 
 
-def torch_svd_lowrank(matrix: Tensor, rank: int) -> Triplets:
-    """Sketch, as torch does it; its randomness is global."""
-    torch.manual_seed(0)
-    u, s, v = torch.svd_lowrank(matrix, q=min(rank + OVERSAMPLE, *matrix.shape), niter=POWER_ITERATIONS)
-    return u[:, :rank], s[:rank], v[:, :rank].mT
+def draw(rows: Sequence[Row], methods: Sequence[str], path: Path) -> None:
+    """Draw the times over lrzip's: a band for each matrix, and in it a mark for each method."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.lines import Line2D
+
+    figure, axes = plt.subplots(figsize=(11, 2 + 0.55 * len(rows)), layout="constrained")
+    for y, row in enumerate(rows):
+        if y % 2:
+            axes.axhspan(y - 0.5, y + 0.5, color="0.95", zorder=0)
+        axes.plot([row.bound / row.results[LRZIP].seconds] * 2, [y - 0.4, y + 0.4], color="black")
+        for place, name in enumerate(methods):
+            if name in row.results:
+                draw_mark(axes, row, name, y + 0.15 * (place - (len(methods) - 1) / 2), f"C{place}")
+    dots = [Line2D([], [], color=f"C{i}", marker="o", linestyle="", label=name) for i, name in enumerate(methods)]
+    hollow = Line2D([], [], color="0.5", marker="o", linestyle="", fillstyle="none", label="less accurate than lrzip")
+    product = Line2D([], [], color="black", label="one product, the bound")
+    figure.legend(handles=[*dots, hollow, product], loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    axes.axvline(1, color="C0", linewidth=1)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.margins(x=0.08)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel("time over that of lrzip: what is to the right of 1 is slower")
+    axes.set_title("Numbers are errors above the optimum, of those that are more than 0.001 % above it", fontsize=10)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
 
 
-def sklearn_randomized_svd(matrix: Tensor, rank: int) -> Triplets:
-    """Sketch, as scikit-learn does it."""
-    from sklearn.utils.extmath import randomized_svd
-
-    u, s, vh = randomized_svd(matrix.numpy(), rank, n_oversamples=OVERSAMPLE, n_iter=POWER_ITERATIONS, random_state=0)
-    return torch.from_numpy(u), torch.from_numpy(s), torch.from_numpy(vh)
+def draw_mark(axes: "Axes", row: Row, name: str, y: float, color: str) -> None:
+    """Draw one time, hollow if the error is worse than lrzip's, with the error beside it if there is any to see."""
+    ours, result = row.results[LRZIP], row.results[name]
+    style = "none" if result.excess > ours.excess + SAME else "full"
+    x = result.seconds / ours.seconds
+    axes.plot(x, y, "o", color=color, fillstyle=style, markersize=5)
+    if result.excess > 1e-5:
+        percent = 100 * result.excess
+        text = f"+{percent:.0f} %" if percent >= 10 else f"+{percent:.1g} %"
+        axes.annotate(text, (x, y), (5, 0), textcoords="offset points", fontsize=6, color=color, va="center")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ def listed(item: dict[str, Any]) -> dict[str, Any]:
     return {"type": "array", "items": item}
 
 
+METHOD = "^([a-z-]+, then )?((gram|lanczos)( in float64)?|lapack|[a-z-]+)$"
 KEPT = listed(strict(name=TEXT, tensor=TEXT, reason=TEXT))
 DROPPED = listed(strict(name=TEXT, reason=TEXT))
 LAYER = {"name": TEXT, "tensor": TEXT, "kind": {"enum": ["linear", "conv1d", "conv2d", "conv3d"]}, "shape": COUNTS}
@@ -48,6 +49,7 @@ ANALYZE = strict(
             rank=COUNT,
             energy_ranks={"type": "object", "additionalProperties": COUNT},
             break_even_rank=COUNT,
+            noise_rank=COUNT,
             condition_number=OPTIONAL,
             effective_rank=OPTIONAL,
             stable_rank=OPTIONAL,
@@ -77,7 +79,7 @@ COMPRESS = strict(
     ),
     layers=listed(
         strict(
-            ("error", "method", "seconds"),
+            ("error", "method", "excess", "seconds"),
             **LAYER,
             dtype=TEXT,
             decomposition=TEXT,
@@ -85,7 +87,8 @@ COMPRESS = strict(
             parameters_before=COUNT,
             parameters_after=COUNT,
             error=NUMBER,
-            method={"enum": ["gram", "lapack", "randomized"]},
+            method={"pattern": METHOD},
+            excess=OPTIONAL,
             seconds=NUMBER,
         )
     ),

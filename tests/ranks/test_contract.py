@@ -1,6 +1,6 @@
 """What every rank rule must keep."""
 
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,21 +10,24 @@ from hypothesis import strategies as st
 
 from lrzip.errors import UsageError
 from lrzip.layers import Layer, TensorSpec
-from lrzip.ranks import RULES, Candidate, RankRule, parse_rule
+from lrzip.linalg.vbmf import noise_rank
+from lrzip.ranks import RULES, Candidate, parse_rule
 from lrzip.spectrum import Spectrum
-from tests.matrices import slow
+from tests.matrices import noisy, slow, zero
 
-# Each rule with targets from the loosest to the strictest.
-TARGETS: dict[str, list[float]] = {
-    "energy": [0.1, 0.5, 0.9, 0.99, 1.0],
-    "ratio": [1.01, 1.5, 2, 4, 50][::-1],
-    "rank": [1, 4, 16, 400],
+EPS = torch.finfo(torch.float32).eps
+# Each rule with targets from the strictest to the loosest; one that has no number has one target.
+TARGETS: dict[str, list[str]] = {
+    "energy": ["energy:0.1", "energy:0.5", "energy:0.9", "energy:0.99", "energy:1"],
+    "ratio": ["ratio:50", "ratio:4", "ratio:2", "ratio:1.5", "ratio:1.01"],
+    "rank": ["rank:1", "rank:4", "rank:16", "rank:400"],
+    "vbmf": ["vbmf"],
 }
 
 
 def candidate(m: int, n: int, name: str = "x") -> Candidate:
     layer = Layer(name, name, "linear", TensorSpec(f"{name}.weight", (m, n), "float32", 4 * m * n), None)
-    spectrum = Spectrum(slow(min(m, n)), (m, n), torch.finfo(torch.float32).eps)
+    spectrum = Spectrum(slow(min(m, n)), (m, n), EPS)
     return Candidate(layer, (min(m, n),), lambda ranks: ranks[0] * (m + n), (spectrum,))
 
 
@@ -35,15 +38,14 @@ def test_every_rule_has_targets_to_be_tested_with() -> None:
 @pytest.mark.parametrize("name", RULES)
 @given(shape=st.tuples(st.integers(1, 60), st.integers(1, 60)))
 def test_ranks_are_within_bounds_and_grow_with_the_target(name: str, shape: tuple[int, int]) -> None:
-    make: Callable[[float], RankRule] = RULES[name]
-    found = [make(target).choose([candidate(*shape)]).get("x", (0,)) for target in TARGETS[name]]
+    found = [parse_rule(target).choose([candidate(*shape)]).get("x", (0,)) for target in TARGETS[name]]
     assert all(len(ranks) == 1 and 0 <= ranks[0] <= min(shape) for ranks in found)
     assert found == sorted(found)
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_the_choice_for_a_layer_does_not_depend_on_order(name: str) -> None:
-    rule: RankRule = RULES[name](TARGETS[name][1])
+    rule = parse_rule(TARGETS[name][-1])
     layers = [candidate(30, 20, "a"), candidate(8, 50, "b"), candidate(40, 40, "c")]
     assert rule.choose(layers) == rule.choose(layers[::-1])
 
@@ -54,6 +56,22 @@ def test_a_ratio_is_the_nearest_rank_that_is_not_above(shape: tuple[int, int], r
     ranks = RULES["ratio"](ratio).choose([candidate(m, n)]).get("x", (0,))
     assert ranks[0] * (m + n) <= m * n / ratio
     assert ranks[0] == min(m, n) or (ranks[0] + 1) * (m + n) > int(m * n / ratio)
+
+
+def test_vbmf_is_the_noise_rank_of_every_spectrum_and_at_least_one() -> None:
+    strong = replace(
+        candidate(40, 60), spectra=tuple(Spectrum(values(40), (40, 60), EPS) for values in (noisy, slow, zero))
+    )
+    expected = [noise_rank(values, (40, 60)).rank for values in (noisy(40), slow(40))]
+    assert expected[0] == 5
+    assert parse_rule("vbmf").choose([strong]) == {"x": (*expected, 1)}
+
+
+def test_vbmf_settles_for_exact_singular_values_alone() -> None:
+    exact = candidate(40, 60)
+    coarse = replace(exact, spectra=tuple(replace(spectrum, slack=1e-12) for spectrum in exact.spectra))
+    assert parse_rule("vbmf").settled(exact)
+    assert not parse_rule("vbmf").settled(coarse)
 
 
 @given(shape=st.tuples(st.integers(1, 300), st.integers(1, 300)))
@@ -81,7 +99,12 @@ def test_break_even_is_the_largest_rank_that_still_saves(shape: tuple[int, int])
         ("rank:nan", "got nan"),
         ("rank:", "needs a number"),
         ("rank", "needs a number"),
+        ("energy", "`energy` needs a number, got ``. Write `energy:X`"),
+        ("ratio:four", "`ratio` needs a number, got `four`"),
+        ("vbmf:3", "`vbmf` takes no number, got `3`. Write `vbmf` alone"),
+        ("vbmf:", "`vbmf` takes no number"),
         ("size:3", "Unknown rule"),
+        ("size:3", "energy:X, ratio:X, rank:X, vbmf"),
     ],
 )
 def test_numbers_out_of_range_are_usage_errors(text: str, message: str) -> None:
@@ -90,7 +113,8 @@ def test_numbers_out_of_range_are_usage_errors(text: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"), [("energy:0.8", "energy 0.8"), ("ratio:4", "ratio 4"), ("rank:16", "rank 16")]
+    ("text", "shown"),
+    [("energy:0.8", "energy 0.8"), ("ratio:4", "ratio 4"), ("rank:16", "rank 16"), ("vbmf", "vbmf")],
 )
 def test_rules_say_what_they_are(text: str, shown: Any) -> None:
     assert str(parse_rule(text)) == shown

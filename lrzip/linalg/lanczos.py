@@ -1,0 +1,149 @@
+"""Leading eigenvectors of a symmetric matrix by block Lanczos with a random start.
+
+The block Krylov space span{X, GX, …, GᵏX} holds far better approximations than the last block alone, which is what
+subspace iteration keeps (Golub & Underwood 1977; Musco & Musco 2015, algorithm 2). On slowly falling spectra some
+1.5 to 2 vectors for each one wanted are enough.
+"""
+
+from dataclasses import dataclass
+from math import log2
+
+import torch
+from torch import Generator, Tensor
+
+from lrzip.linalg.estimate import lanczos_norm
+from lrzip.linalg.gram import rounding
+
+# Columns of a block: wide enough for matrix products to run at full speed, few enough to waste none on short spaces.
+_BLOCK = 64
+_NARROW_BLOCK = 32
+
+
+@dataclass(frozen=True)
+class Ritz:
+    """Approximate leading eigenpairs.
+
+    Attributes:
+        values: (rank,) float64, descending; none is above the eigenvalue it approximates, up to rounding.
+        vectors: (n, rank), orthonormal, in the dtype computed in.
+        missed: Bound on the sum of the leading `rank` eigenvalues less that of `values`, but for rounding.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    missed: float
+
+
+def block_lanczos(
+    matrix: Tensor, rank: int, *, trace: float, tolerance: float, limit: int, generator: Generator
+) -> Ritz | None:
+    """Return the leading eigenpairs of a symmetric positive semidefinite matrix.
+
+    The space grows until its vectors miss at most `tolerance` of the energy that any `rank` vectors must leave, with
+    what rounding may add, or until only rounding is left. All vectors are orthogonalized against all others, twice.
+
+    What they miss is at most Σ‖ρᵢ‖, the sum of the norms of the residuals of the leading Ritz pairs: an eigenvalue
+    within ‖ρᵢ‖ belongs to each (Parlett 1998, section 11.5), and these are the leading ones unless the complement of
+    the space holds one that is larger than the last. Clusters wider than a block can hide there, so probes look for
+    them: they overlook one that is 1.43 times larger with a probability of 1e-6 (`lrzip.linalg.estimate`).
+
+    Args:
+        matrix: G (n, n), symmetric, float32 or float64.
+        rank: Eigenpairs wanted, at least 1.
+        trace: Of G.
+        tolerance: See above.
+        limit: Largest dimension of the Krylov space.
+        generator: Source of the first block and of probes, on the CPU.
+
+    Returns:
+        The eigenpairs, or None if the limit does not suffice.
+    """
+    n, block = matrix.shape[0], block_size(rank)
+    start = torch.randn(n, block, generator=generator, dtype=torch.float32).to(matrix)
+    basis = torch.empty(n, min(limit, n) // block * block, dtype=matrix.dtype, device=matrix.device)
+    projected = torch.zeros(basis.shape[1], basis.shape[1], dtype=matrix.dtype, device=matrix.device)
+    columns, check = torch.linalg.qr(start).Q, expected_dimension(rank)
+    for end in range(block, basis.shape[1] + 1, block):
+        basis[:, end - block : end] = columns
+        known, image = basis[:, :end], matrix @ columns
+        coefficients = known.mT @ image
+        projected[:end, end - block : end] = coefficients
+        projected[end - block : end, :end] = coefficients.mT
+        image -= known @ coefficients
+        if end >= max(min(check, basis.shape[1]), rank):
+            values, coefficients, missed = _ritz(projected[:end, :end], image, rank)
+            rounded = rank * rounding(values, matrix.dtype)
+            allowed = max(tolerance * (trace - float(values.sum())) - 2 * rounded, rounded)
+            if missed <= allowed and _rest_norm(matrix, known, generator) <= float(values[-1]) + rounded:
+                return Ritz(values, known @ coefficients, missed)
+            check = end + block * _steps_to_go(missed / allowed)
+        columns = _orthonormal_to(known, image - known @ (known.mT @ image))
+    return None
+
+
+def block_size(rank: int) -> int:
+    """Return how many columns a block has."""
+    return _BLOCK if rank >= _BLOCK else _NARROW_BLOCK
+
+
+def expected_dimension(rank: int) -> int:
+    """Return the dimension at which convergence is first looked at: what σᵢ ∝ i^-½ took."""
+    return int(1.6 * rank + 4 * block_size(rank))
+
+
+def _steps_to_go(excess: float) -> int:
+    """Return how many blocks to add before the next look: residuals halve with each, and ever faster."""
+    return min(max(round(log2(max(excess, 1.0))), 1), 6)
+
+
+def _ritz(projected: Tensor, image: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+    """Return the leading Ritz values, their coefficients (size, rank) in the basis, and the sum of residual norms.
+
+    Of the basis only the last block has a residual, `image` (n, block).
+    """
+    values, vectors = torch.linalg.eigh(projected)
+    coefficients = vectors[:, -rank:].flip(1)
+    residuals = torch.linalg.vector_norm(image @ coefficients[-image.shape[1] :], dim=0)
+    return values[-rank:].flip(0).double(), coefficients, float(residuals.sum(dtype=torch.float64))
+
+
+def _rest_norm(matrix: Tensor, basis: Tensor, generator: Generator) -> float:
+    """Return the norm of a matrix on the complement of a basis, as a few probes find it."""
+
+    def complement(columns: Tensor) -> Tensor:
+        result: Tensor = columns - basis @ (basis.mT @ columns)
+        return result
+
+    def rest(columns: Tensor) -> Tensor:
+        return complement(matrix @ complement(columns))
+
+    return lanczos_norm(rest, len(matrix), generator=generator, dtype=matrix.dtype, device=matrix.device).lower
+
+
+def _orthonormal_to(known: Tensor, columns: Tensor) -> Tensor:
+    """Return an orthonormal basis of columns that are orthogonal to others but for rounding.
+
+    Where nothing new is left in some of them, Householder QR of all makes up directions, at a cost that is rarely paid.
+    """
+    result = _orthonormal(columns)
+    limit = columns.shape[0] ** 0.5 * torch.finfo(columns.dtype).eps
+    if result is None or float(torch.linalg.vector_norm(known.mT @ result, ord=torch.inf)) > limit:
+        result = torch.linalg.qr(torch.cat([known, columns], dim=1)).Q[:, known.shape[1] :]
+    return result
+
+
+def _orthonormal(columns: Tensor) -> Tensor | None:
+    """Return an orthonormal basis by CholeskyQR twice (Yamamoto et al. 2015), or None for dependent columns."""
+    once = _cholesky_qr(columns)
+    return None if once is None else _cholesky_qr(once)
+
+
+def _cholesky_qr(columns: Tensor) -> Tensor | None:
+    """Return columns R⁻¹, or None if they are too dependent for their Gram matrix to tell."""
+    upper, info = torch.linalg.cholesky_ex(columns.mT @ columns, upper=True)
+    diagonal = upper.diagonal()
+    # The Gram matrix squares the condition number, so that it must stay below eps^-½, with a margin.
+    if int(info) or float(diagonal.min()) < 30 * torch.finfo(columns.dtype).eps ** 0.5 * float(diagonal.max()):
+        return None
+    result: Tensor = torch.linalg.solve_triangular(upper, columns, upper=True, left=False)
+    return result
