@@ -1,4 +1,5 @@
 import json
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 import lrzip
 from lrzip.compression import default_output
 from lrzip.errors import LrzipError, OutputExists, PlanMismatch, UnknownName, UsageError
+from lrzip.linalg.svd import METHODS
 from tests.checkpoints import nested, safetensors
 from tests.networks import Net, Sound, seeded
 
@@ -93,21 +95,74 @@ def test_non_finite_weights_are_kept(value: float, tmp_path: Path) -> None:
     assert ranks(report) == {"good": 2}
 
 
-@pytest.mark.parametrize("svd", ["auto", "exact", "randomized"])
+SKETCHES = ("randomized", "subspace", "srft", "row-extraction", "single-pass")
+
+
+@pytest.mark.parametrize("svd", METHODS)
 def test_the_same_seed_gives_the_same_bytes(svd: str, path: Path, tmp_path: Path) -> None:
-    for name in ("a.pt", "b.pt"):
-        lrzip.compress(path, tmp_path / name, rank=4, svd=svd, seed=3)
-    lrzip.compress(path, tmp_path / "c.pt", rank=4, svd=svd, seed=4)
-    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
-    same = (tmp_path / "a.pt").read_bytes() == (tmp_path / "c.pt").read_bytes()
-    assert same == (svd != "randomized")
+    for name, seed in (("a.pt", 3), ("b.pt", 3), ("c.pt", 4)):
+        lrzip.compress(path, tmp_path / name, rank=4, svd=svd, seed=seed, tolerance=inf)
+    first, again, other = ((tmp_path / name).read_bytes() for name in ("a.pt", "b.pt", "c.pt"))
+    assert first == again
+    assert (first == other) == (svd not in SKETCHES)
 
 
-def test_a_layer_does_not_depend_on_the_others(path: Path, tmp_path: Path) -> None:
-    lrzip.compress(path, tmp_path / "all.pt", rank=4, svd="randomized")
-    lrzip.compress(path, tmp_path / "one.pt", rank=4, svd="randomized", only=["fc1"])
-    every, one = (torch.load(tmp_path / name, weights_only=True) for name in ("all.pt", "one.pt"))
-    assert every["fc1.0.weight"].equal(one["fc1.0.weight"])
+@pytest.mark.parametrize("options", [{"energy": 0.7}, {"rank": 4, "svd": "randomized"}], ids=str)
+def test_no_result_depends_on_the_number_of_threads(options: dict[str, Any], path: Path, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        lrzip.compress(path, tmp_path / f"{count}.pt", **options)
+        assert torch.get_num_threads() == count
+    torch.set_num_threads(threads)
+    one, two, three = ((tmp_path / f"{count}.pt").read_bytes() for count in (1, 2, 3))
+    assert one == two == three
+
+
+def test_results_do_not_depend_on_other_layers(path: Path, tmp_path: Path) -> None:
+    lrzip.compress(path, tmp_path / "all.pt", rank=4, svd="randomized", tolerance=inf)
+    lrzip.compress(path, tmp_path / "one.pt", rank=4, svd="randomized", tolerance=inf, only=["fc1"])
+    every, single = (torch.load(tmp_path / name, weights_only=True) for name in ("all.pt", "one.pt"))
+    assert every["fc1.0.weight"].equal(single["fc1.0.weight"])
+
+
+@pytest.mark.parametrize("svd", METHODS)
+def test_every_method_is_within_the_tolerance_and_says_what_was_used(svd: str, path: Path, tmp_path: Path) -> None:
+    report = lrzip.compress(path, tmp_path / "small.pt", rank=4, svd=svd)
+    state = torch.load(path, weights_only=True)
+    assert report.results
+    for result in report.results:
+        weight = state[f"{result.decision.layer.name}.weight"].double().flatten(1)
+        values = torch.linalg.svdvals(weight)
+        optimum = float(torch.linalg.vector_norm(values[4:]) / torch.linalg.vector_norm(values))
+        assert result.excess is not None
+        assert result.excess <= 1e-3
+        assert optimum * (1 - 1e-5) <= result.error <= optimum * (1 + result.excess) * (1 + 1e-5)
+        assert result.method.startswith({"auto": "gram", "exact": "lapack"}.get(svd, svd))
+    unchecked = lrzip.compress(path, tmp_path / "quick.pt", rank=4, svd=svd, tolerance=inf)
+    assert all((result.excess is None) == (svd in SKETCHES) for result in unchecked.results)
+
+
+def test_noise_is_left_out(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    signal = torch.randn(80, 5, generator=generator) @ torch.randn(5, 60, generator=generator)
+    noise = torch.randn(80, 60, generator=generator)
+    torch.save({"fc.weight": signal + 0.1 * noise, "pure.weight": noise}, tmp_path / "net.pt")
+    report = lrzip.compress(tmp_path / "net.pt", tmp_path / "small.pt", vbmf=True)
+    assert ranks(report) == {"fc": 5, "pure": 1}
+    assert ranks(lrzip.compress(tmp_path / "net.pt", rank=7, layers={"fc": "vbmf"}, dry_run=True))["fc"] == 5
+
+
+def test_an_energy_that_is_met_exactly_gives_the_same_rank_with_and_without_factors(tmp_path: Path) -> None:
+    # 60 equal values, of which float32 alone cannot tell whether 27 or 28 keep 45 %.
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.linalg.qr(torch.randn(300, 60, dtype=torch.float64, generator=generator)).Q.float()
+    torch.save({"fc.weight": weight}, tmp_path / "net.pt")
+    planned = lrzip.compress(tmp_path / "net.pt", energy=0.45, dry_run=True)
+    written = lrzip.compress(tmp_path / "net.pt", tmp_path / "small.pt", energy=0.45)
+    values = torch.linalg.svdvals(weight.double()).square().cumsum(0)
+    expected = int((values < 0.45 * values[-1]).sum()) + 1
+    assert ranks(planned) == ranks(written) == {"fc": expected}
 
 
 def test_a_plan_file_does_what_the_rule_did(path: Path, tmp_path: Path) -> None:
@@ -190,6 +245,8 @@ def test_a_plan_that_is_no_json_is_refused(path: Path, tmp_path: Path) -> None:
         ({"rank": 3, "round_to": 0}, "at least 1"),
         ({"rank": 3, "dtype": "int8"}, "got int8"),
         ({"rank": 3, "svd": "magic"}, "got magic"),
+        ({"rank": 3, "tolerance": 0.0}, "`tolerance` must be above 0, or inf, got 0"),
+        ({"rank": 3, "vbmf": True}, "got `--rank` and `--vbmf`"),
         ({"rank": 3, "oversample": -1}, "at least 0"),
         ({"rank": 3, "layers": {"fc1": "rank:0"}}, "whole number"),
         ({"rank": 3, "device": "cuda:99"}, "`cuda:99` cannot be used"),

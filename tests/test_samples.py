@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT / "samples"
+LINE = r"(?m)^  (\w.*?)  +((?: *[\d.]+){4})$"
 WAYS = ("compressed, plain PyTorch", "compressed, lrzip.load_into", "compressed, --to dense")
 
 pytest.importorskip("sklearn", reason="the samples train on scikit-learn's digits")
@@ -99,3 +101,22 @@ def test_training_saves_a_checkpoint_like_the_committed_one(tmp_path: Path, chec
     assert trained["epoch"] == 1
     assert f"test accuracy {trained['test_accuracy']:.2f} %\n" in printed
     assert trained["test_accuracy"] > 30, "chance is 10 %"
+
+
+def test_matrix_compression_shows_what_theory_says(tmp_path: Path) -> None:
+    output = run_sample("matrix_compression.py", "--output", str(tmp_path / "curves.png"))
+    fast, slow = (
+        {name.strip(): [float(value) for value in values.split()] for name, values in re.findall(LINE, part)}
+        for part in output.split("slow decay")
+    )
+    assert slow["deterministic"] == fast["deterministic"] == [1, 1, 1, 1]
+    order = ["deterministic", "power, q = 2", "power, q = 1", "basic, p = 20", "basic, p = 10", "basic, p = 5"]
+    for better, worse in pairwise(order):
+        assert all(a < b for a, b in zip(slow[better], slow[worse], strict=True))
+    # The power scheme closes the gap that the bare sketch leaves, where singular values fall slowly.
+    assert all(value > 1.15 for value in slow["basic, p = 10"])
+    assert all(value < 1.02 for value in slow["power, q = 2"])
+    # Where they fall fast, one iteration does, and so do more vectors than the rank.
+    assert all(value < 1.002 for value in fast["power, q = 1"])
+    assert all(a - 1 < (b - 1) / 4 for a, b in zip(fast["basic, p = 20"], fast["basic, p = 5"], strict=True))
+    assert (tmp_path / "curves.png").stat().st_size > 10_000

@@ -77,3 +77,17 @@ def test_ranks_of_flat_and_of_single_spectra_are_their_extremes() -> None:
 
 def test_decay_rate_of_a_geometric_spectrum_is_its_logarithm() -> None:
     assert spectrum(fast(12)).decay_rate == pytest.approx(math.log(0.7))
+
+
+def test_a_rank_is_settled_when_no_doubt_could_change_it() -> None:
+    values = torch.tensor([2.0, 1.0, 1.0], dtype=torch.float64)  # energies 4, 5 and 6
+
+    def settles(energy: float, slack: float) -> bool:
+        return Spectrum(values, (3, 3), EPS, slack).settles(energy)
+
+    assert settles(5 / 6, 0.0)
+    assert not settles(5 / 6, 1e-9)
+    assert settles(0.75, 0.1)
+    assert not settles(0.75, 0.3)
+    assert settles(0.5, 0.9)
+    assert not settles(0.5, 1.1)

@@ -5,7 +5,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from lrzip.linalg.gram import rounding
+from lrzip.linalg.gram import rounding, squared_norm
 from lrzip.linalg.scaling import unit_scaled
 
 # Rows of a residual that are formed at a time.
@@ -21,8 +21,7 @@ def squared_residual(matrix: Tensor, left: Tensor, right: Tensor) -> float:
         right: R (k, n).
     """
     blocks = zip(torch.split(matrix, _ROWS), torch.split(left, _ROWS), strict=True)
-    norms = (torch.linalg.vector_norm(a.to(right) - b @ right, dtype=torch.float64) for a, b in blocks)
-    return float(sum(norm**2 for norm in norms))
+    return sum(squared_norm(a.to(right) - b @ right) for a, b in blocks)
 
 
 def interlacing_bound(values: Tensor, rank: int) -> float:

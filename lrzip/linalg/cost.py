@@ -1,14 +1,16 @@
 """What decompositions cost on a device, to choose between them without trying.
 
-Only ratios matter. `tests/benchmarks/fit_costs.py` measures primitives and prints the rates of the machine it runs on.
+Only ratios matter. `python -m tests.benchmarks.fit_costs` measures primitives and prints the rates of a device.
 """
 
 from dataclasses import dataclass
 
 from lrzip.linalg.lanczos import block_size, expected_dimension
 
-# Spectra that fall more slowly than σᵢ ∝ i^-½ need a larger Krylov space than the one first looked at.
-_GROWTH = 1.15
+# Of the products of a Gram matrix, what symmetry leaves to compute.
+GRAM_SHARE = 0.56
+# Trained weights need a Krylov space that is larger than the one first looked at by so much.
+_GROWTH = 1.7
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,9 @@ class Rates:
         return self.product * products + self.eigh(int(size)) + self.step * size / block_size(rank)
 
 
-# Fitted on two cores of an AMD EPYC (Zen 4), torch 2.13.0+cpu.
-_CPU = Rates(product=5.3e-12, eigh_cubic=5.0e-11, eigh_square=2.6e-8, step=1e-3)
-# Not fitted: what an H100 is published to do, until `fit_costs.py --device cuda` has run on one.
+# Fitted by it on two cores of an AMD EPYC (Zen 4), torch 2.13.0+cpu.
+_CPU = Rates(product=5.4e-12, eigh_cubic=4.3e-11, eigh_square=3.5e-8, step=1.2e-3)
+# Not fitted but estimated from published speeds of an H100: `fit_costs --device cuda` has not been run on one.
 _CUDA = Rates(product=2.5e-14, eigh_cubic=1.5e-11, eigh_square=2e-8, step=1e-3)
 
 
@@ -53,3 +55,9 @@ def prefers_partial(n: int, rank: int, device_type: str) -> bool:
     """Tell whether the leading eigenpairs cost less by Lanczos than by a full eigendecomposition."""
     costs = rates(device_type)
     return expected_dimension(rank) * _GROWTH < n and costs.lanczos(n, rank) < costs.eigh(n)
+
+
+def prefers_gram(m: int, n: int, rank: int) -> bool:
+    """Tell whether Lanczos for an m × n matrix costs less with its Gram matrix than with the matrix twice."""
+    size = _GROWTH * expected_dimension(rank)
+    return GRAM_SHARE * 2 * m * n**2 + 2 * n**2 * size < 4 * m * n * size

@@ -22,8 +22,9 @@ def direct_svd(matrix: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         columns and rows; sᵢ ≤ σᵢ(A).
     """
     scaled = unit_scaled(matrix)
-    u, s, vh = torch.linalg.svd((scaled.mT @ basis).mT, full_matrices=False)
-    return basis @ u, scaled.restore(s), vh
+    # Bᵀ instead of B: LAPACK takes half the time for a tall matrix as for a wide one.
+    v, s, uh = torch.linalg.svd(scaled.mT @ basis, full_matrices=False)
+    return basis @ uh.mT, scaled.restore(s), v.mT
 
 
 def power_iteration_svd(

@@ -5,6 +5,7 @@ subspace iteration keeps (Golub & Underwood 1977; Musco & Musco 2015, algorithm 
 1.5 to 2 vectors for each one wanted are enough.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import log2
 
@@ -35,9 +36,16 @@ class Ritz:
 
 
 def block_lanczos(
-    matrix: Tensor, rank: int, *, trace: float, tolerance: float, limit: int, generator: Generator
+    apply: Callable[[Tensor], Tensor],
+    rank: int,
+    *,
+    start: Tensor,
+    trace: float,
+    tolerance: float,
+    limit: int,
+    generator: Generator,
 ) -> Ritz | None:
-    """Return the leading eigenpairs of a symmetric positive semidefinite matrix.
+    """Return the leading eigenpairs of a symmetric positive semidefinite operator G.
 
     The space grows until its vectors miss at most `tolerance` of the energy that any `rank` vectors must leave, with
     what rounding may add, or until only rounding is left. All vectors are orthogonalized against all others, twice.
@@ -48,33 +56,33 @@ def block_lanczos(
     them: they overlook one that is 1.43 times larger with a probability of 1e-6 (`lrzip.linalg.estimate`).
 
     Args:
-        matrix: G (n, n), symmetric, float32 or float64.
+        apply: x (n, l) ↦ Gx.
         rank: Eigenpairs wanted, at least 1.
+        start: The first block (n, `block_size(rank)`), random; float32 or float64, in which all is computed.
         trace: Of G.
         tolerance: See above.
         limit: Largest dimension of the Krylov space.
-        generator: Source of the first block and of probes, on the CPU.
+        generator: Source of probes, on the CPU.
 
     Returns:
         The eigenpairs, or None if the limit does not suffice.
     """
-    n, block = matrix.shape[0], block_size(rank)
-    start = torch.randn(n, block, generator=generator, dtype=torch.float32).to(matrix)
-    basis = torch.empty(n, min(limit, n) // block * block, dtype=matrix.dtype, device=matrix.device)
-    projected = torch.zeros(basis.shape[1], basis.shape[1], dtype=matrix.dtype, device=matrix.device)
+    n, block = start.shape
+    basis = start.new_empty(n, min(limit, n) // block * block)
+    projected = start.new_zeros(basis.shape[1], basis.shape[1])
     columns, check = torch.linalg.qr(start).Q, expected_dimension(rank)
     for end in range(block, basis.shape[1] + 1, block):
         basis[:, end - block : end] = columns
-        known, image = basis[:, :end], matrix @ columns
+        known, image = basis[:, :end], apply(columns)
         coefficients = known.mT @ image
         projected[:end, end - block : end] = coefficients
         projected[end - block : end, :end] = coefficients.mT
         image -= known @ coefficients
         if end >= max(min(check, basis.shape[1]), rank):
             values, coefficients, missed = _ritz(projected[:end, :end], image, rank)
-            rounded = rank * rounding(values, matrix.dtype)
+            rounded = rank * rounding(values, start.dtype)
             allowed = max(tolerance * (trace - float(values.sum())) - 2 * rounded, rounded)
-            if missed <= allowed and _rest_norm(matrix, known, generator) <= float(values[-1]) + rounded:
+            if missed <= allowed and _rest_norm(apply, known, generator) <= float(values[-1]) + rounded:
                 return Ritz(values, known @ coefficients, missed)
             check = end + block * _steps_to_go(missed / allowed)
         columns = _orthonormal_to(known, image - known @ (known.mT @ image))
@@ -107,17 +115,17 @@ def _ritz(projected: Tensor, image: Tensor, rank: int) -> tuple[Tensor, Tensor, 
     return values[-rank:].flip(0).double(), coefficients, float(residuals.sum(dtype=torch.float64))
 
 
-def _rest_norm(matrix: Tensor, basis: Tensor, generator: Generator) -> float:
-    """Return the norm of a matrix on the complement of a basis, as a few probes find it."""
+def _rest_norm(apply: Callable[[Tensor], Tensor], basis: Tensor, generator: Generator) -> float:
+    """Return the norm of an operator on the complement of a basis, as a few probes find it."""
 
     def complement(columns: Tensor) -> Tensor:
         result: Tensor = columns - basis @ (basis.mT @ columns)
         return result
 
     def rest(columns: Tensor) -> Tensor:
-        return complement(matrix @ complement(columns))
+        return complement(apply(complement(columns)))
 
-    return lanczos_norm(rest, len(matrix), generator=generator, dtype=matrix.dtype, device=matrix.device).lower
+    return lanczos_norm(rest, len(basis), generator=generator, dtype=basis.dtype, device=basis.device).lower
 
 
 def _orthonormal_to(known: Tensor, columns: Tensor) -> Tensor:

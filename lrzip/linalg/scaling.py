@@ -6,6 +6,8 @@ from math import frexp, ldexp
 import torch
 from torch import Tensor
 
+from lrzip.linalg.gram import largest_element
+
 # Rows converted to float64 at a time, so that no float64 copy of the matrix is ever made.
 _BLOCK_ROWS = 1024
 
@@ -49,6 +51,6 @@ def unit_scaled(matrix: Tensor) -> UnitScaled:
     Args:
         matrix: Real and finite, shape (m, n), any strides. It is read once and not copied.
     """
-    exponent = frexp(float(torch.linalg.vector_norm(matrix, ord=torch.inf)))[1]
+    exponent = frexp(largest_element(matrix))[1]
     half = exponent // 2
     return UnitScaled(matrix, ldexp(1.0, -half), ldexp(1.0, half - exponent))

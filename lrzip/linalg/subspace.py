@@ -1,15 +1,16 @@
 """Leading singular subspaces from Gram matrices: exact to a stated share of the energy that is discarded anyway."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 
 import torch
 from torch import Generator, Tensor
 
-from lrzip.linalg.cost import prefers_partial
+from lrzip.linalg.cost import prefers_gram, prefers_partial
 from lrzip.linalg.gram import gram, rounding, safe_scale, squared_norm, tall
-from lrzip.linalg.lanczos import block_lanczos
+from lrzip.linalg.lanczos import block_lanczos, block_size
+from lrzip.linalg.sketches import gaussian
 
 _NotConverged = torch.linalg.LinAlgError  # type: ignore[attr-defined]  # which its stubs forget
 # Factors in some dtype cannot come nearer to a matrix than about twenty units of rounding of its norm.
@@ -48,7 +49,9 @@ class Subspace:
         return sqrt(1 + missed / max(discarded - missed, self.floor)) - 1
 
 
-def full_subspace(matrix: Tensor, count: int, *, tolerance: float, rank: int | None = None) -> Subspace:
+def full_subspace(
+    matrix: Tensor, count: int, *, tolerance: float, rank: int | None = None, most: float = inf
+) -> Subspace:
     """Return all singular values and the leading `count` singular vectors of the smaller side.
 
     Args:
@@ -56,9 +59,10 @@ def full_subspace(matrix: Tensor, count: int, *, tolerance: float, rank: int | N
         count: Vectors wanted.
         tolerance: Of `excess(rank)`; float32 gives way to float64, and that to LAPACK, until it is met.
         rank: For which the tolerance has to hold; None takes float32 as it comes.
+        most: An upper bound on what the best `rank` vectors discard of ‖A‖_F², where it is known.
     """
     columns, scale = tall(matrix), safe_scale(matrix)
-    for dtype in _precisions(matrix.dtype):
+    for dtype in _precisions(matrix, rank or 1, tolerance, most):
         square = gram(columns, dtype=dtype, scale=scale)
         energy = _energy(matrix, square, scale)
         try:
@@ -77,7 +81,9 @@ def full_subspace(matrix: Tensor, count: int, *, tolerance: float, rank: int | N
     return _lapack_subspace(matrix, count)
 
 
-def leading_subspace(matrix: Tensor, rank: int, *, tolerance: float, generator: Generator) -> Subspace:
+def leading_subspace(
+    matrix: Tensor, rank: int, *, tolerance: float, generator: Generator, most: float = inf
+) -> Subspace:
     """Return the leading `rank` singular vectors of the smaller side, by what costs least.
 
     Args:
@@ -85,13 +91,14 @@ def leading_subspace(matrix: Tensor, rank: int, *, tolerance: float, generator: 
         rank: Between 1 and min(m, n).
         tolerance: Of `excess(rank)`.
         generator: Source of the start of a Krylov space.
+        most: An upper bound on what the best `rank` vectors discard of ‖A‖_F², where it is known.
     """
     columns = tall(matrix)
     if prefers_partial(columns.shape[1], rank, matrix.device.type):
-        found = _krylov_subspace(matrix, rank, tolerance, generator)
+        found = _krylov_subspace(matrix, rank, tolerance, generator, most)
         if found:
             return found
-    return full_subspace(matrix, rank, tolerance=tolerance, rank=rank)
+    return full_subspace(matrix, rank, tolerance=tolerance, rank=rank, most=most)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -99,15 +106,15 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _krylov_subspace(matrix: Tensor, rank: int, tolerance: float, generator: Generator) -> Subspace | None:
-    columns = tall(matrix)
-    n, scale = columns.shape[1], safe_scale(matrix)
-    for dtype in _precisions(matrix.dtype):
-        square = gram(columns, dtype=dtype, scale=scale)
-        energy = _energy(matrix, square, scale)
+def _krylov_subspace(matrix: Tensor, rank: int, tolerance: float, generator: Generator, most: float) -> Subspace | None:
+    columns, scale = tall(matrix), safe_scale(matrix)
+    m, n = columns.shape
+    for dtype in _precisions(matrix, rank, tolerance, most):
+        apply, energy = _operator(columns, dtype, scale, by_gram=prefers_gram(m, n, rank))
         ritz = block_lanczos(
-            square,
+            apply,
             rank,
+            start=gaussian(n, block_size(rank), generator=generator, dtype=dtype, device=matrix.device),
             trace=energy / scale**2,
             tolerance=1 - (1 + tolerance) ** -2,
             limit=int(_LIMIT * n),
@@ -128,6 +135,17 @@ def _krylov_subspace(matrix: Tensor, rank: int, tolerance: float, generator: Gen
         if found.excess(rank) <= tolerance:
             return found
     return None
+
+
+def _operator(
+    columns: Tensor, dtype: torch.dtype, scale: float, *, by_gram: bool
+) -> tuple[Callable[[Tensor], Tensor], float]:
+    """Return x ↦ AᵀAx / scale², and ‖A‖_F²."""
+    if by_gram:
+        square = gram(columns, dtype=dtype, scale=scale)
+        return square.matmul, _energy(columns, square, scale)
+    scaled = columns.to(dtype) / scale
+    return lambda x: scaled.mT @ (scaled @ x), squared_norm(scaled) * scale**2
 
 
 def _energy(matrix: Tensor, square: Tensor, scale: float) -> float:
@@ -157,8 +175,14 @@ def lapack_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return u.to(matrix.dtype), s.to(matrix.dtype), vh.to(matrix.dtype)
 
 
-def _precisions(dtype: torch.dtype) -> Iterator[torch.dtype]:
-    yield from dict.fromkeys((compute_dtype(dtype), torch.float64))
+def _precisions(matrix: Tensor, rank: int, tolerance: float, most: float) -> Iterator[torch.dtype]:
+    """Yield the precisions to try, without a float32 whose rounding alone would be too much."""
+    if matrix.dtype != torch.float64:
+        # As σ₁² ≥ ‖A‖_F² / n, less than this is certain to be missed by the bound.
+        rounded = 2 * rank * rounding(torch.tensor(squared_norm(matrix) / min(matrix.shape)), torch.float32)
+        if most == inf or rounded <= 2 * tolerance * most:
+            yield torch.float32
+    yield torch.float64
 
 
 def attainable(dtype: torch.dtype, energy: float) -> float:

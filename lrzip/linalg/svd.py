@@ -33,7 +33,7 @@ _TALL = 2
 _ORTHOGONALITY = 1e-4
 # A first look at how fast a spectrum falls: so many columns have to leave less than that share of the energy.
 _PROBE_COLUMNS = 32
-_FAST_OVERSAMPLE = 64
+_FAST_OVERSAMPLE = 48
 _PROBE_LEAVES = 0.05
 _PROBE_FROM = 512
 _PROBE_SHARE = 8
@@ -150,11 +150,14 @@ def find_subspace(matrix: Tensor, rank: int, *, solver: Solver, generator: Gener
         solver: Whose method is `auto` or `gram`.
         generator: Source of sketches, on the CPU.
     """
-    if solver.method == "auto" and _decays_fast(matrix, rank, generator):
-        found = _sketched_subspace(matrix, rank, solver, generator)
-        if found.excess(rank) <= solver.tolerance:
-            return found
-    return leading_subspace(matrix, rank, tolerance=solver.tolerance, generator=generator)
+    most = inf
+    if solver.method == "auto":
+        most, fast = _leaves(matrix, rank, generator)
+        if fast:
+            found = _sketched_subspace(matrix, rank, solver, generator)
+            if found.excess(rank) <= solver.tolerance:
+                return found
+    return leading_subspace(matrix, rank, tolerance=solver.tolerance, generator=generator, most=most)
 
 
 def project(matrix: Tensor, subspace: Subspace, rank: int) -> TruncatedSVD:
@@ -233,15 +236,17 @@ def _checked(matrix: Tensor, rank: int, method: str, triplets: Triplets) -> Trun
     return TruncatedSVD(u, s, vh, method, found)
 
 
-def _decays_fast(matrix: Tensor, rank: int, generator: Generator) -> bool:
-    """Tell whether a few directions hold nearly all energy, so that a sketch is likely to do."""
+def _leaves(matrix: Tensor, rank: int, generator: Generator) -> tuple[float, bool]:
+    """Return a bound on the energy that the best `rank` vectors leave, and whether that is next to nothing of all."""
     side = min(matrix.shape)
     if side < _PROBE_FROM or rank > side // _PROBE_SHARE:
-        return False
+        return inf, False
     columns = matrix.to(compute_dtype(matrix.dtype))
     basis = gaussian_range(columns, _PROBE_COLUMNS, generator=generator)
-    captured = squared_norm(columns.mT @ basis)
-    return captured >= (1 - _PROBE_LEAVES) * squared_norm(columns)
+    energy = squared_norm(columns)
+    left = energy - squared_norm(columns.mT @ basis)
+    fast = left <= _PROBE_LEAVES * energy
+    return max(left, 0.0) if fast and rank >= _PROBE_COLUMNS else inf, fast
 
 
 def _roots(squares: Tensor) -> Tensor:
