@@ -180,7 +180,7 @@ class _Work:
         )
         if not isfinite(factors.error):
             raise LrzipError(f"`{layer.name}` overflows in {decision.dtype}. Use `--dtype bfloat16` or `--skip` it.")
-        give_back()
+        give_back(memory_of(layer))
         return factors, perf_counter() - start
 
 

@@ -134,7 +134,7 @@ def survey(
         reason = decomposition.refuse(layer) or (None if is_finite(weight) else "contains NaN or Inf")
         candidate = _candidate(layer, decomposition)
         found = _keep(layer, reason) if reason else replace(candidate, spectra=look(candidate, weight))
-        give_back()
+        give_back(memory_of(layer))
         return found
 
     results = map_in_order(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import sqrt
 
 import torch
 from torch import Generator, Tensor
@@ -50,7 +50,7 @@ class Subspace:
 
 
 def full_subspace(
-    matrix: Tensor, count: int, *, tolerance: float, rank: int | None = None, most: float = inf
+    matrix: Tensor, count: int, *, tolerance: float, rank: int | None = None, coarse: bool = True
 ) -> Subspace:
     """Return all singular values and the leading `count` singular vectors of the smaller side.
 
@@ -59,10 +59,10 @@ def full_subspace(
         count: Vectors wanted.
         tolerance: Of `excess(rank)`; float32 gives way to float64, and that to LAPACK, until it is met.
         rank: For which the tolerance has to hold; None takes float32 as it comes.
-        most: An upper bound on what the best `rank` vectors discard of ‖A‖_F², where it is known.
+        coarse: Whether float32 is worth a try.
     """
     columns, scale = tall(matrix), safe_scale(matrix)
-    for dtype in _precisions(matrix, rank or 1, tolerance, most):
+    for dtype in _precisions(matrix.dtype, coarse=coarse):
         square = gram(columns, dtype=dtype, scale=scale)
         energy = _energy(matrix, square, scale)
         try:
@@ -82,7 +82,7 @@ def full_subspace(
 
 
 def leading_subspace(
-    matrix: Tensor, rank: int, *, tolerance: float, generator: Generator, most: float = inf
+    matrix: Tensor, rank: int, *, tolerance: float, generator: Generator, coarse: bool = True
 ) -> Subspace:
     """Return the leading `rank` singular vectors of the smaller side, by what costs least.
 
@@ -91,14 +91,14 @@ def leading_subspace(
         rank: Between 1 and min(m, n).
         tolerance: Of `excess(rank)`.
         generator: Source of the start of a Krylov space.
-        most: An upper bound on what the best `rank` vectors discard of ‖A‖_F², where it is known.
+        coarse: Whether float32 is worth a try.
     """
     columns = tall(matrix)
     if prefers_partial(columns.shape[1], rank, matrix.device.type):
-        found = _krylov_subspace(matrix, rank, tolerance, generator, most)
+        found = _krylov_subspace(matrix, rank, tolerance, generator, coarse=coarse)
         if found:
             return found
-    return full_subspace(matrix, rank, tolerance=tolerance, rank=rank, most=most)
+    return full_subspace(matrix, rank, tolerance=tolerance, rank=rank, coarse=coarse)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -106,10 +106,12 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _krylov_subspace(matrix: Tensor, rank: int, tolerance: float, generator: Generator, most: float) -> Subspace | None:
+def _krylov_subspace(
+    matrix: Tensor, rank: int, tolerance: float, generator: Generator, *, coarse: bool
+) -> Subspace | None:
     columns, scale = tall(matrix), safe_scale(matrix)
     m, n = columns.shape
-    for dtype in _precisions(matrix, rank, tolerance, most):
+    for dtype in _precisions(matrix.dtype, coarse=coarse):
         apply, energy = _operator(columns, dtype, scale, by_gram=prefers_gram(m, n, rank))
         ritz = block_lanczos(
             apply,
@@ -145,7 +147,13 @@ def _operator(
         square = gram(columns, dtype=dtype, scale=scale)
         return square.matmul, _energy(columns, square, scale)
     scaled = columns.to(dtype) / scale
-    return lambda x: scaled.mT @ (scaled @ x), squared_norm(scaled) * scale**2
+
+    def apply(x: Tensor) -> Tensor:
+        # Products with a few rows from the left: BLAS takes up to ten times longer with as many columns from the right.
+        image: Tensor = ((x.mT @ scaled.mT) @ scaled).mT
+        return image
+
+    return apply, squared_norm(scaled) * scale**2
 
 
 def _energy(matrix: Tensor, square: Tensor, scale: float) -> float:
@@ -175,13 +183,9 @@ def lapack_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return u.to(matrix.dtype), s.to(matrix.dtype), vh.to(matrix.dtype)
 
 
-def _precisions(matrix: Tensor, rank: int, tolerance: float, most: float) -> Iterator[torch.dtype]:
-    """Yield the precisions to try, without a float32 whose rounding alone would be too much."""
-    if matrix.dtype != torch.float64:
-        # As σ₁² ≥ ‖A‖_F² / n, less than this is certain to be missed by the bound.
-        rounded = 2 * rank * rounding(torch.tensor(squared_norm(matrix) / min(matrix.shape)), torch.float32)
-        if most == inf or rounded <= 2 * tolerance * most:
-            yield torch.float32
+def _precisions(dtype: torch.dtype, *, coarse: bool) -> Iterator[torch.dtype]:
+    if dtype != torch.float64 and coarse:
+        yield torch.float32
     yield torch.float64
 
 

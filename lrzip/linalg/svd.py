@@ -150,14 +150,15 @@ def find_subspace(matrix: Tensor, rank: int, *, solver: Solver, generator: Gener
         solver: Whose method is `auto` or `gram`.
         generator: Source of sketches, on the CPU.
     """
-    most = inf
-    if solver.method == "auto":
-        most, fast = _leaves(matrix, rank, generator)
-        if fast:
-            found = _sketched_subspace(matrix, rank, solver, generator)
-            if found.excess(rank) <= solver.tolerance:
-                return found
-    return leading_subspace(matrix, rank, tolerance=solver.tolerance, generator=generator, most=most)
+    left = _left_by_probe(matrix, rank, generator) if solver.method == "auto" else 1.0
+    if left <= _PROBE_LEAVES:
+        found = _sketched_subspace(matrix, rank, solver, generator)
+        if found.excess(rank) <= solver.tolerance:
+            return found
+    # σ₁² is at least the mean of what the probe found; what float32 rounds off of it may be all that is left.
+    rounded = rank * rounding(torch.tensor((1 - left) / _PROBE_COLUMNS), torch.float32)
+    coarse = rank < _PROBE_COLUMNS or rounded <= solver.tolerance * left
+    return leading_subspace(matrix, rank, tolerance=solver.tolerance, generator=generator, coarse=coarse)
 
 
 def project(matrix: Tensor, subspace: Subspace, rank: int) -> TruncatedSVD:
@@ -236,17 +237,15 @@ def _checked(matrix: Tensor, rank: int, method: str, triplets: Triplets) -> Trun
     return TruncatedSVD(u, s, vh, method, found)
 
 
-def _leaves(matrix: Tensor, rank: int, generator: Generator) -> tuple[float, bool]:
-    """Return a bound on the energy that the best `rank` vectors leave, and whether that is next to nothing of all."""
+def _left_by_probe(matrix: Tensor, rank: int, generator: Generator) -> float:
+    """Return the share of the energy that a small sketch leaves; 1 where a larger one would not pay anyway."""
     side = min(matrix.shape)
     if side < _PROBE_FROM or rank > side // _PROBE_SHARE:
-        return inf, False
+        return 1.0
     columns = matrix.to(compute_dtype(matrix.dtype))
     basis = gaussian_range(columns, _PROBE_COLUMNS, generator=generator)
     energy = squared_norm(columns)
-    left = energy - squared_norm(columns.mT @ basis)
-    fast = left <= _PROBE_LEAVES * energy
-    return max(left, 0.0) if fast and rank >= _PROBE_COLUMNS else inf, fast
+    return max(energy - squared_norm(basis.mT @ columns), 0.0) / energy if energy else 0.0
 
 
 def _roots(squares: Tensor) -> Tensor:
