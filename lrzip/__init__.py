@@ -1,7 +1,8 @@
 """Make trained checkpoints smaller and faster by low-rank factorization.
 
 The verbs of the command line, for Python: `analyze`, `compress` and `export` take and write files, `load_into` puts the
-layers of a compressed file into a live model. They are imported on first use, so that `import lrzip` is instant.
+layers of a compressed file into a live model, `factorize` compresses a live model itself. They are imported on first
+use, so that `import lrzip` is instant.
 """
 
 from importlib import import_module
@@ -12,16 +13,18 @@ if TYPE_CHECKING:
     from lrzip.compression import compress
     from lrzip.errors import LrzipError
     from lrzip.exporting import export
+    from lrzip.live import factorize
     from lrzip.surgery import load_into
 
 __version__ = "0.1.0"
 
-__all__ = ["LrzipError", "__version__", "analyze", "compress", "export", "load_into"]
+__all__ = ["LrzipError", "__version__", "analyze", "compress", "export", "factorize", "load_into"]
 
 _HOMES = {
     "analyze": "lrzip.analysis",
     "compress": "lrzip.compression",
     "export": "lrzip.exporting",
+    "factorize": "lrzip.live",
     "load_into": "lrzip.surgery",
     "LrzipError": "lrzip.errors",
 }

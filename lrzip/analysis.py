@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 import lrzip
 from lrzip.formats import open_checkpoint
@@ -13,6 +13,7 @@ from lrzip.inference import is_parameter
 from lrzip.layers import Keep
 from lrzip.linalg.svd import Solver
 from lrzip.linalg.vbmf import noise_rank
+from lrzip.modules import Architecture
 from lrzip.plan import SCHEMA
 from lrzip.planning import check_device, decomposition_of, survey
 from lrzip.progress import Progress, silent
@@ -113,6 +114,7 @@ def analyze(
     energies: Sequence[float] = DEFAULT_ENERGIES,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
+    model: nn.Module | None = None,
     key: str | None = None,
     trust: bool = False,
     device: str = "cpu",
@@ -125,6 +127,7 @@ def analyze(
         energies: Shares of Σσ², in (0, 1], to say the ranks of.
         only: Globs of the layers to take. A name in full also settles doubts about what a layer is.
         skip: Globs of the layers to leave.
+        model: The network that the checkpoint belongs to, which says what its layers are; its weights do not matter.
         key: Which entry of a nested file holds the weights.
         trust: Allow what would run code from the file.
         device: Where to compute.
@@ -137,7 +140,7 @@ def analyze(
     check_device(device)
     decomposition = decomposition_of("svd", Solver())
     with open_checkpoint(Path(path), key=key, trust=trust) as checkpoint:
-        items = select(checkpoint.layers(), only=only, skip=skip)
+        items = select(checkpoint.layers(Architecture.of(model) if model else None), only=only, skip=skip)
 
         def look(candidate: Candidate, weight: Tensor) -> tuple[Spectrum, ...]:
             return decomposition.spectra(candidate.layer, weight)

@@ -9,17 +9,18 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 import lrzip
 from lrzip.errors import LrzipError, UsageError
 from lrzip.factors import Factors
 from lrzip.files.atomic import check_output
-from lrzip.formats import Checkpoint, not_carried, open_checkpoint, output_format, rewrite
+from lrzip.formats import Source, not_carried, open_checkpoint, output_format, rewrite
 from lrzip.inference import is_parameter
 from lrzip.layers import FACTORIZABLE_DTYPES, Layer
 from lrzip.linalg.svd import METHODS, Solver
 from lrzip.memory import give_back
+from lrzip.modules import Architecture
 from lrzip.parallel import map_in_order
 from lrzip.plan import Factorize, Plan
 from lrzip.planning import (
@@ -56,6 +57,7 @@ def compress(
     power_iterations: int = 2,
     tolerance: float = 1e-3,
     dtype: str = "keep",
+    model: nn.Module | None = None,
     key: str | None = None,
     trust: bool = False,
     device: str = "cpu",
@@ -89,6 +91,7 @@ def compress(
         tolerance: By which share a layer's error may exceed the best possible one of its rank. It is checked, and what
             misses it is computed exactly; infinite leaves sketches as they are.
         dtype: Of the factors: `keep`, `float32`, `float64`, `float16` or `bfloat16`.
+        model: The network that the checkpoint belongs to, which says what its layers are; its weights do not matter.
         key: Which entry of a nested file holds the weights.
         trust: Allow what would run code from the file.
         device: Where to compute.
@@ -104,29 +107,39 @@ def compress(
     """
     start = perf_counter()
     source = Path(path)
-    rule = _rule({"energy": energy, "ratio": ratio, "rank": rank, "vbmf": vbmf or None, "plan": plan})
-    request = _request(rule, layers or {}, only, skip, round_to, dtype)
-    solver = _solver(svd, oversample, power_iterations, tolerance)
+    rule = rule_of({"energy": energy, "ratio": ratio, "rank": rank, "vbmf": vbmf or None, "plan": plan})
+    request = request_of(rule, layers or {}, only, skip, round_to, dtype)
+    solver = solver_of(svd, oversample, power_iterations, tolerance)
     destination = Path(output) if output is not None else default_output(source)
     check_device(device)
+    architecture = Architecture.of(model) if model else None
     if not dry_run:
         check_output(destination, source, force=force)
     with ExitStack() as resources:
         checkpoint = resources.enter_context(open_checkpoint(source, key=key, trust=trust))
         scratch = None if dry_run else resources.enter_context(scratch_beside(destination))
         if request:
-            decisions = make_plan(checkpoint, request, solver, device=device, progress=progress, scratch=scratch)
+            decisions = make_plan(
+                checkpoint,
+                request,
+                solver,
+                device=device,
+                progress=progress,
+                architecture=architecture,
+                scratch=scratch,
+            )
         else:
-            decisions = load_plan(checkpoint, Path(str(plan)), solver)
+            decisions = load_plan(checkpoint, Path(str(plan)), solver, architecture=architecture)
         format_ = output_format(destination, checkpoint.format)
         lost = not_carried(format_, checkpoint, optimizer=bool(decisions.factorize) and not keep_optimizer)
         results: list[LayerResult] = []
         if scratch:
-            work = _Work(checkpoint, solver, scratch, device, seed)
+            work = Work(checkpoint, solver, scratch, device, seed)
             with rewrite(destination, checkpoint, decisions, drop=list(lost)) as rewriter:
-                for decision, factors, seconds in _factorize(decisions, work, progress):
+                for decision, factors, seconds in factorize_all(decisions, work, progress):
                     rewriter.put(decision.layer, factors)
                     results.append(LayerResult(decision, factors.error, factors.method, factors.excess, seconds))
+        differences = checkpoint.compare(destination) if results else ()
         return Report(
             plan=decisions,
             results=results,
@@ -137,6 +150,7 @@ def compress(
             dropped=tuple(lost.items()),
             seconds=perf_counter() - start,
             version=lrzip.__version__,
+            differences=differences,
         )
 
 
@@ -153,19 +167,21 @@ def size_on_disk(path: Path) -> int:
 
 
 @dataclass(frozen=True)
-class _Work:
+class Work:
     """What pass 2 does for each decision: read a layer, and factorize it."""
 
-    checkpoint: Checkpoint
+    checkpoint: Source
     solver: Solver
-    scratch: Scratch
+    scratch: Scratch | None
     device: str
     seed: int
 
     def load(self, decision: Factorize) -> Tensor:
+        """Read the weight of a layer."""
         return read_weight(self.checkpoint, decision.layer, self.device)
 
     def factorize(self, decision: Factorize, weight: Tensor) -> tuple[Factors, float]:
+        """Return the factors of a layer, and the seconds they took."""
         start = perf_counter()
         layer = decision.layer
         if not is_finite(weight):
@@ -176,7 +192,7 @@ class _Work:
             decision.ranks,
             dtype=getattr(torch, decision.dtype),
             generator=_generator(self.seed, layer),
-            subspaces=self.scratch.take(layer.name, self.device),
+            subspaces=self.scratch.take(layer.name, self.device) if self.scratch else (),
         )
         if not isfinite(factors.error):
             raise LrzipError(f"`{layer.name}` overflows in {decision.dtype}. Use `--dtype bfloat16` or `--skip` it.")
@@ -184,7 +200,7 @@ class _Work:
         return factors, perf_counter() - start
 
 
-def _factorize(plan: Plan, work: _Work, progress: Progress) -> Iterator[tuple[Factorize, Factors, float]]:
+def factorize_all(plan: Plan, work: Work, progress: Progress) -> Iterator[tuple[Factorize, Factors, float]]:
     """Pass 2: yield the factors of the layers of a plan, several in work at a time."""
     results = map_in_order(
         plan.factorize,
@@ -204,7 +220,7 @@ def _generator(seed: int, layer: Layer) -> Generator:
     return Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
-def _rule(given: Mapping[str, object]) -> RankRule | None:
+def rule_of(given: Mapping[str, object]) -> RankRule | None:
     """Return the one rule that is given by name, or None where it is a plan file."""
     named = [name for name, value in given.items() if value is not None]
     if len(named) != 1:
@@ -217,7 +233,7 @@ def _rule(given: Mapping[str, object]) -> RankRule | None:
     return parse_rule(name if given[name] is True else f"{name}:{given[name]}")
 
 
-def _request(
+def request_of(
     rule: RankRule | None,
     layers: Mapping[str, str],
     only: Sequence[str],
@@ -244,7 +260,8 @@ def _request(
     )
 
 
-def _solver(svd: str, oversample: int, power_iterations: int, tolerance: float) -> Solver:
+def solver_of(svd: str, oversample: int, power_iterations: int, tolerance: float) -> Solver:
+    """Return the solver that options ask for."""
     if svd not in METHODS:
         raise UsageError(f"`svd` must be one of {', '.join(METHODS)}, got {svd}.")
     if oversample < 0 or power_iterations < 0:

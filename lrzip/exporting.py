@@ -97,7 +97,7 @@ def export(
         layout = _layout(checkpoint.tensors(), chains)
         with create(destination, view, layout, format_=format_, drop=list(lost)) as writer:
             for chain in chains:
-                dense = compose([checkpoint.read(spec.name) for spec in chain.weights])
+                dense = compose([checkpoint.read(spec.name) for spec in chain.weights], chain.kind)
                 writer.put(chain.dense_name, dense.to(getattr(torch, chain.weights[0].dtype)))
     multiplied = [chain.module for chain in chains]
     dropped = tuple((lost | bared).items())

@@ -17,7 +17,7 @@ _ERROR_ROWS = 256
 
 @dataclass(frozen=True)
 class StageSpec:
-    """One operation of a chain: `linear` with weight (out, in), or `conv1d`… with weight (out, in, *kernel)."""
+    """One operation of a chain: the kind of layer it is by itself, and the shape of its weight."""
 
     kind: str
     shape: tuple[int, ...]
@@ -44,16 +44,20 @@ class Factors:
 
 @dataclass(frozen=True)
 class Chain:
-    """The stored chain of one layer: `x.0.weight`, `x.1.weight`, with the bias, if any, at the last."""
+    """The stored chain of one layer: `x.0.weight`, `x.1.weight`, with the bias, if any, at the last.
+
+    `kind` is that of the layer it stands for; `ordinary` is a linear layer or a convolution.
+    """
 
     module: str
     weights: tuple[TensorSpec, ...]
     bias: TensorSpec | None
+    kind: str = "ordinary"
 
     @property
     def dense_shape(self) -> tuple[int, ...]:
-        """Shape of the weight that the chain stands for: (out, in, *kernel)."""
-        return (self.weights[-1].shape[0], *self.weights[0].shape[1:])
+        """Shape of the weight that the chain stands for."""
+        return dense_shape([spec.shape for spec in self.weights], self.kind)
 
     @property
     def dense_name(self) -> str:
@@ -61,60 +65,119 @@ class Chain:
         return f"{self.module}.weight" if self.module else "weight"
 
 
-def compose(weights: Sequence[Tensor]) -> Tensor:
+def dense_shape(shapes: Sequence[tuple[int, ...]], kind: str = "ordinary") -> tuple[int, ...]:
+    """Return the shape of the weight that a chain of weights of these shapes stands for, by the kind of its layer."""
+    first, last = shapes[0], shapes[-1]
+    if kind == "embedding":
+        return first[0], last[0]
+    if kind == "linear_transposed":
+        return first[1], last[0]
+    if kind.startswith("conv_transpose"):
+        return first[1], *last[1:]
+    return last[0], *first[1:]
+
+
+def groups_of(shapes: Sequence[tuple[int, ...]], kind: str = "ordinary") -> int:
+    """Return the groups of the layer that a chain of weights stands for."""
+    ordinary = kind not in ("embedding", "linear_transposed") and not kind.startswith("conv_transpose")
+    return shapes[0][0] // shapes[-1][1] if ordinary and len(shapes) == 2 else 1
+
+
+def compose(weights: Sequence[Tensor], kind: str = "ordinary") -> Tensor:
     """Return the weight of the single layer that a chain computes.
 
     Args:
-        weights: (rank, in, *kernel), then (out, rank, 1, …): every stage but the first is pointwise.
+        weights: For a linear layer or a convolution, the first with any kernel, then pointwise ones, which are grouped
+            if they take fewer channels than come; for other kinds two, as their decomposition stores them.
+        kind: Of the layer.
 
     Returns:
-        (out, in, *kernel), float32 for lower precisions.
+        In the shape of the layer's own weight, float32 for lower precisions.
     """
-    dense = _compute(weights[0].flatten(1))
-    for weight in weights[1:]:
-        dense = _compute(weight.flatten(1)) @ dense
-    return dense.reshape(weights[-1].shape[0], *weights[0].shape[1:])
+    first, *rest = (_compute(weight.flatten(1)) for weight in weights)
+    if kind == "embedding":
+        dense = first @ rest[0].mT
+    elif kind == "linear_transposed":
+        dense = (rest[0] @ first).mT
+    elif kind.startswith("conv_transpose"):
+        dense = first.mT @ rest[0]
+    else:
+        dense = first
+        for matrix in rest:
+            groups = dense.shape[0] // matrix.shape[1]
+            parts = dense.reshape(groups, matrix.shape[1], -1)
+            dense = (matrix.reshape(groups, -1, matrix.shape[1]) @ parts).flatten(0, 1)
+    return dense.reshape(dense_shape([tuple(weight.shape) for weight in weights], kind))
 
 
-def relative_error(weight: Tensor, weights: Sequence[Tensor]) -> float:
-    """Return ‖W − composed‖_F / ‖W‖_F, summed in float64; 0 for a zero weight that is met exactly."""
-    *first, last = (_compute(stage.flatten(1)) for stage in weights)
-    inner = first[0]
-    for stage in first[1:]:
-        inner = stage @ inner
+def relative_error(matrix: Tensor, left: Tensor, right: Tensor) -> float:
+    """Return ‖A − LR‖_F / ‖A‖_F, summed in float64; 0 for a zero matrix that is met exactly.
+
+    Args:
+        matrix: A (m, n).
+        left: L (m, k).
+        right: R (k, n).
+    """
+    inner = _compute(right)
     squared = scale = 0.0
-    for rows, outer in zip(torch.split(weight.flatten(1), _ERROR_ROWS), torch.split(last, _ERROR_ROWS), strict=True):
+    for rows, part in zip(torch.split(matrix, _ERROR_ROWS), torch.split(left, _ERROR_ROWS), strict=True):
+        outer = _compute(part)
         dense = rows.to(inner)
         squared += float(torch.linalg.vector_norm(dense - outer @ inner, dtype=torch.float64)) ** 2
         scale += float(torch.linalg.vector_norm(dense, dtype=torch.float64)) ** 2
     return float((squared / scale) ** 0.5) if scale else float(squared > 0)
 
 
-def find_chains(tensors: Mapping[str, TensorSpec]) -> Sequence[Chain]:
-    """Return the chains stored among tensors, recognized by keys and shapes alone.
+def find_chains(tensors: Mapping[str, TensorSpec], kinds: Mapping[str, str] | None = None) -> Sequence[Chain]:
+    """Return the chains stored among tensors.
 
-    A chain is `x.0.weight`, `x.1.weight`, … with nothing else under `x.` but a bias of the last, whose shapes compose,
-    whose later stages are pointwise, and which is smaller than its product. lrzip writes no other.
+    A chain is `x.0.weight`, `x.1.weight`, … with nothing else under `x.` but a bias of the last, whose shapes compose
+    and which is smaller than its product.
+
+    Args:
+        tensors: All tensors.
+        kinds: The kinds of the layers of the architecture, by module, where it is known: only those have chains.
+            Without it, chains are recognized by keys and shapes alone, which tells linear layers and convolutions.
     """
-    chains = (_chain(module, under) for module, under in by_module(tensors).items())
+    modules = by_module(tensors)
+    named = dict.fromkeys(modules, "ordinary") if kinds is None else kinds
+    chains = (_chain(module, modules[module], kind) for module, kind in named.items() if module in modules)
     return [chain for chain in chains if chain]
 
 
-def _chain(module: str, under: Mapping[str, TensorSpec]) -> Chain | None:
+def _chain(module: str, under: Mapping[str, TensorSpec], kind: str) -> Chain | None:
     count = sum(1 for suffix in under if re.fullmatch(r"\d+\.weight", suffix))
     weights = tuple(under[f"{stage}.weight"] for stage in range(count) if f"{stage}.weight" in under)
     bias = under.get(f"{count - 1}.bias")
     if count < 2 or len(weights) != count or len(under) != count + (bias is not None):
         return None
-    chain = Chain(module, weights, bias)
-    pointwise = all(prod(spec.shape[2:]) == 1 for spec in weights[1:])
-    composes = all(
-        len(a.shape) == len(b.shape) >= 2 and a.shape[0] == b.shape[1] and a.dtype == b.dtype
-        for a, b in pairwise(weights)
-    )
-    if not composes or not pointwise or (bias and bias.shape != weights[-1].shape[:1]):
+    chain = Chain(module, weights, bias, kind)
+    fits = all(len(a.shape) == len(b.shape) >= 2 and a.dtype == b.dtype for a, b in pairwise(weights))
+    if not fits or not _composes([spec.shape for spec in weights], kind):
+        return None
+    if bias and bias.shape != (_outputs(chain),):
         return None
     return chain if sum(spec.numel for spec in weights) < prod(chain.dense_shape) else None
+
+
+def _composes(shapes: Sequence[tuple[int, ...]], kind: str) -> bool:
+    first, last = shapes[0], shapes[-1]
+    if kind == "embedding":
+        return len(shapes) == 2 and first[1] == last[1]
+    if kind.startswith("conv_transpose"):
+        return len(shapes) == 2 and first[0] == last[0] and prod(first[2:]) == 1
+    # Pointwise stages after the first; where one takes fewer channels than come, it is grouped, and so is the layer.
+    if not all(prod(shape[2:]) == 1 and shape[1] for shape in shapes[1:]):
+        return False
+    if all(a[0] == b[1] for a, b in pairwise(shapes)):
+        return True
+    groups = first[0] // last[1]
+    return len(shapes) == 2 < len(first) and groups * last[1] == first[0] and last[0] % max(groups, 1) == 0
+
+
+def _outputs(chain: Chain) -> int:
+    last = chain.weights[-1].shape
+    return last[1] if chain.kind.startswith("conv_transpose") else last[0]
 
 
 def _compute(matrix: Tensor) -> Tensor:

@@ -1,20 +1,25 @@
-"""What the tensors of a state_dict are, inferred from names, shapes and biases alone.
+"""What the tensors of a state_dict are: by the network they belong to, or inferred from names, shapes and biases alone.
 
-A state_dict does not say which class a weight belongs to. What cannot be told safely is kept, with the doubt as the
-reason; where naming the layer in `--only` settles it, the `Keep` carries the layer that results.
+A state_dict does not say which class a weight belongs to. What cannot be told safely without the network is kept, with
+the doubt as the reason; where naming the layer in `--only` settles it, the `Keep` carries the layer that results.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from lrzip.errors import LrzipError
+from lrzip.factors import find_chains
 from lrzip.layers import FACTORIZABLE_DTYPES, Keep, Layer, TensorSpec, by_module
+from lrzip.modules import Architecture
 
 _CONV = {3: "conv1d", 4: "conv2d", 5: "conv3d"}
 _RECURRENT = re.compile(r"(^|[._])weight_(ih|hh|hr)(_|$)")
 _EMBEDDING = re.compile(r"(^|[._])(\w*embed\w*|emb|\w+_emb|wte|wpe|shared|lut)$", re.IGNORECASE)
 _FUSED_ATTENTION = re.compile(r"(^|\.)(\w*qkv|c_attn|query_key_value|in_proj|qkv_proj)$", re.IGNORECASE)
 _TRANSPOSED = re.compile(r"deconv|conv_?trans|transposed?_?conv|upconv|up_?sample", re.IGNORECASE)
+_NAMED_OTHERWISE = "not named `weight`, so not the weight of a layer"
 _SETTLE = "name it in `--only` to factorize it all the same"
 
 
@@ -37,6 +42,28 @@ def wrapper_prefix(names: Iterable[str], *, trainer: bool) -> str:
     return prefix
 
 
+def find_layers(
+    path: Path,
+    tensors: Mapping[str, TensorSpec],
+    architecture: Architecture | None,
+    *,
+    trainer: bool = False,
+    untouchable: Mapping[str, str] | None = None,
+) -> Sequence[Layer | Keep]:
+    """Return what each tensor of a file is: by the network where it is known, else inferred.
+
+    Args:
+        path: Of the file, for messages.
+        tensors: All tensors of the file, in its order.
+        architecture: Of the network.
+        trainer: Whether a trainer wrote the file, so that `model.` is its attribute and not the network's own.
+        untouchable: Reasons the format has found against touching a tensor, by tensor name.
+    """
+    if architecture:
+        return known_layers(match(path, tensors, architecture), architecture, untouchable=untouchable)
+    return infer_layers(tensors, prefix=wrapper_prefix(tensors, trainer=trainer), untouchable=untouchable)
+
+
 def infer_layers(
     tensors: Mapping[str, TensorSpec], *, prefix: str = "", untouchable: Mapping[str, str] | None = None
 ) -> Sequence[Layer | Keep]:
@@ -48,7 +75,79 @@ def infer_layers(
         untouchable: Reasons the format has found against touching a tensor, by tensor name.
     """
     surroundings = _Surroundings.of(tensors)
-    found = [_infer(spec, surroundings, prefix, untouchable or {}) for spec in tensors.values()]
+    return _without_biases([_infer(spec, surroundings, prefix, untouchable or {}) for spec in tensors.values()])
+
+
+def known_layers(
+    names: Mapping[str, TensorSpec], architecture: Architecture, *, untouchable: Mapping[str, str] | None = None
+) -> Sequence[Layer | Keep]:
+    """Return what each tensor is, as the network says.
+
+    Args:
+        names: All tensors of the file, in its order, by the network's names for them.
+        architecture: Of the network.
+        untouchable: Reasons the format has found against touching a tensor, by the file's names.
+    """
+    surroundings = _Surroundings.of({name: spec.renamed(name) for name, spec in names.items()})
+    chained = {spec.name for chain in find_chains(surroundings.tensors, architecture.kinds) for spec in chain.weights}
+    found: list[Layer | Keep] = []
+    for name, spec in names.items():
+        module, _, leaf = name.rpartition(".")
+        inferred = _infer(spec.renamed(name), surroundings, "", {})
+        reason = (
+            (untouchable or {}).get(spec.name)
+            or (f"shared with {architecture.shared[name]}" if name in architecture.shared else None)
+            or ("already factorized" if name in chained else None)
+            or _not_a_weight(spec)
+        )
+        what = architecture.layers.get(module) if leaf == "weight" else None
+        if reason is None and what and what.kind and not what.reason:
+            bias = names.get(f"{module}.bias") if module else names.get("bias")
+            path = spec.name.removesuffix("weight").removesuffix(".")
+            found.append(Layer(module or "(root)", path, what.kind, spec, bias, what.groups))
+            continue
+        if reason is None:
+            of = architecture.classes.get(module, "a module that the network does not have")
+            said = isinstance(inferred, Keep) and not inferred.insist and inferred.reason != _NAMED_OTHERWISE
+            reason = inferred.reason if said and isinstance(inferred, Keep) else f"a parameter of {of}"
+            reason = (what and what.reason) or reason
+        found.append(Keep(module if leaf == "weight" and module else name, spec, str(reason)))
+    return _without_biases(found)
+
+
+def match(path: Path, tensors: Mapping[str, TensorSpec], architecture: Architecture) -> Mapping[str, TensorSpec]:
+    """Return the tensors of a file by a network's names for them, wrapper prefixes aside.
+
+    Layers may be stored as chains.
+
+    Raises:
+        LrzipError: The file does not fit the network; the first difference is named.
+    """
+    prefixes = ["", *dict.fromkeys(wrapper_prefix(tensors, trainer=trainer) for trainer in (False, True))]
+    prefix = max(prefixes, key=lambda prefix: sum(n.removeprefix(prefix) in architecture.shapes for n in tensors))
+    counters = {"n_averaged"} - architecture.shapes.keys()
+    found = {name.removeprefix(prefix): spec for name, spec in tensors.items() if name not in counters}
+    expected = dict(architecture.shapes)
+    for chain in find_chains({name: spec.renamed(name) for name, spec in found.items()}, architecture.kinds):
+        if {f"{chain.module}.weight", f"{chain.module}.bias"} & architecture.shared.keys():
+            raise LrzipError(
+                f"`{chain.module}` shares its weight with another layer of the model. "
+                f"Compress with `--skip {chain.module}`."
+            )
+        expected = {n: shape for n, shape in expected.items() if n.rpartition(".")[0] != chain.module}
+        expected |= {spec.name: spec.shape for spec in (*chain.weights, chain.bias) if spec}
+    for name in [*expected, *found]:
+        there = found.get(name)
+        counter = name.endswith("num_batches_tracked") and there is None  # files older than the counter lack it
+        if (there and there.shape) != expected.get(name) and not counter:
+            stored = f"has shape {there.shape}" if there else "is missing"
+            wanted = f"takes {expected[name]}" if name in expected else "has no such tensor"
+            raise LrzipError(f"`{path}` does not fit the model: `{name}` {stored}, the model {wanted}.")
+    return found
+
+
+def _without_biases(found: Sequence[Layer | Keep]) -> Sequence[Layer | Keep]:
+    """Leave out the biases of layers, which belong to them."""
     biases = {item.bias.name for item in found if isinstance(item, Layer) and item.bias}
     return [item for item in found if isinstance(item, Layer) or item.tensor.name not in biases]
 
@@ -127,7 +226,7 @@ def _not_a_layer(module: str, bias: TensorSpec | None, spec: TensorSpec, surroun
     if leaf in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
         return "fused attention projection, a parameter of nn.MultiheadAttention itself"
     if leaf != "weight":
-        return "not named `weight`, so not the weight of a layer"
+        return _NAMED_OTHERWISE
     parent, _, child = module.rpartition(".")
     if child == "out_proj" and {"in_proj_weight", "q_proj_weight"} & surroundings.members[parent].keys():
         return "read directly by nn.MultiheadAttention"

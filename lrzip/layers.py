@@ -37,9 +37,11 @@ class Layer:
     Attributes:
         name: What people call it and globs match: the module's path without wrapper prefixes.
         module: The module's path in the file, with its prefixes; "" for the root module.
-        kind: `linear`, `conv1d`, `conv2d` or `conv3d`.
-        weight: (out, in) or (out, in, *kernel).
+        kind: `linear` with weight (out, in), `linear_transposed` (in, out), `embedding` (rows, width), `conv1d`,
+            `conv2d` or `conv3d` (out, in / groups, *kernel), `conv_transpose1d`, … (in, out, *kernel).
+        weight: The weight tensor.
         bias: The bias tensor, (out,), if there is one.
+        groups: Of a convolution.
     """
 
     name: str
@@ -47,12 +49,13 @@ class Layer:
     kind: str
     weight: TensorSpec
     bias: TensorSpec | None
+    groups: int = 1
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        """Shape of the channel unfolding: (out, in · prod(kernel))."""
-        out = self.weight.shape[0]
-        return out, self.weight.numel // out
+        """Shape of the channel unfolding, of one group: its first dimension, and all others together."""
+        rows = self.weight.shape[0]
+        return rows // self.groups, self.weight.numel // rows
 
     def key(self, suffix: str) -> str:
         """Return the tensor name of `suffix` (such as `0.weight`) inside this layer's module."""

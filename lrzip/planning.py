@@ -10,11 +10,12 @@ from torch import Tensor
 
 from lrzip.decompositions import DECOMPOSITIONS, Decomposition
 from lrzip.errors import LrzipError, PlanMismatch, UsageError
-from lrzip.formats import Checkpoint
+from lrzip.formats import Source
 from lrzip.layers import Keep, Layer
 from lrzip.linalg.gram import largest_element
 from lrzip.linalg.svd import Solver
 from lrzip.memory import give_back
+from lrzip.modules import Architecture
 from lrzip.parallel import map_in_order
 from lrzip.plan import Choice, Factorize, Plan, fingerprint, read_plan
 from lrzip.progress import Progress
@@ -48,12 +49,13 @@ class Request:
 
 
 def make_plan(
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     request: Request,
     solver: Solver,
     *,
     device: str,
     progress: Progress,
+    architecture: Architecture | None = None,
     scratch: Scratch | None = None,
 ) -> Plan:
     """Choose ranks for the layers of a checkpoint.
@@ -64,6 +66,7 @@ def make_plan(
         solver: How factors will be computed.
         device: Where to compute.
         progress: Called before each layer.
+        architecture: Of the network, where it is known.
         scratch: Where subspaces are kept that the factors can be made of. None if there will be no factors.
 
     Raises:
@@ -71,7 +74,7 @@ def make_plan(
         UnknownName: A pattern matches nothing.
     """
     decomposition = decomposition_of(request.decomposition, solver)
-    found = checkpoint.layers()
+    found = checkpoint.layers(architecture)
     refuse_if_hopeless(checkpoint, found)
     items = select(found, only=request.only, skip=request.skip, named=list(request.rules))
     rules = {item.name: rule_for(item, request.rules, request.rule) for item in items if isinstance(item, Layer)}
@@ -92,7 +95,7 @@ def make_plan(
     return _plan(checkpoint, decisions)
 
 
-def load_plan(checkpoint: Checkpoint, path: Path, solver: Solver) -> Plan:
+def load_plan(checkpoint: Source, path: Path, solver: Solver, *, architecture: Architecture | None = None) -> Plan:
     """Return the plan of a file, made for this checkpoint.
 
     Raises:
@@ -105,7 +108,7 @@ def load_plan(checkpoint: Checkpoint, path: Path, solver: Solver) -> Plan:
             f"`{path}` does not fit `{checkpoint.path}`: {mismatch}. Make a new plan with `--dry-run --save-plan`."
         )
     decisions: list[Factorize | Keep] = []
-    for item in checkpoint.layers():
+    for item in checkpoint.layers(architecture):
         tensor = item.weight if isinstance(item, Layer) else item.tensor
         if tensor.name not in file.choices:
             decisions.append(_keep(item, f"not in `{path}`") if isinstance(item, Layer) else item)
@@ -119,7 +122,7 @@ def load_plan(checkpoint: Checkpoint, path: Path, solver: Solver) -> Plan:
 
 
 def survey(
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     items: Sequence[Layer | Keep],
     decomposition: Decomposition,
     look: Callable[[Candidate, Tensor], tuple[Spectrum, ...]],
@@ -171,7 +174,7 @@ def is_finite(weight: Tensor) -> bool:
     return largest_element(weight) < inf
 
 
-def read_weight(checkpoint: Checkpoint, layer: Layer, device: str) -> Tensor:
+def read_weight(checkpoint: Source, layer: Layer, device: str) -> Tensor:
     """Return a layer's weight on a device, in the dtype in which it is stored."""
     return checkpoint.read(layer.weight.name).to(device)
 
@@ -190,7 +193,7 @@ def check_device(device: str) -> None:
         raise UsageError(f"The device `{device}` cannot be used: {reason[:120]}.") from error
 
 
-def refuse_if_hopeless(checkpoint: Checkpoint, found: Sequence[Layer | Keep]) -> None:
+def refuse_if_hopeless(checkpoint: Source, found: Sequence[Layer | Keep]) -> None:
     """Raise an error if nothing in a checkpoint could ever be factorized, with the commonest reason."""
     kept = [item for item in found if isinstance(item, Keep) and item.insist is None]
     if len(kept) < len(found):
@@ -261,7 +264,7 @@ def _chosen(layer: Layer, choice: Choice, solver: Solver, path: Path) -> Factori
     )
 
 
-def _plan(checkpoint: Checkpoint, decisions: Sequence[Factorize | Keep]) -> Plan:
+def _plan(checkpoint: Source, decisions: Sequence[Factorize | Keep]) -> Plan:
     return Plan(
         tuple(decision for decision in decisions if isinstance(decision, Factorize)),
         tuple(decision for decision in decisions if isinstance(decision, Keep)),

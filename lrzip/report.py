@@ -28,6 +28,25 @@ class LayerResult:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """By how much an output of the program changed, on random inputs of the declared shapes.
+
+    Attributes:
+        output: Name of the output.
+        absolute: Largest absolute difference of an element.
+        relative: Frobenius norm of the difference over that of the output before.
+    """
+
+    output: str
+    absolute: float
+    relative: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the difference as `--json` prints it."""
+        return {"output": self.output, "absolute": self.absolute, "relative": self.relative}
+
+
+@dataclass(frozen=True)
 class Report:
     """What a compression did, or with no `results` would do.
 
@@ -41,6 +60,7 @@ class Report:
         dropped: Entries of the source that were not carried over, each with its reason.
         seconds: Wall time of everything.
         version: Of lrzip.
+        differences: What the program's outputs changed by, for formats that hold a program which can be run.
     """
 
     plan: Plan
@@ -52,6 +72,7 @@ class Report:
     dropped: Sequence[tuple[str, str]]
     seconds: float
     version: str
+    differences: Sequence[Difference] = ()
 
     @property
     def parameters_after(self) -> int:
@@ -89,6 +110,7 @@ class Report:
             "layers": [_layer(decision, results.get(decision.layer.weight.name)) for decision in self.plan.factorize],
             "kept": [{"name": keep.name, "tensor": keep.tensor.name, "reason": keep.reason} for keep in self.plan.keep],
             "dropped": [{"name": name, "reason": reason} for name, reason in self.dropped],
+            "differences": [difference.to_dict() for difference in self.differences],
         }
 
 

@@ -1,20 +1,25 @@
 """Replace modules of a live network by the chains of a compressed checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
 from lrzip.errors import LrzipError
-from lrzip.factors import Chain, find_chains
+from lrzip.factors import Chain, dense_shape, find_chains, groups_of
 from lrzip.formats import open_checkpoint
-from lrzip.inference import wrapper_prefix
-from lrzip.layers import TensorSpec
+from lrzip.inference import match
+from lrzip.modules import Architecture, known
 
 Module = TypeVar("Module", bound=nn.Module)
 
-_CONVS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_Ordinary: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
+_Transposed: TypeAlias = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+_ORDINARY = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVS = dict(enumerate(_ORDINARY, 1))
+_CONV_TRANSPOSES = dict(enumerate(_TRANSPOSED, 1))
 
 
 def load_into(model: Module, path: str | Path, *, key: str | None = None, trust: bool = False) -> Module:
@@ -36,15 +41,14 @@ def load_into(model: Module, path: str | Path, *, key: str | None = None, trust:
         LrzipError: The file does not fit the model; the model is unchanged.
     """
     with open_checkpoint(Path(path), key=key, trust=trust) as checkpoint:
-        names = _match_names(model, checkpoint.tensors())
-        specs = {new: checkpoint.tensors()[old].renamed(new) for new, old in names.items()}
-        chains = [chain for chain in find_chains(specs) if chain.module and _is_dense_layer(model, chain.module)]
+        architecture = Architecture.of(model)
+        specs = match(checkpoint.path, checkpoint.tensors(), architecture)
+        chains = find_chains({name: spec.renamed(name) for name, spec in specs.items()}, architecture.kinds)
         replacements = {chain.module: sequential(chain, model.get_submodule(chain.module)) for chain in chains}
-        _refuse_misfit(path, model, replacements, specs)
-        state = {new: checkpoint.read(old) for new, old in names.items()}
+        state = {name: checkpoint.read(spec.name) for name, spec in specs.items()}
     for name, module in replacements.items():
         model.set_submodule(name, module)
-    _leave_fast_paths(model)
+    leave_fast_paths(model)
     model.load_state_dict(state)
     return model
 
@@ -57,39 +61,69 @@ def sequential(chain: Chain, layer: nn.Module) -> nn.Sequential:
 
     Args:
         chain: Shapes of the stages.
-        layer: nn.Linear, or nn.Conv1d, 2d or 3d without groups.
+        layer: nn.Linear, nn.Embedding, a convolution, a transposed one without groups, or transformers' Conv1D.
 
     Raises:
         LrzipError: The chain does not stand for this layer.
     """
-    if isinstance(layer, nn.Linear):
-        stages = [_linear(chain, index, layer) for index in range(len(chain.weights))]
-    elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and layer.groups == 1:
-        taken = [_carrier(chain, axis, size) for axis, size in enumerate(layer.kernel_size)]
-        stages = [_conv(chain, index, layer, taken) for index in range(len(chain.weights))]
-    else:
+    what = known(layer)
+    weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
+    if what.kind is None or what.reason or not isinstance(weight, Tensor):
         raise LrzipError(
             f"`{chain.module}` is {type(layer).__name__} in the model, which a chain cannot replace. "
             f"Compress again with `--skip {chain.module}`."
         )
-    stored = (chain.dense_shape, chain.bias is not None)
-    expected = (tuple(layer.weight.shape), layer.bias is not None)
+    shapes = [spec.shape for spec in chain.weights]
+    stored = (dense_shape(shapes, what.kind), chain.bias is not None, groups_of(shapes, what.kind))
+    expected = (tuple(weight.shape), bias is not None, what.groups)
     if stored != expected:
-        raise LrzipError(f"`{chain.module}` stands for (shape, has bias) {stored}, but the model has {expected} there.")
-    return nn.Sequential(*stages).train(layer.training)
+        raise LrzipError(
+            f"`{chain.module}` stands for (shape, has bias, groups) {stored}, but the model has {expected} there."
+        )
+    biases = [False] * (len(shapes) - 1) + [bias is not None]
+    if isinstance(layer, nn.Embedding):
+        stages = _embedding(layer, shapes)
+    elif isinstance(layer, _TRANSPOSED):
+        stages = _transposed(layer, shapes, bias=bias is not None)
+    elif isinstance(layer, _ORDINARY):
+        taken = [_carrier(shapes, axis, size) for axis, size in enumerate(layer.kernel_size)]
+        stages = [_conv(layer, shape, taken, index, bias=biases[index]) for index, shape in enumerate(shapes)]
+    else:
+        stages = [nn.Linear(inner, out, bias=b) for (out, inner), b in zip(shapes, biases, strict=True)]
+    return nn.Sequential(*stages).to(weight.device, weight.dtype).train(layer.training)
 
 
-def _linear(chain: Chain, index: int, layer: nn.Linear) -> nn.Module:
-    out, inner = chain.weights[index].shape
-    return nn.Linear(inner, out, bias=_has_bias(chain, index), device=layer.weight.device, dtype=layer.weight.dtype)
+def _embedding(layer: nn.Embedding, shapes: Sequence[tuple[int, ...]]) -> list[nn.Module]:
+    """Return a narrow embedding and a linear layer; a row of padding is zero in both."""
+    (rows, rank), (width, _) = shapes
+    first = nn.Embedding(
+        rows, rank, layer.padding_idx, scale_grad_by_freq=layer.scale_grad_by_freq, sparse=layer.sparse
+    )
+    return [first, nn.Linear(rank, width, bias=False)]
 
 
-def _conv(chain: Chain, index: int, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, taken: list[int]) -> nn.Module:
-    out, inner, *kernel = chain.weights[index].shape
+def _transposed(layer: _Transposed, shapes: Sequence[tuple[int, ...]], *, bias: bool) -> list[nn.Module]:
+    """Return a pointwise convolution and a transposed one, which has all attributes of the layer."""
+    (rank, inner, *points), (_, out, *kernel) = shapes
+    second = _CONV_TRANSPOSES[len(kernel)](
+        rank,
+        out,
+        tuple(kernel),  # type: ignore[arg-type]
+        stride=layer.stride,  # type: ignore[arg-type]
+        padding=layer.padding,  # type: ignore[arg-type]
+        output_padding=layer.output_padding,  # type: ignore[arg-type]
+        dilation=layer.dilation,  # type: ignore[arg-type]
+        bias=bias,
+    )
+    return [_CONVS[len(kernel)](inner, rank, tuple(points), bias=False), second]  # type: ignore[arg-type]
+
+
+def _conv(layer: _Ordinary, shape: tuple[int, ...], taken: Sequence[int], index: int, *, bias: bool) -> nn.Module:
+    out, inner, *kernel = shape
     carries = [stage == index for stage in taken]
     padding = layer.padding
     return _CONVS[len(kernel)](
-        inner,
+        inner * layer.groups,
         out,
         tuple(kernel),  # type: ignore[arg-type]
         stride=tuple(size if carry else 1 for size, carry in zip(layer.stride, carries, strict=True)),  # type: ignore[arg-type]
@@ -97,72 +131,18 @@ def _conv(chain: Chain, index: int, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, ta
         if isinstance(padding, str)
         else tuple(size if carry else 0 for size, carry in zip(padding, carries, strict=True)),  # type: ignore[arg-type]
         dilation=tuple(size if carry else 1 for size, carry in zip(layer.dilation, carries, strict=True)),  # type: ignore[arg-type]
-        bias=_has_bias(chain, index),
+        groups=layer.groups,
+        bias=bias,
         padding_mode=layer.padding_mode,
-        device=layer.weight.device,
-        dtype=layer.weight.dtype,
     )
 
 
-def _carrier(chain: Chain, axis: int, size: int) -> int:
+def _carrier(shapes: Sequence[tuple[int, ...]], axis: int, size: int) -> int:
     """Return the first stage whose kernel along an axis is the layer's."""
-    return next((index for index, spec in enumerate(chain.weights) if spec.shape[2 + axis] == size), 0)
+    return next((index for index, shape in enumerate(shapes) if shape[2 + axis] == size), 0)
 
 
-def _has_bias(chain: Chain, index: int) -> bool:
-    return chain.bias is not None and index == len(chain.weights) - 1
-
-
-def _match_names(model: nn.Module, tensors: Mapping[str, TensorSpec]) -> dict[str, str]:
-    """Return the file's name of each tensor by the model's, without wrapper prefixes unless the model has them too."""
-    expected = model.state_dict().keys()
-    prefixes = ["", *dict.fromkeys(wrapper_prefix(tensors, trainer=trainer) for trainer in (False, True))]
-
-    def known(prefix: str) -> int:
-        names = {name.removeprefix(prefix) for name in tensors}
-        return len(names & expected)
-
-    prefix = max(prefixes, key=known)
-    return {name.removeprefix(prefix): name for name in tensors if name != "n_averaged" or name in expected}
-
-
-def _is_dense_layer(model: nn.Module, name: str) -> bool:
-    """Tell whether the model has one layer there, and not an `nn.Sequential` of its own."""
-    try:
-        module = model.get_submodule(name)
-    except AttributeError:
-        return False
-    return isinstance(getattr(module, "weight", None), Tensor)
-
-
-def _refuse_misfit(
-    path: str | Path, model: nn.Module, replacements: Mapping[str, nn.Module], specs: Mapping[str, TensorSpec]
-) -> None:
-    """Raise an error at the first tensor in which the file and the model, after replacement, differ."""
-    users: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            users[id(parameter)] = users.get(id(parameter), 0) + 1
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    for name, module in replacements.items():
-        layer = model.get_submodule(name)
-        if any(users[id(parameter)] > 1 for parameter in layer.parameters(recurse=False)):
-            raise LrzipError(
-                f"`{name}` shares its weight with another layer of the model. Compress with `--skip {name}`."
-            )
-        for leaf in layer.state_dict():
-            del expected[f"{name}.{leaf}"]
-        expected |= {f"{name}.{leaf}": tuple(tensor.shape) for leaf, tensor in module.state_dict().items()}
-    found = {name: spec.shape for name, spec in specs.items()}
-    for name in [*expected, *found]:
-        counter = name.endswith("num_batches_tracked") and name not in found  # files older than the counter lack it
-        if found.get(name) != expected.get(name) and not counter:
-            there = f"has shape {found[name]}" if name in found else "is missing"
-            wanted = f"takes {expected[name]}" if name in expected else "has no such tensor"
-            raise LrzipError(f"`{path}` does not fit the model: `{name}` {there}, the model {wanted}.")
-
-
-def _leave_fast_paths(model: nn.Module) -> None:
+def leave_fast_paths(model: nn.Module) -> None:
     """Keep nn.TransformerEncoderLayer out of its fused inference kernel, which reads `linear1.weight` by name."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):

@@ -83,3 +83,43 @@ def seeded(factory: type[nn.Module], seed: int = 0) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return factory().eval()
+
+
+class Zoo(nn.Module):
+    """Layers of every kind, those with factors of exact rank 2, and those that must stay whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 24, 3, padding=1)
+        self.grouped = nn.Conv2d(24, 32, 3, stride=2, padding=1, groups=4)
+        self.depthwise = nn.Conv2d(32, 32, 3, padding=1, groups=32)
+        self.norm = nn.BatchNorm2d(32)
+        self.up = nn.ConvTranspose2d(32, 16, 2, stride=2)
+        self.words = nn.Embedding(60, 16)
+        self.tokens = nn.Embedding(50, 16)
+        self.lstm = nn.LSTM(16, 16, batch_first=True)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.mix = nn.Linear(16, 16)
+        self.head = nn.Linear(16, 16)
+        self.tied = nn.Linear(16, 50, bias=False)
+        self.tied.weight = self.tokens.weight
+        for layer in (self.stem, self.grouped, self.up, self.words, self.mix, self.head):
+            weight = layer.weight.detach()
+            groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+            matrices = weight.flatten(1).reshape(groups, len(weight) // groups, -1)
+            u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
+            weight.copy_(((u[..., :2] * s[..., None, :2]) @ vh[..., :2, :]).reshape(weight.shape))
+
+    @staticmethod
+    def inputs(batch: int = 2) -> tuple[Tensor, Tensor]:
+        """Return images and token ids."""
+        images = torch.linspace(-1, 1, batch * 3 * 12 * 12).reshape(batch, 3, 12, 12).sin()
+        return images, torch.arange(batch * 5).reshape(batch, 5)
+
+    def forward(self, image: Tensor, ids: Tensor) -> Tensor:
+        x = torch.relu(self.grouped(torch.relu(self.stem(image))))
+        x = self.up(torch.relu(self.norm(self.depthwise(x))))
+        h, _ = self.lstm(self.words(ids) + self.tokens(ids))
+        h = self.mix(h + self.attention(h, h, h, need_weights=False)[0]) + x.mean((2, 3))[:, None]
+        out: Tensor = self.tied(self.head(h))
+        return out

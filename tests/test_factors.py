@@ -17,6 +17,7 @@ def test_chains_are_known_by_keys_and_shapes() -> None:
     assert chains(x_0_weight=(2, 8, 3, 3), x_1_weight=(16, 2, 1, 1)) == {"x": (16, 8, 3, 3)}
     assert chains(x_0_weight=(2, 30), x_1_weight=(3, 2), x_2_weight=(40, 3)) == {"x": (40, 30)}
     assert chains(**{"0_weight": (2, 30), "1_weight": (40, 2)}) == {"": (40, 30)}
+    assert chains(x_0_weight=(8, 4, 3, 3), x_1_weight=(16, 2, 1, 1)) == {"x": (16, 4, 3, 3)}, "in four groups"
     assert chains(x_0_0_weight=(2, 30), x_0_1_weight=(40, 2), x_2_weight=(9, 40)) == {"x.0": (40, 30)}
 
 
@@ -32,10 +33,30 @@ def test_chains_are_known_by_keys_and_shapes() -> None:
         {"x_0_weight": (2, 8, 3, 3), "x_1_weight": (16, 2, 3, 3)},
         {"x_0_weight": (2, 8, 3, 3), "x_1_weight": (16, 2)},
         {"x_0_weight": (2,), "x_1_weight": (40, 2)},
+        {"x_0_weight": (4, 30), "x_1_weight": (40, 2)},  # linear layers have no groups
+        {"x_0_weight": (6, 9, 3, 3), "x_1_weight": (16, 2, 1, 1)},  # 16 channels are not three groups
+        {"x_0_weight": (64, 1, 3, 3), "x_1_weight": (128, 64, 1, 1)},  # depthwise-separable
     ],
 )
 def test_other_sequences_are_no_chains(shapes: dict[str, tuple[int, ...]]) -> None:
     assert chains(**shapes) == {}
+
+
+def test_kinds_that_only_an_architecture_tells() -> None:
+    shapes: dict[str, list[tuple[int, ...]]] = {
+        "e": [(100, 4), (32, 4)],
+        "t": [(4, 16, 1, 1), (4, 24, 2, 2)],
+        "c": [(4, 60), (40, 4)],
+    }
+    specs = {
+        f"{module}.{index}.weight": TensorSpec(f"{module}.{index}.weight", shape, "float32", 0)
+        for module, pair in shapes.items()
+        for index, shape in enumerate(pair)
+    }
+    assert [chain.module for chain in find_chains(specs)] == ["c"]
+    kinds = {"e": "embedding", "t": "conv_transpose2d", "c": "linear_transposed", "none": "linear"}
+    found = {chain.module: chain.dense_shape for chain in find_chains(specs, kinds)}
+    assert found == {"e": (100, 32), "t": (16, 24, 2, 2), "c": (60, 40)}
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 5))
@@ -47,10 +68,11 @@ def test_composing_linear_stages_is_the_product(out: int, inner: int, rank: int)
 def test_relative_error_is_that_of_the_dense_matrices() -> None:
     weight, a, b = torch.rand(3000, 4, 3), torch.rand(5, 4, 3), torch.rand(3000, 5, 1)
     expected = (weight - compose([a, b])).norm() / weight.norm()
-    assert relative_error(weight, [a, b]) == pytest.approx(float(expected), rel=1e-5)
+    found = relative_error(weight.flatten(1), b.flatten(1), a.flatten(1))
+    assert found == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_relative_error_of_a_zero_weight() -> None:
     zero = torch.zeros(4, 3)
-    assert relative_error(zero, [torch.zeros(1, 3), torch.zeros(4, 1)]) == 0
-    assert relative_error(zero, [torch.ones(1, 3), torch.ones(4, 1)]) == 1
+    assert relative_error(zero, torch.zeros(4, 1), torch.zeros(1, 3)) == 0
+    assert relative_error(zero, torch.ones(4, 1), torch.ones(1, 3)) == 1

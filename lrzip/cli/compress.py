@@ -14,6 +14,7 @@ from lrzip.cli import options
 from lrzip.cli.console import (
     goes_to_stdout,
     layer_progress,
+    load_network,
     make_table,
     model_path,
     output_path,
@@ -70,6 +71,8 @@ def compress(
     keep_optimizer: Annotated[
         bool, typer.Option("--keep-optimizer", help="Keep an optimizer state that no longer fits.")
     ] = False,
+    network: options.Network = None,
+    model_arg: options.ModelArg = None,
     key: options.Key = None,
     trust: options.Trust = False,
     device: options.Device = "cpu",
@@ -106,6 +109,7 @@ def compress(
                 power_iterations=power_iterations,
                 tolerance=tolerance,
                 dtype=dtype,
+                model=load_network(network, model_arg),
                 key=key,
                 trust=trust,
                 device=device,

@@ -7,9 +7,9 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import progress as bars
 from rich.console import Console
@@ -20,6 +20,9 @@ from rich.text import Text
 from lrzip.errors import LrzipError, UsageError
 from lrzip.layers import Keep, Layer
 from lrzip.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Wider than any table, so that nothing is cut where no terminal limits the width.
 _UNLIMITED = 10_000
@@ -155,6 +158,18 @@ def print_kept(console: Console, keep: Sequence[Keep]) -> None:
         noun = {"a vector": "vector", "a scalar": "scalar"}.get(reason)
         text = f"{len(names)} {noun}{'s' if len(names) > 1 else ''}" if noun else f"{listed}: {reason}"
         console.print(Text("  " + printable(text)), soft_wrap=True)
+
+
+def load_network(spec: str | None, arguments: Sequence[str] | None) -> "nn.Module | None":
+    """Return the network of `--model` and `--model-arg`, if there is one; what its code prints goes to people."""
+    if spec is None:
+        if arguments:
+            raise UsageError("`--model-arg` says how to build the network of `--model`, which is missing.")
+        return None
+    from lrzip.models import build, parse_arguments
+
+    with redirect_stdout(sys.stderr):
+        return build(spec, parse_arguments(arguments or ()))
 
 
 def set_threads(threads: int | None) -> None:

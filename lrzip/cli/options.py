@@ -14,6 +14,13 @@ Only: TypeAlias = Annotated[
     typer.Option("--only", metavar="GLOB", help="Take only these layers. A name in full settles doubts."),
 ]
 Skip: TypeAlias = Annotated[list[str] | None, typer.Option("--skip", metavar="GLOB", help="Leave these layers whole.")]
+Network: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--model", metavar="PKG.MOD:NET", help="Your class or function that builds the network; it is run."),
+]
+ModelArg: TypeAlias = Annotated[
+    list[str] | None, typer.Option("--model-arg", metavar="NAME=VALUE", help="Argument of --model; repeatable.")
+]
 Key: TypeAlias = Annotated[
     str | None, typer.Option("--key", metavar="NAME", help="Entry of a nested file that holds the weights.")
 ]

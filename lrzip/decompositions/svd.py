@@ -1,11 +1,13 @@
 """Two stages by the truncated SVD of the channel unfolding: W ≈ UΣVᵀ = (U√Σ)(√ΣVᵀ).
 
 A linear layer becomes two. A k×k convolution becomes a k×k convolution to `rank` channels, which keeps stride, padding
-and dilation, and a 1×1 convolution with the bias (channel scheme; Zhang et al. 2015, section 3.1).
+and dilation, and a 1×1 convolution with the bias (channel scheme; Zhang et al. 2015, section 3.1). A grouped one
+becomes two grouped ones, each group with that rank. A transposed convolution becomes a 1×1 convolution to `rank`
+channels and a transposed one with the bias, an embedding a narrower one and a linear layer.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import sqrt
 
 import torch
@@ -13,7 +15,7 @@ from torch import Generator, Tensor
 
 from lrzip.factors import Factors, StageSpec, relative_error
 from lrzip.layers import Layer
-from lrzip.linalg.gram import gram, product, tall
+from lrzip.linalg.gram import gram, product, squared_norm, tall
 from lrzip.linalg.subspace import Subspace, compute_dtype, full_subspace
 from lrzip.linalg.svd import SUBSPACE_METHODS, Solver, TruncatedSVD, find_subspace, singular_values, truncated_svd
 from lrzip.spectrum import Spectrum
@@ -26,13 +28,14 @@ _ROWS = 512
 
 @dataclass(frozen=True)
 class SVD:
-    """Truncated SVD of the (out, in · prod(kernel)) unfolding. Its one rank is at most the smaller side."""
+    """Truncated SVD of the channel unfolding, of each group by itself. Its one rank is at most the smaller side."""
 
     solver: Solver
 
     def refuse(self, layer: Layer) -> str | None:
-        """Return None: every layer has a channel unfolding."""
-        del layer
+        """Return a reason for transposed convolutions in groups, of which no chain of two is small."""
+        if layer.groups > 1 and layer.kind.startswith("conv_transpose"):
+            return "a transposed convolution in groups"
         return None
 
     def max_ranks(self, layer: Layer) -> tuple[int, ...]:
@@ -40,24 +43,34 @@ class SVD:
         return (min(layer.matrix_shape),)
 
     def spectra(self, layer: Layer, weight: Tensor) -> tuple[Spectrum, ...]:
-        """Return the one spectrum, exact to the precision of the weight's dtype."""
-        values = singular_values(weight.flatten(1)).cpu()
-        return (Spectrum(values, layer.matrix_shape, torch.finfo(compute_dtype(weight.dtype)).eps),)
+        """Return the one spectrum, exact to the precision of the weight's dtype.
+
+        With groups, its i-th value is the root of the sum of squares of the groups' i-th ones: energies stay right.
+        """
+        squares = torch.stack([singular_values(matrix).cpu().square() for matrix in _unfolded(layer, weight)])
+        eps = torch.finfo(compute_dtype(weight.dtype)).eps
+        return (Spectrum(squares.sum(0).sqrt(), layer.matrix_shape, eps),)
 
     def subspaces(self, layer: Layer, weight: Tensor, rank: int) -> tuple[Subspace, ...]:
         """Return the whole spectrum and the leading `rank` singular vectors, if the solver makes use of them."""
-        del layer
-        if self.solver.method not in SUBSPACE_METHODS:
+        if layer.groups > 1 or self.solver.method not in SUBSPACE_METHODS:
             return ()
         return (full_subspace(weight.flatten(1), rank, tolerance=self.solver.tolerance),)
 
     def blueprint(self, layer: Layer, ranks: tuple[int, ...]) -> tuple[StageSpec, ...]:
-        """Return (rank, in, *kernel) and (out, rank, 1, …)."""
-        out, *inner = layer.weight.shape
+        """Return the two stages: (rank, in) and (out, rank) of a linear layer, and what is like it for other kinds."""
+        rows, *inner = layer.weight.shape
         (rank,) = ranks
+        points = (1,) * len(inner[1:])
+        if layer.kind == "embedding":
+            return StageSpec("embedding", (rows, rank)), StageSpec("linear", (*inner, rank))
+        if layer.kind == "linear_transposed":
+            return StageSpec("linear", (rank, rows)), StageSpec("linear", (*inner, rank))
+        if layer.kind.startswith("conv_transpose"):
+            return StageSpec(f"conv{len(points)}d", (rank, rows, *points)), StageSpec(layer.kind, (rank, *inner))
         return (
-            StageSpec(layer.kind, (rank, *inner)),
-            StageSpec(layer.kind, (out, rank, *(1 for _ in inner[1:]))),
+            StageSpec(layer.kind, (layer.groups * rank, *inner)),
+            StageSpec(layer.kind, (rows, rank, *points)),
         )
 
     def factorize(
@@ -75,30 +88,70 @@ class SVD:
         Balanced factors lose least in half precision, and fine-tuning unbalanced ones diverges.
         """
         (rank,) = ranks
-        matrix = weight.flatten(1)
-        if self.solver.method not in SUBSPACE_METHODS:
-            found = _balanced(matrix, truncated_svd(matrix, rank, solver=self.solver, generator=generator), dtype)
-        elif subspaces and self._suffices(subspaces[0], rank):
-            found = _within(matrix, subspaces[0], rank, dtype)
+        parts = [
+            self._split(matrix, rank, dtype, generator, subspaces[0] if subspaces else None)
+            for matrix in _unfolded(layer, weight)
+        ]
+        left, right = (torch.cat([getattr(part, side) for part in parts]) for side in ("left", "right"))
+        if layer.kind == "embedding":
+            pair = left, right.mT
+        elif layer.kind == "linear_transposed":
+            pair = left.mT, right.mT
+        elif layer.kind.startswith("conv_transpose"):
+            pair = left.mT, right
         else:
-            found = _within(matrix, find_subspace(matrix, rank, solver=self.solver, generator=generator), rank, dtype)
-        shapes = (stage.shape for stage in self.blueprint(layer, ranks))
-        stages = zip(found.weights, shapes, strict=True)
-        return replace(found, weights=tuple(part.cpu().reshape(shape).contiguous() for part, shape in stages))
+            pair = right, left
+        stages = zip(pair, self.blueprint(layer, ranks), strict=True)
+        energy = sum(part.energy for part in parts)
+        missed = sum(part.error**2 * part.energy for part in parts)
+        bounds = [part.excess for part in parts if part.excess is not None]
+        return Factors(
+            weights=tuple(matrix.cpu().reshape(stage.shape).contiguous() for matrix, stage in stages),
+            error=parts[0].error if len(parts) == 1 else sqrt(missed / energy) if energy else 0.0,
+            method=" and ".join(dict.fromkeys(part.method for part in parts)),
+            excess=max(bounds) if len(bounds) == len(parts) else None,
+        )
+
+    def _split(
+        self, matrix: Tensor, rank: int, dtype: torch.dtype, generator: Generator, subspace: Subspace | None
+    ) -> "_Split":
+        if self.solver.method not in SUBSPACE_METHODS:
+            return _balanced(matrix, truncated_svd(matrix, rank, solver=self.solver, generator=generator), dtype)
+        if subspace and self._suffices(subspace, rank):
+            return _within(matrix, subspace, rank, dtype)
+        return _within(matrix, find_subspace(matrix, rank, solver=self.solver, generator=generator), rank, dtype)
 
     def _suffices(self, subspace: Subspace, rank: int) -> bool:
         return rank <= subspace.vectors.shape[1] and subspace.excess(rank) <= self.solver.tolerance
 
 
-def _balanced(matrix: Tensor, found: TruncatedSVD, dtype: torch.dtype) -> Factors:
-    """Return the factors of a truncated SVD as matrices, in the order of application."""
+@dataclass(frozen=True)
+class _Split:
+    """A matrix as a product: A ≈ left · right, both in the stored dtype, with ‖A‖_F² and the relative error."""
+
+    left: Tensor
+    right: Tensor
+    energy: float
+    error: float
+    method: str
+    excess: float | None
+
+
+def _unfolded(layer: Layer, weight: Tensor) -> tuple[Tensor, ...]:
+    """Return the channel unfolding of each group."""
+    return weight.flatten(1).chunk(layer.groups)
+
+
+def _balanced(matrix: Tensor, found: TruncatedSVD, dtype: torch.dtype) -> _Split:
+    """Return the product of the factors of a truncated SVD."""
     root = found.s.sqrt()
-    pair = ((root[:, None] * found.vh).to(dtype), (found.u * root).to(dtype))
-    return Factors(pair, relative_error(matrix, pair), found.method, found.excess)
+    left, right = (found.u * root).to(dtype), (root[:, None] * found.vh).to(dtype)
+    error = relative_error(matrix, left, right)
+    return _Split(left, right, squared_norm(matrix), error, found.method, found.excess)
 
 
-def _within(matrix: Tensor, subspace: Subspace, rank: int, dtype: torch.dtype) -> Factors:
-    """Return the factors of A V Vᵀ as matrices, in the order of application.
+def _within(matrix: Tensor, subspace: Subspace, rank: int, dtype: torch.dtype) -> _Split:
+    """Return the product that stands for A V Vᵀ.
 
     One factor is X = V√Σ as it is stored; the other is Y = A X / Σ, so that it makes up for the rounding of the first.
     Then ‖A − YXᵀ‖² = ‖A‖² − 2⟨AX, Y⟩ + ⟨YᵀY, XᵀX⟩, which takes no second product of the size of A.
@@ -114,10 +167,10 @@ def _within(matrix: Tensor, subspace: Subspace, rank: int, dtype: torch.dtype) -
     del image
     overlap = gram(stored, dtype=compute).double() * gram(basis, dtype=compute)
     squared = subspace.energy - 2 * float(crossed) + float(overlap.sum())
-    pair = (basis.mT, stored) if columns.shape == matrix.shape else (stored.mT, basis)
+    left, right = (stored, basis.mT) if columns.shape == matrix.shape else (basis, stored.mT)
     measurable = squared >= _MEASURABLE * subspace.energy
-    error = sqrt(squared / subspace.energy) if measurable else relative_error(matrix, pair)
-    return Factors(pair, error, subspace.method, subspace.excess(rank))
+    error = sqrt(squared / subspace.energy) if measurable else relative_error(matrix, left, right)
+    return _Split(left, right, subspace.energy, error, subspace.method, subspace.excess(rank))
 
 
 def _crossed(first: Tensor, second: Tensor) -> Tensor:

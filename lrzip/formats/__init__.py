@@ -14,8 +14,10 @@ from lrzip.errors import LrzipError, UnsupportedCheckpoint
 from lrzip.factors import Factors
 from lrzip.formats.nesting import optimizer_entries
 from lrzip.layers import Keep, Layer, TensorSpec
+from lrzip.modules import Architecture
 from lrzip.plan import Entry, Plan
 from lrzip.registry import Registry
+from lrzip.report import Difference
 
 FORMATS = Registry(
     "format",
@@ -28,13 +30,32 @@ FORMATS = Registry(
 )
 
 
-class Checkpoint(Protocol):
-    """The read side of a format: a context manager over an open file or folder."""
+class Source(Protocol):
+    """Tensors, and the layers they belong to: what a plan is made from."""
 
     @property
     def path(self) -> Path:
-        """File or folder."""
+        """File or folder, or what stands for it in messages."""
         ...
+
+    def tensors(self) -> Mapping[str, TensorSpec]:
+        """Return all tensors in file order; reads no data."""
+        ...
+
+    def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
+        """Return what each tensor is, by the network that it belongs to if that is known.
+
+        Biases of layers belong to their layer.
+        """
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """Return one tensor."""
+        ...
+
+
+class Checkpoint(Source, Protocol):
+    """The read side of a format: a context manager over an open file or folder."""
 
     @property
     def format(self) -> str:
@@ -61,24 +82,16 @@ class Checkpoint(Protocol):
         """Names of the entries beside the tensors."""
         ...
 
-    def tensors(self) -> Mapping[str, TensorSpec]:
-        """Return all tensors in file order; reads no data."""
-        ...
-
-    def layers(self) -> Sequence[Layer | Keep]:
-        """Return what each tensor is; biases of layers belong to their layer."""
-        ...
-
-    def read(self, name: str) -> Tensor:
-        """Return one tensor."""
-        ...
-
     def chunks(self, name: str) -> Iterator[memoryview]:
         """Yield the bytes of one tensor, little-endian and contiguous, of any dtype."""
         ...
 
     def bare(self) -> "Checkpoint":
         """Return the same tensors without the entries around them."""
+        ...
+
+    def compare(self, output: Path) -> Sequence[Difference]:
+        """Run this and what was made of it on the same random inputs; empty where there is nothing to run."""
         ...
 
     def __enter__(self) -> Self: ...

@@ -15,9 +15,11 @@ from lrzip.errors import UnsupportedCheckpoint
 from lrzip.files.atomic import atomic_file
 from lrzip.files.stream import CODES, NAMES, TensorStream
 from lrzip.formats import Checkpoint, Writer
-from lrzip.inference import infer_layers, wrapper_prefix
+from lrzip.inference import find_layers
 from lrzip.layers import Keep, Layer, TensorSpec
+from lrzip.modules import Architecture
 from lrzip.plan import Entry
+from lrzip.report import Difference
 
 _CHUNK = 1 << 23
 
@@ -47,9 +49,9 @@ class SafetensorsFile:
         """Return all tensors in file order."""
         return self._specs
 
-    def layers(self) -> Sequence[Layer | Keep]:
+    def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
         """Return what each tensor is."""
-        return infer_layers(self._specs, prefix=wrapper_prefix(self._specs, trainer=False))
+        return find_layers(self.path, self._specs, architecture)
 
     def read(self, name: str) -> Tensor:
         """Return one tensor."""
@@ -76,6 +78,11 @@ class SafetensorsFile:
     def bare(self) -> Self:
         """Return itself: there is nothing around the tensors."""
         return self
+
+    def compare(self, output: Path) -> Sequence[Difference]:
+        """Return nothing: weights alone cannot be run."""
+        del output
+        return ()
 
     def __enter__(self) -> Self:
         return self

@@ -14,9 +14,11 @@ from lrzip.errors import LrzipError, UnsupportedCheckpoint
 from lrzip.files.atomic import atomic_folder
 from lrzip.formats import Checkpoint, Writer, readable
 from lrzip.formats.safetensors import SafetensorsFile, refuse_key, stream_tensors
-from lrzip.inference import infer_layers, is_parameter, wrapper_prefix
+from lrzip.inference import find_layers, is_parameter
 from lrzip.layers import Keep, Layer, TensorSpec
+from lrzip.modules import Architecture
 from lrzip.plan import Entry
+from lrzip.report import Difference
 
 _INDEX = "*.safetensors.index.json"
 
@@ -57,10 +59,9 @@ class ShardedFolder:
         """Return all tensors, shard by shard."""
         return {tensor: shard.tensors()[tensor] for tensor, shard in self._shard_of.items()}
 
-    def layers(self) -> Sequence[Layer | Keep]:
+    def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
         """Return what each tensor is."""
-        tensors = self.tensors()
-        return infer_layers(tensors, prefix=wrapper_prefix(tensors, trainer=False))
+        return find_layers(self.path, self.tensors(), architecture)
 
     def read(self, name: str) -> Tensor:
         """Return one tensor."""
@@ -73,6 +74,11 @@ class ShardedFolder:
     def bare(self) -> Self:
         """Return itself: there is nothing around the tensors."""
         return self
+
+    def compare(self, output: Path) -> Sequence[Difference]:
+        """Return nothing: weights alone cannot be run."""
+        del output
+        return ()
 
     def __enter__(self) -> Self:
         return self

@@ -20,9 +20,11 @@ from lrzip.files.atomic import atomic_file
 from lrzip.formats import Checkpoint, Writer
 from lrzip.formats.nesting import descend, find_weights, rebuilt, refilled
 from lrzip.formats.safetensors import tensor_bytes
-from lrzip.inference import infer_layers, wrapper_prefix
+from lrzip.inference import find_layers
 from lrzip.layers import Keep, Layer, TensorSpec
+from lrzip.modules import Architecture
 from lrzip.plan import Entry
+from lrzip.report import Difference
 
 _PICKLE_LIMIT = 1 << 29
 
@@ -59,10 +61,10 @@ class StateDictFile:
         """Return all tensors of the state_dict in its order."""
         return self._specs
 
-    def layers(self) -> Sequence[Layer | Keep]:
+    def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
         """Return what each tensor is. A nested state_dict comes from a trainer, whose `model.` is a wrapper."""
-        prefix = wrapper_prefix(self._specs, trainer=bool(self.steps))
-        return infer_layers(self._specs, prefix=prefix, untouchable=_untouchable(self._tensors))
+        reasons = _untouchable(self._tensors)
+        return find_layers(self.path, self._specs, architecture, trainer=bool(self.steps), untouchable=reasons)
 
     def read(self, name: str) -> Tensor:
         """Return one tensor."""
@@ -77,6 +79,11 @@ class StateDictFile:
         view = copy.copy(self)
         view.content, view.steps, view.key = self.state, (), ""
         return view
+
+    def compare(self, output: Path) -> Sequence[Difference]:
+        """Return nothing: weights alone cannot be run."""
+        del output
+        return ()
 
     def __enter__(self) -> Self:
         return self

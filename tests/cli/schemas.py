@@ -94,6 +94,7 @@ COMPRESS = strict(
     ),
     kept=KEPT,
     dropped=DROPPED,
+    differences=listed(strict(output=TEXT, absolute=NUMBER, relative=NUMBER)),
 )
 
 EXPORT = strict(

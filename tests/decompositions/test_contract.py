@@ -11,6 +11,7 @@ from lrzip.decompositions import DECOMPOSITIONS, Decomposition
 from lrzip.factors import Chain, Factors, compose
 from lrzip.layers import FACTORIZABLE_DTYPES, Layer, TensorSpec
 from lrzip.linalg.svd import Solver
+from lrzip.modules import known
 from lrzip.surgery import sequential
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
@@ -21,6 +22,15 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "conv2d": (nn.Conv2d(8, 20, 3, stride=(1, 2), padding=1), (2, 8, 12, 12)),
     "conv2d-pointwise": (nn.Conv2d(24, 20, 1, stride=2, bias=False), (2, 24, 6, 6)),
     "conv2d-reflect": (nn.Conv2d(8, 20, (3, 5), padding="same", padding_mode="reflect"), (2, 8, 12, 12)),
+    "conv2d-groups": (nn.Conv2d(24, 36, 3, stride=2, padding=1, groups=4), (2, 24, 9, 9)),
+    "conv1d-groups": (nn.Conv1d(24, 36, 5, dilation=2, groups=3, bias=False), (2, 24, 20)),
+    "conv_transpose1d": (nn.ConvTranspose1d(12, 9, 4, stride=2, padding=1, bias=False), (2, 12, 15)),
+    "conv_transpose2d": (
+        nn.ConvTranspose2d(12, 20, (3, 2), stride=(2, 3), padding=1, output_padding=(1, 0), dilation=(1, 2)),
+        (2, 12, 5, 6),
+    ),
+    "conv_transpose3d": (nn.ConvTranspose3d(6, 9, 2, stride=2), (1, 6, 3, 3, 3)),
+    "embedding": (nn.Embedding(50, 12, padding_idx=3), (2, 7)),
     "conv3d": (nn.Conv3d(3, 12, (1, 3, 3), padding=(0, 1, 1)), (1, 3, 4, 6, 6)),
 }
 CASES = pytest.mark.parametrize("case", LAYERS.values(), ids=LAYERS)
@@ -35,13 +45,14 @@ def make(name: str) -> Decomposition:
 def layer_of(module: nn.Module) -> Layer:
     weight = module.get_parameter("weight")
     bias = getattr(module, "bias", None)
-    kind = "linear" if isinstance(module, nn.Linear) else f"conv{weight.ndim - 2}d"
+    what = known(module)
+    assert what.kind
     specs = [
         TensorSpec(f"x.{leaf}", tuple(t.shape), "float32", t.numel() * 4) if t is not None else None
         for leaf, t in (("weight", weight), ("bias", bias))
     ]
     assert specs[0]
-    return Layer("x", "x", kind, specs[0], specs[1])
+    return Layer("x", "x", what.kind, specs[0], specs[1], what.groups)
 
 
 def factorize(
@@ -50,8 +61,8 @@ def factorize(
     return make(name).factorize(layer, weight, ranks, dtype=dtype, generator=Generator().manual_seed(0))
 
 
-def error_of(weight: Tensor, factors: Factors) -> float:
-    dense = compose(factors.weights).double()
+def error_of(layer: Layer, weight: Tensor, factors: Factors) -> float:
+    dense = compose(factors.weights, layer.kind).double()
     return float(torch.linalg.vector_norm(weight.double() - dense) / torch.linalg.vector_norm(weight.double()))
 
 
@@ -72,7 +83,7 @@ def test_the_blueprint_is_what_factorize_delivers(name: str, case: tuple[nn.Modu
 def test_full_rank_reconstructs(name: str, case: tuple[nn.Module, tuple[int, ...]]) -> None:
     layer, weight = layer_of(case[0]), case[0].get_parameter("weight").detach()
     factors = factorize(name, layer, weight, make(name).max_ranks(layer))
-    assert factors.error == pytest.approx(error_of(weight, factors), abs=1e-6)
+    assert factors.error == pytest.approx(error_of(layer, weight, factors), abs=1e-6)
     assert factors.error < 20 * sqrt(prod(layer.matrix_shape)) ** 0.5 * torch.finfo(torch.float32).eps
 
 
@@ -83,7 +94,7 @@ def test_the_error_is_that_of_what_is_stored(name: str, case: tuple[nn.Module, t
     ranks = tuple(max(rank // 2, 1) for rank in make(name).max_ranks(layer))
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         factors = factorize(name, layer, weight, ranks, dtype)
-        assert factors.error == pytest.approx(error_of(weight, factors), rel=1e-4)
+        assert factors.error == pytest.approx(error_of(layer, weight, factors), rel=1e-4)
 
 
 @NAMES
@@ -106,13 +117,16 @@ def test_the_chain_computes_what_the_composed_layer_does(name: str, case: tuple[
     specs = [
         TensorSpec(f"x.{i}.weight", tuple(w.shape), "float32", w.numel() * 4) for i, w in enumerate(factors.weights)
     ]
-    chain = sequential(Chain("x", tuple(specs), layer.bias), module)
+    chain = sequential(Chain("x", tuple(specs), layer.bias, layer.kind), module)
     state = {f"{index}.weight": w for index, w in enumerate(factors.weights)}
     if layer.bias:
         state[f"{len(factors.weights) - 1}.bias"] = module.get_parameter("bias").detach()
     chain.load_state_dict(state)
-    x = torch.randn(shape, generator=Generator().manual_seed(1))
-    composed = torch.func.functional_call(module, {"weight": compose(factors.weights)}, x)
+    if layer.kind == "embedding":
+        x = torch.arange(prod(shape)).reshape(shape)
+    else:
+        x = torch.randn(shape, generator=Generator().manual_seed(1))
+    composed = torch.func.functional_call(module, {"weight": compose(factors.weights, layer.kind)}, x)
     torch.testing.assert_close(chain(x), composed, rtol=1e-4, atol=1e-5)
 
 

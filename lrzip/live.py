@@ -1,0 +1,127 @@
+"""Factorize the layers of a live network, without a file."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lrzip.compression import Work, factorize_all, request_of, rule_of, solver_of
+from lrzip.factors import Chain, Factors
+from lrzip.inference import find_layers
+from lrzip.layers import Keep, Layer, TensorSpec
+from lrzip.modules import Architecture
+from lrzip.plan import Factorize
+from lrzip.planning import make_plan
+from lrzip.progress import Progress, silent
+from lrzip.surgery import leave_fast_paths, sequential
+
+
+def factorize(
+    model: nn.Module,
+    *,
+    energy: float | None = None,
+    ratio: float | None = None,
+    rank: int | None = None,
+    vbmf: bool = False,
+    layers: Mapping[str, str] | None = None,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    round_to: int = 1,
+    svd: str = "auto",
+    oversample: int = 10,
+    power_iterations: int = 2,
+    tolerance: float = 1e-3,
+    device: str | None = None,
+    seed: int = 0,
+    inplace: bool = False,
+    progress: Progress = silent,
+) -> nn.Module:
+    """Replace layers of a network by `nn.Sequential`s of two smaller ones.
+
+    What `lrzip.compress(…, model=model)` does to a checkpoint of the network, with the same options: the result is what
+    `load_into` makes of that checkpoint. Device, dtype, mode and `requires_grad` of each layer stay.
+
+    Args:
+        model: A network of ordinary layers.
+        energy: The smallest rank of each layer that keeps this share of Σσ², in (0, 1].
+        ratio: Divide each layer's parameters by this, above 1.
+        rank: One rank for all layers.
+        vbmf: Keep what stands out from noise. Exactly one of these four is needed.
+        layers: Rules of some layers by glob, as in `compress`.
+        only: Globs of the layers to take.
+        skip: Globs of the layers to leave.
+        round_to: Round ranks up to a multiple, where that still saves.
+        svd: As in `compress`.
+        oversample: Sketch vectors beyond the rank.
+        power_iterations: Of a sketch.
+        tolerance: By which share a layer's error may exceed the best possible one of its rank.
+        device: Where to compute; by default where the network's parameters are.
+        seed: Of all sketches.
+        inplace: Change `model` itself instead of a copy.
+        progress: Called before each layer.
+
+    Returns:
+        The network, in which no class of lrzip remains.
+
+    Raises:
+        UsageError: The options contradict each other or are out of range.
+        LrzipError: Anything else that could not be done; `model` is unchanged.
+    """
+    rule = rule_of({"energy": energy, "ratio": ratio, "rank": rank, "vbmf": vbmf or None})
+    request = request_of(rule, layers or {}, only, skip, round_to, "keep")
+    assert request, "there is no plan file among the choices"
+    solver = solver_of(svd, oversample, power_iterations, tolerance)
+    source = LiveSource(model)
+    where = device or str(next((parameter.device for parameter in model.parameters()), "cpu"))
+    plan = make_plan(source, request, solver, device=where, progress=progress, architecture=Architecture.of(model))
+    work = Work(source, solver, None, where, seed)
+    made = [(decision, factors) for decision, factors, _ in factorize_all(plan, work, progress)]
+    result: nn.Module = model if inplace else copy.deepcopy(model)
+    for decision, factors in made:
+        name = decision.layer.module
+        replacement = _replacement(decision, factors, result.get_submodule(name))
+        if name:
+            result.set_submodule(name, replacement)
+        else:
+            result = replacement
+    leave_fast_paths(result)
+    return result
+
+
+class LiveSource:
+    """The tensors of a live network, for plans."""
+
+    path = Path("the network")
+
+    def __init__(self, model: nn.Module) -> None:
+        self._state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+
+    def tensors(self) -> Mapping[str, TensorSpec]:
+        """Return all tensors of its state_dict."""
+        return {
+            name: TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.nbytes)
+            for name, tensor in self._state.items()
+        }
+
+    def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
+        """Return what each tensor is."""
+        return find_layers(self.path, self.tensors(), architecture)
+
+    def read(self, name: str) -> Tensor:
+        """Return one tensor."""
+        return self._state[name]
+
+
+def _replacement(decision: Factorize, factors: Factors, layer: nn.Module) -> nn.Sequential:
+    """Return the chain of a layer, with its weights and with the layer's own bias."""
+    bias = decision.layer.bias
+    module = sequential(Chain(decision.layer.module, decision.outputs, bias, decision.layer.kind), layer)
+    with torch.no_grad():
+        for stage, weight in zip(module, factors.weights, strict=True):
+            stage.get_parameter("weight").copy_(weight)
+    module.requires_grad_(layer.get_parameter("weight").requires_grad)
+    if bias:
+        module[-1].register_parameter("bias", layer.get_parameter("bias"))
+    return module
