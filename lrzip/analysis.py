@@ -27,17 +27,16 @@ DEFAULT_ENERGIES = (0.7, 0.8, 0.9, 0.95, 0.99)
 
 @dataclass(frozen=True)
 class LayerAnalysis:
-    """What one layer is like.
-
-    Attributes:
-        candidate: The layer, with its one spectrum.
-        energy_ranks: The ranks that energies ask for.
-        noise_rank: Singular values that stand out from white noise, by variational Bayes; may be 0.
-    """
+    """One layer's candidate, with its one spectrum, and the ranks that energies ask for."""
 
     candidate: Candidate
     energy_ranks: Mapping[float, int]
-    noise_rank: int
+
+    @property
+    def noise_rank(self) -> int:
+        """Singular values that stand out from white noise, by variational Bayes; may be 0."""
+        values = self.candidate.spectra[0]
+        return noise_rank(values.values, values.shape).rank
 
     def to_dict(self, *, spectrum: bool) -> dict[str, Any]:
         """Return the layer as `--json` prints it; numbers that do not exist are None."""
@@ -143,12 +142,8 @@ def analyze(
     with open_checkpoint(Path(path), key=key, trust=trust) as checkpoint:
         items = select(checkpoint.layers(Architecture.of(model) if model else None), only=only, skip=skip)
 
-        noise_ranks: dict[str, int] = {}
-
         def look(candidate: Candidate, weight: Tensor) -> tuple[Spectrum, ...]:
-            spectra = decomposition.spectra(candidate.layer, weight)
-            noise_ranks[candidate.layer.name] = noise_rank(spectra[0].values, spectra[0].shape).rank
-            return spectra
+            return decomposition.spectra(candidate.layer, weight)
 
         seen = list(survey(checkpoint, items, decomposition, look, device=device, progress=progress))
         candidates = [item for item in seen if isinstance(item, Candidate)]
@@ -161,18 +156,15 @@ def analyze(
             nbytes=checkpoint.nbytes,
             parameters=parameters,
             tensors=len(checkpoint.tensors()),
-            layers=[_layer(candidate, chosen, noise_ranks) for candidate in candidates],
+            layers=[_layer(candidate, chosen) for candidate in candidates],
             keep=[item for item in seen if isinstance(item, Keep)],
             parameters_at={energy: parameters - _saved(candidates, ranks) for energy, ranks in chosen.items()},
             version=lrzip.__version__,
         )
 
 
-def _layer(
-    candidate: Candidate, chosen: Mapping[float, Mapping[str, tuple[int, ...]]], noise_ranks: Mapping[str, int]
-) -> LayerAnalysis:
-    name = candidate.layer.name
-    return LayerAnalysis(candidate, {energy: ranks[name][0] for energy, ranks in chosen.items()}, noise_ranks[name])
+def _layer(candidate: Candidate, chosen: Mapping[float, Mapping[str, tuple[int, ...]]]) -> LayerAnalysis:
+    return LayerAnalysis(candidate, {energy: ranks[candidate.layer.name][0] for energy, ranks in chosen.items()})
 
 
 def _saved(candidates: Sequence[Candidate], ranks: Mapping[str, tuple[int, ...]]) -> int:
