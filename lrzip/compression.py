@@ -19,7 +19,6 @@ from lrzip.formats import Source, not_carried, open_checkpoint, output_format, r
 from lrzip.inference import is_parameter
 from lrzip.layers import FACTORIZABLE_DTYPES, Layer
 from lrzip.linalg.svd import METHODS, Solver
-from lrzip.memory import give_back
 from lrzip.modules import Architecture
 from lrzip.parallel import map_in_order
 from lrzip.plan import Factorize, Plan
@@ -196,7 +195,6 @@ class Work:
         )
         if not isfinite(factors.error):
             raise LrzipError(f"`{layer.name}` overflows in {decision.dtype}. Use `--dtype bfloat16` or `--skip` it.")
-        give_back(memory_of(layer))
         return factors, perf_counter() - start
 
 

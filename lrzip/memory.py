@@ -2,31 +2,18 @@
 
 import ctypes
 import sys
-from threading import Lock
 
-# Freeing page by page what is wanted again at once costs more than it saves.
-_ENOUGH = 1 << 26
-
-_lock = Lock()
-_freed = 0
+_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+_LARGE = 1 << 22
 
 
-def give_back(nbytes: int) -> None:
-    """Return freed memory to the system, once that is worth it.
+def return_large_blocks() -> None:
+    """Let blocks of 4 MiB and more go back to the system as soon as they are freed.
 
-    glibc keeps freed blocks of up to 32 MB below any small block that is still in use. Over a checkpoint of many
-    layers that adds up to several times the largest of them; elsewhere this does nothing.
-
-    Args:
-        nbytes: About how much was freed just now.
+    glibc begins so, at 128 KiB, but keeps ever larger blocks the more of them are freed, up to 32 MB: over a checkpoint
+    of many layers that adds up to several times the largest of them. Other C libraries are left alone.
     """
-    global _freed
-    with _lock:
-        _freed += nbytes
-        if _freed < _ENOUGH:
-            return
-        _freed = 0
     if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+        set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+        if set_option is not None:
+            set_option(_M_MMAP_THRESHOLD, _LARGE)

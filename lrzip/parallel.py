@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import torch
 
+from lrzip.memory import return_large_blocks
+
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
 Result = TypeVar("Result")
@@ -38,6 +40,7 @@ def map_in_order(
         device: `cpu` or another.
     """
     workers = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
+    return_large_blocks()
     room = workers * max(map(nbytes, items), default=0)
     pending: deque[tuple[int, Future[Result]]] = deque()
     with _one_thread_each(), ThreadPoolExecutor(workers) as pool:

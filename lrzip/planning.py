@@ -14,7 +14,6 @@ from lrzip.formats import Source
 from lrzip.layers import Keep, Layer
 from lrzip.linalg.gram import largest_element
 from lrzip.linalg.svd import Solver
-from lrzip.memory import give_back
 from lrzip.modules import Architecture
 from lrzip.parallel import map_in_order
 from lrzip.plan import Choice, Factorize, Plan, fingerprint, read_plan
@@ -136,9 +135,7 @@ def survey(
     def examine(layer: Layer, weight: Tensor) -> Candidate | Keep:
         reason = decomposition.refuse(layer) or (None if is_finite(weight) else "contains NaN or Inf")
         candidate = _candidate(layer, decomposition)
-        found = _keep(layer, reason) if reason else replace(candidate, spectra=look(candidate, weight))
-        give_back(memory_of(layer))
-        return found
+        return _keep(layer, reason) if reason else replace(candidate, spectra=look(candidate, weight))
 
     results = map_in_order(
         layers, lambda layer: read_weight(checkpoint, layer, device), examine, nbytes=memory_of, device=device
