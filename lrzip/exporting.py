@@ -7,16 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import lrzip
 from lrzip.errors import LrzipError, UsageError
 from lrzip.factors import Chain, compose, find_chains
 from lrzip.files.atomic import check_output
 from lrzip.formats import Checkpoint, create, not_carried, open_checkpoint, output_format
+from lrzip.inference import match
 from lrzip.layers import TensorSpec
+from lrzip.modules import Architecture
 from lrzip.plan import SCHEMA, Entry
+from lrzip.report import Difference
+from lrzip.surgery import load_into
+from lrzip.tracing import InputShape, save_onnx, save_pt2, trace
 
-TARGETS = ("safetensors", "state-dict", "dense")
+TARGETS = ("safetensors", "state-dict", "dense", "onnx", "pt2")
+PROGRAMS = ("onnx", "pt2")
 
 
 @dataclass(frozen=True)
@@ -26,11 +33,13 @@ class Export:
     Attributes:
         source: What was read.
         output: What was written.
-        target: `safetensors`, `state-dict` or `dense`.
+        target: `safetensors`, `state-dict`, `dense`, `onnx` or `pt2`.
         tensors: Number of tensors written.
         chains: Names of the layers that were multiplied back.
         dropped: Entries of the source that were not carried over, each with its reason.
         version: Of lrzip.
+        differences: Of a program's outputs from the network's; None if they were not compared.
+        fixed: Dimensions of a program that were to be dynamic, but of which the network makes constants.
     """
 
     source: Path
@@ -40,6 +49,8 @@ class Export:
     chains: Sequence[str]
     dropped: Sequence[tuple[str, str]]
     version: str
+    differences: Sequence[Difference] | None = None
+    fixed: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document that `--json` prints."""
@@ -52,6 +63,8 @@ class Export:
             "tensors": self.tensors,
             "multiplied": list(self.chains),
             "dropped": [{"name": name, "reason": reason} for name, reason in self.dropped],
+            "differences": None if self.differences is None else [item.to_dict() for item in self.differences],
+            "fixed": list(self.fixed),
         }
 
 
@@ -60,6 +73,8 @@ def export(
     to: str,
     output: str | Path | None = None,
     *,
+    model: nn.Module | None = None,
+    input_shapes: Sequence[str] = (),
     key: str | None = None,
     trust: bool = False,
     force: bool = False,
@@ -70,10 +85,17 @@ def export(
     back, in float32 (float64 for float64) and rounded to their dtype, under the names of the original layers, in the
     source's own format or the one that the output's suffix names.
 
+    `onnx` and `pt2` put the checkpoint into its network and export the program, in which factorized layers stay two
+    operations with two small weights. The batch is dynamic. The program appears after it was run beside the network.
+
     Args:
         path: A file of torch.save or safetensors, or a folder of sharded safetensors.
-        to: `safetensors`, `state-dict` or `dense`.
+        to: `safetensors`, `state-dict`, `dense`, `onnx` or `pt2`.
         output: Where to write; by default beside the source.
+        model: The network that the checkpoint belongs to, changed in place for programs. With it, `dense` also knows
+            the chains of embeddings and transposed convolutions.
+        input_shapes: For a program, one for each input of the network: `1,3,32,32`, or `1,length=128:int64`, in which
+            `length` is dynamic too.
         key: Which entry of a nested file holds the weights.
         trust: Allow what would run code from the file.
         force: Overwrite an existing output.
@@ -86,9 +108,13 @@ def export(
     source = Path(path)
     destination = Path(output) if output is not None else default_output(source, to)
     check_output(destination, source, force=force)
+    if to in PROGRAMS:
+        return _export_program(source, to, destination, model, input_shapes, key=key, trust=trust)
+    if input_shapes:
+        raise UsageError(f"`--input-shape` says how to run a network, which `--to {to}` does not.")
     with open_checkpoint(source, key=key, trust=trust) as checkpoint:
         format_ = _format(destination, to, checkpoint)
-        chains = find_chains(checkpoint.tensors()) if to == "dense" else ()
+        chains = _chains(checkpoint, model) if to == "dense" else ()
         if to == "dense" and not chains:
             raise LrzipError(f"`{path}` has no factorized layers to multiply back. It is dense already.")
         view = checkpoint.bare() if to == "state-dict" else checkpoint
@@ -104,12 +130,44 @@ def export(
     return Export(source, destination, to, len(layout), multiplied, dropped, lrzip.__version__)
 
 
+def _export_program(
+    source: Path,
+    to: str,
+    destination: Path,
+    model: nn.Module | None,
+    input_shapes: Sequence[str],
+    *,
+    key: str | None,
+    trust: bool,
+) -> Export:
+    if destination.suffix.lower() not in ("", f".{to}"):
+        raise UsageError(f"`--to {to}` writes .{to} files, got `{destination}`.")
+    if model is None or not input_shapes:
+        raise UsageError(f"`--to {to}` needs `--model PKG.MOD:NET` and `--input-shape`, such as `1,3,32,32`.")
+    inputs = [InputShape.parse(text) for text in input_shapes]
+    traced = trace(load_into(model, source, key=key, trust=trust).eval(), inputs)
+    differences = save_onnx(traced, destination) if to == "onnx" else save_pt2(traced, destination)
+    count = len(traced.program.state_dict)
+    return Export(source, destination, to, count, (), (), lrzip.__version__, differences, traced.fixed)
+
+
+def _chains(checkpoint: Checkpoint, model: nn.Module | None) -> Sequence[Chain]:
+    """Return the chains of a checkpoint, by the file's names."""
+    if model is None:
+        return find_chains(checkpoint.tensors())
+    architecture = Architecture.of(model)
+    specs = match(checkpoint.path, checkpoint.tensors(), architecture)
+    prefixes = {spec.name.removesuffix(name) for name, spec in specs.items()}
+    kinds = {f"{prefix}{name}": kind for prefix in prefixes for name, kind in architecture.kinds.items()}
+    return find_chains(checkpoint.tensors(), kinds)
+
+
 def default_output(source: Path, to: str) -> Path:
-    """Return `model.safetensors`, `model.state_dict.pt` or `model.dense.pt` for `model.pt`."""
+    """Return `model.safetensors`, `model.state_dict.pt`, `model.dense.pt` or `model.onnx` for `model.pt`."""
     path = source if source.name else source.absolute()
     stem, suffix = (path.name, "") if path.is_dir() else (path.stem, path.suffix)
-    endings = {"safetensors": ".safetensors", "state-dict": ".state_dict.pt", "dense": f".dense{suffix}"}
-    return path.with_name(stem + endings[to])
+    endings = {"state-dict": ".state_dict.pt", "dense": f".dense{suffix}"}
+    return path.with_name(stem + endings.get(to, f".{to}"))
 
 
 def _format(destination: Path, to: str, checkpoint: Checkpoint) -> str:

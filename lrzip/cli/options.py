@@ -21,6 +21,12 @@ Network: TypeAlias = Annotated[
 ModelArg: TypeAlias = Annotated[
     list[str] | None, typer.Option("--model-arg", metavar="NAME=VALUE", help="Argument of --model; repeatable.")
 ]
+InputShape: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input-shape", metavar="SIZES", help="1,3,32,32 or 1,length=128:int64, for each input; the batch is dynamic."
+    ),
+]
 Key: TypeAlias = Annotated[
     str | None, typer.Option("--key", metavar="NAME", help="Entry of a nested file that holds the weights.")
 ]

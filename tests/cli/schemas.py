@@ -62,6 +62,7 @@ ANALYZE = strict(
     kept=KEPT,
 )
 
+DIFFERENCES = listed(strict(output=TEXT, absolute=NUMBER, relative=NUMBER))
 COMPRESS = strict(
     schema={"const": 1},
     lrzip=TEXT,
@@ -94,7 +95,7 @@ COMPRESS = strict(
     ),
     kept=KEPT,
     dropped=DROPPED,
-    differences=listed(strict(output=TEXT, absolute=NUMBER, relative=NUMBER)),
+    differences=DIFFERENCES,
 )
 
 EXPORT = strict(
@@ -106,4 +107,6 @@ EXPORT = strict(
     tensors=COUNT,
     multiplied=listed(TEXT),
     dropped=DROPPED,
+    differences={"anyOf": [{"type": "null"}, DIFFERENCES]},
+    fixed=listed(TEXT),
 )

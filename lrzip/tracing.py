@@ -1,0 +1,286 @@
+"""From a live network to a program: example inputs, torch.export, and files that are checked before they appear."""
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from lrzip.errors import LrzipError, UsageError
+from lrzip.files.atomic import atomic_file
+from lrzip.report import Difference
+
+BATCH = "batch"
+# Sizes at which results are compared: the one that is traced (a dimension of size 1 would be taken for a constant), a
+# single sample, and another.
+_SIZES = (2, 1, 3)
+# Share of an output's norm by which another order of float32 sums may change it, with room for deep networks.
+_AGREES = 1e-3
+_PROTOBUF_LIMIT = 1 << 31
+# Integers are often indices; these are valid ones for any table of two rows.
+_INDICES = 2
+
+
+@dataclass(frozen=True)
+class InputShape:
+    """One input of a network.
+
+    Attributes:
+        sizes: As given; those of dynamic dimensions are examples.
+        names: Of the dynamic dimensions, None elsewhere.
+        dtype: torch's name.
+    """
+
+    sizes: tuple[int, ...]
+    names: tuple[str | None, ...]
+    dtype: str
+
+    @classmethod
+    def parse(cls, text: str) -> "InputShape":
+        """Return what `1,3,32,32` or `1,length=128:int64` says. The first dimension is the batch.
+
+        Raises:
+            UsageError: It says nothing that could be a shape.
+        """
+        shape, _, dtype = text.partition(":")
+        sizes: list[int] = []
+        names: list[str | None] = []
+        for position, part in enumerate(shape.split(",")):
+            name, equals, size = part.strip().rpartition("=")
+            if not size.isdigit() or int(size) < 1 or (equals and not name.isidentifier()):
+                raise UsageError(
+                    f"`--input-shape` takes sizes such as `1,3,32,32` or `1,length=128:int64`, got `{text}`."
+                )
+            sizes.append(int(size))
+            names.append(name or (None if position else BATCH))
+        if not isinstance(getattr(torch, dtype or "float32", None), torch.dtype):
+            raise UsageError(f"`--input-shape {text}`: `{dtype}` is no dtype of torch.")
+        return cls(tuple(sizes), tuple(names), dtype or "float32")
+
+    def example(self, batch: int, generator: Generator) -> Tensor:
+        """Return a random input with some batch size; integers are 0 or 1."""
+        sizes = [batch if name == BATCH else size for size, name in zip(self.sizes, self.names, strict=True)]
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        if dtype.is_floating_point or dtype.is_complex:
+            return torch.randn(sizes, generator=generator).to(dtype)
+        return torch.randint(_INDICES, sizes, generator=generator).to(dtype)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A program, and what it was made from.
+
+    Attributes:
+        program: What torch.export made.
+        model: The network.
+        inputs: Of the network.
+        dynamic: For each input, the names of its dynamic dimensions by their position.
+        batches: Sizes of the batch at which the program was seen to run, the first the one it was traced with.
+    """
+
+    program: ExportedProgram
+    model: nn.Module
+    inputs: Sequence[InputShape]
+    dynamic: Sequence[Mapping[int, str]]
+    batches: Sequence[int]
+
+    @property
+    def fixed(self) -> list[str]:
+        """Names of the dimensions that were to be dynamic, but of which the network makes constants."""
+        wanted = {name for shape in self.inputs for name in shape.names if name}
+        return sorted(wanted - {name for names in self.dynamic for name in names.values()})
+
+
+def examples(inputs: Sequence[InputShape], batch: int = 1) -> tuple[Tensor, ...]:
+    """Return random inputs of a network, the same every time."""
+    generator = Generator().manual_seed(0)
+    return tuple(shape.example(batch, generator) for shape in inputs)
+
+
+def run(model: Any, inputs: Sequence[InputShape], *, batch: int = 1) -> list[Tensor]:
+    """Return the outputs of a network for random inputs, in the order in which they are nested.
+
+    Raises:
+        LrzipError: It does not take inputs of these shapes.
+    """
+    try:
+        with torch.no_grad():
+            outputs = model(*examples(inputs, batch))
+    except Exception as error:
+        shapes = " ".join(f"`--input-shape {','.join(map(str, shape.sizes))}:{shape.dtype}`" for shape in inputs)
+        said = " ".join(str(error).split())[:160].rstrip(".")
+        raise LrzipError(f"The network does not take {shapes}: {type(error).__name__}: {said}.") from error
+    leaves = torch.utils._pytree.tree_leaves(outputs)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def trace(model: nn.Module, inputs: Sequence[InputShape]) -> Traced:
+    """Return the program of a network in evaluation mode; named dimensions stay dynamic where the network allows it.
+
+    Raises:
+        LrzipError: The network does not take such inputs, or torch.export cannot follow what it does.
+    """
+    given = inputs[0].sizes[0]
+    run(model, inputs, batch=given)
+    program = _export(model, inputs, [*_SIZES, given])
+    if program is not None:
+        dynamic = [_dynamic(program, number, shape) for number, shape in enumerate(inputs)]
+        return Traced(program, model, inputs, dynamic, _SIZES)
+    fixed = [replace(shape, names=tuple(None if n == BATCH else n for n in shape.names)) for shape in inputs]
+    program = _export(model, fixed, [given])
+    if program is None:
+        raise LrzipError("The program of the network does not even run on what it was traced with.")
+    dynamic = [_dynamic(program, number, shape) for number, shape in enumerate(fixed)]
+    return Traced(program, model, inputs, dynamic, [given])
+
+
+def _export(model: nn.Module, inputs: Sequence[InputShape], batches: Sequence[int]) -> ExportedProgram | None:
+    """Return a program, if it runs with all these sizes of the batch where the network does."""
+    axes = tuple({axis: Dim.AUTO for axis, name in enumerate(shape.names) if name} for shape in inputs)
+    with quiet(), torch.no_grad():
+        try:
+            program = torch.export.export(model, examples(inputs, batches[0]), dynamic_shapes=axes)
+        except Exception as error:
+            said = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())[:200].rstrip(".")
+            raise LrzipError(f"torch.export cannot follow the network: {type(error).__name__}: {said}.") from error
+        module = program.module()
+        try:
+            for batch in batches:
+                module(*examples(inputs, batch))
+        except Exception:
+            return None
+    return program
+
+
+def save_pt2(traced: Traced, destination: Path) -> Sequence[Difference]:
+    """Write a program, after loading it again and comparing it with the network.
+
+    Returns:
+        By how much its outputs differ from the network's, each the largest over some batch sizes.
+    """
+    with _checked_file(destination, ".pt2") as path:
+        with quiet():
+            torch.export.save(traced.program, path)
+            loaded = torch.export.load(path).module()
+        return _compare(traced, lambda batch: run(loaded, traced.inputs, batch=batch), "the program")
+
+
+def save_onnx(traced: Traced, destination: Path) -> Sequence[Difference] | None:
+    """Write an ONNX model, after running it beside the network.
+
+    Above 2 GB, which protobuf cannot hold, weights go into `NAME.data` beside it.
+
+    Returns:
+        As `save_pt2`; None if onnxruntime is not installed, so that nothing could be compared.
+    """
+    if find_spec("onnxscript") is None:
+        raise LrzipError("Writing ONNX takes onnxscript. Install it with `pip install 'lrzip-nn[onnx]'`.")
+    nbytes = sum(tensor.nbytes for tensor in traced.program.state_dict.values())
+    with _checked_file(destination, ".onnx") as path:
+        with quiet():
+            torch.onnx.export(
+                traced.program,
+                (),
+                path,
+                dynamo=True,
+                verbose=False,
+                external_data=nbytes >= _PROTOBUF_LIMIT,
+                dynamic_shapes=tuple(traced.dynamic),
+            )
+        if find_spec("onnxruntime") is None:
+            return None
+        return _compare(traced, _onnx_runner(path, traced.inputs), "onnxruntime")
+
+
+def _onnx_runner(path: Path, inputs: Sequence[InputShape]) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+
+    def outputs(batch: int) -> list[Tensor]:
+        feed = {name: tensor.numpy() for name, tensor in zip(names, examples(inputs, batch), strict=True)}
+        return [torch.from_numpy(array) for array in session.run(None, feed)]
+
+    return outputs
+
+
+def _compare(traced: Traced, outputs: Any, what: str) -> list[Difference]:
+    """Return the largest differences from the network, over all batch sizes that the program takes.
+
+    Raises:
+        LrzipError: They are more than rounding.
+    """
+    worst: dict[str, Difference] = {}
+    for batch in traced.batches:
+        pairs = zip(run(traced.model, traced.inputs, batch=batch), outputs(batch), strict=True)
+        for number, (expected, found) in enumerate(pairs):
+            difference = difference_of(f"output {number}", expected, found)
+            if not difference.relative <= _AGREES:
+                raise LrzipError(
+                    f"Output {number} of {what} is {difference.relative:.1e} away from the network's at batch size "
+                    f"{batch}, which is more than rounding, so nothing was written."
+                )
+            worst[difference.output] = max(difference, worst.get(difference.output, difference), key=_relative)
+    return list(worst.values())
+
+
+def difference_of(name: str, expected: Tensor, found: Tensor) -> Difference:
+    """Return by how much an output differs from what it should be; infinitely, if it has another shape."""
+    if expected.shape != found.shape:
+        return Difference(name, torch.inf, torch.inf)
+    delta = (found.double() - expected.double()).abs()
+    norm = float(torch.linalg.vector_norm(expected.double()))
+    missed = float(torch.linalg.vector_norm(delta))
+    return Difference(name, float(delta.max()) if delta.numel() else 0.0, missed / norm if norm else missed)
+
+
+def _relative(difference: Difference) -> float:
+    return difference.relative
+
+
+def _dynamic(program: ExportedProgram, number: int, shape: InputShape) -> dict[int, str]:
+    """Return the names of the dimensions of an input that are still dynamic in the program."""
+    name = program.graph_signature.user_inputs[number]
+    node = next(node for node in program.graph.nodes if node.name == name)
+    sizes = node.meta["val"].shape
+    return {axis: name for axis, name in enumerate(shape.names) if name and not isinstance(sizes[axis], int)}
+
+
+@contextmanager
+def _checked_file(destination: Path, suffix: str) -> Iterator[Path]:
+    """Yield a path of the right suffix in a temporary folder; what is there moves to the destination on success."""
+    with (
+        atomic_file(destination) as temporary,
+        TemporaryDirectory(prefix=".lrzip-", dir=destination.absolute().parent) as folder,
+    ):
+        path = Path(folder) / f"{destination.stem}{suffix}"
+        yield path
+        beside = [extra for extra in Path(folder).iterdir() if extra != path]
+        for extra in beside:
+            extra.replace(destination.with_name(extra.name))
+        path.replace(temporary)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep torch's exporters from talking to people."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
