@@ -8,17 +8,20 @@ from typing import Any
 from torch import Tensor, nn
 
 import lrzip
+from lrzip.costs import costs_of, profile_of
+from lrzip.decompositions import Decomposition
 from lrzip.formats import open_checkpoint
 from lrzip.inference import is_parameter
 from lrzip.layers import Keep
 from lrzip.linalg.svd import Solver
 from lrzip.linalg.vbmf import noise_rank
 from lrzip.modules import Architecture
-from lrzip.plan import SCHEMA
+from lrzip.plan import SCHEMA, Factorize
 from lrzip.planning import check_device, decomposition_of, survey
 from lrzip.progress import Progress, silent
 from lrzip.ranks import Candidate
 from lrzip.ranks.energy import Energy
+from lrzip.report import Costs
 from lrzip.selection import select
 from lrzip.spectrum import Spectrum
 
@@ -77,6 +80,7 @@ class Analysis:
         layers: Those that can be factorized, in file order.
         keep: All other tensors, each with its reason.
         parameters_at: What would be left of all parameters, by energy.
+        costs_at: What a run of the network would cost, by energy; empty where it is not known how it is run.
         version: Of lrzip.
     """
 
@@ -89,10 +93,12 @@ class Analysis:
     layers: Sequence[LayerAnalysis]
     keep: Sequence[Keep]
     parameters_at: Mapping[float, int]
+    costs_at: Mapping[float, Costs]
     version: str
 
     def to_dict(self, *, spectrum: bool = False) -> dict[str, Any]:
         """Return the document that `--json` prints, with all singular values if asked for."""
+        run = bool(self.costs_at)
         return {
             "schema": SCHEMA,
             "lrzip": self.version,
@@ -102,10 +108,17 @@ class Analysis:
                 "factorizable_parameters": sum(item.candidate.layer.weight.numel for item in self.layers),
                 "tensors": self.tensors,
                 "parameters_at_energy": {f"{energy:g}": count for energy, count in self.parameters_at.items()},
-            },
-            "layers": [item.to_dict(spectrum=spectrum) for item in self.layers],
+            }
+            | ({"costs_at_energy": {f"{e:g}": costs.to_dict() for e, costs in self.costs_at.items()}} if run else {}),
+            "layers": [item.to_dict(spectrum=spectrum) | self._costs_of(item) for item in self.layers],
             "kept": [{"name": keep.name, "tensor": keep.tensor.name, "reason": keep.reason} for keep in self.keep],
         }
+
+    def _costs_of(self, item: LayerAnalysis) -> dict[str, Any]:
+        """Return what a layer costs to run at the energies at which its factors save."""
+        name = item.candidate.layer.name
+        costs = {f"{e:g}": c.layers[name].to_dict() for e, c in self.costs_at.items() if name in c.layers}
+        return {"costs_at_energy": costs} if self.costs_at else {}
 
 
 def analyze(
@@ -115,6 +128,8 @@ def analyze(
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
     model: nn.Module | None = None,
+    input_shapes: Sequence[str] = (),
+    latency: bool = False,
     key: str | None = None,
     trust: bool = False,
     device: str = "cpu",
@@ -128,6 +143,8 @@ def analyze(
         only: Globs of the layers to take. A name in full also settles doubts about what a layer is.
         skip: Globs of the layers to leave.
         model: The network that the checkpoint belongs to, which says what its layers are; its weights do not matter.
+        input_shapes: One for each input of the network, such as `1,3,32,32`, to tell what a run of it costs.
+        latency: Measure dense against factorized on this machine, at each energy.
         key: Which entry of a nested file holds the weights.
         trust: Allow what would run code from the file.
         device: Where to compute.
@@ -139,6 +156,7 @@ def analyze(
     rules = {energy: Energy(energy) for energy in energies}
     check_device(device)
     decomposition = decomposition_of("svd", Solver())
+    found = profile_of(model, input_shapes, needed=latency)
     with open_checkpoint(Path(path), key=key, trust=trust) as checkpoint:
         items = select(checkpoint.layers(Architecture.of(model) if model else None), only=only, skip=skip)
 
@@ -159,8 +177,28 @@ def analyze(
             layers=[_layer(candidate, chosen) for candidate in candidates],
             keep=[item for item in seen if isinstance(item, Keep)],
             parameters_at={energy: parameters - _saved(candidates, ranks) for energy, ranks in chosen.items()},
+            costs_at={
+                energy: costs_of(found, _saving(candidates, ranks, decomposition), latency=latency)
+                for energy, ranks in chosen.items()
+                if found
+            },
             version=lrzip.__version__,
         )
+
+
+def _saving(
+    candidates: Sequence[Candidate], ranks: Mapping[str, tuple[int, ...]], decomposition: Decomposition
+) -> Sequence[Factorize]:
+    """Return the layers whose chains save, as decisions."""
+    layers = [
+        (candidate.layer, ranks[candidate.layer.name])
+        for candidate in candidates
+        if candidate.saves(ranks[candidate.layer.name])
+    ]
+    return [
+        Factorize(layer, "svd", rank, decomposition.blueprint(layer, rank), layer.weight.dtype)
+        for layer, rank in layers
+    ]
 
 
 def _layer(candidate: Candidate, chosen: Mapping[float, Mapping[str, tuple[int, ...]]]) -> LayerAnalysis:

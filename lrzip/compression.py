@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 import lrzip
+from lrzip.costs import costs_of, keep_slow, profile_of
 from lrzip.errors import LrzipError, UsageError
 from lrzip.factors import Factors
 from lrzip.files.atomic import check_output
@@ -57,6 +58,9 @@ def compress(
     tolerance: float = 1e-3,
     dtype: str = "keep",
     model: nn.Module | None = None,
+    input_shapes: Sequence[str] = (),
+    latency: bool = False,
+    min_speedup: float | None = None,
     key: str | None = None,
     trust: bool = False,
     device: str = "cpu",
@@ -91,6 +95,9 @@ def compress(
             misses it is computed exactly; infinite leaves sketches as they are.
         dtype: Of the factors: `keep`, `float32`, `float64`, `float16` or `bfloat16`.
         model: The network that the checkpoint belongs to, which says what its layers are; its weights do not matter.
+        input_shapes: One for each input of the network, such as `1,3,32,32`, to tell what a run of it costs.
+        latency: Measure dense against factorized on this machine.
+        min_speedup: Leave layers whole whose factors do not run so many times faster on this machine.
         key: Which entry of a nested file holds the weights.
         trust: Allow what would run code from the file.
         device: Where to compute.
@@ -112,6 +119,7 @@ def compress(
     destination = Path(output) if output is not None else default_output(source)
     check_device(device)
     architecture = Architecture.of(model) if model else None
+    found = profile_of(model, input_shapes, needed=latency or min_speedup is not None)
     if not dry_run:
         check_output(destination, source, force=force)
     with ExitStack() as resources:
@@ -129,6 +137,8 @@ def compress(
             )
         else:
             decisions = load_plan(checkpoint, Path(str(plan)), solver, architecture=architecture)
+        if found and min_speedup is not None:
+            decisions = keep_slow(found, decisions, min_speedup)
         format_ = output_format(destination, checkpoint.format)
         lost = not_carried(format_, checkpoint, optimizer=bool(decisions.factorize) and not keep_optimizer)
         results: list[LayerResult] = []
@@ -150,6 +160,7 @@ def compress(
             seconds=perf_counter() - start,
             version=lrzip.__version__,
             differences=differences,
+            costs=costs_of(found, decisions.factorize, latency=latency) if found else None,
         )
 
 

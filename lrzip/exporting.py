@@ -15,12 +15,13 @@ from lrzip.factors import Chain, compose, find_chains
 from lrzip.files.atomic import check_output
 from lrzip.formats import Checkpoint, create, not_carried, open_checkpoint, output_format
 from lrzip.inference import match
+from lrzip.inputs import InputShape
 from lrzip.layers import TensorSpec
 from lrzip.modules import Architecture
 from lrzip.plan import SCHEMA, Entry
 from lrzip.report import Difference
 from lrzip.surgery import load_into
-from lrzip.tracing import InputShape, save_onnx, save_pt2, trace
+from lrzip.tracing import save_onnx, save_pt2, trace
 
 TARGETS = ("safetensors", "state-dict", "dense", "onnx", "pt2")
 PROGRAMS = ("onnx", "pt2")

@@ -1,6 +1,6 @@
 """What a compression did, layer by layer and in total."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,51 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Latency:
+    """Median seconds of one run, dense and factorized, in turns."""
+
+    dense: float
+    factorized: float
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster the factorized one is."""
+        return self.dense / self.factorized
+
+    def to_dict(self) -> dict[str, float]:
+        """Return both in milliseconds, as `--json` prints them."""
+        return {"dense_ms": round(1e3 * self.dense, 4), "factorized_ms": round(1e3 * self.factorized, 4)}
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one layer and its chain cost: multiply-accumulates of a run of the network, and time if it was measured."""
+
+    macs_before: int
+    macs_after: int
+    latency: Latency | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the costs as `--json` prints them."""
+        macs = {"macs_before": self.macs_before, "macs_after": self.macs_after}
+        return macs | ({"latency": self.latency.to_dict()} if self.latency else {})
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a whole network costs before and after, and each layer that is replaced, by name."""
+
+    macs_before: int
+    macs_after: int
+    layers: Mapping[str, LayerCost]
+    latency: Latency | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the totals as `--json` prints them."""
+        return LayerCost(self.macs_before, self.macs_after, self.latency).to_dict()
+
+
+@dataclass(frozen=True)
 class Report:
     """What a compression did, or with no `results` would do.
 
@@ -61,6 +106,7 @@ class Report:
         seconds: Wall time of everything.
         version: Of lrzip.
         differences: What the program's outputs changed by, for formats that hold a program which can be run.
+        costs: What a run costs, where the network and its inputs are known.
     """
 
     plan: Plan
@@ -73,6 +119,7 @@ class Report:
     seconds: float
     version: str
     differences: Sequence[Difference] = ()
+    costs: Costs | None = None
 
     @property
     def parameters_after(self) -> int:
@@ -106,8 +153,13 @@ class Report:
                 "layers_factorized": len(self.plan.factorize),
                 "max_error": self.max_error,
                 "seconds": round(self.seconds, 3),
-            },
-            "layers": [_layer(decision, results.get(decision.layer.weight.name)) for decision in self.plan.factorize],
+            }
+            | (self.costs.to_dict() if self.costs else {}),
+            "layers": [
+                _layer(decision, results.get(decision.layer.weight.name))
+                | (self.costs.layers[decision.layer.name].to_dict() if self.costs else {})
+                for decision in self.plan.factorize
+            ],
             "kept": [{"name": keep.name, "tensor": keep.tensor.name, "reason": keep.reason} for keep in self.plan.keep],
             "dropped": [{"name": name, "reason": reason} for name, reason in self.dropped],
             "differences": [difference.to_dict() for difference in self.differences],

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 import lrzip
 from lrzip.errors import LrzipError, UsageError
-from lrzip.tracing import InputShape, difference_of
+from lrzip.inputs import InputShape
+from lrzip.tracing import difference_of
 from tests.networks import Zoo, seeded
 
 SHAPES = ("1,3,12,12", "1,5:int64")

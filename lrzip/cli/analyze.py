@@ -10,6 +10,7 @@ from rich.text import Text
 
 from lrzip.cli import options
 from lrzip.cli.console import (
+    costs_text,
     fitting_table,
     layer_progress,
     load_network,
@@ -63,6 +64,8 @@ def analyze(
     skip: options.Skip = None,
     network: options.Network = None,
     model_arg: options.ModelArg = None,
+    input_shape: options.InputShape = None,
+    latency: Annotated[bool, typer.Option("--latency", help="Time dense against factorized on this machine.")] = False,
     key: options.Key = None,
     trust: options.Trust = False,
     device: options.Device = "cpu",
@@ -90,6 +93,8 @@ def analyze(
             only=only or (),
             skip=skip or (),
             model=load_network(network, model_arg),
+            input_shapes=input_shape or (),
+            latency=latency,
             key=key,
             trust=trust,
             device=device,
@@ -146,6 +151,8 @@ def _print(console: Console, document: dict[str, Any], layers: list["LayerAnalys
         console.print(
             f"  energy {energy:g}: {count:,} parameters, {totals['parameters'] / max(count, 1):.2f} times smaller"
         )
+        if energy in analysis.costs_at:
+            console.print(f"    {costs_text(analysis.costs_at[energy])}")
     if hidden:
         console.print(f"Hidden for lack of width: {', '.join(hidden)}.")
 

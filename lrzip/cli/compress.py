@@ -12,6 +12,7 @@ from rich.text import Text
 
 from lrzip.cli import options
 from lrzip.cli.console import (
+    costs_text,
     goes_to_stdout,
     layer_progress,
     load_network,
@@ -73,6 +74,11 @@ def compress(
     ] = False,
     network: options.Network = None,
     model_arg: options.ModelArg = None,
+    input_shape: options.InputShape = None,
+    latency: Annotated[bool, typer.Option("--latency", help="Time dense against factorized on this machine.")] = False,
+    min_speedup: Annotated[
+        float | None, typer.Option(help="Leave layers whole whose factors are not so many times faster here.")
+    ] = None,
     key: options.Key = None,
     trust: options.Trust = False,
     device: options.Device = "cpu",
@@ -110,6 +116,9 @@ def compress(
                 tolerance=tolerance,
                 dtype=dtype,
                 model=load_network(network, model_arg),
+                input_shapes=input_shape or (),
+                latency=latency,
+                min_speedup=min_speedup,
                 key=key,
                 trust=trust,
                 device=device,
@@ -155,23 +164,32 @@ def _failed_gates(report: "Report", min_ratio: float | None, max_error: float | 
     return failures
 
 
+def _table(report: "Report") -> dict[str, list[str]]:
+    """Return the columns of the table."""
+    decisions = report.plan.factorize
+    table = {
+        "layer": [decision.layer.name for decision in decisions],
+        "kind": [decision.layer.kind for decision in decisions],
+        "shape": [shape_text(decision.layer.weight.shape) for decision in decisions],
+        "rank": [", ".join(map(str, decision.ranks)) for decision in decisions],
+        "parameters": [f"{decision.parameters_before:,}" for decision in decisions],
+        "after": [f"{decision.parameters_after:,}" for decision in decisions],
+    }
+    if report.results:
+        table["error"] = [f"{result.error:.4f}" for result in report.results]
+    if report.costs:
+        costs = [report.costs.layers[decision.layer.name] for decision in decisions]
+        table["MACs"] = [f"{cost.macs_before:,}" for cost in costs]
+        table["then"] = [f"{cost.macs_after:,}" for cost in costs]
+        if report.costs.latency:
+            table["faster"] = [f"{cost.latency.speedup:.2f}×" if cost.latency else "" for cost in costs]
+    return table
+
+
 def _print(console: Console, report: "Report") -> None:
-    errors = {result.decision.layer.name: f"{result.error:.4f}" for result in report.results}
-    rows = [
-        [
-            decision.layer.name,
-            decision.layer.kind,
-            shape_text(decision.layer.weight.shape),
-            ", ".join(map(str, decision.ranks)),
-            f"{decision.parameters_before:,}",
-            f"{decision.parameters_after:,}",
-            errors.get(decision.layer.name, ""),
-        ]
-        for decision in report.plan.factorize
-    ]
-    if rows:
-        columns = ["layer", "kind", "shape", "rank", "parameters", "after", "error"]
-        console.print(make_table(columns[: 7 if errors else 6], [row[: 7 if errors else 6] for row in rows]))
+    table = _table(report)
+    if report.plan.factorize:
+        console.print(make_table(list(table), list(zip(*table.values(), strict=True))))
     print_kept(console, report.plan.keep)
     for name, reason in report.dropped:
         console.print(Text(printable(f"Left out: {name}: {reason}.")), soft_wrap=True)
@@ -181,6 +199,8 @@ def _print(console: Console, report: "Report") -> None:
         f"{report.parameters_before:,} → {report.parameters_after:,} parameters ({report.ratio:.2f} times smaller), "
         f"{size_text(report.nbytes_before)} → {size_text(report.nbytes_after)}"
     )
+    if report.costs:
+        console.print(costs_text(report.costs))
     if report.output:
         where = "standard output" if str(report.output) == "-" else printable(str(report.output))
         console.print(Text(f"Wrote {where} in {report.seconds:.1f} s"), soft_wrap=True)

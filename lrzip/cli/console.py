@@ -24,6 +24,8 @@ from lrzip.progress import Progress, silent
 if TYPE_CHECKING:
     from torch import nn
 
+    from lrzip.report import Costs
+
 # Wider than any table, so that nothing is cut where no terminal limits the width.
 _UNLIMITED = 10_000
 _NAMES_A_REASON = 8
@@ -205,3 +207,13 @@ def size_text(nbytes: int) -> str:
             return f"{size:.{0 if unit == 'B' else 1}f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+def costs_text(costs: "Costs") -> str:
+    """Return in one line what a run of a network costs, dense and factorized."""
+    fewer = costs.macs_before / max(costs.macs_after, 1)
+    text = f"{costs.macs_before:,} → {costs.macs_after:,} multiply-accumulates ({fewer:.2f} times fewer)"
+    if costs.latency is None:
+        return text
+    dense, factorized = 1e3 * costs.latency.dense, 1e3 * costs.latency.factorized
+    return f"{text}, {dense:.2f} → {factorized:.2f} ms a run here ({costs.latency.speedup:.2f} times faster)"

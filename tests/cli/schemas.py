@@ -27,22 +27,30 @@ def listed(item: dict[str, Any]) -> dict[str, Any]:
 METHOD = "^([a-z-]+, then )?((gram|lanczos)( in float64)?|lapack|[a-z-]+)$"
 KEPT = listed(strict(name=TEXT, tensor=TEXT, reason=TEXT))
 DROPPED = listed(strict(name=TEXT, reason=TEXT))
-LAYER = {"name": TEXT, "tensor": TEXT, "kind": {"enum": ["linear", "conv1d", "conv2d", "conv3d"]}, "shape": COUNTS}
+KINDS = [f"{kind}{n}d" for kind in ("conv", "conv_transpose") for n in (1, 2, 3)]
+KIND = {"enum": ["linear", "linear_transposed", "embedding", *KINDS]}
+LAYER = {"name": TEXT, "tensor": TEXT, "kind": KIND, "shape": COUNTS}
+LATENCY = strict(dense_ms=NUMBER, factorized_ms=NUMBER)
+COSTS = {"macs_before": COUNT, "macs_after": COUNT, "latency": LATENCY}
+COSTS_AT = {"type": "object", "additionalProperties": strict(("latency",), **COSTS)}
 
 ANALYZE = strict(
     schema={"const": 1},
     lrzip=TEXT,
     source=strict(path=TEXT, format=TEXT, key=TEXT, nbytes=COUNT),
     totals=strict(
+        ("costs_at_energy",),
         parameters=COUNT,
         factorizable_parameters=COUNT,
         tensors=COUNT,
         parameters_at_energy={"type": "object", "additionalProperties": COUNT},
+        costs_at_energy=COSTS_AT,
     ),
     layers=listed(
         strict(
-            ("spectrum",),
+            ("spectrum", "costs_at_energy"),
             **LAYER,
+            costs_at_energy=COSTS_AT,
             matrix={**COUNTS, "minItems": 2, "maxItems": 2},
             dtype=TEXT,
             parameters=COUNT,
@@ -69,6 +77,8 @@ COMPRESS = strict(
     input=TEXT,
     output={"type": ["string", "null"]},
     totals=strict(
+        tuple(COSTS),
+        **COSTS,
         parameters_before=COUNT,
         parameters_after=COUNT,
         ratio=NUMBER,
@@ -80,8 +90,9 @@ COMPRESS = strict(
     ),
     layers=listed(
         strict(
-            ("error", "method", "excess", "seconds"),
+            ("error", "method", "excess", "seconds", *COSTS),
             **LAYER,
+            **COSTS,
             dtype=TEXT,
             decomposition=TEXT,
             ranks=COUNTS,

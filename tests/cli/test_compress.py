@@ -110,14 +110,14 @@ def test_wrong_usage_exits_with_2(options: list[str], message: str, tmp_path: Pa
 
 
 def test_a_network_settles_what_layers_are(tmp_path: Path) -> None:
-    (tmp_path / "nets.py").write_text(
+    (tmp_path / "nets_of_compress.py").write_text(
         "print('chatty')\nfrom torch import nn\n"
         "def make(width):\n"
         "    return nn.Sequential(nn.ConvTranspose2d(width, width, 4), nn.Conv2d(width, 48, 3, groups=2))\n"
     )
     model = nn.Sequential(nn.ConvTranspose2d(32, 32, 4), nn.Conv2d(32, 48, 3, groups=2))
     torch.save(model.state_dict(), tmp_path / "a.pt")
-    options = ["--ratio", "3", "--model", "nets:make", "--model-arg", "width=32", "--json"]
+    options = ["--ratio", "3", "--model", "nets_of_compress:make", "--model-arg", "width=32", "--json"]
     done = run("compress", "a.pt", *options, cwd=tmp_path)
     kinds = {row["name"]: (row["kind"], row["shape"]) for row in json.loads(done.stdout)["layers"]}
     assert kinds == {"0": ("conv_transpose2d", [32, 32, 4, 4]), "1": ("conv2d", [48, 16, 3, 3])}
@@ -125,8 +125,8 @@ def test_a_network_settles_what_layers_are(tmp_path: Path) -> None:
     document = json.loads(run("analyze", "a.pt", *options[2:], cwd=tmp_path).stdout)
     assert [row["matrix"] for row in document["layers"]] == [[32, 512], [24, 144]]
     assert "--model-arg" in error_of(run("compress", "a.pt", "--rank", "2", "--model-arg", "a=1", cwd=tmp_path), 2)
-    error = error_of(run("compress", "a.pt", "--rank", "2", "--model", "nets:make", cwd=tmp_path), 1)
-    assert "`nets:make` could not be built: TypeError" in error
+    error = error_of(run("compress", "a.pt", "--rank", "2", "--model", "nets_of_compress:make", cwd=tmp_path), 1)
+    assert "`nets_of_compress:make` could not be built: TypeError" in error
 
 
 @pytest.mark.parametrize(

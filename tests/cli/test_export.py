@@ -46,12 +46,12 @@ def test_wrong_usage(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("to", ["onnx", "pt2"])
 def test_programs_are_written_by_one_command(to: str, tmp_path: Path) -> None:
-    (tmp_path / "nets.py").write_text("from tests.networks import Net, seeded\nmake = lambda: seeded(Net)\n")
+    (tmp_path / "nets_of_export.py").write_text("from tests.networks import Net, seeded\nmake = lambda: seeded(Net)\n")
     nested(tmp_path)
     lrzip.compress(tmp_path / "nested.ckpt", tmp_path / "small.pt", ratio=2, only=["conv*", "fc*"])
     state = torch.load(tmp_path / "small.pt")["state_dict"]
     torch.save({k: v for k, v in state.items() if "extra" not in k}, tmp_path / "small.pt")
-    options = ["--model", "nets:make", "--input-shape", "1,3,16,16", "--to", to, "-o", f"net.{to}"]
+    options = ["--model", "nets_of_export:make", "--input-shape", "1,3,16,16", "--to", to, "-o", f"net.{to}"]
     done = run("export", "small.pt", *options, "--json", cwd=tmp_path)
     document = json.loads(done.stdout)
     jsonschema.validate(document, EXPORT)

@@ -1,0 +1,220 @@
+"""What layers cost to run: multiply-accumulates, and time on this machine, dense and factorized."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from math import prod
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lrzip.errors import UsageError
+from lrzip.factors import Chain, StageSpec
+from lrzip.inputs import InputShape, examples, run
+from lrzip.layers import Keep, Layer
+from lrzip.modules import known
+from lrzip.plan import Factorize, Plan
+from lrzip.report import Costs, Latency, LayerCost
+from lrzip.surgery import leave_fast_paths, sequential
+
+# Rounds in which dense and factorized take turns, and the seconds after which a few are enough.
+_ROUNDS = 50
+_FEW = 7
+_PATIENCE = 0.5
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a layer is applied to in a run of the network.
+
+    Attributes:
+        shape: Of its (last) input.
+        positions: How often each element of its weight is multiplied, over all calls.
+    """
+
+    shape: tuple[int, ...]
+    positions: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One run of a network.
+
+    Attributes:
+        model: The network.
+        inputs: What it ran on, at the batch size given.
+        sites: Of its layers, by module.
+        macs: Multiply-accumulates of the whole: of linear layers, convolutions, attention and recurrent layers.
+    """
+
+    model: nn.Module
+    inputs: Sequence[InputShape]
+    sites: Mapping[str, Site]
+    macs: int
+
+    def macs_of(self, layer: Layer) -> int:
+        """Return the multiply-accumulates of a layer; those of an embedding are none."""
+        return self.macs_with(layer, [StageSpec(layer.kind, layer.weight.shape)])
+
+    def macs_with(self, layer: Layer, stages: Iterable[StageSpec]) -> int:
+        """Return the multiply-accumulates of a chain in the place of a layer."""
+        # Strides are at the stage with the kernel, and all stages but an embedding see the same number of positions.
+        weights = sum(prod(stage.shape) for stage in stages if stage.kind != "embedding")
+        site = self.sites.get(layer.name)
+        return site.positions * weights if site else 0
+
+
+def profile_of(model: nn.Module | None, input_shapes: Sequence[str], *, needed: bool) -> Profile | None:
+    """Return what a run of the network shows, if there are both.
+
+    Raises:
+        UsageError: One of both is missing.
+    """
+    if model and input_shapes:
+        return profile(model, input_shapes)
+    if input_shapes or needed:
+        raise UsageError("What a run costs can be told with both `--model PKG.MOD:NET` and `--input-shape`.")
+    return None
+
+
+def profile(model: nn.Module, shapes: Sequence[str]) -> Profile:
+    """Run a network once and see what its layers are applied to.
+
+    Args:
+        model: In evaluation mode.
+        shapes: One for each input, as `InputShape.parse` takes them.
+
+    Raises:
+        UsageError: A shape is none.
+        LrzipError: The network does not take these shapes.
+    """
+    inputs = [InputShape.parse(text) for text in shapes]
+    sites: dict[str, Site] = {}
+    recurrent: dict[str, int] = {}
+
+    def observe(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+            if isinstance(module, nn.RNNBase):
+                steps = arguments[0].numel() // module.input_size
+                recurrent[name] = steps * sum(p.numel() for n, p in module.named_parameters() if "weight" in n)
+            elif arguments and isinstance(arguments[0], Tensor):
+                before = sites[name].positions if name in sites else 0
+                sites[name] = Site(tuple(arguments[0].shape), before + _positions(module, arguments[0], output))
+
+        return hook
+
+    with ExitStack() as hooks, _without_fast_paths(), FlopCounterMode(display=False) as counter:
+        for name, module in model.named_modules():
+            if known(module).kind or isinstance(module, nn.RNNBase):
+                hooks.callback(module.register_forward_hook(observe(name)).remove)
+        run(model, inputs, batch=inputs[0].sizes[0])
+    counted = {name for name, counts in counter.get_flop_counts().items() if counts}
+    uncounted = sum(macs for name, macs in recurrent.items() if not any(c.endswith(f".{name}") for c in counted))
+    return Profile(model, inputs, sites, counter.get_total_flops() // 2 + uncounted)
+
+
+def costs_of(found: Profile, decisions: Sequence[Factorize], *, latency: bool) -> Costs:
+    """Return what the layers of a plan and the whole network cost, before and after; times if they are asked for."""
+    layers = {
+        decision.layer.name: LayerCost(
+            found.macs_of(decision.layer),
+            found.macs_with(decision.layer, decision.stages),
+            layer_latency(found, decision) if latency else None,
+        )
+        for decision in decisions
+    }
+    saved = sum(cost.macs_before - cost.macs_after for cost in layers.values())
+    whole = whole_latency(found, decisions) if latency else None
+    return Costs(found.macs, found.macs - saved, layers, whole)
+
+
+def keep_slow(found: Profile, plan: Plan, speedup: float) -> Plan:
+    """Return the plan without the layers whose chains do not run so many times faster.
+
+    Raises:
+        UsageError: The speedup is not positive.
+    """
+    if not speedup > 0:
+        raise UsageError(f"`min-speedup` must be above 0, got {speedup:g}.")
+    fast: list[Factorize] = []
+    keep: list[Keep] = []
+    for decision in plan.factorize:
+        times = layer_latency(found, decision)
+        if times and times.speedup >= speedup:
+            fast.append(decision)
+            continue
+        layer = decision.layer
+        said = f"its factors run {times.speedup:.2f} times as fast" if times else "it does not run on these inputs"
+        keep.append(Keep(layer.name, layer.weight, f"{said}; `--min-speedup` asks for {speedup:g}"))
+    return replace(plan, factorize=tuple(fast), keep=(*plan.keep, *keep))
+
+
+def layer_latency(found: Profile, decision: Factorize) -> Latency | None:
+    """Return how long a layer and its chain take on an input of the shape it gets; None where it does not run."""
+    site = found.sites.get(decision.layer.name)
+    if site is None:
+        return None
+    layer = found.model.get_submodule(decision.layer.name)
+    chain = _replacement(layer, decision)
+    x = torch.zeros(site.shape, dtype=torch.int64) if isinstance(layer, nn.Embedding) else torch.randn(site.shape)
+    return _latency(lambda: layer(x), lambda: chain(x))
+
+
+def whole_latency(found: Profile, decisions: Sequence[Factorize]) -> Latency:
+    """Return how long the network takes, and the same with the layers of a plan replaced by chains of any weights."""
+    factorized = copy.deepcopy(found.model)
+    for decision in decisions:
+        name = decision.layer.name
+        if name in found.sites:
+            factorized.set_submodule(name, _replacement(factorized.get_submodule(name), decision))
+    leave_fast_paths(factorized)
+    inputs = examples(found.inputs, found.inputs[0].sizes[0])
+    return _latency(lambda: found.model(*inputs), lambda: factorized(*inputs))
+
+
+def _replacement(layer: nn.Module, decision: Factorize) -> nn.Module:
+    return sequential(Chain(decision.layer.module, decision.outputs, decision.layer.bias, decision.layer.kind), layer)
+
+
+def _latency(dense: Callable[[], object], factorized: Callable[[], object]) -> Latency:
+    """Time two functions in turns, so that what else the machine does hits both, after one run of each to warm up."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    with torch.inference_mode():
+        dense()
+        factorized()
+        start = perf_counter()
+        for count in range(_ROUNDS):
+            for function, times in zip((dense, factorized), seconds, strict=True):
+                before = perf_counter()
+                function()
+                times.append(perf_counter() - before)
+            if count + 1 >= _FEW and perf_counter() - start > _PATIENCE:
+                break
+    return Latency(median(seconds[0]), median(seconds[1]))
+
+
+def _positions(module: nn.Module, x: Tensor, output: Any) -> int:
+    """Return how often each element of a module's weight is multiplied."""
+    if isinstance(module, nn.Embedding):
+        return x.numel()
+    if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        return x.numel() // module.in_channels
+    weight = module.get_parameter("weight")
+    channels = weight.shape[1 if known(module).kind == "linear_transposed" else 0]
+    return int(output.numel()) // channels
+
+
+@contextmanager
+def _without_fast_paths() -> Iterator[None]:
+    """Keep attention from kernels whose products are not seen."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)

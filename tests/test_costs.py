@@ -1,0 +1,125 @@
+"""Multiply-accumulates are those that are executed; times are there, whatever they are."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import lrzip
+from lrzip.costs import profile
+from lrzip.errors import LrzipError, UsageError
+from lrzip.layers import Layer
+from lrzip.live import LiveSource
+from lrzip.modules import Architecture
+from tests.cli.schemas import ANALYZE, COMPRESS
+from tests.cli.shell import error_of, run
+from tests.networks import Net, ResNet, Zoo, seeded
+
+SHAPES = ("2,3,12,12", "2,5:int64")
+
+
+@pytest.fixture
+def zoo(tmp_path: Path) -> Path:
+    torch.save(seeded(Zoo).state_dict(), tmp_path / "zoo.pt")
+    return tmp_path / "zoo.pt"
+
+
+def macs(model: nn.Module) -> int:
+    """Return what torch counts, which leaves out recurrent layers."""
+    torch.backends.mha.set_fastpath_enabled(False)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(*Zoo.inputs())
+    torch.backends.mha.set_fastpath_enabled(True)
+    return int(counter.get_total_flops()) // 2
+
+
+def test_resnet_20_has_the_published_multiply_accumulates() -> None:
+    assert profile(seeded(ResNet), ["1,3,32,32"]).macs == 40_551_040  # 40.6 M (He et al. 2016)
+    assert profile(seeded(ResNet), ["4,3,32,32"]).macs == 4 * 40_551_040
+
+
+def test_layers_cost_what_their_definitions_say() -> None:
+    model = seeded(Zoo)
+    found = profile(model, SHAPES)
+    layers = {item.name: item for item in LiveSource(model).layers(Architecture.of(model)) if isinstance(item, Layer)}
+    cost = {name: found.macs_of(layer) for name, layer in layers.items()}
+    assert cost == {
+        "stem": 2 * 12 * 12 * 24 * 3 * 9,
+        "grouped": 2 * 6 * 6 * 32 * 6 * 9,
+        "up": 2 * 6 * 6 * 32 * 16 * 4,
+        "mix": 2 * 5 * 16 * 16,
+        "words": 0,
+        "head": 2 * 5 * 16 * 16,
+    }
+    lstm = 2 * 5 * (64 * 16 + 64 * 16)
+    assert found.macs == macs(model) + lstm
+
+
+def test_factorized_costs_are_those_of_the_factorized_network(zoo: Path) -> None:
+    report = lrzip.compress(zoo, zoo.with_name("small.pt"), ratio=2, model=seeded(Zoo), input_shapes=SHAPES)
+    assert report.costs
+    assert report.costs.latency is None
+    lstm = 2 * 5 * (64 * 16 + 64 * 16)
+    assert report.costs.macs_before == macs(seeded(Zoo)) + lstm
+    assert report.costs.macs_after == macs(lrzip.load_into(seeded(Zoo), zoo.with_name("small.pt"))) + lstm
+    assert report.costs.layers.keys() == {"stem", "grouped", "up", "mix", "words", "head"}
+
+
+def test_latency_is_measured_for_every_layer_and_the_whole(zoo: Path) -> None:
+    options = {"ratio": 2, "model": seeded(Zoo), "input_shapes": SHAPES, "latency": True, "dry_run": True}
+    report = lrzip.compress(zoo, **options)  # type: ignore[arg-type]
+    assert report.costs
+    assert report.costs.latency
+    for latency in [report.costs.latency, *(cost.latency for cost in report.costs.layers.values())]:
+        assert latency
+        assert latency.dense > 0
+        assert latency.speedup == latency.dense / latency.factorized
+
+
+def test_layers_that_do_not_get_faster_are_kept(zoo: Path) -> None:
+    options = {"ratio": 2, "model": seeded(Zoo), "input_shapes": SHAPES, "dry_run": True}
+    never = lrzip.compress(zoo, **options, min_speedup=1e9)  # type: ignore[arg-type]
+    assert not never.plan.factorize
+    reasons = {keep.name: keep.reason for keep in never.plan.keep}
+    assert "times as fast; `--min-speedup` asks for 1e+09" in reasons["stem"]
+    always = lrzip.compress(zoo, **options, min_speedup=1e-9)  # type: ignore[arg-type]
+    assert len(always.plan.factorize) == 6
+
+
+def test_the_command_line_tells_costs(tmp_path: Path) -> None:
+    (tmp_path / "nets_of_costs.py").write_text("from tests.networks import Net, seeded\nmake = lambda: seeded(Net)\n")
+    torch.save(seeded(Net).state_dict(), tmp_path / "a.pt")
+    options = ["--model", "nets_of_costs:make", "--input-shape", "1,3,16,16", "--latency"]
+    document = json.loads(run("compress", "a.pt", "--ratio", "2", *options, "--json", cwd=tmp_path).stdout)
+    jsonschema.validate(document, COMPRESS)
+    assert document["totals"]["macs_after"] < document["totals"]["macs_before"]
+    assert document["layers"][0]["latency"]["dense_ms"] > 0
+    text = run("compress", "a.pt", "--ratio", "2", *options, "--dry-run", cwd=tmp_path).stdout.decode()
+    assert "multiply-accumulates (" in text
+    assert "ms a run here (" in text
+    document = json.loads(run("analyze", "a.pt", *options, "--json", cwd=tmp_path).stdout)
+    jsonschema.validate(document, ANALYZE)
+    assert document["totals"]["costs_at_energy"]["0.7"]["macs_before"] > 0
+    assert "multiply-accumulates (" in run("analyze", "a.pt", *options, cwd=tmp_path).stdout.decode()
+    assert "`--model" in error_of(run("analyze", "a.pt", "--latency", cwd=tmp_path), 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"latency": True}, UsageError, "with both `--model"),
+        ({"input_shapes": ["1,3"]}, UsageError, "with both `--model"),
+        ({"min_speedup": 2.0, "model": Net()}, UsageError, "with both `--model"),
+        ({"min_speedup": 0.0, "model": Net(), "input_shapes": ["1,3,16,16"]}, UsageError, "must be above 0"),
+        ({"model": Net(), "input_shapes": ["1,4,16,16"]}, LrzipError, "The network does not take"),
+    ],
+)
+def test_bad_options(options: dict[str, object], error: type[LrzipError], message: str, tmp_path: Path) -> None:
+    torch.save(Net().state_dict(), tmp_path / "a.pt")
+    with pytest.raises(error, match=message):
+        lrzip.compress(tmp_path / "a.pt", ratio=2, **options)  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
