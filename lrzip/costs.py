@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lrzip.attention import PROJECTIONS
 from lrzip.errors import UsageError
 from lrzip.factors import Chain, StageSpec
 from lrzip.inputs import InputShape, examples, run
@@ -20,7 +21,7 @@ from lrzip.layers import Keep, Layer
 from lrzip.modules import known
 from lrzip.plan import Factorize, Plan
 from lrzip.report import Costs, Latency, LayerCost
-from lrzip.surgery import leave_fast_paths, sequential
+from lrzip.surgery import leave_fast_paths, replacement
 
 # Rounds in which dense and factorized take turns, and the seconds after which a few are enough.
 _ROUNDS = 50
@@ -102,6 +103,8 @@ def profile(model: nn.Module, shapes: Sequence[str]) -> Profile:
             if isinstance(module, nn.RNNBase):
                 steps = arguments[0].numel() // module.input_size
                 recurrent[name] = steps * sum(p.numel() for n, p in module.named_parameters() if "weight" in n)
+            elif isinstance(module, nn.MultiheadAttention):
+                sites[f"{name}.in_proj"] = _attention_site(module, arguments)
             elif arguments and isinstance(arguments[0], Tensor):
                 before = sites[name].positions if name in sites else 0
                 sites[name] = Site(tuple(arguments[0].shape), before + _positions(module, arguments[0], output))
@@ -110,7 +113,7 @@ def profile(model: nn.Module, shapes: Sequence[str]) -> Profile:
 
     with ExitStack() as hooks, _without_fast_paths(), FlopCounterMode(display=False) as counter:
         for name, module in model.named_modules():
-            if known(module).kind or isinstance(module, nn.RNNBase):
+            if known(module).kind or isinstance(module, nn.RNNBase | nn.MultiheadAttention):
                 hooks.callback(module.register_forward_hook(observe(name)).remove)
         run(model, inputs, batch=inputs[0].sizes[0])
     counted = {name for name, counts in counter.get_flop_counts().items() if counts}
@@ -159,8 +162,11 @@ def layer_latency(found: Profile, decision: Factorize) -> Latency | None:
     site = found.sites.get(decision.layer.name)
     if site is None:
         return None
-    layer = found.model.get_submodule(decision.layer.name)
-    chain = _replacement(layer, decision)
+    path, chain = _replacement(found.model, decision)
+    layer = found.model.get_submodule(path)
+    if isinstance(layer, nn.MultiheadAttention):
+        h = torch.randn(site.shape)
+        return _latency(lambda: layer(h, h, h, need_weights=False), lambda: chain(h, h, h, need_weights=False))
     x = torch.zeros(site.shape, dtype=torch.int64) if isinstance(layer, nn.Embedding) else torch.randn(site.shape)
     return _latency(lambda: layer(x), lambda: chain(x))
 
@@ -169,16 +175,16 @@ def whole_latency(found: Profile, decisions: Sequence[Factorize]) -> Latency:
     """Return how long the network takes, and the same with the layers of a plan replaced by chains of any weights."""
     factorized = copy.deepcopy(found.model)
     for decision in decisions:
-        name = decision.layer.name
-        if name in found.sites:
-            factorized.set_submodule(name, _replacement(factorized.get_submodule(name), decision))
+        if decision.layer.name in found.sites:
+            factorized.set_submodule(*_replacement(factorized, decision))
     leave_fast_paths(factorized)
     inputs = examples(found.inputs, found.inputs[0].sizes[0])
     return _latency(lambda: found.model(*inputs), lambda: factorized(*inputs))
 
 
-def _replacement(layer: nn.Module, decision: Factorize) -> nn.Module:
-    return sequential(Chain(decision.layer.module, decision.outputs, decision.layer.bias, decision.layer.kind), layer)
+def _replacement(model: nn.Module, decision: Factorize) -> tuple[str, nn.Module]:
+    layer = decision.layer
+    return replacement(Chain(layer.name, decision.outputs, layer.bias, layer.kind), model)
 
 
 def _latency(dense: Callable[[], object], factorized: Callable[[], object]) -> Latency:
@@ -196,6 +202,13 @@ def _latency(dense: Callable[[], object], factorized: Callable[[], object]) -> L
             if count + 1 >= _FEW and perf_counter() - start > _PATIENCE:
                 break
     return Latency(median(seconds[0]), median(seconds[1]))
+
+
+def _attention_site(module: nn.MultiheadAttention, arguments: Sequence[Any]) -> Site:
+    """Return the mean positions of query, key and value; those that were passed by name count as the query."""
+    given = [x for x in arguments[:PROJECTIONS] if isinstance(x, Tensor)]
+    positions = sum(x.numel() for x in given) // (module.embed_dim * max(len(given), 1))
+    return Site(tuple(given[0].shape) if given else (), positions)
 
 
 def _positions(module: nn.Module, x: Tensor, output: Any) -> int:

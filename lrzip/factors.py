@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from lrzip.layers import TensorSpec, by_module
+from lrzip.layers import TensorSpec, by_module, tensor_name
 
 # Rows of a product that are compared at a time, so that measuring an error needs no second copy of the matrix.
 _ERROR_ROWS = 256
@@ -62,7 +62,7 @@ class Chain:
     @property
     def dense_name(self) -> str:
         """Name of the weight that the chain stands for."""
-        return f"{self.module}.weight" if self.module else "weight"
+        return tensor_name(self.module, self.kind, "weight")
 
 
 def dense_shape(shapes: Sequence[tuple[int, ...]], kind: str = "ordinary") -> tuple[int, ...]:
@@ -172,7 +172,8 @@ def _composes(shapes: Sequence[tuple[int, ...]], kind: str) -> bool:
     if all(a[0] == b[1] for a, b in pairwise(shapes)):
         return True
     groups = first[0] // last[1]
-    return len(shapes) == 2 < len(first) and groups * last[1] == first[0] and last[0] % max(groups, 1) == 0
+    grouped = len(shapes) == 2 and (len(first) > 2 or kind == "attention")
+    return grouped and groups * last[1] == first[0] and last[0] % max(groups, 1) == 0
 
 
 def _outputs(chain: Chain) -> int:

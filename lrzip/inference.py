@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lrzip.errors import LrzipError
 from lrzip.factors import find_chains
-from lrzip.layers import FACTORIZABLE_DTYPES, Keep, Layer, TensorSpec, by_module
+from lrzip.layers import FACTORIZABLE_DTYPES, Keep, Layer, TensorSpec, by_module, tensor_name
 from lrzip.modules import Architecture
 
 _CONV = {3: "conv1d", 4: "conv2d", 5: "conv3d"}
@@ -90,9 +90,10 @@ def known_layers(
     """
     surroundings = _Surroundings.of({name: spec.renamed(name) for name, spec in names.items()})
     chained = {spec.name for chain in find_chains(surroundings.tensors, architecture.kinds) for spec in chain.weights}
+    weights = {tensor_name(module, what.kind or "", "weight"): module for module, what in architecture.layers.items()}
     found: list[Layer | Keep] = []
     for name, spec in names.items():
-        module, _, leaf = name.rpartition(".")
+        module = weights.get(name, name.rpartition(".")[0])
         inferred = _infer(spec.renamed(name), surroundings, "", {})
         reason = (
             (untouchable or {}).get(spec.name)
@@ -100,10 +101,10 @@ def known_layers(
             or ("already factorized" if name in chained else None)
             or _not_a_weight(spec)
         )
-        what = architecture.layers.get(module) if leaf == "weight" else None
+        what = architecture.layers[module] if name in weights else None
         if reason is None and what and what.kind and not what.reason:
-            bias = names.get(f"{module}.bias") if module else names.get("bias")
-            path = spec.name.removesuffix("weight").removesuffix(".")
+            bias = names.get(tensor_name(module, what.kind, "bias"))
+            path = spec.name.removesuffix(tensor_name("x", what.kind, "weight")[1:]).removesuffix("weight")
             found.append(Layer(module or "(root)", path, what.kind, spec, bias, what.groups))
             continue
         if reason is None:
@@ -111,7 +112,8 @@ def known_layers(
             said = isinstance(inferred, Keep) and not inferred.insist and inferred.reason != _NAMED_OTHERWISE
             reason = inferred.reason if said and isinstance(inferred, Keep) else f"a parameter of {of}"
             reason = (what and what.reason) or reason
-        found.append(Keep(module if leaf == "weight" and module else name, spec, str(reason)))
+        whole = module and (name in weights or name.endswith(".weight"))
+        found.append(Keep(module if whole else name, spec, str(reason)))
     return _without_biases(found)
 
 
@@ -129,12 +131,13 @@ def match(path: Path, tensors: Mapping[str, TensorSpec], architecture: Architect
     found = {name.removeprefix(prefix): spec for name, spec in tensors.items() if name not in counters}
     expected = dict(architecture.shapes)
     for chain in find_chains({name: spec.renamed(name) for name, spec in found.items()}, architecture.kinds):
-        if {f"{chain.module}.weight", f"{chain.module}.bias"} & architecture.shared.keys():
+        replaced = {tensor_name(chain.module, chain.kind, leaf) for leaf in ("weight", "bias")}
+        if replaced & architecture.shared.keys():
             raise LrzipError(
                 f"`{chain.module}` shares its weight with another layer of the model. "
                 f"Compress with `--skip {chain.module}`."
             )
-        expected = {n: shape for n, shape in expected.items() if n.rpartition(".")[0] != chain.module}
+        expected = {name: shape for name, shape in expected.items() if name not in replaced}
         expected |= {spec.name: spec.shape for spec in (*chain.weights, chain.bias) if spec}
     for name in [*expected, *found]:
         there = found.get(name)

@@ -38,10 +38,11 @@ class Layer:
         name: What people call it and globs match: the module's path without wrapper prefixes.
         module: The module's path in the file, with its prefixes; "" for the root module.
         kind: `linear` with weight (out, in), `linear_transposed` (in, out), `embedding` (rows, width), `conv1d`,
-            `conv2d` or `conv3d` (out, in / groups, *kernel), `conv_transpose1d`, … (in, out, *kernel).
+            `conv2d` or `conv3d` (out, in / groups, *kernel), `conv_transpose1d`, … (in, out, *kernel), `attention`
+            (3 · width, width), the input projections of nn.MultiheadAttention, in three groups.
         weight: The weight tensor.
         bias: The bias tensor, (out,), if there is one.
-        groups: Of a convolution.
+        groups: Of a convolution: parts of the weight, one below the other, that are factorized by themselves.
     """
 
     name: str
@@ -73,6 +74,11 @@ class Keep:
     tensor: TensorSpec
     reason: str
     insist: Layer | None = None
+
+
+def tensor_name(module: str, kind: str, leaf: str) -> str:
+    """Return the name of the `weight` or `bias` of a layer; nn.MultiheadAttention has its input projection's itself."""
+    return f"{module}{'_' if kind == 'attention' else '.'}{leaf}" if module else leaf
 
 
 def by_module(tensors: Mapping[str, TensorSpec]) -> Mapping[str, Mapping[str, TensorSpec]]:

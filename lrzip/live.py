@@ -15,7 +15,7 @@ from lrzip.modules import Architecture
 from lrzip.plan import Factorize
 from lrzip.planning import make_plan
 from lrzip.progress import Progress, silent
-from lrzip.surgery import leave_fast_paths, sequential
+from lrzip.surgery import leave_fast_paths, replacement
 
 
 def factorize(
@@ -63,7 +63,7 @@ def factorize(
         progress: Called before each layer.
 
     Returns:
-        The network, in which no class of lrzip remains.
+        The network, of ordinary modules; only nn.MultiheadAttention is replaced by `lrzip.attention.SplitAttention`.
 
     Raises:
         UsageError: The options contradict each other or are out of range.
@@ -80,12 +80,11 @@ def factorize(
     made = [(decision, factors) for decision, factors, _ in factorize_all(plan, work, progress)]
     result: nn.Module = model if inplace else copy.deepcopy(model)
     for decision, factors in made:
-        name = decision.layer.module
-        replacement = _replacement(decision, factors, result.get_submodule(name))
+        name, module = _replacement(decision, factors, result)
         if name:
-            result.set_submodule(name, replacement)
+            result.set_submodule(name, module)
         else:
-            result = replacement
+            result = module
     leave_fast_paths(result)
     return result
 
@@ -114,14 +113,17 @@ class LiveSource:
         return self._state[name]
 
 
-def _replacement(decision: Factorize, factors: Factors, layer: nn.Module) -> nn.Sequential:
-    """Return the chain of a layer, with its weights and with the layer's own bias."""
-    bias = decision.layer.bias
-    module = sequential(Chain(decision.layer.module, decision.outputs, bias, decision.layer.kind), layer)
-    with torch.no_grad():
-        for stage, weight in zip(module, factors.weights, strict=True):
+def _replacement(decision: Factorize, factors: Factors, model: nn.Module) -> tuple[str, nn.Module]:
+    """Return what stands for a layer and where, with the weights of its chain and with the layer's own bias."""
+    layer = decision.layer
+    before = {spec.name: model.get_parameter(spec.name) for spec in (layer.weight, layer.bias) if spec}
+    path, module = replacement(Chain(layer.module, decision.outputs, layer.bias, layer.kind), model)
+    inside = layer.module.removeprefix(path).removeprefix(".")
+    stages = list(module.get_submodule(inside).children())
+    for stage, weight in zip(stages, factors.weights, strict=True):
+        stage.requires_grad_(before[layer.weight.name].requires_grad)
+        with torch.no_grad():
             stage.get_parameter("weight").copy_(weight)
-    module.requires_grad_(layer.get_parameter("weight").requires_grad)
-    if bias:
-        module[-1].register_parameter("bias", layer.get_parameter("bias"))
-    return module
+    if layer.bias:
+        stages[-1].register_parameter("bias", before[layer.bias.name])
+    return path, module

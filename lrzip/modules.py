@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from lrzip.attention import PROJECTIONS
+
 _KINDS: Mapping[type[nn.Module], str] = {
     nn.Linear: "linear",
     nn.Embedding: "embedding",
@@ -15,6 +17,9 @@ _KINDS: Mapping[type[nn.Module], str] = {
     nn.ConvTranspose2d: "conv_transpose2d",
     nn.ConvTranspose3d: "conv_transpose3d",
 }
+
+
+_HOOKED = "it carries forward hooks, which would be lost"
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,20 @@ def known(module: nn.Module) -> Known:
     return Known(kind, groups if isinstance(groups, int) else 1, _obstacle(module))
 
 
+def _projections(module: nn.MultiheadAttention) -> Known:
+    """Return what the input projections of an attention module are."""
+    reason = None
+    if type(module).forward is not nn.MultiheadAttention.forward:
+        reason = f"the input projection of {type(module).__name__}"
+    elif "in_proj_weight" not in module._parameters or module.in_proj_weight is None:
+        reason = "attention whose query, key and value differ in width"
+    elif module.bias_k is not None or module.add_zero_attn:
+        reason = "attention with further keys of its own (add_bias_kv or add_zero_attn)"
+    elif module._forward_hooks or module._forward_pre_hooks:
+        reason = _HOOKED
+    return Known("attention", PROJECTIONS, reason)
+
+
 def _kind(module: nn.Module) -> str | None:
     for parent, kind in _KINDS.items():
         if isinstance(module, parent):
@@ -54,7 +73,7 @@ def _obstacle(module: nn.Module) -> str | None:
     if "weight" not in module._parameters:
         return "its weight is computed from other tensors (weight norm or another parametrization)"
     if module._forward_hooks or module._forward_pre_hooks:
-        return "it carries forward hooks, which would be lost"
+        return _HOOKED
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "read directly by nn.MultiheadAttention"
     if isinstance(module, nn.Embedding) and module.max_norm is not None:
@@ -69,7 +88,8 @@ class Architecture:
     """What a network says of the tensors of its checkpoints.
 
     Attributes:
-        layers: What each module with a weight is, by its path.
+        layers: What each module with a weight is, by its path; `x.in_proj` stands for the input projections of an
+            nn.MultiheadAttention `x`.
         classes: Name of the class of each module.
         shapes: Of all tensors of its state_dict.
         shared: For each tensor that stands under several names, another one of them.
@@ -84,12 +104,14 @@ class Architecture:
     def of(cls, model: nn.Module) -> "Architecture":
         """Return what a live network says; its weights do not matter."""
         modules = dict(model.named_modules(remove_duplicate=False))
+        attentions = {name: module for name, module in modules.items() if isinstance(module, nn.MultiheadAttention)}
         state = model.state_dict(keep_vars=True)
         users: dict[int, list[str]] = {}
         for name, tensor in state.items():
             users.setdefault(id(tensor), []).append(name)
         return cls(
-            {name: known(module) for name, module in modules.items() if has_weight(module)},
+            {name: known(module) for name, module in modules.items() if has_weight(module)}
+            | {f"{name}.in_proj".removeprefix("."): _projections(module) for name, module in attentions.items()},
             {name: type(module).__name__ for name, module in modules.items()},
             {name: tuple(tensor.shape) for name, tensor in state.items()},
             {name: next(o for o in names if o != name) for names in users.values() if len(names) > 1 for name in names},

@@ -6,6 +6,7 @@ from typing import TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
+from lrzip.attention import PROJECTIONS, SplitAttention
 from lrzip.errors import LrzipError
 from lrzip.factors import Chain, dense_shape, find_chains, groups_of
 from lrzip.formats import open_checkpoint
@@ -44,13 +45,32 @@ def load_into(model: Module, path: str | Path, *, key: str | None = None, trust:
         architecture = Architecture.of(model)
         specs = match(checkpoint.path, checkpoint.tensors(), architecture)
         chains = find_chains({name: spec.renamed(name) for name, spec in specs.items()}, architecture.kinds)
-        replacements = {chain.module: sequential(chain, model.get_submodule(chain.module)) for chain in chains}
+        replacements = dict(replacement(chain, model) for chain in chains)
         state = {name: checkpoint.read(spec.name) for name, spec in specs.items()}
     for name, module in replacements.items():
         model.set_submodule(name, module)
     leave_fast_paths(model)
     model.load_state_dict(state)
     return model
+
+
+def replacement(chain: Chain, model: nn.Module) -> tuple[str, nn.Module]:
+    """Return what has to stand where in a network so that a chain's weights have their names in it.
+
+    Returns:
+        The path of a module of `model`, and a module to put there.
+    """
+    if chain.kind != "attention":
+        return chain.module, sequential(chain, model.get_submodule(chain.module))
+    path = chain.module.removesuffix("in_proj").removesuffix(".")
+    attention = model.get_submodule(path)
+    if not isinstance(attention, nn.MultiheadAttention):
+        raise LrzipError(f"`{path}` is {type(attention).__name__} in the model, not nn.MultiheadAttention.")
+    shapes = [spec.shape for spec in chain.weights]
+    stored = dense_shape(shapes, chain.kind), groups_of(shapes, chain.kind)
+    if stored != (tuple(attention.in_proj_weight.shape), PROJECTIONS):
+        raise LrzipError(f"`{chain.module}` stands for {stored[0]}, but the model has other projections there.")
+    return path, SplitAttention(attention, shapes[1][1])
 
 
 def sequential(chain: Chain, layer: nn.Module) -> nn.Sequential:

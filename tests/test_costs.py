@@ -53,6 +53,7 @@ def test_layers_cost_what_their_definitions_say() -> None:
         "up": 2 * 6 * 6 * 32 * 16 * 4,
         "mix": 2 * 5 * 16 * 16,
         "words": 0,
+        "attention.in_proj": 2 * 5 * 3 * 16 * 16,
         "head": 2 * 5 * 16 * 16,
     }
     lstm = 2 * 5 * (64 * 16 + 64 * 16)
@@ -66,7 +67,7 @@ def test_factorized_costs_are_those_of_the_factorized_network(zoo: Path) -> None
     lstm = 2 * 5 * (64 * 16 + 64 * 16)
     assert report.costs.macs_before == macs(seeded(Zoo)) + lstm
     assert report.costs.macs_after == macs(lrzip.load_into(seeded(Zoo), zoo.with_name("small.pt"))) + lstm
-    assert report.costs.layers.keys() == {"stem", "grouped", "up", "mix", "words", "head"}
+    assert report.costs.layers.keys() == {"stem", "grouped", "up", "mix", "words", "head", "attention.in_proj"}
 
 
 def test_latency_is_measured_for_every_layer_and_the_whole(zoo: Path) -> None:
@@ -87,7 +88,7 @@ def test_layers_that_do_not_get_faster_are_kept(zoo: Path) -> None:
     reasons = {keep.name: keep.reason for keep in never.plan.keep}
     assert "times as fast; `--min-speedup` asks for 1e+09" in reasons["stem"]
     always = lrzip.compress(zoo, **options, min_speedup=1e-9)  # type: ignore[arg-type]
-    assert len(always.plan.factorize) == 6
+    assert len(always.plan.factorize) == 7
 
 
 def test_the_command_line_tells_costs(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ LADDER = [
         "linalg.svd",
         "linalg.vbmf",
         "layers",
+        "attention",
         "modules",
     ],
     ["spectrum", "factors", "plan", "report", "progress"],

@@ -190,12 +190,14 @@ def test_a_full_standard_output_is_one_line(arguments: list[str], tmp_path: Path
 def test_signals_leave_nothing(number: signal.Signals, code: int, tmp_path: Path) -> None:
     state = {f"fc{index}.weight": torch.rand(1024, 1024) for index in range(60)}
     torch.save(state, tmp_path / "a.pt")
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits deafness
     command = spawn("compress", tmp_path / "a.pt", "--rank", "200", "--svd", "exact")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         while not list(tmp_path.glob(".*.part")) and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(number)
         stderr = process.communicate(timeout=60)[1]
+    signal.signal(signal.SIGINT, heard)
     assert process.returncode == code
     assert b"Traceback" not in stderr
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
