@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import lrzip
 from tests.networks import ResNet
@@ -68,6 +68,22 @@ def test_resnets_keep_their_accuracy(name: str, blocks: int, expected: float, tm
     dense = ResNet(blocks)
     dense.load_state_dict({name.removeprefix("module."): tensor for name, tensor in state.items()})
     assert accuracy(dense) == pytest.approx(small, abs=0.05)  # a handful of images on the edge, by rounding
+
+
+def test_a_resnet_classifies_alike_in_pytorch_and_onnxruntime(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = resnet("resnet20-12fca82f.th")
+    lrzip.compress(path, tmp_path / "small.th", energy=0.95, skip=["conv1"], model=ResNet())
+    lrzip.export(tmp_path / "small.th", "onnx", tmp_path / "a.onnx", model=ResNet(), input_shapes=["1,3,32,32"])
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    class Runner(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+            return found
+
+    assert accuracy(Runner()) == accuracy(lrzip.load_into(ResNet(), tmp_path / "small.th"))
 
 
 @pytest.mark.parametrize("name", ["mtcnn/pnet.pt", "mtcnn/rnet.pt", "mtcnn/onet.pt", "dncnn/dncnn_25.pth"])
