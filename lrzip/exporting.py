@@ -88,7 +88,7 @@ def export(
     check_output(destination, source, force=force)
     with open_checkpoint(source, key=key, trust=trust) as checkpoint:
         format_ = _format(destination, to, checkpoint)
-        chains = find_chains(checkpoint.tensors()) if to == "dense" else ()
+        chains = find_chains(checkpoint.tensors(), checkpoint.chain_kinds) if to == "dense" else ()
         if to == "dense" and not chains:
             raise LrzipError(f"`{path}` has no factorized layers to multiply back. It is dense already.")
         view = checkpoint.bare() if to == "state-dict" else checkpoint

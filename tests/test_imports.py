@@ -35,7 +35,7 @@ LADDER = [
     ["spectrum", "factors", "plan", "report", "progress"],
     ["files.atomic", "files.stream", "inference", "models", "selection", "parallel", "scratch"],
     ["formats", "decompositions", "ranks"],
-    ["planning", "surgery"],
+    ["planning", "surgery", "hf"],
     ["analysis", "compression", "exporting", "live"],
     ["drawing", "page"],
     ["cli"],

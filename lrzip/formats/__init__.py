@@ -23,6 +23,7 @@ FORMATS = Registry(
     "format",
     {  # in the order in which they are asked
         "foreign": "lrzip.formats.foreign:FORMAT",
+        "huggingface": "lrzip.formats.huggingface:FORMAT",
         "sharded-safetensors": "lrzip.formats.sharded:FORMAT",
         "safetensors": "lrzip.formats.safetensors:FORMAT",
         "state_dict": "lrzip.formats.state_dict:FORMAT",
@@ -80,6 +81,11 @@ class Checkpoint(Source, Protocol):
     @property
     def others(self) -> Sequence[str]:
         """Names of the entries beside the tensors."""
+        ...
+
+    @property
+    def chain_kinds(self) -> Mapping[str, str] | None:
+        """Kinds of the layers that are stored as chains, by module; None where names and shapes have to tell."""
         ...
 
     def chunks(self, name: str) -> Iterator[memoryview]:

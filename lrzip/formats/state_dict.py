@@ -34,6 +34,7 @@ class StateDictFile:
 
     format = "state_dict"
     metadata: Mapping[str, str] = {"format": "pt"}
+    chain_kinds: Mapping[str, str] | None = None
 
     def __init__(self, path: Path, *, key: str | None, trust: bool) -> None:
         self.path = path
