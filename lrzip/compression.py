@@ -15,7 +15,7 @@ import lrzip
 from lrzip.errors import LrzipError, UsageError
 from lrzip.factors import Factors
 from lrzip.files.atomic import check_output
-from lrzip.formats import Source, not_carried, open_checkpoint, output_format, rewrite
+from lrzip.formats import FORMATS, Source, not_carried, open_checkpoint, output_format, rewrite
 from lrzip.inference import is_parameter
 from lrzip.layers import FACTORIZABLE_DTYPES, Layer
 from lrzip.linalg.svd import METHODS, Solver
@@ -151,6 +151,7 @@ def compress(
             seconds=perf_counter() - start,
             version=lrzip.__version__,
             differences=differences,
+            usage=FORMATS[format_].usage if results else None,
         )
 
 

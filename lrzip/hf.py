@@ -119,6 +119,7 @@ class LrzipQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is not 
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         model.is_quantized = False  # its weights are ordinary ones: it can be cast and trained
+        model.config.quantization_config = self.quantization_config  # which transformers 4 has copied before
         return model
 
 

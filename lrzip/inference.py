@@ -128,7 +128,7 @@ def known_layers(
 def match(path: Path, tensors: Mapping[str, TensorSpec], architecture: Architecture) -> Mapping[str, TensorSpec]:
     """Return the tensors of a file by a network's names for them, wrapper prefixes aside.
 
-    Layers may be stored as chains.
+    Layers may be stored as chains. Of weights that share their values, the file may have one.
 
     Raises:
         LrzipError: The file does not fit the network; the first difference is named.
@@ -149,7 +149,8 @@ def match(path: Path, tensors: Mapping[str, TensorSpec], architecture: Architect
     for name in [*expected, *found]:
         there = found.get(name)
         counter = name.endswith("num_batches_tracked") and there is None  # files older than the counter lack it
-        if (there and there.shape) != expected.get(name) and not counter:
+        tied = there is None and architecture.shared.get(name) in found
+        if (there and there.shape) != expected.get(name) and not counter and not tied:
             stored = f"has shape {there.shape}" if there else "is missing"
             wanted = f"takes {expected[name]}" if name in expected else "has no such tensor"
             raise LrzipError(f"`{path}` does not fit the model: `{name}` {stored}, the model {wanted}.")

@@ -61,6 +61,7 @@ class Report:
         seconds: Wall time of everything.
         version: Of lrzip.
         differences: What the program's outputs changed by, for formats that hold a program which can be run.
+        usage: What it takes to load the output, for people, if it takes anything.
     """
 
     plan: Plan
@@ -73,6 +74,7 @@ class Report:
     seconds: float
     version: str
     differences: Sequence[Difference] = ()
+    usage: str | None = None
 
     @property
     def parameters_after(self) -> int:

@@ -115,9 +115,13 @@ class Writer(Protocol):
 
 
 class Format(Protocol):
-    """One file format."""
+    """One file format.
+
+    `usage` tells people in one line what it takes to load an output with factorized layers, if it takes anything.
+    """
 
     suffixes: Sequence[str]
+    usage: str | None
 
     def matches(self, path: Path) -> bool:
         """Tell by name and bytes whether a path is of this format; runs and unpickles nothing."""

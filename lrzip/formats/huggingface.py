@@ -35,6 +35,8 @@ _SUFFIXES = {"0.weight": "weight_in", "1.weight": "weight", "1.bias": "bias"}
 # Models built of transformers' Conv1D, a linear layer whose weight is stored (in, out), and what they call it.
 _CONV1D_MODELS = ("clvp", "decision_transformer", "gpt2", "imagegpt", "openai-gpt")
 _CONV1D_NAMES = ("c_attn", "c_fc", "c_proj", "q_attn")
+# Models with convolutions in groups, which shapes alone do not show.
+_GROUPED_MODELS = ("regnet", "squeezebert")
 _KINDS = ("linear", "linear_transposed", "conv1d", "conv2d", "conv3d")
 
 
@@ -89,6 +91,7 @@ class HuggingFaceFolder(ShardedFolder):
         names = self.tensors()
         mixtures = {name.split(".experts.")[0] for name in names if ".experts." in name}
         routers = tuple(f"{mixture}.{router}." for mixture in mixtures for router in ("gate", "router"))
+        mixers = {name.removesuffix("A_log") for name in names if name.endswith(".A_log")}
         reasons = dict.fromkeys(names, f"quantized already ({self.foreign})") if self.foreign else {}
         for name in names:
             if name in chained and name.endswith("weight"):
@@ -97,6 +100,8 @@ class HuggingFaceFolder(ShardedFolder):
                 reasons[name] = "an expert of a mixture, which transformers joins with the others"
             elif name.startswith(routers):
                 reasons[name] = "the router of a mixture of experts"
+            elif name.endswith((".dt_proj.weight", ".x_proj.weight", ".out_proj.weight")) and _above(name) in mixers:
+                reasons[name] = "read directly by the mixer of a state-space model"
         return reasons
 
     def _conv1d(self) -> dict[str, str]:
@@ -117,7 +122,12 @@ class HuggingFaceFolder(ShardedFolder):
         """Return a layer, or why it stays whole in these folders."""
         if layer.kind not in _KINDS:
             return Keep(layer.name, layer.weight, f"{layer.kind}, which lrzip.hf does not load in factors")
-        if architecture or layer.weight.shape[0] not in _vocabularies(self.config):
+        if architecture:
+            return layer
+        if self.config.get("model_type") in _GROUPED_MODELS and layer.kind.startswith("conv"):
+            reason = f"may be a grouped convolution, as {self.config['model_type']} has them; `--model` tells"
+            return Keep(layer.name, layer.weight, reason)
+        if layer.kind != "linear" or layer.weight.shape[0] not in _vocabularies(self.config):
             return layer
         reason = "as long as the vocabulary: an embedding or a head, which may share its weight"
         if self.config.get("tie_word_embeddings") is not False:
@@ -141,7 +151,7 @@ class HuggingFace:
     """Folders with a `config.json` that names a model; the other files in them are copied."""
 
     suffixes: Sequence[str] = ()
-    usage = "To load it: `import lrzip.hf`, then `from_pretrained` as ever (pip install 'lrzip-nn[hf]')"
+    usage: str | None = "To load it: `import lrzip.hf` before `from_pretrained` (pip install 'lrzip-nn[hf]')"
 
     def matches(self, path: Path) -> bool:
         """Tell by a `config.json` with a model's type or class, or a damaged one, beside safetensors."""
@@ -247,6 +257,11 @@ def _vocabularies(config: Mapping[str, Any]) -> set[int]:
     """Return the sizes of the vocabularies of a model and of the models in it."""
     parts = [config, *(value for value in config.values() if isinstance(value, dict))]
     return {part["vocab_size"] for part in parts if isinstance(part.get("vocab_size"), int)}
+
+
+def _above(name: str) -> str:
+    """Return the beginning of a tensor's name, up to the module in which its own module is."""
+    return name.rpartition(".")[0].rpartition(".")[0] + "."
 
 
 def _key(module: str, suffix: str) -> str:

@@ -115,6 +115,7 @@ class Safetensors:
     """Files that end in `.safetensors`, or start like one."""
 
     suffixes: Sequence[str] = (".safetensors",)
+    usage: str | None = None
 
     def matches(self, path: Path) -> bool:
         """Tell by the suffix, or by a length followed by a JSON object."""

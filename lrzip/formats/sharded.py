@@ -114,6 +114,7 @@ class Sharded:
     """Folders; the other files in them are copied."""
 
     suffixes: Sequence[str] = ()
+    usage: str | None = None
 
     def matches(self, path: Path) -> bool:
         """Tell whether it is a folder."""

@@ -110,6 +110,7 @@ class StateDict:
     """Files of torch.save."""
 
     suffixes: Sequence[str] = (".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")
+    usage: str | None = None
 
     def matches(self, path: Path) -> bool:
         """Tell by a zip that holds a pickle, or by the first bytes of a pickle."""
