@@ -117,6 +117,15 @@ class LrzipQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is not 
         if transposed:
             self.quantization_config.transposed = [saved[name] for name in transposed if name in saved]
 
+    def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
+        """Refuse files without factors in transformers 4, which does not say beforehand which files it reads."""
+        del prefix
+        low_rank = [path for path, module in model.named_modules() if isinstance(module, LowRankLinear | LowRankConv)]
+        lost = next((key for key in missing_keys if key.rpartition(".")[0] in low_rank), None)
+        if lost is not None:
+            raise LrzipError(f"The files have no `{lost}`, which {_WHERE} promises. Fetch the folder again.")
+        return missing_keys
+
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         model.is_quantized = False  # its weights are ordinary ones: it can be cast and trained
         model.config.quantization_config = self.quantization_config  # which transformers 4 has copied before
@@ -132,7 +141,7 @@ def _check_files(files: Sequence[str], ranks: Mapping[str, int]) -> None:
                 shapes |= {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
     for name, rank in ranks.items():
         stored = [list(shapes.get(f"{name}.{suffix}", ())) for suffix in ("weight_in", "weight")]
-        if shapes and (not all(stored) or stored[0][0] % rank or stored[1][1] != rank):
+        if shapes and (not all(stored) or stored[0][0] % rank or stored[1][1:2] != [rank]):
             raise LrzipError(
                 f"{_WHERE} gives `{name}` rank {rank}, which its tensors do not have: "
                 f"weight_in {stored[0]}, weight {stored[1]}. Fetch or compress the folder again."

@@ -1,5 +1,6 @@
 """transformers loads what lrzip writes, and refuses it where lrzip is missing."""
 
+import importlib
 import json
 import logging
 import subprocess
@@ -18,7 +19,7 @@ import lrzip
 from lrzip.errors import LrzipError
 
 transformers = pytest.importorskip("transformers", "4.50", reason="needs transformers 4.50 or later")
-hf = pytest.importorskip("lrzip.hf")
+hf = importlib.import_module("lrzip.hf")
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 RANK = 3
@@ -217,6 +218,14 @@ def test_bad_folders_are_refused_in_one_line(root: Path, tmp_path: Path) -> None
         with pytest.raises(LrzipError, match=message) as caught:
             auto("gpt2").from_pretrained(folder)
         assert "\n" not in str(caught.value)
+
+
+def test_transformers_4_reports_factors_that_are_missing(root: Path) -> None:
+    model = auto("gpt2").from_pretrained(root / "gpt2.lrzip")
+    quantizer = hf.LrzipQuantizer(model.config.quantization_config)
+    assert quantizer.update_missing_keys(model, ["score.weight"], "") == ["score.weight"]
+    with pytest.raises(LrzipError, match=r"no `transformer\.h\.1\.mlp\.c_fc\.weight_in`, which"):
+        quantizer.update_missing_keys(model, ["transformer.h.1.mlp.c_fc.weight_in"], "")
 
 
 def test_a_module_that_the_model_lacks_or_cannot_have_in_factors_is_named(root: Path, tmp_path: Path) -> None:
