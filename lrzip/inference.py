@@ -20,7 +20,7 @@ _EMBEDDING = re.compile(r"(^|[._])(\w*embed\w*|emb|\w+_emb|wte|wpe|relative_atte
 _FUSED_ATTENTION = re.compile(r"(^|\.)(\w*qkv|c_attn|query_key_value|in_proj|qkv_proj)$", re.IGNORECASE)
 _TRANSPOSED = re.compile(r"deconv|conv_?trans|transposed?_?conv|upconv|up_?sample", re.IGNORECASE)
 _NAMED_OTHERWISE = "not named `weight`, so not the weight of a layer"
-_SETTLE = "name it in `--only` to factorize it all the same"
+SETTLE = "name it in `--only` to factorize it all the same"
 
 
 def wrapper_prefix(names: Iterable[str], *, trainer: bool) -> str:
@@ -217,7 +217,7 @@ def _infer(
         return Keep(name if spec.name.endswith(".weight") else spec.name.removeprefix(prefix), spec, reason)
     layer = Layer(name, module, _CONV.get(len(spec.shape), "linear"), spec, bias)
     doubt = _doubt(layer, surroundings)
-    return Keep(name, spec, f"{doubt}; {_SETTLE}", insist=layer) if doubt else layer
+    return Keep(name, spec, f"{doubt}; {SETTLE}", insist=layer) if doubt else layer
 
 
 def is_parameter(spec: TensorSpec) -> bool:

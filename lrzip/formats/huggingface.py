@@ -21,6 +21,7 @@ from lrzip.factors import find_chains
 from lrzip.formats import Checkpoint, Writer, readable
 from lrzip.formats.safetensors import refuse_key
 from lrzip.formats.sharded import ShardedFolder, write_folder
+from lrzip.formats.transformers_models import conv1d_weights, doubted, read_directly
 from lrzip.inference import find_layers
 from lrzip.layers import Keep, Layer, by_module
 from lrzip.modules import Architecture
@@ -32,11 +33,7 @@ _CONFIG = "config.json"
 _USAGE = "import lrzip.hf before from_pretrained"
 # Suffixes of the tensors of a layer, inside lrzip and in the folder.
 _SUFFIXES = {"0.weight": "weight_in", "1.weight": "weight", "1.bias": "bias"}
-# Models built of transformers' Conv1D, a linear layer whose weight is stored (in, out), and what they call it.
-_CONV1D_MODELS = ("clvp", "decision_transformer", "gpt2", "imagegpt", "openai-gpt")
-_CONV1D_NAMES = ("c_attn", "c_fc", "c_proj", "q_attn")
-# Models with convolutions in groups, which shapes alone do not show.
-_GROUPED_MODELS = ("regnet", "squeezebert")
+# Kinds of layers that lrzip.hf has modules for.
 _KINDS = ("linear", "linear_transposed", "conv1d", "conv2d", "conv3d")
 
 
@@ -82,57 +79,14 @@ class HuggingFaceFolder(ShardedFolder):
 
     def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
         """Return what each tensor is; `config.json` tells layers whose weights are stored (in, out)."""
-        reasons = self._untouchable()
-        found = find_layers(self.path, self.tensors(), architecture, untouchable=reasons, kinds=self._conv1d())
-        return [self._whole(item, architecture) if isinstance(item, Layer) else item for item in found]
-
-    def _untouchable(self) -> dict[str, str]:
-        chained = {_key(module, suffix) for module in self.chain_kinds or () for suffix in _SUFFIXES}
-        names = self.tensors()
-        mixtures = {name.split(".experts.")[0] for name in names if ".experts." in name}
-        routers = tuple(f"{mixture}.{router}." for mixture in mixtures for router in ("gate", "router"))
-        mixers = {name.removesuffix("A_log") for name in names if name.endswith(".A_log")}
-        reasons = dict.fromkeys(names, f"quantized already ({self.foreign})") if self.foreign else {}
-        for name in names:
-            if name in chained and name.endswith("weight"):
-                reasons[name] = "already factorized"
-            elif ".experts." in name:
-                reasons[name] = "an expert of a mixture, which transformers joins with the others"
-            elif name.startswith(routers):
-                reasons[name] = "the router of a mixture of experts"
-            elif name.endswith((".dt_proj.weight", ".x_proj.weight", ".out_proj.weight")) and _above(name) in mixers:
-                reasons[name] = "read directly by the mixer of a state-space model"
-        return reasons
-
-    def _conv1d(self) -> dict[str, str]:
-        """Return the weights of transformers' Conv1D, by the type of the model, their names and their biases."""
-        if self.config.get("model_type") not in _CONV1D_MODELS:
-            return {}
         tensors = self.tensors()
-        biases = {name: tensors.get(name.removesuffix("weight") + "bias") for name in tensors}
-        return {
-            name: "linear_transposed"
-            for name, spec in tensors.items()
-            if name.endswith(tuple(f".{module}.weight" for module in _CONV1D_NAMES))
-            and (bias := biases[name])
-            and bias.shape == spec.shape[1:2]
-        }
-
-    def _whole(self, layer: Layer, architecture: Architecture | None) -> Layer | Keep:
-        """Return a layer, or why it stays whole in these folders."""
-        if layer.kind not in _KINDS:
-            return Keep(layer.name, layer.weight, f"{layer.kind}, which lrzip.hf does not load in factors")
-        if architecture:
-            return layer
-        if self.config.get("model_type") in _GROUPED_MODELS and layer.kind.startswith("conv"):
-            reason = f"may be a grouped convolution, as {self.config['model_type']} has them; `--model` tells"
-            return Keep(layer.name, layer.weight, reason)
-        if layer.kind != "linear" or layer.weight.shape[0] not in _vocabularies(self.config):
-            return layer
-        reason = "as long as the vocabulary: an embedding or a head, which may share its weight"
-        if self.config.get("tie_word_embeddings") is not False:
-            return Keep(layer.name, layer.weight, reason)
-        return Keep(layer.name, layer.weight, f"{reason}; name it in `--only` to factorize it all the same", layer)
+        chained = {_key(module, suffix) for module in self.chain_kinds or () for suffix in ("0.weight", "1.weight")}
+        reasons = read_directly(self.config, tensors) | dict.fromkeys(chained, "already factorized")
+        if self.foreign:
+            reasons = dict.fromkeys(tensors, f"quantized already ({self.foreign})")
+        kinds = dict.fromkeys(conv1d_weights(self.config, tensors), "linear_transposed")
+        found = find_layers(self.path, tensors, architecture, untouchable=reasons, kinds=kinds)
+        return [_storable(item) if architecture else _storable(doubted(self.config, item)) for item in found]
 
 
 class HuggingFaceWriter:
@@ -220,6 +174,13 @@ def _rewritten_config(
     return {**config, "quantization_config": ours | ({"transposed": list(transposed)} if transposed else {})}
 
 
+def _storable(item: Layer | Keep) -> Layer | Keep:
+    """Return what a tensor is, but keep layers for which there is no module of low rank."""
+    if isinstance(item, Keep) or item.kind in _KINDS:
+        return item
+    return Keep(item.name, item.weight, f"{item.kind}, for which lrzip.hf has no module of low rank")
+
+
 def read_ranks(quantization: Mapping[str, Any], where: str) -> dict[str, int]:
     """Return the rank of each factorized layer, by module.
 
@@ -251,17 +212,6 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _texts(value: object) -> list[str]:
     return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
-
-
-def _vocabularies(config: Mapping[str, Any]) -> set[int]:
-    """Return the sizes of the vocabularies of a model and of the models in it."""
-    parts = [config, *(value for value in config.values() if isinstance(value, dict))]
-    return {part["vocab_size"] for part in parts if isinstance(part.get("vocab_size"), int)}
-
-
-def _above(name: str) -> str:
-    """Return the beginning of a tensor's name, up to the module in which its own module is."""
-    return name.rpartition(".")[0].rpartition(".")[0] + "."
 
 
 def _key(module: str, suffix: str) -> str:

@@ -159,6 +159,8 @@ def test_mixtures_of_experts_and_state_space_mixers_keep_what_is_read_directly(t
         "l.0.mlp.experts.0.up_proj.weight": (30, 16),
         "l.0.mlp.experts.0.down_proj.weight": (16, 30),
         "l.0.attn.q_proj.weight": (16, 16),
+        "l.3.moe.input_linear.weight": (4, 30, 16),
+        "l.3.moe.router.layer.weight": (4, 16),
         "l.1.mixer.A_log": (30, 16),
         "l.1.mixer.x_proj.weight": (40, 30),
         "l.1.mixer.dt_proj.weight": (30, 8),
@@ -166,11 +168,13 @@ def test_mixtures_of_experts_and_state_space_mixers_keep_what_is_read_directly(t
         "l.1.mixer.out_proj.weight": (16, 30),
         "l.2.attn.out_proj.weight": (16, 16),
     }
-    path = folder(tmp_path / "model", shapes, {"model_type": "mixture"})
+    path = folder(tmp_path / "model", shapes, {"model_type": "mixture", "num_local_experts": 4})
     assert layers(path).keys() == {"l.0.attn.q_proj", "l.2.attn.out_proj"}
     reasons = {name: item.reason for name, item in kept(path).items()}
     assert "router" in reasons["l.0.mlp.gate"]
-    assert "expert" in reasons["l.0.mlp.experts.0.up_proj"]
+    assert "router" in reasons["l.3.moe.router.layer"]
+    assert "experts" in reasons["l.0.mlp.experts.0.up_proj"]
+    assert "experts" in reasons["l.3.moe.input_linear"]
     assert "state-space" in reasons["l.1.mixer.dt_proj"]
 
 
