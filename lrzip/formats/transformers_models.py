@@ -1,5 +1,6 @@
 """What names and `config.json` tell about the layers of transformers' models, without transformers itself."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +26,7 @@ def conv1d_weights(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec])
 
 def read_directly(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> dict[str, str]:
     """Return the tensors that models use without calling a layer, or that transformers joins, each with the reason."""
-    experts = _sizes(config, "experts")
+    experts = _sizes(config, r"\w*experts")
     fused = {name for name, spec in tensors.items() if len(spec.shape) == 3 and spec.shape[0] in experts}
     mixtures = {name.split(".experts.")[0] for name in tensors if ".experts." in name} | {_parent(n) for n in fused}
     routers = tuple(f"{mixture}.{router}." for mixture in mixtures for router in ("gate", "router"))
@@ -56,10 +57,10 @@ def doubted(config: Mapping[str, Any], item: Layer | Keep) -> Layer | Keep:
     return Keep(item.name, item.weight, f"{reason}; {SETTLE}", insist=item)
 
 
-def _sizes(config: Mapping[str, Any], ending: str) -> set[int]:
-    """Return the numbers that a model and the models in it have under names with an ending."""
+def _sizes(config: Mapping[str, Any], pattern: str) -> set[int]:
+    """Return the numbers that a model and the models in it have under names of a pattern."""
     parts = [config, *(value for value in config.values() if isinstance(value, dict))]
-    return {n for part in parts for name, n in part.items() if name.endswith(ending) and isinstance(n, int)}
+    return {n for part in parts for name, n in part.items() if re.fullmatch(pattern, name) and isinstance(n, int)}
 
 
 def _parent(name: str) -> str:

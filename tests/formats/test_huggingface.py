@@ -143,9 +143,10 @@ def test_a_compressed_folder_can_be_compressed_further(tmp_path: Path) -> None:
 
 def test_vocabularies_stay_whole_unless_they_are_untied_and_named(tmp_path: Path) -> None:
     shapes = {"embed_tokens.weight": (50, 16), "lm_head.weight": (50, 16), "up.weight": (30, 16)}
-    config: dict[str, Any] = {"model_type": "x", "text_config": {"vocab_size": 50}}
+    config: dict[str, Any] = {"model_type": "x", "type_vocab_size": 30, "text_config": {"vocab_size": 50}}
     path = folder(tmp_path / "model", shapes, config)
     assert "vocabulary" in kept(path)["lm_head"].reason
+    assert layers(path) == {"up": "linear"}
     with pytest.raises(UnknownName, match="may share its weight"):
         lrzip.compress(path, rank=2, only=["lm_head"])
     (path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
