@@ -16,7 +16,7 @@ from lrzip.costs import costs_of, keep_slow, profile_of
 from lrzip.errors import LrzipError, UsageError
 from lrzip.factors import Factors
 from lrzip.files.atomic import check_output
-from lrzip.formats import Source, not_carried, open_checkpoint, output_format, rewrite
+from lrzip.formats import FORMATS, Source, not_carried, open_checkpoint, output_format, rewrite
 from lrzip.inference import is_parameter
 from lrzip.layers import FACTORIZABLE_DTYPES, Layer
 from lrzip.linalg.svd import METHODS, Solver
@@ -76,7 +76,7 @@ def compress(
     other tensors and entries are copied as they are.
 
     Args:
-        path: A file of torch.save or safetensors, or a folder of sharded safetensors.
+        path: A file of torch.save or safetensors, or a folder of them, sharded or of transformers.
         output: Where to write; by default `model.lrzip.pt` beside `model.pt`. The suffix names the format.
         energy: The smallest rank of each layer that keeps this share of Σσ², in (0, 1].
         ratio: Divide each layer's parameters by this, above 1.
@@ -161,6 +161,7 @@ def compress(
             version=lrzip.__version__,
             differences=differences,
             costs=costs_of(found, decisions.factorize, latency=latency) if found else None,
+            usage=FORMATS[format_].usage if results else None,
         )
 
 

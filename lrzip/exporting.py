@@ -90,7 +90,7 @@ def export(
     operations with two small weights. The batch is dynamic. The program appears after it was run beside the network.
 
     Args:
-        path: A file of torch.save or safetensors, or a folder of sharded safetensors.
+        path: A file of torch.save or safetensors, or a folder of them, sharded or of transformers.
         to: `safetensors`, `state-dict`, `dense`, `onnx` or `pt2`.
         output: Where to write; by default beside the source.
         model: The network that the checkpoint belongs to, changed in place for programs. With it, `dense` also knows
@@ -155,7 +155,7 @@ def _export_program(
 def _chains(checkpoint: Checkpoint, model: nn.Module | None) -> Sequence[Chain]:
     """Return the chains of a checkpoint, by the file's names."""
     if model is None:
-        return find_chains(checkpoint.tensors())
+        return find_chains(checkpoint.tensors(), checkpoint.chain_kinds)
     architecture = Architecture.of(model)
     specs = match(checkpoint.path, checkpoint.tensors(), architecture)
     prefixes = {spec.name.removesuffix(name) for name, spec in specs.items()}

@@ -16,11 +16,11 @@ from lrzip.modules import Architecture
 
 _CONV = {3: "conv1d", 4: "conv2d", 5: "conv3d"}
 _RECURRENT = re.compile(r"(^|[._])weight_(ih|hh|hr)(_|$)")
-_EMBEDDING = re.compile(r"(^|[._])(\w*embed\w*|emb|\w+_emb|wte|wpe|shared|lut)$", re.IGNORECASE)
+_EMBEDDING = re.compile(r"(^|[._])(\w*embed\w*|emb|\w+_emb|wte|wpe|relative_attention_bias|shared|lut)$", re.IGNORECASE)
 _FUSED_ATTENTION = re.compile(r"(^|\.)(\w*qkv|c_attn|query_key_value|in_proj|qkv_proj)$", re.IGNORECASE)
 _TRANSPOSED = re.compile(r"deconv|conv_?trans|transposed?_?conv|upconv|up_?sample", re.IGNORECASE)
 _NAMED_OTHERWISE = "not named `weight`, so not the weight of a layer"
-_SETTLE = "name it in `--only` to factorize it all the same"
+SETTLE = "name it in `--only` to factorize it all the same"
 
 
 def wrapper_prefix(names: Iterable[str], *, trainer: bool) -> str:
@@ -49,6 +49,7 @@ def find_layers(
     *,
     trainer: bool = False,
     untouchable: Mapping[str, str] | None = None,
+    kinds: Mapping[str, str] | None = None,
 ) -> Sequence[Layer | Keep]:
     """Return what each tensor of a file is: by the network where it is known, else inferred.
 
@@ -58,14 +59,20 @@ def find_layers(
         architecture: Of the network.
         trainer: Whether a trainer wrote the file, so that `model.` is its attribute and not the network's own.
         untouchable: Reasons the format has found against touching a tensor, by tensor name.
+        kinds: Kinds of layers that the format knows without the network, by the names of their weights.
     """
     if architecture:
         return known_layers(match(path, tensors, architecture), architecture, untouchable=untouchable)
-    return infer_layers(tensors, prefix=wrapper_prefix(tensors, trainer=trainer), untouchable=untouchable)
+    prefix = wrapper_prefix(tensors, trainer=trainer)
+    return infer_layers(tensors, prefix=prefix, untouchable=untouchable, kinds=kinds)
 
 
 def infer_layers(
-    tensors: Mapping[str, TensorSpec], *, prefix: str = "", untouchable: Mapping[str, str] | None = None
+    tensors: Mapping[str, TensorSpec],
+    *,
+    prefix: str = "",
+    untouchable: Mapping[str, str] | None = None,
+    kinds: Mapping[str, str] | None = None,
 ) -> Sequence[Layer | Keep]:
     """Return what each tensor is: a layer's weight, or kept with a reason. Biases of layers belong to their layer.
 
@@ -73,9 +80,12 @@ def infer_layers(
         tensors: All tensors of the file, in its order.
         prefix: Wrapper prefix that names for people do without.
         untouchable: Reasons the format has found against touching a tensor, by tensor name.
+        kinds: Kinds of layers that the format knows, by the names of their weights.
     """
     surroundings = _Surroundings.of(tensors)
-    return _without_biases([_infer(spec, surroundings, prefix, untouchable or {}) for spec in tensors.values()])
+    return _without_biases(
+        [_infer(spec, surroundings, prefix, untouchable or {}, kinds or {}) for spec in tensors.values()]
+    )
 
 
 def known_layers(
@@ -94,7 +104,7 @@ def known_layers(
     found: list[Layer | Keep] = []
     for name, spec in names.items():
         module = weights.get(name, name.rpartition(".")[0])
-        inferred = _infer(spec.renamed(name), surroundings, "", {})
+        inferred = _infer(spec.renamed(name), surroundings, "", {}, {})
         reason = (
             (untouchable or {}).get(spec.name)
             or (f"shared with {architecture.shared[name]}" if name in architecture.shared else None)
@@ -120,7 +130,7 @@ def known_layers(
 def match(path: Path, tensors: Mapping[str, TensorSpec], architecture: Architecture) -> Mapping[str, TensorSpec]:
     """Return the tensors of a file by a network's names for them, wrapper prefixes aside.
 
-    Layers may be stored as chains.
+    Layers may be stored as chains. Of weights that share their values, the file may have one.
 
     Raises:
         LrzipError: The file does not fit the network; the first difference is named.
@@ -142,7 +152,8 @@ def match(path: Path, tensors: Mapping[str, TensorSpec], architecture: Architect
     for name in [*expected, *found]:
         there = found.get(name)
         counter = name.endswith("num_batches_tracked") and there is None  # files older than the counter lack it
-        if (there and there.shape) != expected.get(name) and not counter:
+        tied = there is None and architecture.shared.get(name) in found
+        if (there and there.shape) != expected.get(name) and not counter and not tied:
             stored = f"has shape {there.shape}" if there else "is missing"
             wanted = f"takes {expected[name]}" if name in expected else "has no such tensor"
             raise LrzipError(f"`{path}` does not fit the model: `{name}` {stored}, the model {wanted}.")
@@ -190,17 +201,26 @@ class _Surroundings:
         )
 
 
-def _infer(spec: TensorSpec, surroundings: _Surroundings, prefix: str, untouchable: Mapping[str, str]) -> Layer | Keep:
+def _infer(
+    spec: TensorSpec,
+    surroundings: _Surroundings,
+    prefix: str,
+    untouchable: Mapping[str, str],
+    kinds: Mapping[str, str],
+) -> Layer | Keep:
     tensors = surroundings.tensors
     module = spec.name.removesuffix("weight").removesuffix(".")
     name = module.removeprefix(prefix) or "(root)"
     bias = tensors.get(spec.name.removesuffix("weight") + "bias") if spec.name.endswith("weight") else None
-    reason = untouchable.get(spec.name) or _not_a_weight(spec) or _not_a_layer(module, bias, spec, surroundings)
+    reason = untouchable.get(spec.name) or _not_a_weight(spec)
+    if not reason and spec.name in kinds:
+        return Layer(name, module, kinds[spec.name], spec, bias)
+    reason = reason or _not_a_layer(module, bias, spec, surroundings)
     if reason:
         return Keep(name if spec.name.endswith(".weight") else spec.name.removeprefix(prefix), spec, reason)
     layer = Layer(name, module, _CONV.get(len(spec.shape), "linear"), spec, bias)
     doubt = _doubt(layer, surroundings)
-    return Keep(name, spec, f"{doubt}; {_SETTLE}", insist=layer) if doubt else layer
+    return Keep(name, spec, f"{doubt}; {SETTLE}", insist=layer) if doubt else layer
 
 
 def is_parameter(spec: TensorSpec) -> bool:

@@ -76,11 +76,13 @@ class Entry:
         spec: What is written.
         origin: The tensor of the source in whose place it stands.
         copied: Whether its bytes are those of `origin`; else they are computed.
+        kind: Of the layer that a computed chain stands for, on each of its weights.
     """
 
     spec: TensorSpec
     origin: str
     copied: bool
+    kind: str | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ class Plan:
         entries: list[Entry] = []
         for name, spec in tensors.items():
             if name in weights:
-                entries += [Entry(output, name, copied=False) for output in weights[name].outputs]
+                kind = weights[name].layer.kind
+                entries += [Entry(output, name, copied=False, kind=kind) for output in weights[name].outputs]
             else:
                 entries.append(Entry(spec.renamed(biases.get(name, name)), name, copied=True))
         return tuple(entries)

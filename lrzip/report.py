@@ -107,6 +107,7 @@ class Report:
         version: Of lrzip.
         differences: What the program's outputs changed by, for formats that hold a program which can be run.
         costs: What a run costs, where the network and its inputs are known.
+        usage: What it takes to load the output, for people, if it takes anything.
     """
 
     plan: Plan
@@ -120,6 +121,7 @@ class Report:
     version: str
     differences: Sequence[Difference] = ()
     costs: Costs | None = None
+    usage: str | None = None
 
     @property
     def parameters_after(self) -> int:

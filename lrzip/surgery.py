@@ -47,6 +47,8 @@ def load_into(model: Module, path: str | Path, *, key: str | None = None, trust:
         chains = find_chains({name: spec.renamed(name) for name, spec in specs.items()}, architecture.kinds)
         replacements = dict(replacement(chain, model) for chain in chains)
         state = {name: checkpoint.read(spec.name) for name, spec in specs.items()}
+        tied = {name: other for name, other in architecture.shared.items() if name not in state and other in state}
+        state |= {name: state[other] for name, other in tied.items()}
     for name, module in replacements.items():
         model.set_submodule(name, module)
     leave_fast_paths(model)

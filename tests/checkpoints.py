@@ -58,9 +58,17 @@ def safetensors(folder: Path) -> Path:
 
 def sharded(folder: Path) -> Path:
     """A folder of two shards with an index and other files."""
-    path = folder / "sharded"
+    return _folder(folder / "sharded", {"name": "net"})
+
+
+def huggingface(folder: Path) -> Path:
+    """A folder of transformers: the same, with a config.json that names a model."""
+    return _folder(folder / "huggingface", {"model_type": "net", "vocab_size": 99})
+
+
+def _folder(path: Path, config: Mapping[str, Any]) -> Path:
     (path / "tokenizer").mkdir(parents=True)
-    (path / "config.json").write_text('{"model_type": "net"}')
+    (path / "config.json").write_text(json.dumps(config))
     (path / "tokenizer" / "vocab.txt").write_text("a\nb\n")
     names = list(state())
     weight_map: dict[str, str] = {}
@@ -80,6 +88,7 @@ BUILDERS: Mapping[str, Callable[[Path], Path]] = {
     "nested": nested,
     "safetensors": safetensors,
     "sharded": sharded,
+    "huggingface": huggingface,
 }
 
 

@@ -36,7 +36,7 @@ LADDER = [
     ["spectrum", "factors", "plan", "report", "progress"],
     ["files.atomic", "files.stream", "inference", "models", "inputs", "selection", "parallel", "scratch"],
     ["formats", "decompositions", "ranks"],
-    ["planning", "surgery", "tracing", "costs"],
+    ["planning", "surgery", "tracing", "costs", "hf"],
     ["analysis", "compression", "exporting", "live"],
     ["drawing", "page"],
     ["cli"],

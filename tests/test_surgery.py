@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import lrzip
 from lrzip.errors import LrzipError
-from tests.networks import Net, seeded
+from tests.networks import Net, Zoo, seeded
 
 
 def compressed(folder: Path, model: nn.Module, **options: object) -> Path:
@@ -126,3 +126,13 @@ def test_transformer_encoders_run_in_evaluation_mode(tmp_path: Path) -> None:
     with torch.no_grad():
         found, expected = factored(x, src_key_padding_mask=padding), dense(x, src_key_padding_mask=padding)
     torch.testing.assert_close(found[~padding], expected[~padding], rtol=1e-4, atol=1e-5)
+
+
+def test_of_weights_that_are_shared_a_file_may_have_one(tmp_path: Path) -> None:
+    state = seeded(Zoo).state_dict()
+    del state["tied.weight"]
+    torch.save(state, tmp_path / "a.pt")
+    lrzip.compress(tmp_path / "a.pt", tmp_path / "b.pt", rank=2, model=Zoo())
+    model = lrzip.load_into(Zoo(), tmp_path / "b.pt")
+    assert model.tied.weight is model.tokens.weight
+    assert model.tied.weight.equal(state["tokens.weight"])

@@ -204,5 +204,7 @@ def _print(console: Console, report: "Report") -> None:
     if report.output:
         where = "standard output" if str(report.output) == "-" else printable(str(report.output))
         console.print(Text(f"Wrote {where} in {report.seconds:.1f} s"), soft_wrap=True)
+        if report.usage:
+            console.print(Text(report.usage), soft_wrap=True)
     else:
         console.print("Nothing was written: this was a dry run")

@@ -23,6 +23,7 @@ FORMATS = Registry(
     "format",
     {  # in the order in which they are asked
         "foreign": "lrzip.formats.foreign:FORMAT",
+        "huggingface": "lrzip.formats.huggingface:FORMAT",
         "sharded-safetensors": "lrzip.formats.sharded:FORMAT",
         "safetensors": "lrzip.formats.safetensors:FORMAT",
         "state_dict": "lrzip.formats.state_dict:FORMAT",
@@ -82,6 +83,11 @@ class Checkpoint(Source, Protocol):
         """Names of the entries beside the tensors."""
         ...
 
+    @property
+    def chain_kinds(self) -> Mapping[str, str] | None:
+        """Kinds of the layers that are stored as chains, by module; None where names and shapes have to tell."""
+        ...
+
     def chunks(self, name: str) -> Iterator[memoryview]:
         """Yield the bytes of one tensor, little-endian and contiguous, of any dtype."""
         ...
@@ -109,9 +115,13 @@ class Writer(Protocol):
 
 
 class Format(Protocol):
-    """One file format."""
+    """One file format.
+
+    `usage` tells people in one line what it takes to load an output with factorized layers, if it takes anything.
+    """
 
     suffixes: Sequence[str]
+    usage: str | None
 
     def matches(self, path: Path) -> bool:
         """Tell by name and bytes whether a path is of this format; runs and unpickles nothing."""

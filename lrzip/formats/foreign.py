@@ -40,6 +40,7 @@ class Foreign:
     """All that is recognized only to be refused."""
 
     suffixes: Sequence[str] = ()
+    usage: str | None = None
 
     def matches(self, path: Path) -> bool:
         """Tell whether the bytes are of a kind that has a name here."""

@@ -30,6 +30,7 @@ class SafetensorsFile:
     format = "safetensors"
     key = ""
     others: Sequence[str] = ()
+    chain_kinds: Mapping[str, str] | None = None
 
     def __init__(self, path: Path) -> None:
         with safe_open(path, framework="pt"):
@@ -44,6 +45,12 @@ class SafetensorsFile:
         self._starts = {name: start + item["data_offsets"][0] for name, item in items}
         self._specs = {name: _spec(name, item) for name, item in items}
         self._file = path.open("rb")
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Present tensors under other names; `names` gives them by those in the file."""
+        self._starts = {names.get(name, name): start for name, start in self._starts.items()}
+        specs = (spec.renamed(names.get(name, name)) for name, spec in self._specs.items())
+        self._specs = {spec.name: spec for spec in specs}
 
     def tensors(self) -> Mapping[str, TensorSpec]:
         """Return all tensors in file order."""
@@ -108,6 +115,7 @@ class Safetensors:
     """Files that end in `.safetensors`, or start like one."""
 
     suffixes: Sequence[str] = (".safetensors",)
+    usage: str | None = None
 
     def matches(self, path: Path) -> bool:
         """Tell by the suffix, or by a length followed by a JSON object."""

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,6 +30,7 @@ class ShardedFolder:
     key = ""
     metadata: Mapping[str, str] = {}
     others: Sequence[str] = ()
+    chain_kinds: Mapping[str, str] | None = None
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -38,10 +39,19 @@ class ShardedFolder:
         names = dict.fromkeys(self.index["weight_map"].values()) if self.index else [_single(path)]
         with ExitStack() as stack:
             self.shards = {name: stack.enter_context(_open_shard(path, name)) for name in names}
-            self._shard_of = {tensor: shard for shard in self.shards.values() for tensor in shard.tensors()}
+            self._shard_of = self._located()
             self._refuse_lost(self.index["weight_map"] if self.index else {})
             self._stack = stack.pop_all()
         self.nbytes = sum(shard.nbytes for shard in self.shards.values())
+
+    def _located(self) -> dict[str, SafetensorsFile]:
+        return {tensor: shard for shard in self.shards.values() for tensor in shard.tensors()}
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Present tensors under other names; `names` gives them by those in the files."""
+        for shard in self.shards.values():
+            shard.rename(names)
+        self._shard_of = self._located()
 
     def _refuse_lost(self, weight_map: Mapping[str, str]) -> None:
         for tensor, name in weight_map.items():
@@ -104,6 +114,7 @@ class Sharded:
     """Folders; the other files in them are copied."""
 
     suffixes: Sequence[str] = ()
+    usage: str | None = None
 
     def matches(self, path: Path) -> bool:
         """Tell whether it is a folder."""
@@ -115,25 +126,41 @@ class Sharded:
         refuse_key(path, key)
         return ShardedFolder(path)
 
-    @contextmanager
     def write(
         self, destination: Path, source: Checkpoint, layout: Sequence[Entry], *, drop: Sequence[str]
-    ) -> Iterator[Writer]:
-        """Write a folder: one shard for each of the source's, its index, and copies of all its other files."""
+    ) -> AbstractContextManager[Writer]:
+        """Write a folder with copies of all other files of the source."""
         del drop  # there are no entries beside the tensors
         if not isinstance(source, ShardedFolder):
             raise LrzipError(f"`{source.path}` is one file, so `{destination}` cannot be a folder. Give it a suffix.")
-        with atomic_folder(destination) as temporary, ExitStack() as stack:
-            writers: dict[str, Writer] = {}
-            for name, shard in source.shards.items():
-                entries = [entry for entry in layout if entry.origin in shard.tensors()]
-                writer = stack.enter_context(stream_tensors(temporary / name, shard, entries))
-                writers |= {entry.spec.name: writer for entry in entries}
-            yield ShardedWriter(writers)
-            _copy_others(source, temporary)
-            if source.index_path and source.index:
-                index = json.dumps(_rewritten_index(source, source.index, layout), indent=2) + "\n"
-                (temporary / source.index_path.name).write_text(index, encoding="utf-8")
+        return write_folder(destination, source, layout)
+
+
+@contextmanager
+def write_folder(
+    destination: Path, source: ShardedFolder, layout: Sequence[Entry], *, texts: Mapping[str, str] | None = None
+) -> Iterator[ShardedWriter]:
+    """Write a folder: one shard for each of the source's, its index, and copies of all its other files.
+
+    Args:
+        destination: The folder; it appears when the context is left without an error.
+        source: What is copied from.
+        layout: The tensors; `origin` is a name that the source presents, the name in `spec` is written.
+        texts: Files that are written, last of all, in place of copies.
+    """
+    with atomic_folder(destination) as temporary, ExitStack() as stack:
+        writers: dict[str, Writer] = {}
+        for name, shard in source.shards.items():
+            entries = [entry for entry in layout if entry.origin in shard.tensors()]
+            writer = stack.enter_context(stream_tensors(temporary / name, shard, entries))
+            writers |= {entry.spec.name: writer for entry in entries}
+        yield ShardedWriter(writers)
+        _copy_others(source, temporary)
+        if source.index_path and source.index:
+            index = json.dumps(_rewritten_index(source, source.index, layout), indent=2) + "\n"
+            (temporary / source.index_path.name).write_text(index, encoding="utf-8")
+        for name, text in (texts or {}).items():
+            (temporary / name).write_text(text, encoding="utf-8")
 
 
 def _read_index(path: Path) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class StateDictFile:
 
     format = "state_dict"
     metadata: Mapping[str, str] = {"format": "pt"}
+    chain_kinds: Mapping[str, str] | None = None
 
     def __init__(self, path: Path, *, key: str | None, trust: bool) -> None:
         self.path = path
@@ -109,6 +110,7 @@ class StateDict:
     """Files of torch.save."""
 
     suffixes: Sequence[str] = (".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")
+    usage: str | None = None
 
     def matches(self, path: Path) -> bool:
         """Tell by a zip that holds a pickle, or by the first bytes of a pickle."""

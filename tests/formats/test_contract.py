@@ -152,7 +152,8 @@ def test_the_suffix_of_the_output_names_its_format(path: Path, suffix: str, tmp_
 
 def test_every_registered_format_answers_for_every_file(path: Path) -> None:
     matching = [name for name in FORMATS if FORMATS[name].matches(path)]
-    assert len(matching) == 1
+    # Any folder may be plain shards, so that format is asked after those that know more.
+    assert len(matching) == 1 or matching == ["huggingface", "sharded-safetensors"]
 
 
 def test_a_key_for_a_format_without_entries_is_refused(path: Path) -> None:
