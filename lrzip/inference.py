@@ -59,12 +59,21 @@ def find_layers(
         architecture: Of the network.
         trainer: Whether a trainer wrote the file, so that `model.` is its attribute and not the network's own.
         untouchable: Reasons the format has found against touching a tensor, by tensor name.
-        kinds: Kinds of layers that the format knows without the network, by the names of their weights.
+        kinds: Kinds of layers that the format knows without the network, by the names of their weights; None for a
+            format that has no place for kinds.
     """
     if architecture:
-        return known_layers(match(path, tensors, architecture), architecture, untouchable=untouchable)
+        found = known_layers(match(path, tensors, architecture), architecture, untouchable=untouchable)
+        return found if kinds is not None else [_recognizable(item) for item in found]
     prefix = wrapper_prefix(tensors, trainer=trainer)
     return infer_layers(tensors, prefix=prefix, untouchable=untouchable, kinds=kinds)
+
+
+def _recognizable(item: Layer | Keep) -> Layer | Keep:
+    """Keep a layer whose factors could not be told from those of a linear layer, so would come back transposed."""
+    if isinstance(item, Keep) or item.kind != "linear_transposed":
+        return item
+    return Keep(item.name, item.weight, "transformers' Conv1D, whose factors only a folder with `config.json` can name")
 
 
 def infer_layers(

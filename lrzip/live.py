@@ -106,7 +106,7 @@ class LiveSource:
 
     def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
         """Return what each tensor is."""
-        return find_layers(self.path, self.tensors(), architecture)
+        return find_layers(self.path, self.tensors(), architecture, kinds={})
 
     def read(self, name: str) -> Tensor:
         """Return one tensor."""

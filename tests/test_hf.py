@@ -240,3 +240,19 @@ def test_a_module_that_the_model_lacks_or_cannot_have_in_factors_is_named(root: 
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(LrzipError, match=message):
             auto("gpt2").from_pretrained(folder)
+
+
+def test_a_plain_file_keeps_conv1d_and_a_live_network_does_not(tmp_path: Path) -> None:
+    model = build("gpt2").eval()
+    torch.save(model.state_dict(), tmp_path / "gpt2.pt")
+    found = lrzip.analyze(tmp_path / "gpt2.pt", model=model)
+    name = "transformer.h.0.mlp.c_fc"
+    assert "transformers' Conv1D" in {keep.name: keep.reason for keep in found.keep}[name]
+    with torch.no_grad():
+        u, s, vh = torch.linalg.svd(model.get_submodule(name).weight, full_matrices=False)
+        model.get_submodule(name).weight.copy_((u[:, :3] * s[:3]) @ vh[:3])
+        live = lrzip.factorize(model, rank=3, only=[name])
+        ids = torch.arange(12).reshape(2, 6)
+        assert isinstance(live.get_submodule(name), nn.Sequential)
+        # The weight has that rank, so a few layers of float32 sums are all that differs.
+        torch.testing.assert_close(live(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-5)

@@ -180,12 +180,25 @@ def create(
 ) -> Iterator[Writer]:
     """Write a layout in a registered format, without the entries `drop`; it appears when all went well."""
     target: Format = FORMATS[format_]
+    if format_ != source.format:
+        _refuse_unrecognizable(destination, source, layout)
     try:
         with target.write(destination, source, layout, drop=drop) as writer:
             yield writer
     except OSError as error:
         advice = " Free some space and run it again." if error.errno == errno.ENOSPC else ""
         raise LrzipError(f"Could not write `{destination}`: {error.strerror or error}.{advice}") from error
+
+
+def _refuse_unrecognizable(destination: Path, source: Checkpoint, layout: Sequence[Entry]) -> None:
+    """Refuse factors that only the source's format can tell from those of a linear layer."""
+    chains = {f"{module}.0.weight": kind for module, kind in (source.chain_kinds or {}).items()}
+    found = next((e for e in layout if "linear_transposed" in (e.kind, chains.get(e.spec.name))), None)
+    if found:
+        raise UnsupportedCheckpoint(
+            f"`{destination}` could not tell the factors of `{found.spec.name}`, of transformers' Conv1D, from "
+            "those of a linear layer. Write a folder, or `--to dense`."
+        )
 
 
 @contextmanager
