@@ -42,6 +42,7 @@ class Layer:
         weight: The weight tensor.
         bias: The bias tensor, (out,), if there is one.
         groups: Of a convolution.
+        round_to: What ranks are by default rounded up to a multiple of, for what runs its format.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Layer:
     weight: TensorSpec
     bias: TensorSpec | None
     groups: int = 1
+    round_to: int = 1
 
     @property
     def matrix_shape(self) -> tuple[int, int]:

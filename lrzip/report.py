@@ -61,6 +61,7 @@ class Report:
         seconds: Wall time of everything.
         version: Of lrzip.
         differences: What the program's outputs changed by, for formats that hold a program which can be run.
+        not_compared: Why that is not known, for a program that could not be run.
     """
 
     plan: Plan
@@ -73,6 +74,7 @@ class Report:
     seconds: float
     version: str
     differences: Sequence[Difference] = ()
+    not_compared: str | None = None
 
     @property
     def parameters_after(self) -> int:
@@ -111,6 +113,7 @@ class Report:
             "kept": [{"name": keep.name, "tensor": keep.tensor.name, "reason": keep.reason} for keep in self.plan.keep],
             "dropped": [{"name": name, "reason": reason} for name, reason in self.dropped],
             "differences": [difference.to_dict() for difference in self.differences],
+            "not_compared": self.not_compared,
         }
 
 

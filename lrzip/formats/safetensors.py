@@ -108,6 +108,7 @@ class Safetensors:
     """Files that end in `.safetensors`, or start like one."""
 
     suffixes: Sequence[str] = (".safetensors",)
+    is_program = False
 
     def matches(self, path: Path) -> bool:
         """Tell by the suffix, or by a length followed by a JSON object."""
@@ -122,6 +123,10 @@ class Safetensors:
         del trust
         refuse_key(path, key)
         return SafetensorsFile(path)
+
+    def files(self, path: Path) -> Sequence[Path]:
+        """Return the one file."""
+        return [path]
 
     @contextmanager
     def write(

@@ -104,6 +104,7 @@ class Sharded:
     """Folders; the other files in them are copied."""
 
     suffixes: Sequence[str] = ()
+    is_program = False
 
     def matches(self, path: Path) -> bool:
         """Tell whether it is a folder."""
@@ -114,6 +115,10 @@ class Sharded:
         del trust
         refuse_key(path, key)
         return ShardedFolder(path)
+
+    def files(self, path: Path) -> Sequence[Path]:
+        """Return the weight files of a folder."""
+        return sorted(path.glob("*.safetensors"))
 
     @contextmanager
     def write(

@@ -95,6 +95,7 @@ COMPRESS = strict(
     kept=KEPT,
     dropped=DROPPED,
     differences=listed(strict(output=TEXT, absolute=NUMBER, relative=NUMBER)),
+    not_compared={"type": ["string", "null"]},
 )
 
 EXPORT = strict(
