@@ -180,7 +180,9 @@ def check_program(checkpoint: Checkpoint, format_: str, destination: Path, *, fo
     is_program = FORMATS[checkpoint.format].is_program
     if is_program and format_ != checkpoint.format:
         suffixes = " or ".join(FORMATS[checkpoint.format].suffixes)
-        raise UsageError(f"`{checkpoint.path}` is a program, which `{destination}` cannot hold. Name it {suffixes}.")
+        raise UsageError(f"`{checkpoint.path}` is a program, so `{destination}` must end in {suffixes}.")
+    if not is_program and FORMATS[format_].is_program:
+        raise UsageError(f"`{checkpoint.path}` holds weights and no program, as `{destination}` would. Name another.")
     if force_factorize and not is_program:
         raise UsageError(
             "`--force-factorize` takes a file with a program, such as ONNX: "

@@ -12,7 +12,7 @@ import lrzip
 from lrzip.errors import LrzipError, UsageError
 from lrzip.factors import Chain, compose, find_chains
 from lrzip.files.atomic import check_output
-from lrzip.formats import Checkpoint, create, not_carried, open_checkpoint, output_format
+from lrzip.formats import FORMATS, Checkpoint, create, not_carried, open_checkpoint, output_format
 from lrzip.layers import TensorSpec
 from lrzip.plan import SCHEMA, Entry
 
@@ -87,6 +87,8 @@ def export(
     destination = Path(output) if output is not None else default_output(source, to)
     check_output(destination, source, force=force)
     with open_checkpoint(source, key=key, trust=trust) as checkpoint:
+        if to == "dense" and FORMATS[checkpoint.format].is_program:
+            raise LrzipError(f"`{path}` is a program; only weights alone are multiplied back. Keep the dense original.")
         format_ = _format(destination, to, checkpoint)
         chains = find_chains(checkpoint.tensors()) if to == "dense" else ()
         if to == "dense" and not chains:

@@ -64,11 +64,11 @@ def conv(shape: Sequence[int], size: Sequence[int], *, kind: str = "Conv", group
     return model([made], {"x": ["batch", channels, *size]}, {"y": len(shape)}, tensors)
 
 
-def gemm(shape: Sequence[int], bias: Sequence[int] | None, **attributes: Any) -> Any:
+def gemm(shape: Sequence[int], bias: Sequence[int] | None, opset: int = OPSET, **attributes: Any) -> Any:
     """Return a model of one Gemm."""
     tensors = {"layer.weight": weight(*shape)} | ({"layer.bias": weight(*bias, seed=1)} if bias else {})
     made = node("Gemm", "x layer.weight" + (" layer.bias" if bias else ""), **attributes)
-    return model([made], {"x": ["batch", shape[1 if attributes.get("transB") else 0]]}, {"y": 2}, tensors)
+    return model([made], {"x": ["batch", shape[1 if attributes.get("transB") else 0]]}, {"y": 2}, tensors, opset=opset)
 
 
 def matmul(shape: Sequence[int], inputs: Sequence[str | int | None], *, left: bool = False) -> Any:
@@ -149,6 +149,7 @@ GRAPHS: Mapping[str, tuple[Callable[[], Any], Mapping[str, str]]] = {
     ),
     "gemm": (lambda: gemm((20, 24), (24,), alpha=0.5, beta=2.0), {"layer": "linear_transposed"}),
     "gemm transB": (lambda: gemm((20, 24), (1, 20), alpha=0.5, beta=2.0, transB=1), {"layer": "linear"}),
+    "gemm of opset 9": (lambda: gemm((20, 24), (20,), transB=1, opset=9), {"layer": "linear"}),
     "gemm without bias": (lambda: gemm((20, 24), None, transB=1), {"layer": "linear"}),
     "matmul": (lambda: matmul((24, 20), ["n", 5, 24]), {"layer": "linear_transposed"}),
     "matmul left": (lambda: matmul((24, 20), ["n", 20, 5], left=True), {"layer": "linear"}),

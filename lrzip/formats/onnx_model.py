@@ -91,7 +91,10 @@ def load_model(path: Path) -> ir.Model:
     if proto.training_info:
         raise UnsupportedCheckpoint(f"`{path}` holds training information. Export it for inference.")
     _refuse_sparse(path, proto.graph)
-    model = ir.from_proto(proto)
+    try:
+        model = ir.from_proto(proto)
+    except ir.serde.SerdeError as error:
+        raise UnsupportedCheckpoint(f"`{path}` is damaged or not a checkpoint: {root_of(error)}.") from error
     for tensor in external_tensors(model):
         tensor.base_dir = str(absolute.parent)
     return model
@@ -123,6 +126,13 @@ def nodes_of(model: ir.Model) -> Iterator[ir.Node]:
     yield from model.graph.all_nodes()
     for function in model.functions.values():
         yield from function.all_nodes()
+
+
+def root_of(error: BaseException) -> str:
+    """Return what was said first of a chain of errors, as a part of one line."""
+    while error.__cause__:
+        error = error.__cause__
+    return "".join(char if char.isprintable() else " " for char in str(error))[:160].strip(" .") or type(error).__name__
 
 
 def names_of(model: ir.Model) -> set[str]:

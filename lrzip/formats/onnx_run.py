@@ -1,6 +1,7 @@
 """Two ONNX models side by side in onnxruntime, on the same random inputs."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -39,12 +40,14 @@ def compare(dense: Path, small: Path, *, nbytes: int) -> Sequence[Difference]:
     except ImportError as error:
         raise NotCompared("onnxruntime is not installed. Get it with `pip install 'lrzip-nn[onnx]'`.") from error
     if 2 * nbytes > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
-        raise NotCompared(f"running `{dense}` takes more than half of this machine's memory.")
+        raise NotCompared("running the model may take more memory than there is.")
     feed, before = _first_run(onnxruntime, dense)
     try:
         after = _run(_session(onnxruntime, small), feed)
     except Exception as error:
-        raise LrzipError(f"`{small}` does not run in onnxruntime, unlike `{dense}`: {_line(error)}.") from error
+        raise LrzipError(
+            f"`{small}` does not run in onnxruntime, unlike the model it was made of: {_line(error)}."
+        ) from error
     return [_difference(name, value, after[name]) for name, value in before.items()]
 
 
@@ -54,16 +57,16 @@ def _first_run(onnxruntime: Any, path: Path) -> tuple[Arrays, Arrays]:
     try:
         session = _session(onnxruntime, path)
     except Exception as error:
-        raise NotCompared(f"`{path}` does not run in onnxruntime: {_line(error)}.") from error
+        raise NotCompared(f"the model does not run in onnxruntime: {_line(error)}.") from error
     for feed in _feeds(session.get_inputs()):
         try:
             outputs = _run(session, feed)
         except Exception as error:
-            reason = reason or f"`{path}` does not run on random inputs of its declared shapes: {_line(error)}"
+            reason = reason or f"the model does not run on random inputs of its declared shapes: {_line(error)}"
             continue
         if all(np.isfinite(value).all() for value in outputs.values()):
             return feed, outputs
-        reason = f"`{path}` has NaN or Inf in its outputs for random inputs"
+        reason = "the model puts out NaN or Inf for random inputs"
     raise NotCompared(f"{reason}.")
 
 
@@ -126,4 +129,7 @@ def _difference(name: str, before: np.ndarray[Any, Any], after: np.ndarray[Any, 
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+    """Return what onnxruntime says, without where in its source or in which file."""
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .* failed: ?", "", " ".join(str(error).split()))
+    text = re.sub(r"/onnxruntime_src/.*?\) (?=[A-Z])", "", text)
+    return text[:200].strip(" .") or type(error).__name__

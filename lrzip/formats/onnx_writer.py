@@ -11,14 +11,16 @@ from torch import Tensor
 from lrzip.errors import LrzipError, OutputExists, UnsupportedCheckpoint
 from lrzip.files.atomic import atomic_files
 from lrzip.formats.onnx_data import DataFile, chunks_of, spec_of
-from lrzip.formats.onnx_graph import SCOPES, constants_of, graphs_of, integer, tensor_of
-from lrzip.formats.onnx_model import OnnxFile, load_model, names_of, nodes_of
+from lrzip.formats.onnx_graph import SCOPES, constants_of, graphs_of, tensor_of
+from lrzip.formats.onnx_model import OnnxFile, load_model, names_of, nodes_of, root_of
 from lrzip.formats.safetensors import tensor_bytes
 from lrzip.layers import Layer, TensorSpec
 from lrzip.plan import Entry
 
 # Protobuf messages end at 2 GiB; what is not tensors takes a part of it.
 _PROTOBUF_LIMIT = 2_000_000_000
+# Of which opset on Gemm takes no bias.
+_GEMM_WITHOUT_BIAS = 11
 # Smaller tensors stay in the model, where shape inference can see them.
 _EXTERNAL_FROM = 1024
 _SCOPES = (SCOPES, "namespace")
@@ -34,16 +36,16 @@ def write_model(destination: Path, source: OnnxFile, layout: Sequence[Entry]) ->
         raise OutputExists(
             f"`{destination}` would overwrite `{data}`, the data of the input. Choose another with `-o`."
         )
-    if external and data.exists() and not destination.exists():
+    if external and (data.is_dir() or (data.exists() and not destination.exists())):
         raise OutputExists(f"`{data}`, where the tensors of `{destination}` go, exists. Choose another with `-o`.")
     with atomic_files(destination) as folder:
         writer = OnnxWriter(source, layout, DataFile(folder / data.name) if external else None)
         try:
             yield writer
-            model = writer.finished()
+            content = writer.finish()
         finally:
             writer.close()
-        _save(model, folder / destination.name)
+        (folder / destination.name).write_bytes(content)
         _check(folder / destination.name, source)
 
 
@@ -58,7 +60,7 @@ class OnnxWriter:
         self._taken = names_of(self._model)
         self._entries = {entry.spec.name: entry for entry in layout if not entry.copied}
         self._layers = {item.weight.name: item for item in source.layers() if isinstance(item, Layer)}
-        self._stages: dict[str, list[ir.Value]] = {}
+        self._stages: dict[str, list[ir.TensorProtocol]] = {}
         for entry in self._entries.values():
             weight = self._layers[entry.origin].weight
             if entry.spec.dtype != weight.dtype:
@@ -67,28 +69,40 @@ class OnnxWriter:
                 )
 
     def put(self, name: str, tensor: Tensor) -> None:
-        """Take one computed tensor; after the last of a layer its nodes are replaced."""
+        """Take one computed tensor."""
         origin = self._entries[name].origin
         layer, weight = self._layers[origin], self._constants[origin]
         matrix = tensor.mT if layer.kind == "linear_transposed" else tensor
         spec = TensorSpec(name, tuple(matrix.shape), layer.weight.dtype, matrix.nbytes)
-        stages = self._stages.setdefault(origin, [])
-        stages.append(_initializer(weight, self._stored(spec, tensor_of(weight).dtype, tensor_bytes(matrix))))
-        if len(stages) == sum(entry.origin == origin for entry in self._entries.values()):
-            self._replace(weight, stages)
+        stored = self._stored(spec, tensor_of(weight).dtype, tensor_bytes(matrix))
+        self._stages.setdefault(origin, []).append(stored)
 
-    def finished(self) -> ir.Model:
-        """Return the model, with the external data it still needs copied."""
-        if self._data:
-            for graph in graphs_of(self._model):
-                for value in graph.initializers.values():
-                    if value.const_value is not None:
-                        value.const_value = self._moved(value.const_value)
-            for node in nodes_of(self._model):
-                for name, attribute in list(node.attributes.items()):
-                    if isinstance(attribute.value, ir.ExternalTensor):
-                        node.attributes[name] = ir.AttrTensor(name, self._moved(attribute.value))
-        return self._model
+    def finish(self) -> bytes:
+        """Return the message of the model, after replacing nodes and copying the external data it still needs.
+
+        Raises:
+            LrzipError: The source is damaged in a way that shows only now, or the message is too large.
+        """
+        try:
+            for origin, stages in self._stages.items():
+                self._replace(self._constants[origin], stages)
+            if self._data:
+                self._move_all()
+            return bytes(ir.to_proto(self._model).SerializeToString(deterministic=True))
+        except (LrzipError, OSError, MemoryError):
+            raise
+        except Exception as error:
+            raise UnsupportedCheckpoint(f"`{self._source.path}` cannot be rewritten: {root_of(error)}.") from error
+
+    def _move_all(self) -> None:
+        for graph in graphs_of(self._model):
+            for value in graph.initializers.values():
+                if value.const_value is not None:
+                    value.const_value = self._moved(value.const_value)
+        for node in nodes_of(self._model):
+            for name, attribute in list(node.attributes.items()):
+                if isinstance(attribute.value, ir.ExternalTensor):
+                    node.attributes[name] = ir.AttrTensor(name, self._moved(attribute.value))
 
     def close(self) -> None:
         """Close the file of external data."""
@@ -112,21 +126,23 @@ class OnnxWriter:
         chunks = chunks_of(self._source.path, tensor)
         return self._data.append(spec_of(str(tensor.name), tensor), tensor.dtype, chunks)
 
-    def _replace(self, weight: ir.Value, stages: Sequence[ir.Value]) -> None:
+    def _replace(self, weight: ir.Value, stages: Sequence[ir.TensorProtocol]) -> None:
+        producer, graph = weight.producer(), _graph_of(weight)
+        first, second = (_registered(graph, stage) for stage in stages)
         for usage in tuple(weight.uses()):
-            self._split(usage.node, usage.idx, *stages)
-        producer, graph = weight.producer(), weight.graph
+            self._split(usage.node, usage.idx, first, second)
         if producer is not None:
-            assert producer.graph is not None
-            producer.graph.remove(producer, safe=True)
-        elif graph is not None:
+            graph.remove(producer, safe=True)
+        else:
             del graph.initializers[str(weight.name)]
 
     def _split(self, node: ir.Node, index: int, first: ir.Value, second: ir.Value) -> None:
         """Put a node with the first weight in front of a node, which gets the second and keeps its name and outputs."""
         position = 1 - index if node.op_type == "MatMul" else 0
-        inputs = [node.inputs[0], node.inputs[1]]
-        inputs[position], inputs[1 - position] = node.inputs[position], first
+        assert isinstance(node.graph, ir.Graph)
+        inputs = [node.inputs[position], first] if position == 0 else [first, node.inputs[position]]
+        if node.op_type == "Gemm" and self._model.opset_imports.get("", 0) < _GEMM_WITHOUT_BIAS:
+            inputs.append(self._zero(node.graph, first))
         front = ir.Node(
             node.domain,
             "Conv" if node.op_type == "ConvTranspose" else node.op_type,
@@ -138,13 +154,19 @@ class OnnxWriter:
         (between,) = front.outputs
         between.name = self._new_name(str(node.outputs[0].name))
         between.type = node.outputs[0].type
-        assert node.graph is not None
         node.graph.insert_before(node, front)
         node.replace_input_with(position, between)
         node.replace_input_with(1 - position, second)
         if node.op_type == "Conv":
             for name in _GEOMETRY:
                 node.attributes.pop(name, None)
+
+    def _zero(self, graph: ir.Graph, like: ir.Value) -> ir.Value:
+        """Return a new bias of zeros."""
+        assert like.const_value is not None
+        dtype, name = like.const_value.dtype, self._new_name("zero")
+        proto = onnx.TensorProto(name=name, dims=(1,), data_type=dtype.value, raw_data=bytes(dtype.bitwidth // 8))
+        return _registered(graph, ir.serde.TensorProtoTensor(proto))
 
     def _new_name(self, name: str) -> str:
         number = 0
@@ -158,19 +180,23 @@ def _front_attributes(node: ir.Node) -> list[ir.Attr]:
     """Return the attributes of the first of two nodes: what a factor shares with the whole."""
     if node.op_type == "Conv":
         return list(node.attributes.values())
-    if node.op_type == "Gemm" and integer(node, "transB", 0):
-        return [ir.AttrInt64("transB", 1)]
+    if node.op_type == "Gemm":
+        return [node.attributes[name] for name in ("transB", "broadcast") if name in node.attributes]
     return []
 
 
-def _initializer(weight: ir.Value, tensor: ir.TensorProtocol) -> ir.Value:
-    """Register a tensor in the graph that a weight belongs to."""
-    value = ir.Value(
-        name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
-    )
+def _graph_of(weight: ir.Value) -> ir.Graph:
+    """Return the graph that a constant belongs to."""
     node = weight.producer()
     graph = node.graph if node else weight.graph
     assert isinstance(graph, ir.Graph)
+    return graph
+
+
+def _registered(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
+    """Return a new initializer of a graph."""
+    shape = ir.Shape(tensor.shape.numpy())
+    value = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
     graph.register_initializer(value)
     return value
 
@@ -180,14 +206,6 @@ def _data_path(destination: Path, source: OnnxFile) -> Path:
     names = [file.name for file in source.data_files]
     ending = names[0].removeprefix(source.path.name) if len(names) == 1 else ""
     return destination.with_name(destination.name + (ending if ending not in ("", *names) else ".data"))
-
-
-def _save(model: ir.Model, path: Path) -> None:
-    try:
-        data = ir.to_proto(model).SerializeToString(deterministic=True)
-    except ValueError as error:
-        raise LrzipError(f"The graph of `{path.name}` is over the 2 GiB that a protobuf message can hold.") from error
-    path.write_bytes(data)
 
 
 def _check(path: Path, source: OnnxFile) -> None:

@@ -27,7 +27,12 @@ def listed(item: dict[str, Any]) -> dict[str, Any]:
 METHOD = "^([a-z-]+, then )?((gram|lanczos)( in float64)?|lapack|[a-z-]+)$"
 KEPT = listed(strict(name=TEXT, tensor=TEXT, reason=TEXT))
 DROPPED = listed(strict(name=TEXT, reason=TEXT))
-LAYER = {"name": TEXT, "tensor": TEXT, "kind": {"enum": ["linear", "conv1d", "conv2d", "conv3d"]}, "shape": COUNTS}
+KINDS = [
+    "linear",
+    "linear_transposed",
+    *(f"{kind}{size}d" for kind in ("conv", "conv_transpose") for size in (1, 2, 3)),
+]
+LAYER = {"name": TEXT, "tensor": TEXT, "kind": {"enum": KINDS}, "shape": COUNTS}
 
 ANALYZE = strict(
     schema={"const": 1},
