@@ -71,10 +71,11 @@ def compress(
     """Replace layers of a checkpoint by low-rank chains and write the result.
 
     Each replaced layer `x` is stored as the weights of an `nn.Sequential`: `x.0.weight`, `x.1.weight`, `x.1.bias`. All
-    other tensors and entries are copied as they are.
+    other tensors and entries are copied as they are. In an ONNX model two nodes take the place of each node that uses
+    the layer; what onnxruntime computes before and after is compared where it is installed.
 
     Args:
-        path: A file of torch.save or safetensors, or a folder of sharded safetensors.
+        path: A file of torch.save, safetensors or ONNX, or a folder of sharded safetensors.
         output: Where to write; by default `model.lrzip.pt` beside `model.pt`. The suffix names the format.
         energy: The smallest rank of each layer that keeps this share of Σσ², in (0, 1].
         ratio: Divide each layer's parameters by this, above 1.
