@@ -84,7 +84,7 @@ def load_model(path: Path) -> ir.Model:
     Raises:
         UnsupportedCheckpoint: It has something that would be lost in writing it again.
     """
-    absolute = path.absolute()  # without a folder, onnx_ir would not check where external data lies
+    absolute = path.absolute()  # external data is looked for beside it, never in the working directory
     proto = onnx.load(str(absolute), format="protobuf", load_external_data=False)
     if not proto.HasField("graph"):
         raise UnsupportedCheckpoint(f"`{path}` is damaged or not a checkpoint: it has no graph.")
@@ -117,8 +117,8 @@ def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
                 yield value.const_value
     for node in nodes_of(model):
         for attribute in node.attributes.values():
-            if isinstance(attribute.value, ir.ExternalTensor):
-                yield attribute.value
+            values = attribute.value if attribute.type == ir.AttributeType.TENSORS else [attribute.value]
+            yield from (value for value in values if isinstance(value, ir.ExternalTensor))
 
 
 def nodes_of(model: ir.Model) -> Iterator[ir.Node]:

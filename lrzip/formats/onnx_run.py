@@ -3,10 +3,13 @@
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 from pathlib import Path
+from threading import Timer
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 
 from lrzip.errors import LrzipError, NotCompared
 from lrzip.report import Difference
@@ -21,6 +24,9 @@ _INTEGERS = {f"tensor({sign}int{bits})": np.dtype(f"{sign}int{bits}") for sign i
 # Below every vocabulary and every number of classes of a mask.
 _INTEGER_LIMIT = 2
 _FATAL = 4
+# Larger inputs, and longer runs, are not tried: a model may ask for any.
+_MOST_ELEMENTS = 1 << 24
+_SECONDS = 60.0
 
 
 def compare(dense: Path, small: Path, *, nbytes: int) -> Sequence[Difference]:
@@ -43,31 +49,35 @@ def compare(dense: Path, small: Path, *, nbytes: int) -> Sequence[Difference]:
         raise NotCompared("running the model may take more memory than there is.")
     feed, before = _first_run(onnxruntime, dense)
     try:
-        after = _run(_session(onnxruntime, small), feed)
+        after = _run(onnxruntime, _session(onnxruntime, small), feed)
+    except NotCompared:
+        raise
     except Exception as error:
         raise LrzipError(
-            f"`{small}` does not run in onnxruntime, unlike the model it was made of: {_line(error)}."
+            f"`{small}` does not run in onnxruntime, unlike the model it was made of: {_line(error)}. Do not use it."
         ) from error
     return [_difference(name, value, after[name]) for name, value in before.items()]
 
 
 def _first_run(onnxruntime: Any, path: Path) -> tuple[Arrays, Arrays]:
     """Return the first inputs that a model runs on and has finite outputs for, and these outputs."""
-    reason = ""
     try:
         session = _session(onnxruntime, path)
     except Exception as error:
         raise NotCompared(f"the model does not run in onnxruntime: {_line(error)}.") from error
+    reasons: list[str] = []
     for feed in _feeds(session.get_inputs()):
         try:
-            outputs = _run(session, feed)
+            outputs = _run(onnxruntime, session, feed)
+        except NotCompared:
+            raise
         except Exception as error:
-            reason = reason or f"the model does not run on random inputs of its declared shapes: {_line(error)}"
+            reasons.append(f"the model does not run on random inputs of its declared shapes: {_line(error)}.")
             continue
         if all(np.isfinite(value).all() for value in outputs.values()):
             return feed, outputs
-        reason = "the model puts out NaN or Inf for random inputs"
-    raise NotCompared(f"{reason}.")
+        reasons.append("the model puts out NaN or Inf for random inputs.")
+    raise NotCompared(reasons[0] if reasons else "the model declares inputs that are too large to try.")
 
 
 def _feeds(inputs: Sequence[Any]) -> Iterator[Arrays]:
@@ -79,7 +89,7 @@ def _feeds(inputs: Sequence[Any]) -> Iterator[Arrays]:
     for first, other in _SIZES:
         named: dict[str, int] = {}
         shapes = [_shape(item.shape, named, first, other) for item in inputs]
-        if shapes not in tried:
+        if shapes not in tried and all(prod(shape) <= _MOST_ELEMENTS for shape in shapes):
             tried.append(shapes)
             generator = np.random.default_rng(_SEED)
             yield {i.name: _random(generator, i.type, shape) for i, shape in zip(inputs, shapes, strict=True)}
@@ -108,12 +118,26 @@ def _session(onnxruntime: Any, path: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
     options.use_deterministic_compute = True
+    options.intra_op_num_threads = torch.get_num_threads()
     return onnxruntime.InferenceSession(str(path.absolute()), options, providers=["CPUExecutionProvider"])
 
 
-def _run(session: Any, feed: Arrays) -> Arrays:
+def _run(onnxruntime: Any, session: Any, feed: Arrays) -> Arrays:
+    """Return the outputs that are arrays of numbers; a run that takes too long fails."""
     names = [item.name for item in session.get_outputs()]
-    values = dict(zip(names, session.run(names, feed), strict=True))
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = _FATAL
+    timer = Timer(_SECONDS, setattr, (options, "terminate", True))
+    timer.daemon = True
+    timer.start()
+    try:
+        values = dict(zip(names, session.run(names, feed, options), strict=True))
+    except Exception as error:
+        if options.terminate:
+            raise NotCompared(f"the model runs for more than {_SECONDS:g} s.") from error
+        raise
+    finally:
+        timer.cancel()
     return {n: v for n, v in values.items() if isinstance(v, np.ndarray) and v.dtype.kind in "fiub"}
 
 

@@ -101,8 +101,11 @@ class OnnxWriter:
                     value.const_value = self._moved(value.const_value)
         for node in nodes_of(self._model):
             for name, attribute in list(node.attributes.items()):
-                if isinstance(attribute.value, ir.ExternalTensor):
-                    node.attributes[name] = ir.AttrTensor(name, self._moved(attribute.value))
+                if attribute.type == ir.AttributeType.TENSOR:
+                    node.attributes[name] = ir.AttrTensor(name, self._moved_attribute(attribute.value))
+                elif attribute.type == ir.AttributeType.TENSORS:
+                    moved = [self._moved_attribute(tensor) for tensor in attribute.value]
+                    node.attributes[name] = ir.AttrTensors(name, moved)
 
     def close(self) -> None:
         """Close the file of external data."""
@@ -125,6 +128,10 @@ class OnnxWriter:
             return tensor
         chunks = chunks_of(self._source.path, tensor)
         return self._data.append(spec_of(str(tensor.name), tensor), tensor.dtype, chunks)
+
+    def _moved_attribute(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        """Return a tensor in the file of external data if it was in another; runtimes want others inside the model."""
+        return self._moved(tensor) if isinstance(tensor, ir.ExternalTensor) else tensor
 
     def _replace(self, weight: ir.Value, stages: Sequence[ir.TensorProtocol]) -> None:
         producer, graph = weight.producer(), _graph_of(weight)

@@ -19,7 +19,7 @@ from lrzip.errors import LrzipError, OutputExists, PlanMismatch, UnsupportedChec
 from lrzip.formats import open_checkpoint, rewrite
 from lrzip.layers import Keep, Layer
 from lrzip.plan import Plan
-from tests.graphs import GRAPHS, Tensors, branches, conv, feeds, model, node, run, save, shared, value, weight
+from tests.graphs import GRAPHS, Tensors, branches, conv, feeds, loop, model, node, run, save, shared, value, weight
 from tests.networks import Zoo, seeded
 
 
@@ -631,3 +631,17 @@ def test_an_exported_network_keeps_its_outputs(tmp_path: Path) -> None:
     everything = lrzip.compress(path, tmp_path / "full.onnx", energy=1.0, force_factorize=True)
     assert {result.decision.layer.name for result in everything.results} >= {"grouped", "head", "attention", "stem"}
     assert all(difference.relative < 1e-5 for difference in everything.differences)
+
+
+def test_a_model_that_never_ends_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrzip.formats.onnx_run._SECONDS", 0.3)
+    built = loop()
+    built.graph.initializer[1].CopyFrom(onnx.numpy_helper.from_array(np.array(1 << 60), "count"))
+    report = lrzip.compress(save(built, tmp_path / "a.onnx"), tmp_path / "b.onnx", rank=2)
+    assert report.not_compared == "the model runs for more than 0.3 s."
+
+
+def test_inputs_of_any_size_are_not_made(tmp_path: Path) -> None:
+    built = model([node("MatMul", "x w")], {"x": [1 << 40, 12]}, {"y": 2}, {"w": weight(12, 12)})
+    report = lrzip.compress(save(built, tmp_path / "a.onnx"), tmp_path / "b.onnx", rank=2)
+    assert report.not_compared == "the model declares inputs that are too large to try."
