@@ -179,9 +179,10 @@ def check_program(checkpoint: Checkpoint, format_: str, destination: Path, *, fo
         UsageError: In either case.
     """
     is_program = FORMATS[checkpoint.format].is_program
-    if is_program and format_ != checkpoint.format:
-        suffixes = " or ".join(FORMATS[checkpoint.format].suffixes)
-        raise UsageError(f"`{checkpoint.path}` is a program, so `{destination}` must end in {suffixes}.")
+    suffixes = FORMATS[checkpoint.format].suffixes
+    if is_program and destination.suffix and destination.suffix.lower() not in suffixes:
+        wanted = " or ".join(suffixes)
+        raise UsageError(f"`{checkpoint.path}` is a program, so the name of `{destination}` must end in {wanted}.")
     if not is_program and FORMATS[format_].is_program:
         raise UsageError(f"`{checkpoint.path}` holds weights and no program, as `{destination}` would. Name another.")
     if force_factorize and not is_program:

@@ -49,6 +49,8 @@ def external_file(path: Path, tensor: ir.ExternalTensor) -> Path:
 
 def chunks_of(path: Path, tensor: ir.TensorProtocol) -> Iterator[memoryview]:
     """Yield the bytes of a tensor of the model at a path, little-endian."""
+    if tensor.dtype == ir.DataType.STRING:
+        raise UnsupportedCheckpoint(f"`{tensor.name}` in `{path}` holds texts, which no other format has.")
     if not isinstance(tensor, ir.ExternalTensor):
         data = tensor.tobytes()
         if len(data) != tensor.nbytes:

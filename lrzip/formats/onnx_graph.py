@@ -11,7 +11,7 @@ from lrzip.inference import not_a_weight
 from lrzip.layers import Keep, Layer
 
 SCOPES = "pkg.torch.onnx.name_scopes"
-# Operators that block their channels in the common runtimes, and by how many.
+# Runtimes compute convolutions in blocks of so many channels.
 _CHANNEL_BLOCK = 8
 _OWN_DOMAIN = ("", "ai.onnx")
 _MEANINGLESS = re.compile(r"val_\d+|\d+|onnx::\w+|_?v_?\d+|const\w*?_?\d+|/?Constant\w*", re.IGNORECASE)
@@ -20,9 +20,10 @@ _RECURRENT = ("LSTM", "GRU", "RNN")
 _WEIGHT_INPUT = 1
 
 
-def graphs_of(model: ir.Model) -> Sequence[ir.Graph]:
-    """Return the graph of a model and the bodies of its If and Loop nodes."""
-    return [model.graph, *model.graph.subgraphs()]
+def graphs_of(model: ir.Model, *, functions: bool = False) -> Sequence[ir.Graph]:
+    """Return the graph of a model and the bodies of its If and Loop nodes, also of those in functions if asked for."""
+    inner = [graph for function in model.functions.values() for graph in function.subgraphs()] if functions else []
+    return [model.graph, *model.graph.subgraphs(), *inner]
 
 
 def constants_of(model: ir.Model) -> dict[str, ir.Value]:
@@ -52,10 +53,11 @@ def find_layers(constants: Mapping[str, ir.Value], taken: set[str]) -> Sequence[
         taken: Names of all values, which the tensors of chains must not have.
     """
     names: set[str] = set()
+    values = set(constants.values())
     found: list[Layer | Keep] = []
     for name, value in constants.items():
         spec = spec_of(name, tensor_of(value))
-        what = _refused(value) or not_a_weight(spec) or _what(value, constants)
+        what = _refused(value) or not_a_weight(spec) or _what(value, values)
         label = _unique(_label(name, value), names, taken)
         names.add(label)
         if isinstance(what, str):
@@ -102,17 +104,16 @@ def _refused(value: ir.Value) -> str | None:
     return f"recurrent weight of {recurrent}" if recurrent else None
 
 
-def _what(value: ir.Value, constants: Mapping[str, ir.Value]) -> tuple[str, int] | str:
+def _what(value: ir.Value, constants: set[ir.Value]) -> tuple[str, int] | str:
     """Return the kind and groups of the layers that a matrix is the weight of, or why it is none."""
     shape = tensor_of(value).shape.numpy()
-    values = set(constants.values())
-    found = {_use(usage.node, usage.idx, shape, values) for usage in value.uses()}
+    found = {_use(usage.node, usage.idx, shape, constants) for usage in value.uses()}
     reasons = sorted(what for what in found if isinstance(what, str))
     if reasons or not found:
         return reasons[0] if reasons else "not used by any node"
     kinds = sorted(what for what in found if isinstance(what, tuple))
     if len(kinds) > 1:
-        return f"shared by nodes of different layouts, {kinds[0][0]} and {kinds[1][0]}"
+        return f"shared by nodes that use it differently, as {kinds[0][0]} and {kinds[1][0]}"
     return kinds[0]
 
 

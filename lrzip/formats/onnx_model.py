@@ -39,7 +39,7 @@ class OnnxFile:
         self._layers = find_layers(constants, names_of(model))
 
     def tensors(self) -> Mapping[str, TensorSpec]:
-        """Return the initializers of all graphs and the matrices of Constant nodes, in file order."""
+        """Return the initializers of all graphs and the arrays of floats of Constant nodes, in file order."""
         return self._specs
 
     def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
@@ -111,13 +111,13 @@ def files_of(path: Path, model: ir.Model) -> Sequence[Path]:
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
     """Yield the tensors of a model, of initializers and of attributes, whose data is in other files."""
-    for graph in graphs_of(model):
+    for graph in graphs_of(model, functions=True):
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
                 yield value.const_value
     for node in nodes_of(model):
         for attribute in node.attributes.values():
-            values = attribute.value if attribute.type == ir.AttributeType.TENSORS else [attribute.value]
+            values = attribute.value if isinstance(attribute.value, Sequence) else [attribute.value]
             yield from (value for value in values if isinstance(value, ir.ExternalTensor))
 
 

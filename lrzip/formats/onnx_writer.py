@@ -32,10 +32,11 @@ def write_model(destination: Path, source: OnnxFile, layout: Sequence[Entry]) ->
     """Write a model and its external data, if it has some; both appear when all went well."""
     external = bool(source.data_files) or sum(entry.spec.nbytes for entry in layout) > _PROTOBUF_LIMIT
     data = _data_path(destination, source)
-    if external and any(data.exists() and data.samefile(file) for file in source.data_files):
-        raise OutputExists(
-            f"`{destination}` would overwrite `{data}`, the data of the input. Choose another with `-o`."
-        )
+    for path in (destination, data):
+        if path.exists() and any(path.samefile(file) for file in source.data_files):
+            raise OutputExists(
+                f"`{destination}` would overwrite `{path}`, data of the input. Choose another with `-o`."
+            )
     if external and (data.is_dir() or (data.exists() and not destination.exists())):
         raise OutputExists(f"`{data}`, where the tensors of `{destination}` go, exists. Choose another with `-o`.")
     with atomic_files(destination) as folder:
@@ -95,17 +96,17 @@ class OnnxWriter:
             raise UnsupportedCheckpoint(f"`{self._source.path}` cannot be rewritten: {root_of(error)}.") from error
 
     def _move_all(self) -> None:
-        for graph in graphs_of(self._model):
+        for graph in graphs_of(self._model, functions=True):
             for value in graph.initializers.values():
                 if value.const_value is not None:
                     value.const_value = self._moved(value.const_value)
         for node in nodes_of(self._model):
             for name, attribute in list(node.attributes.items()):
-                if attribute.type == ir.AttributeType.TENSOR:
-                    node.attributes[name] = ir.AttrTensor(name, self._moved_attribute(attribute.value))
-                elif attribute.type == ir.AttributeType.TENSORS:
-                    moved = [self._moved_attribute(tensor) for tensor in attribute.value]
-                    node.attributes[name] = ir.AttrTensors(name, moved)
+                held = attribute.value
+                if isinstance(held, ir.ExternalTensor):
+                    node.attributes[name] = ir.AttrTensor(name, self._moved(held))
+                elif isinstance(held, Sequence) and any(isinstance(tensor, ir.ExternalTensor) for tensor in held):
+                    node.attributes[name] = ir.AttrTensors(name, [self._moved(tensor) for tensor in held])
 
     def close(self) -> None:
         """Close the file of external data."""
@@ -128,10 +129,6 @@ class OnnxWriter:
             return tensor
         chunks = chunks_of(self._source.path, tensor)
         return self._data.append(spec_of(str(tensor.name), tensor), tensor.dtype, chunks)
-
-    def _moved_attribute(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-        """Return a tensor in the file of external data if it was in another; runtimes want others inside the model."""
-        return self._moved(tensor) if isinstance(tensor, ir.ExternalTensor) else tensor
 
     def _replace(self, weight: ir.Value, stages: Sequence[ir.TensorProtocol]) -> None:
         producer, graph = weight.producer(), _graph_of(weight)

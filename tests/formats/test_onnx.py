@@ -144,7 +144,7 @@ def custom() -> Any:
 KEPT: dict[str, tuple[Callable[[], Any], dict[str, str]]] = {
     "overridable": (overridable, {"w": "also an input of the graph"}),
     "output": (put_out, {"w": "an output of the graph"}),
-    "two layouts": (two_layouts, {"w": "different layouts, linear and linear_transposed"}),
+    "two layouts": (two_layouts, {"w": "differently, as linear and linear_transposed"}),
     "dequantized": (dequantized, {"w": "quantized, for DequantizeLinear", "scale": "quantized"}),
     "integers": (
         lambda: one("MatMulInteger", "x w", {"w": weight(12, 12).astype(np.int8)}),
@@ -377,8 +377,12 @@ def test_tensors_of_attributes_may_be_external(tmp_path: Path) -> None:
 
 def test_data_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
     path = external(tmp_path, "small.onnx.data")
-    with pytest.raises(OutputExists, match=r"would overwrite `.*small\.onnx\.data`, the data of the input"):
+    with pytest.raises(OutputExists, match=r"would overwrite `.*small\.onnx\.data`, data of the input"):
         lrzip.compress(path, tmp_path / "small.onnx", rank=2)
+    path.with_name("small.onnx.data").rename(tmp_path / "data.onnx")
+    placed(path, location="data.onnx", index=slice(None))
+    with pytest.raises(OutputExists, match=r"would overwrite `.*data\.onnx`, data of the input"):
+        lrzip.compress(path, tmp_path / "data.onnx", rank=2, force=True)
     (tmp_path / "other.onnx.data").write_text("precious")
     with pytest.raises(OutputExists, match=r"other\.onnx\.data`, where the tensors of .* exists"):
         lrzip.compress(path, tmp_path / "other.onnx", rank=2)
@@ -405,11 +409,12 @@ def test_a_crash_leaves_nothing(when: str, tmp_path: Path, monkeypatch: pytest.M
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == listing
 
 
-def placed(path: Path, **changes: str) -> Path:
-    """Change where a model says that its first tensor is."""
+def placed(path: Path, index: slice = slice(1), **changes: str) -> Path:
+    """Change where a model says that its first tensor is, or others."""
     built = onnx.load(path, load_external_data=False)
-    for entry in built.graph.initializer[0].external_data:
-        entry.value = changes.get(entry.key, entry.value)
+    for tensor in built.graph.initializer[index]:
+        for entry in tensor.external_data:
+            entry.value = changes.get(entry.key, entry.value)
     path.write_bytes(built.SerializeToString())
     return path
 
@@ -512,8 +517,9 @@ def test_damage_anywhere_is_one_line(tmp_path: Path) -> None:
 
 def test_weights_are_no_program_and_programs_are_no_weights(tmp_path: Path) -> None:
     path = save(shared(), tmp_path / "a.onnx")
-    with pytest.raises(UsageError, match=r"is a program, so `.*small\.safetensors` must end in \.onnx"):
-        lrzip.compress(path, tmp_path / "small.safetensors", rank=2)
+    for suffix in ("safetensors", "pt", "model"):
+        with pytest.raises(UsageError, match=rf"is a program, so the name of `.*small\.{suffix}` must end in \.onnx"):
+            lrzip.compress(path, tmp_path / f"small.{suffix}", rank=2)
     torch.save({"fc.weight": torch.rand(16, 16)}, tmp_path / "a.pt")
     with pytest.raises(UsageError, match="holds weights and no program"):
         lrzip.compress(tmp_path / "a.pt", tmp_path / "small.onnx", rank=2)
@@ -645,3 +651,9 @@ def test_inputs_of_any_size_are_not_made(tmp_path: Path) -> None:
     built = model([node("MatMul", "x w")], {"x": [1 << 40, 12]}, {"y": 2}, {"w": weight(12, 12)})
     report = lrzip.compress(save(built, tmp_path / "a.onnx"), tmp_path / "b.onnx", rank=2)
     assert report.not_compared == "the model declares inputs that are too large to try."
+
+
+def test_texts_are_not_exported(tmp_path: Path) -> None:
+    with pytest.raises(LrzipError, match="`words`") as caught:
+        lrzip.export(save(rich(), tmp_path / "a.onnx"), "safetensors")
+    assert "\n" not in str(caught.value)
