@@ -13,10 +13,10 @@ from torch import Generator, Tensor, nn
 
 import lrzip
 from lrzip.costs import costs_of, keep_slow, profile_of
-from lrzip.errors import LrzipError, UsageError
+from lrzip.errors import LrzipError, NotCompared, UsageError
 from lrzip.factors import Factors
 from lrzip.files.atomic import check_output
-from lrzip.formats import FORMATS, Source, not_carried, open_checkpoint, output_format, rewrite
+from lrzip.formats import FORMATS, Checkpoint, Source, not_carried, open_checkpoint, output_format, rewrite
 from lrzip.inference import is_parameter
 from lrzip.layers import FACTORIZABLE_DTYPES, Layer
 from lrzip.linalg.svd import METHODS, Solver
@@ -35,7 +35,7 @@ from lrzip.planning import (
 )
 from lrzip.progress import Progress, silent
 from lrzip.ranks import RankRule, parse_rule
-from lrzip.report import LayerResult, Report
+from lrzip.report import Difference, LayerResult, Report
 from lrzip.scratch import Scratch, scratch_beside
 
 
@@ -51,7 +51,8 @@ def compress(
     layers: Mapping[str, str] | None = None,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
-    round_to: int = 1,
+    round_to: int | None = None,
+    force_factorize: bool = False,
     svd: str = "auto",
     oversample: int = 10,
     power_iterations: int = 2,
@@ -73,10 +74,11 @@ def compress(
     """Replace layers of a checkpoint by low-rank chains and write the result.
 
     Each replaced layer `x` is stored as the weights of an `nn.Sequential`: `x.0.weight`, `x.1.weight`, `x.1.bias`. All
-    other tensors and entries are copied as they are.
+    other tensors and entries are copied as they are. In an ONNX model two nodes take the place of each node that uses
+    the layer; what onnxruntime computes before and after is compared where it is installed.
 
     Args:
-        path: A file of torch.save or safetensors, or a folder of them, sharded or of transformers.
+        path: A file of torch.save, safetensors or ONNX, or a folder of them, sharded or of transformers.
         output: Where to write; by default `model.lrzip.pt` beside `model.pt`. The suffix names the format.
         energy: The smallest rank of each layer that keeps this share of Σσ², in (0, 1].
         ratio: Divide each layer's parameters by this, above 1.
@@ -86,7 +88,9 @@ def compress(
         layers: Rules of some layers by glob: `energy:0.8`, `ratio:4`, `rank:16` or `keep`; the last match wins.
         only: Globs of the layers to take. A name in full also settles doubts about what a layer is.
         skip: Globs of the layers to leave.
-        round_to: Round ranks up to a multiple, where that still saves.
+        round_to: Round ranks up to a multiple, where that still saves; by default 8 for convolutions of ONNX files,
+            since runtimes block channels that way, and 1 elsewhere.
+        force_factorize: Replace layers also where that saves nothing, to check a program at full rank.
         svd: `auto`, `exact` (LAPACK), `gram`, or a sketch: `randomized`, `subspace`, `srft`, `row-extraction` or
             `single-pass`.
         oversample: Sketch vectors beyond the rank.
@@ -114,7 +118,7 @@ def compress(
     start = perf_counter()
     source = Path(path)
     rule = rule_of({"energy": energy, "ratio": ratio, "rank": rank, "vbmf": vbmf or None, "plan": plan})
-    request = request_of(rule, layers or {}, only, skip, round_to, dtype)
+    request = request_of(rule, layers or {}, only, skip, round_to, dtype, force_factorize=force_factorize)
     solver = solver_of(svd, oversample, power_iterations, tolerance)
     destination = Path(output) if output is not None else default_output(source)
     check_device(device)
@@ -124,6 +128,8 @@ def compress(
         check_output(destination, source, force=force)
     with ExitStack() as resources:
         checkpoint = resources.enter_context(open_checkpoint(source, key=key, trust=trust))
+        format_ = output_format(destination, checkpoint.format)
+        check_program(checkpoint, format_, destination, force_factorize=force_factorize)
         scratch = None if dry_run else resources.enter_context(scratch_beside(destination))
         if request:
             decisions = make_plan(
@@ -136,10 +142,15 @@ def compress(
                 scratch=scratch,
             )
         else:
-            decisions = load_plan(checkpoint, Path(str(plan)), solver, architecture=architecture)
+            decisions = load_plan(
+                checkpoint,
+                Path(str(plan)),
+                solver,
+                architecture=architecture,
+                force_factorize=force_factorize,
+            )
         if found and min_speedup is not None:
             decisions = keep_slow(found, decisions, min_speedup)
-        format_ = output_format(destination, checkpoint.format)
         lost = not_carried(format_, checkpoint, optimizer=bool(decisions.factorize) and not keep_optimizer)
         results: list[LayerResult] = []
         if scratch:
@@ -148,20 +159,21 @@ def compress(
                 for decision, factors, seconds in factorize_all(decisions, work, progress):
                     rewriter.put(decision.layer, factors)
                     results.append(LayerResult(decision, factors.error, factors.method, factors.excess, seconds))
-        differences = checkpoint.compare(destination) if results else ()
+        differences, not_compared = compare(checkpoint, destination) if results else ((), None)
         return Report(
             plan=decisions,
             results=results,
             output=None if dry_run else destination,
             parameters_before=sum(spec.numel for spec in checkpoint.tensors().values() if is_parameter(spec)),
             nbytes_before=checkpoint.nbytes,
-            nbytes_after=checkpoint.nbytes - decisions.nbytes_saved if dry_run else size_on_disk(destination),
+            nbytes_after=checkpoint.nbytes - decisions.nbytes_saved if dry_run else size_on_disk(destination, format_),
             dropped=tuple(lost.items()),
             seconds=perf_counter() - start,
             version=lrzip.__version__,
             differences=differences,
             costs=costs_of(found, decisions.factorize, latency=latency) if found else None,
             usage=FORMATS[format_].usage if results else None,
+            not_compared=not_compared,
         )
 
 
@@ -171,10 +183,37 @@ def default_output(source: Path) -> Path:
     return path.with_name(f"{path.name}.lrzip") if path.is_dir() else path.with_name(f"{path.stem}.lrzip{path.suffix}")
 
 
-def size_on_disk(path: Path) -> int:
-    """Return the bytes of a file, or of the weight files of a folder."""
-    files = path.glob("*.safetensors") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files)
+def check_program(checkpoint: Checkpoint, format_: str, destination: Path, *, force_factorize: bool) -> None:
+    """Refuse to turn a program into another format, and to force what only programs can have.
+
+    Raises:
+        UsageError: In either case.
+    """
+    is_program = FORMATS[checkpoint.format].is_program
+    suffixes = FORMATS[checkpoint.format].suffixes
+    if is_program and destination.suffix and destination.suffix.lower() not in suffixes:
+        wanted = " or ".join(suffixes)
+        raise UsageError(f"`{checkpoint.path}` is a program, so the name of `{destination}` must end in {wanted}.")
+    if not is_program and FORMATS[format_].is_program:
+        raise UsageError(f"`{checkpoint.path}` holds weights and no program, as `{destination}` would. Name another.")
+    if force_factorize and not is_program:
+        raise UsageError(
+            "`--force-factorize` takes a file with a program, such as ONNX: "
+            "chains that are not smaller are not found among weights alone."
+        )
+
+
+def compare(checkpoint: Checkpoint, output: Path) -> tuple[Sequence[Difference], str | None]:
+    """Return by how much outputs changed, and why that is not known where it is not."""
+    try:
+        return checkpoint.compare(output), None
+    except NotCompared as error:
+        return (), str(error)
+
+
+def size_on_disk(path: Path, format_: str) -> int:
+    """Return the bytes of what was written in a format: a file, with what belongs to it, or a folder's weight files."""
+    return sum(file.stat().st_size for file in FORMATS[format_].files(path))
 
 
 @dataclass(frozen=True)
@@ -248,16 +287,18 @@ def request_of(
     layers: Mapping[str, str],
     only: Sequence[str],
     skip: Sequence[str],
-    round_to: int,
+    round_to: int | None,
     dtype: str,
+    *,
+    force_factorize: bool = False,
 ) -> Request | None:
     """Return what is asked of the layers, or None where a plan file decides."""
     if dtype != "keep" and dtype not in FACTORIZABLE_DTYPES:
         raise UsageError(f"`dtype` must be keep, {', '.join(FACTORIZABLE_DTYPES)}, got {dtype}.")
-    if round_to < 1:
+    if round_to is not None and round_to < 1:
         raise UsageError(f"`round-to` must be at least 1, got {round_to}.")
     if rule is None:
-        if layers or only or skip or round_to != 1 or dtype != "keep":
+        if layers or only or skip or round_to is not None or dtype != "keep":
             raise UsageError("`--plan` decides on every layer. Edit the plan instead of adding other rules.")
         return None
     return Request(
@@ -267,6 +308,7 @@ def request_of(
         skip=skip,
         round_to=round_to,
         dtype=None if dtype == "keep" else dtype,
+        force_factorize=force_factorize,
     )
 
 

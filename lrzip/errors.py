@@ -17,6 +17,10 @@ class UntrustedFile(LrzipError):
     """A file that would run code if it were read in full."""
 
 
+class NotCompared(LrzipError):
+    """Outputs that cannot be compared; the message says why."""
+
+
 class PlanMismatch(LrzipError):
     """A plan that does not fit its checkpoint."""
 

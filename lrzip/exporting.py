@@ -13,7 +13,7 @@ import lrzip
 from lrzip.errors import LrzipError, UsageError
 from lrzip.factors import Chain, compose, find_chains
 from lrzip.files.atomic import check_output
-from lrzip.formats import Checkpoint, create, not_carried, open_checkpoint, output_format
+from lrzip.formats import FORMATS, Checkpoint, create, not_carried, open_checkpoint, output_format
 from lrzip.inference import match
 from lrzip.inputs import InputShape
 from lrzip.layers import TensorSpec
@@ -114,6 +114,8 @@ def export(
     if input_shapes:
         raise UsageError(f"`--input-shape` says how to run a network, which `--to {to}` does not.")
     with open_checkpoint(source, key=key, trust=trust) as checkpoint:
+        if to == "dense" and FORMATS[checkpoint.format].is_program:
+            raise LrzipError(f"`{path}` is a program; only weights alone are multiplied back. Keep the dense original.")
         format_ = _format(destination, to, checkpoint)
         chains = _chains(checkpoint, model) if to == "dense" else ()
         if to == "dense" and not chains:

@@ -118,7 +118,7 @@ def known_layers(
             (untouchable or {}).get(spec.name)
             or (f"shared with {architecture.shared[name]}" if name in architecture.shared else None)
             or ("already factorized" if name in chained else None)
-            or _not_a_weight(spec)
+            or not_a_weight(spec)
         )
         what = architecture.layers[module] if name in weights else None
         if reason is None and what and what.kind and not what.reason:
@@ -221,7 +221,7 @@ def _infer(
     module = spec.name.removesuffix("weight").removesuffix(".")
     name = module.removeprefix(prefix) or "(root)"
     bias = tensors.get(spec.name.removesuffix("weight") + "bias") if spec.name.endswith("weight") else None
-    reason = untouchable.get(spec.name) or _not_a_weight(spec)
+    reason = untouchable.get(spec.name) or not_a_weight(spec)
     if not reason and spec.name in kinds:
         return Layer(name, module, kinds[spec.name], spec, bias)
     reason = reason or _not_a_layer(module, bias, spec, surroundings)
@@ -238,7 +238,8 @@ def is_parameter(spec: TensorSpec) -> bool:
     return spec.dtype.startswith(("f", "bf")) and not buffer
 
 
-def _not_a_weight(spec: TensorSpec) -> str | None:
+def not_a_weight(spec: TensorSpec) -> str | None:
+    """Return why a tensor cannot be the weight of a layer, by its shape and dtype alone."""
     if len(spec.shape) < 2:
         return "a vector" if spec.shape else "a scalar"
     if not spec.numel:

@@ -43,6 +43,7 @@ class Layer:
         weight: The weight tensor.
         bias: The bias tensor, (out,), if there is one.
         groups: Of a convolution: parts of the weight, one below the other, that are factorized by themselves.
+        round_to: What ranks are by default rounded up to a multiple of, for what runs its format.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Layer:
     weight: TensorSpec
     bias: TensorSpec | None
     groups: int = 1
+    round_to: int = 1
 
     @property
     def matrix_shape(self) -> tuple[int, int]:

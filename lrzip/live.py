@@ -28,7 +28,7 @@ def factorize(
     layers: Mapping[str, str] | None = None,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
-    round_to: int = 1,
+    round_to: int | None = None,
     svd: str = "auto",
     oversample: int = 10,
     power_iterations: int = 2,

@@ -33,18 +33,20 @@ class Request:
         rules: By pattern, the rule for some layers, or None to keep them; the last match wins.
         only: Patterns of the layers to take.
         skip: Patterns of the layers to leave.
-        round_to: Ranks are rounded up to a multiple of it, where that still saves.
+        round_to: Ranks are rounded up to a multiple of it, where that still saves; None for that of each layer.
         dtype: Of the factors, or None for that of each layer.
         decomposition: Registered name.
+        force_factorize: Replace layers also where that saves nothing.
     """
 
     rule: RankRule
     rules: Mapping[str, RankRule | None]
     only: Sequence[str] = ()
     skip: Sequence[str] = ()
-    round_to: int = 1
+    round_to: int | None = None
     dtype: str | None = None
     decomposition: str = "svd"
+    force_factorize: bool = False
 
 
 def make_plan(
@@ -94,8 +96,15 @@ def make_plan(
     return _plan(checkpoint, decisions)
 
 
-def load_plan(checkpoint: Source, path: Path, solver: Solver, *, architecture: Architecture | None = None) -> Plan:
-    """Return the plan of a file, made for this checkpoint.
+def load_plan(
+    checkpoint: Source,
+    path: Path,
+    solver: Solver,
+    *,
+    architecture: Architecture | None = None,
+    force_factorize: bool = False,
+) -> Plan:
+    """Return the plan of a file, made for this checkpoint; `force_factorize` takes ranks that save nothing.
 
     Raises:
         PlanMismatch: It is malformed, or does not fit; the first mismatch is named.
@@ -116,7 +125,7 @@ def load_plan(checkpoint: Source, path: Path, solver: Solver, *, architecture: A
         if layer is None:
             reason = item.reason if isinstance(item, Keep) else ""
             raise PlanMismatch(f"`{path}` names `{tensor.name}`, which is kept: {reason}. Take it out of the plan.")
-        decisions.append(_chosen(layer, file.choices[tensor.name], solver, path))
+        decisions.append(_chosen(layer, file.choices[tensor.name], solver, path, force_factorize))
     return _plan(checkpoint, decisions)
 
 
@@ -158,7 +167,8 @@ def _spectra(
     Where factors will be made, vectors come along at little cost, and the factors then cost one product.
     """
     layer = candidate.layer
-    subspaces = decomposition.subspaces(layer, weight, candidate.break_even_rank) if scratch else ()
+    rank = candidate.break_even_rank
+    subspaces = decomposition.subspaces(layer, weight, rank) if scratch and rank else ()
     if scratch:
         scratch.put(layer.name, subspaces)
     spectra = tuple(Spectrum.of(subspace) for subspace in subspaces)
@@ -234,24 +244,25 @@ def _decide(
     break_even = f"break-even is {candidate.break_even_rank}"
     if ranks is None:
         return _keep(layer, f"no rank meets {rules[layer.name]}; {break_even}")
-    if not candidate.saves(ranks):
+    if not (candidate.saves(ranks) or request.force_factorize):
         return _keep(layer, f"rank {', '.join(map(str, ranks))} saves nothing; {break_even}")
-    rounded = tuple(-(-rank // request.round_to) * request.round_to for rank in ranks)
+    multiple = request.round_to or layer.round_to
+    rounded = tuple(-(-rank // multiple) * multiple for rank in ranks)
     fits = all(rank <= most for rank, most in zip(rounded, candidate.max_ranks, strict=True))
-    if fits and candidate.saves(rounded):
+    if fits and (candidate.saves(rounded) or request.force_factorize):
         ranks = rounded
     stages = decomposition.blueprint(layer, ranks)
     return Factorize(layer, request.decomposition, ranks, stages, request.dtype or layer.weight.dtype)
 
 
-def _chosen(layer: Layer, choice: Choice, solver: Solver, path: Path) -> Factorize:
+def _chosen(layer: Layer, choice: Choice, solver: Solver, path: Path, force_factorize: bool) -> Factorize:
     """Return the decision of a plan file, after checking that its ranks can be and save."""
     decomposition = decomposition_of(choice.decomposition, solver)
     most = decomposition.max_ranks(layer)
     if len(choice.ranks) != len(most) or not all(1 <= r <= m for r, m in zip(choice.ranks, most, strict=True)):
         raise PlanMismatch(f"`{path}` gives `{layer.name}` ranks {list(choice.ranks)}; they go from 1 to {list(most)}.")
     candidate = _candidate(layer, decomposition)
-    if not candidate.saves(choice.ranks):
+    if not (candidate.saves(choice.ranks) or force_factorize):
         raise PlanMismatch(
             f"`{path}` gives `{layer.name}` ranks {list(choice.ranks)}, which save nothing. "
             f"Go down to {candidate.break_even_rank}, or take it out of the plan."

@@ -108,6 +108,7 @@ class Report:
         differences: What the program's outputs changed by, for formats that hold a program which can be run.
         costs: What a run costs, where the network and its inputs are known.
         usage: What it takes to load the output, for people, if it takes anything.
+        not_compared: Why that is not known, for a program that could not be run.
     """
 
     plan: Plan
@@ -122,6 +123,7 @@ class Report:
     differences: Sequence[Difference] = ()
     costs: Costs | None = None
     usage: str | None = None
+    not_compared: str | None = None
 
     @property
     def parameters_after(self) -> int:
@@ -165,6 +167,7 @@ class Report:
             "kept": [{"name": keep.name, "tensor": keep.tensor.name, "reason": keep.reason} for keep in self.plan.keep],
             "dropped": [{"name": name, "reason": reason} for name, reason in self.dropped],
             "differences": [difference.to_dict() for difference in self.differences],
+            "not_compared": self.not_compared,
         }
 
 

@@ -1,7 +1,8 @@
 """Published checkpoints and CIFAR-10, where they are at hand.
 
 `LRZIP_CHECKPOINTS` names a folder with `resnet_cifar10/resnet20-12fca82f.th`, `resnet32-d509ac18.th`, `mtcnn/*.pt`,
-`dncnn/dncnn_25.pth` and `silero_vad/silero_vad_16k.safetensors`; `LRZIP_CIFAR10` one with `test.npz` (x, y).
+`dncnn/dncnn_25.pth`, `fastestdet/FastestDet.onnx`, `silero_vad/silero_vad_16k.safetensors` and `silero_vad/*.onnx`;
+`LRZIP_CIFAR10` one with `test.npz` (x, y).
 """
 
 import os
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import lrzip
+from tests.graphs import Array, Tensors, run
 from tests.networks import ResNet
 
 
@@ -106,3 +108,45 @@ def test_a_recurrent_network_keeps_its_recurrence_whole(tmp_path: Path) -> None:
     reasons = {keep.name: keep.reason for keep in report.plan.keep}
     assert reasons["lstm_cell.weight_ih"].startswith("recurrent weight")
     assert report.plan.factorize
+
+
+# Inputs that make sense: an image of noise, and 16 kHz or 8 kHz speech-like noise with an empty state.
+DETECTOR = {"input.1": np.random.default_rng(0).random((1, 3, 352, 352), dtype=np.float32)}
+SPEECH: dict[str, Array] = {
+    "input": np.random.default_rng(0).standard_normal((1, 576)).astype(np.float32) / 10,
+    "state": np.zeros((2, 1, 128), np.float32),
+}
+PROGRAMS: dict[str, list[Tensors]] = {
+    "fastestdet/FastestDet.onnx": [DETECTOR],
+    "silero_vad/silero_vad.onnx": [
+        SPEECH | {"sr": np.array(16000)},
+        SPEECH | {"input": SPEECH["input"][:, :288], "sr": np.array(8000)},
+    ],
+    "silero_vad/silero_vad_16k_op15.onnx": [SPEECH | {"sr": np.array(16000)}],
+    "silero_vad/silero_vad_half.onnx": [SPEECH],
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_run_as_before(name: str, tmp_path: Path) -> None:
+    path = place("LRZIP_CHECKPOINTS") / name
+    small = lrzip.compress(path, tmp_path / "small.onnx", energy=0.95)
+    assert small.results
+    assert small.differences
+    full = lrzip.compress(path, tmp_path / "full.onnx", energy=1.0, force_factorize=True)
+    assert len(full.results) >= len(small.results)
+    worst = {"small": 0.0, "full": 0.0}
+    for inputs in PROGRAMS[name]:
+        before = run(path, inputs)
+        for kind in worst:
+            after = run(tmp_path / f"{kind}.onnx", inputs)
+            assert {n: (v.shape, v.dtype) for n, v in after.items()} == {
+                n: (v.shape, v.dtype) for n, v in before.items()
+            }
+            errors = [float(np.linalg.norm(after[n] - v) / np.linalg.norm(v)) for n, v in before.items()]
+            worst[kind] = max(worst[kind], *errors)
+    ratio = small.nbytes_before / small.nbytes_after
+    print(f"{name}: {len(small.results)} layers, {ratio:.3f} times smaller, outputs differ by {worst['small']:.3g}")
+    print(f"{name}: at full rank {len(full.results)} layers, outputs differ by {worst['full']:.3g}")
+    # Some 70 layers in a row, each off by some eps of its inputs times the root of at most 400 inner channels.
+    assert worst["full"] < 70 * 20 * np.finfo(np.float32).eps

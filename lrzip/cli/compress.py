@@ -52,7 +52,16 @@ def compress(
     only: options.Only = None,
     skip: options.Skip = None,
     output: options.Output = None,
-    round_to: Annotated[int, typer.Option(help="Round ranks up to a multiple, where that still saves.")] = 1,
+    round_to: Annotated[
+        int | None,
+        typer.Option(
+            help="Round ranks up to a multiple, where that still saves.",
+            show_default="8 for convolutions in ONNX, whose runtimes block channels so; else 1",
+        ),
+    ] = None,
+    force_factorize: Annotated[
+        bool, typer.Option("--force-factorize", help="Also where it saves nothing, to check a program at full rank.")
+    ] = False,
     svd: Annotated[
         str,
         typer.Option(help="auto, exact, gram, or a sketch: randomized, subspace, srft, row-extraction, single-pass."),
@@ -110,6 +119,7 @@ def compress(
                 only=only or (),
                 skip=skip or (),
                 round_to=round_to,
+                force_factorize=force_factorize,
                 svd=svd,
                 oversample=oversample,
                 power_iterations=power_iterations,
@@ -201,6 +211,12 @@ def _print(console: Console, report: "Report") -> None:
     )
     if report.costs:
         console.print(costs_text(report.costs))
+    if report.differences:
+        worst = max(report.differences, key=lambda difference: difference.relative)
+        text = f"Outputs differ by {worst.relative:.2g} (relative) at most, `{worst.output}`, on random inputs"
+        console.print(Text(printable(text)), soft_wrap=True)
+    if report.not_compared:
+        console.print(Text(printable(f"Outputs were not compared: {report.not_compared}")), soft_wrap=True)
     if report.output:
         where = "standard output" if str(report.output) == "-" else printable(str(report.output))
         console.print(Text(f"Wrote {where} in {report.seconds:.1f} s"), soft_wrap=True)

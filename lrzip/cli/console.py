@@ -88,6 +88,8 @@ def output_path(output: Path | None, *, to_stdout: bool) -> Iterator[Path | None
         yield path
         if path.is_dir():
             raise LrzipError("A folder of shards cannot go to standard output. Name a folder with `-o`.")
+        if any(other != path for other in Path(folder).iterdir()):
+            raise LrzipError("A model with external data cannot go to standard output. Name a file with `-o`.")
         if path.exists():
             with path.open("rb") as file:
                 shutil.copyfileobj(file, sys.stdout.buffer)

@@ -68,6 +68,29 @@ def atomic_folder(destination: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def atomic_files(destination: Path) -> Iterator[Path]:
+    """Yield a new folder beside the destination for a file of its name and others that belong to it.
+
+    On success they take their places, the one of the destination's name last, so that it is never without the others;
+    else all are removed.
+    """
+    temporary = _beside(destination)
+    temporary.mkdir()
+    try:
+        yield temporary
+        others = [path for path in temporary.iterdir() if path.name != destination.name]
+        for path in (*others, temporary / destination.name):
+            _sync(path)
+        if others:
+            destination.unlink(missing_ok=True)  # an old one would not fit the new others
+        for path in (*others, temporary / destination.name):
+            path.replace(destination.with_name(path.name))
+        _sync(destination.absolute().parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _beside(destination: Path) -> Path:
     return destination.with_name(f".{destination.name}.{os.getpid()}.part")
 

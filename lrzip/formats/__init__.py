@@ -26,6 +26,7 @@ FORMATS = Registry(
         "huggingface": "lrzip.formats.huggingface:FORMAT",
         "sharded-safetensors": "lrzip.formats.sharded:FORMAT",
         "safetensors": "lrzip.formats.safetensors:FORMAT",
+        "onnx": "lrzip.formats.onnx:FORMAT",
         "state_dict": "lrzip.formats.state_dict:FORMAT",
     },
 )
@@ -117,11 +118,15 @@ class Writer(Protocol):
 class Format(Protocol):
     """One file format.
 
-    `usage` tells people in one line what it takes to load an output with factorized layers, if it takes anything.
+    Attributes:
+        suffixes: Of files that are written in it.
+        usage: What it takes to load an output with factorized layers, in one line for people, if it takes anything.
+        is_program: Whether its files are programs that run, which only the same format can hold.
     """
 
     suffixes: Sequence[str]
     usage: str | None
+    is_program: bool
 
     def matches(self, path: Path) -> bool:
         """Tell by name and bytes whether a path is of this format; runs and unpickles nothing."""
@@ -129,6 +134,10 @@ class Format(Protocol):
 
     def open(self, path: Path, *, key: str | None, trust: bool) -> Checkpoint:
         """Open a path for reading."""
+        ...
+
+    def files(self, path: Path) -> Sequence[Path]:
+        """Return the files that hold the tensors of what lies at a path."""
         ...
 
     def write(
@@ -170,7 +179,7 @@ def open_checkpoint(path: Path, *, key: str | None = None, trust: bool = False) 
             if format_.matches(path):
                 return format_.open(path, key=key, trust=trust)
     raise UnsupportedCheckpoint(
-        f"`{path}` is no checkpoint that lrzip knows. It reads safetensors and what torch.save writes."
+        f"`{path}` is no checkpoint that lrzip knows. It reads safetensors, ONNX and what torch.save writes."
     )
 
 
@@ -227,8 +236,11 @@ def not_carried(format_: str, source: Checkpoint, *, optimizer: bool) -> dict[st
     if format_ == "state_dict" == source.format:
         entries = optimizer_entries(source.others) if optimizer else []
         return dict.fromkeys(entries, "its state no longer fits the parameters")
+    if format_ == source.format:
+        return {}
     if format_ == "state_dict":
-        return {f"metadata {name}": "a state_dict has no place for it" for name in source.metadata}
+        names = [*(f"metadata {name}" for name in source.metadata), *source.others]
+        return dict.fromkeys(names, "a state_dict has no place for it")
     return dict.fromkeys(source.others, "safetensors holds tensors only")
 
 

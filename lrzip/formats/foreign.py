@@ -23,9 +23,6 @@ _MAGIC = {
     rb"\x1f\x8b|\xfd7zXZ|BZh|\x28\xb5\x2f\xfd|7z\xbc\xaf": "a compressed archive. Unpack it first",
     rb"\x80[\x03-\x05]": f"a pickle that torch.save did not write. {_STATE_DICT}",
     rb"\x93NUMPY": "a NumPy array. lrzip reads PyTorch's formats",
-    # An ONNX ModelProto starts with field 1, its IR version, as a small varint, then a text or message field.
-    rb"\x08[\x01-\x20][\x12\x1a\x22\x32\x3a\x42]": "an ONNX model, which lrzip does not read. "
-    "Compress the checkpoint that it was exported from",
 }
 _ZIP_MEMBERS = {
     r"(.*/)?code/.*|(.*/)?constants\.pkl": f"a TorchScript program, not a checkpoint. {_STATE_DICT}",
@@ -41,6 +38,7 @@ class Foreign:
 
     suffixes: Sequence[str] = ()
     usage: str | None = None
+    is_program = False
 
     def matches(self, path: Path) -> bool:
         """Tell whether the bytes are of a kind that has a name here."""
@@ -50,6 +48,10 @@ class Foreign:
         """Refuse, saying what it is."""
         del key, trust
         raise UnsupportedCheckpoint(f"`{path}` is {str(_what(path)).removesuffix('.')}.")
+
+    def files(self, path: Path) -> Sequence[Path]:
+        """Return the one file."""
+        return [path]
 
     def write(
         self, destination: Path, source: Checkpoint, layout: Sequence[Entry], *, drop: Sequence[str]

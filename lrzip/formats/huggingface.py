@@ -106,6 +106,7 @@ class HuggingFace:
 
     suffixes: Sequence[str] = ()
     usage: str | None = "To load it: `import lrzip.hf` before `from_pretrained` (pip install 'lrzip-nn[hf]')"
+    is_program = False
 
     def matches(self, path: Path) -> bool:
         """Tell by a `config.json` with a model's type or class, or a damaged one, beside safetensors."""
@@ -122,6 +123,10 @@ class HuggingFace:
         del trust
         refuse_key(path, key)
         return HuggingFaceFolder(path)
+
+    def files(self, path: Path) -> Sequence[Path]:
+        """Return the weight files of a folder."""
+        return sorted(path.glob("*.safetensors"))
 
     def write(
         self, destination: Path, source: Checkpoint, layout: Sequence[Entry], *, drop: Sequence[str]

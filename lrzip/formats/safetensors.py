@@ -116,6 +116,7 @@ class Safetensors:
 
     suffixes: Sequence[str] = (".safetensors",)
     usage: str | None = None
+    is_program = False
 
     def matches(self, path: Path) -> bool:
         """Tell by the suffix, or by a length followed by a JSON object."""
@@ -130,6 +131,10 @@ class Safetensors:
         del trust
         refuse_key(path, key)
         return SafetensorsFile(path)
+
+    def files(self, path: Path) -> Sequence[Path]:
+        """Return the one file."""
+        return [path]
 
     @contextmanager
     def write(

@@ -115,6 +115,7 @@ class Sharded:
 
     suffixes: Sequence[str] = ()
     usage: str | None = None
+    is_program = False
 
     def matches(self, path: Path) -> bool:
         """Tell whether it is a folder."""
@@ -125,6 +126,10 @@ class Sharded:
         del trust
         refuse_key(path, key)
         return ShardedFolder(path)
+
+    def files(self, path: Path) -> Sequence[Path]:
+        """Return the weight files of a folder."""
+        return sorted(path.glob("*.safetensors"))
 
     def write(
         self, destination: Path, source: Checkpoint, layout: Sequence[Entry], *, drop: Sequence[str]

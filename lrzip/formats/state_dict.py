@@ -111,6 +111,7 @@ class StateDict:
 
     suffixes: Sequence[str] = (".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")
     usage: str | None = None
+    is_program = False
 
     def matches(self, path: Path) -> bool:
         """Tell by a zip that holds a pickle, or by the first bytes of a pickle."""
@@ -122,6 +123,10 @@ class StateDict:
     def open(self, path: Path, *, key: str | None, trust: bool) -> StateDictFile:
         """Open a file; without `trust`, only with torch's restricted unpickler."""
         return StateDictFile(path, key=key, trust=trust)
+
+    def files(self, path: Path) -> Sequence[Path]:
+        """Return the one file."""
+        return [path]
 
     @contextmanager
     def write(

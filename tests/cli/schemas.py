@@ -107,6 +107,7 @@ COMPRESS = strict(
     kept=KEPT,
     dropped=DROPPED,
     differences=DIFFERENCES,
+    not_compared={"type": ["string", "null"]},
 )
 
 EXPORT = strict(

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from lrzip.errors import LrzipError, OutputExists
-from lrzip.files.atomic import atomic_file, atomic_folder, check_output
+from lrzip.files.atomic import atomic_file, atomic_files, atomic_folder, check_output
 
 
 def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
@@ -66,3 +66,32 @@ def test_outputs_that_cannot_be_are_refused_beforehand(tmp_path: Path) -> None:
         check_output(Path("/dev/null"), source, force=True)
     check_output(other, source, force=True)
     check_output(tmp_path / "new", source, force=False)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_files_that_belong_together_appear_together(old: bool, tmp_path: Path) -> None:
+    path, data = tmp_path / "out", tmp_path / "out.data"
+    if old:
+        path.write_text("old")
+        data.write_text("old")
+    before = {file: file.read_text() for file in tmp_path.iterdir()}
+    with pytest.raises(KeyboardInterrupt), atomic_files(path) as folder:
+        (folder / "out.data").write_text("half")
+        raise KeyboardInterrupt
+    assert {file: file.read_text() for file in tmp_path.iterdir()} == before
+    with atomic_files(path) as folder:
+        (folder / "out").write_text("new")
+        (folder / "out.data").write_text("new")
+        assert folder.parent == tmp_path
+        assert path.exists() == old
+    assert {file: file.read_text() for file in tmp_path.iterdir()} == {path: "new", data: "new"}
+
+
+def test_a_file_is_never_there_without_those_that_belong_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.write_text("old")
+    (tmp_path / "out.data").mkdir()  # in the way of the file of that name
+    with pytest.raises(OSError, match="directory"), atomic_files(path) as folder:
+        (folder / "out").write_text("new")
+        (folder / "out.data").write_text("new")
+    assert not path.exists()

@@ -74,7 +74,6 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     ),
     "web page": ("a.pt", lambda: b"\n<!DOCTYPE html><title>404</title>", "web page"),
     "other lrzip": ("a.lrz", lambda: b"LRZI\x00\x06" + bytes(40), "other lrzip, Long Range ZIP"),
-    "ONNX": ("a.onnx", lambda: b"\x08\x08\x12\x07pytorch\x1a\x032.0", "ONNX model"),
     "TorchScript": ("a.pt", lambda: zipped({"m/code/__torch__.py": b"", "m/data.pkl": b""}), "TorchScript"),
     "pt2": ("a.pt2", lambda: zipped({"m/models/model.json": b"{}", "m/archive_format": b"pt2"}), "torch.export"),
     "NumPy": ("a.npz", array, "NumPy archive"),
