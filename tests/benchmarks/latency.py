@@ -172,7 +172,7 @@ def speedup(value: float) -> str:
 
 def onnx_seconds(models: Sequence[nn.Module], shape: str) -> list[float]:
     """Return the median seconds of one run of each network in onnxruntime, in turns."""
-    import onnxruntime
+    import onnxruntime  # noqa: TID251  (what is measured)
 
     inputs = [InputShape.parse(shape)]
     options = onnxruntime.SessionOptions()
