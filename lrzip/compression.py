@@ -15,7 +15,7 @@ import lrzip
 from lrzip.errors import LrzipError, UsageError
 from lrzip.factors import Factors
 from lrzip.files.atomic import check_output
-from lrzip.formats import Source, not_carried, open_checkpoint, output_format, rewrite
+from lrzip.formats import Guarded, Source, not_carried, open_checkpoint, output_format, rewrite
 from lrzip.inference import is_parameter
 from lrzip.layers import FACTORIZABLE_DTYPES, Layer
 from lrzip.linalg.svd import METHODS, Solver
@@ -117,6 +117,9 @@ def compress(
         check_output(destination, source, force=force)
     with ExitStack() as resources:
         checkpoint = resources.enter_context(open_checkpoint(source, key=key, trust=trust))
+        format_ = output_format(destination, checkpoint.format)
+        if isinstance(checkpoint, Guarded) and not dry_run:
+            checkpoint.refuse_replacing(format_)
         scratch = None if dry_run else resources.enter_context(scratch_beside(destination))
         if request:
             decisions = make_plan(
@@ -130,7 +133,6 @@ def compress(
             )
         else:
             decisions = load_plan(checkpoint, Path(str(plan)), solver, architecture=architecture)
-        format_ = output_format(destination, checkpoint.format)
         lost = not_carried(format_, checkpoint, optimizer=bool(decisions.factorize) and not keep_optimizer)
         results: list[LayerResult] = []
         if scratch:

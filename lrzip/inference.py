@@ -98,7 +98,7 @@ def known_layers(
             (untouchable or {}).get(spec.name)
             or (f"shared with {architecture.shared[name]}" if name in architecture.shared else None)
             or ("already factorized" if name in chained else None)
-            or _not_a_weight(spec)
+            or not_a_weight(spec)
         )
         what = architecture.layers.get(module) if leaf == "weight" else None
         if reason is None and what and what.kind and not what.reason:
@@ -192,7 +192,7 @@ def _infer(spec: TensorSpec, surroundings: _Surroundings, prefix: str, untouchab
     module = spec.name.removesuffix("weight").removesuffix(".")
     name = module.removeprefix(prefix) or "(root)"
     bias = tensors.get(spec.name.removesuffix("weight") + "bias") if spec.name.endswith("weight") else None
-    reason = untouchable.get(spec.name) or _not_a_weight(spec) or _not_a_layer(module, bias, spec, surroundings)
+    reason = untouchable.get(spec.name) or not_a_weight(spec) or _not_a_layer(module, bias, spec, surroundings)
     if reason:
         return Keep(name if spec.name.endswith(".weight") else spec.name.removeprefix(prefix), spec, reason)
     layer = Layer(name, module, _CONV.get(len(spec.shape), "linear"), spec, bias)
@@ -206,7 +206,8 @@ def is_parameter(spec: TensorSpec) -> bool:
     return spec.dtype.startswith(("f", "bf")) and not buffer
 
 
-def _not_a_weight(spec: TensorSpec) -> str | None:
+def not_a_weight(spec: TensorSpec) -> str | None:
+    """Return why a tensor can be no weight of a layer with factors, whatever it belongs to."""
     if len(spec.shape) < 2:
         return "a vector" if spec.shape else "a scalar"
     if not spec.numel:

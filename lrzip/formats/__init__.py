@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
@@ -25,6 +25,7 @@ FORMATS = Registry(
         "foreign": "lrzip.formats.foreign:FORMAT",
         "sharded-safetensors": "lrzip.formats.sharded:FORMAT",
         "safetensors": "lrzip.formats.safetensors:FORMAT",
+        "program": "lrzip.formats.program:FORMAT",
         "state_dict": "lrzip.formats.state_dict:FORMAT",
     },
 )
@@ -98,6 +99,19 @@ class Checkpoint(Source, Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
     ) -> None: ...
+
+
+@runtime_checkable
+class Guarded(Protocol):
+    """A checkpoint whose layers cannot be replaced under all circumstances."""
+
+    def refuse_replacing(self, format_: str) -> None:
+        """Refuse, before any work is done, an output in this format with layers replaced.
+
+        Raises:
+            LrzipError: It cannot be written, or not without trust.
+        """
+        ...
 
 
 class Writer(Protocol):
@@ -188,9 +202,12 @@ def rewrite(destination: Path, source: Checkpoint, plan: Plan, *, drop: Sequence
 
 
 def output_format(destination: Path, default: str) -> str:
-    """Return the registered name of the format that the suffix of an output names, else the default."""
-    by_suffix = (name for name in FORMATS if destination.suffix.lower() in FORMATS[name].suffixes)
-    return next(by_suffix, default)
+    """Return the registered name of the format that the suffix of an output names, else the default.
+
+    Where several have the suffix, it is the default, or the most general one: that which is asked last in reading.
+    """
+    suffix, names = destination.suffix.lower(), [default, *reversed(list(FORMATS))]
+    return next((name for name in names if suffix in FORMATS[name].suffixes), default)
 
 
 def not_carried(format_: str, source: Checkpoint, *, optimizer: bool) -> dict[str, str]:
@@ -201,11 +218,12 @@ def not_carried(format_: str, source: Checkpoint, *, optimizer: bool) -> dict[st
         source: What is read.
         optimizer: Whether to leave out the state of an optimizer, which does not fit replaced parameters.
     """
-    if format_ == "state_dict" == source.format:
+    if format_ == source.format:
         entries = optimizer_entries(source.others) if optimizer else []
         return dict.fromkeys(entries, "its state no longer fits the parameters")
     if format_ == "state_dict":
-        return {f"metadata {name}": "a state_dict has no place for it" for name in source.metadata}
+        texts = [f"metadata {name}" for name in source.metadata if name != "format"]  # that is "pt", and still true
+        return dict.fromkeys([*texts, *source.others], "a state_dict has no place for it")
     return dict.fromkeys(source.others, "safetensors holds tensors only")
 
 

@@ -29,8 +29,6 @@ _MAGIC = {
 }
 _ZIP_MEMBERS = {
     r"(.*/)?code/.*|(.*/)?constants\.pkl": f"a TorchScript program, not a checkpoint. {_STATE_DICT}",
-    r".*/models/.*\.json|(.*/)?archive_format|serialized_exported_program\.json": "a torch.export program (.pt2). "
-    + _STATE_DICT,
     r".*\.npy": "a NumPy archive. lrzip reads PyTorch's formats",
     r"(.*/)?model\.weights\.h5": "a Keras model. lrzip reads PyTorch's formats",
 }

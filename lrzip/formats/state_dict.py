@@ -5,7 +5,6 @@ Legacy files come out as zip files: the legacy format puts memory addresses into
 
 import copy
 import re
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lrzip.errors import UnsupportedCheckpoint, UntrustedFile
+from lrzip.files.archive import checked_members
 from lrzip.files.atomic import atomic_file
 from lrzip.formats import Checkpoint, Writer
 from lrzip.formats.nesting import descend, find_weights, rebuilt, refilled
@@ -172,26 +172,14 @@ def _is_zip(path: Path) -> bool:
 
 def _check_zip(path: Path) -> None:
     """Refuse archives that torch.save never writes and that unpack to more than they are."""
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-    names = [member.filename for member in members]
-    for member in members:
-        if member.compress_type != zipfile.ZIP_STORED:
-            raise UnsupportedCheckpoint(
-                f"`{path}` has a compressed member `{member.filename}`, which torch.save never writes."
-            )
-        if member.filename.startswith("/") or ".." in Path(member.filename).parts:
-            raise UnsupportedCheckpoint(f"`{path}` has a member `{member.filename}` that points outside of it.")
-        if member.filename.endswith("data.pkl") and member.file_size > _PICKLE_LIMIT:
+    pickles = [member for member in checked_members(path) if Path(member.filename).name == "data.pkl"]
+    if not pickles:
+        raise UnsupportedCheckpoint(f"`{path}` is a zip archive without a pickle, so torch.save did not write it.")
+    for member in pickles:
+        if member.file_size > _PICKLE_LIMIT:
             raise UnsupportedCheckpoint(
                 f"`{path}` has a pickle of {member.file_size} bytes, more than any checkpoint needs."
             )
-    if len(set(names)) < len(names):
-        raise UnsupportedCheckpoint(f"`{path}` has two members of the same name.")
-    if sum(member.file_size for member in members) > path.stat().st_size:
-        raise UnsupportedCheckpoint(f"`{path}` claims more bytes than it has.")
-    if not any(Path(name).name == "data.pkl" for name in names):
-        raise UnsupportedCheckpoint(f"`{path}` is a zip archive without a pickle, so torch.save did not write it.")
 
 
 def _load(path: Path, *, mmap: bool, trust: bool) -> Any:

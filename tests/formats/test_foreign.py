@@ -76,7 +76,6 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "other lrzip": ("a.lrz", lambda: b"LRZI\x00\x06" + bytes(40), "other lrzip, Long Range ZIP"),
     "ONNX": ("a.onnx", lambda: b"\x08\x08\x12\x07pytorch\x1a\x032.0", "ONNX model"),
     "TorchScript": ("a.pt", lambda: zipped({"m/code/__torch__.py": b"", "m/data.pkl": b""}), "TorchScript"),
-    "pt2": ("a.pt2", lambda: zipped({"m/models/model.json": b"{}", "m/archive_format": b"pt2"}), "torch.export"),
     "NumPy": ("a.npz", array, "NumPy archive"),
     "HDF5": ("a.h5", lambda: b"\x89HDF\r\n\x1a\n" + bytes(20), "HDF5"),
     "GGUF": ("a.gguf", lambda: b"GGUF\x03\x00\x00\x00", "GGUF"),
