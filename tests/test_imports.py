@@ -35,6 +35,8 @@ LADDER = [
     ["spectrum", "factors", "plan", "report", "progress"],
     [
         "files.archive",
+        "files.inert",
+        "files.raw",
         "files.atomic",
         "files.stream",
         "inference",

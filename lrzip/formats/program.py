@@ -5,16 +5,14 @@ which replacing its layers takes, can run code from the file.
 """
 
 import json
-import math
 import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,10 +20,10 @@ from torch import Tensor
 from lrzip.errors import LrzipError, UnsupportedCheckpoint, UntrustedFile
 from lrzip.files.archive import checked_members
 from lrzip.files.atomic import atomic_file
+from lrzip.files.raw import Block, RawTensor, members_of
 from lrzip.formats import Checkpoint, Writer
-from lrzip.formats.safetensors import tensor_bytes
-from lrzip.inference import find_layers
-from lrzip.layers import Keep, Layer, TensorSpec
+from lrzip.formats.raw import RawFile
+from lrzip.layers import Keep, Layer
 from lrzip.modules import Architecture
 from lrzip.plan import Entry
 from lrzip.report import Difference
@@ -37,8 +35,6 @@ _MODEL = r"([^/]+)/models/([^/]+)\.json"
 _OLD = "serialized_exported_program.json"
 _COMPILED = r"[^/]+/data/aotinductor/.*"
 _LISTING_LIMIT = 1 << 29
-# A tensor that repeats a few stored elements may be larger than its file, up to this.
-_REPEATED_LIMIT = 1 << 28
 _DTYPES = {
     1: torch.uint8,
     2: torch.int8,
@@ -65,63 +61,25 @@ _DTYPES = {
 """Torch's dtype of each code of the format."""
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """Where a tensor is: elements of a member, strided.
-
-    Attributes:
-        member: Name in the archive.
-        dtype: Of its elements.
-        shape: Of the tensor.
-        strides: In elements.
-        offset: In elements.
-        pickled: Whether the member is a pickle instead, which is not read.
-        elements: How many the member holds.
-    """
-
-    member: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    offset: int
-    pickled: bool
-    elements: int
-
-    @property
-    def repeats(self) -> bool:
-        """Whether elements stand for several."""
-        return math.prod(self.shape) > self.elements and not self.pickled
-
-    def spec(self, name: str) -> TensorSpec:
-        """Return the tensor as others see it."""
-        nbytes = math.prod(self.shape) * self.dtype.itemsize
-        return TensorSpec(name, self.shape, str(self.dtype).removeprefix("torch."), nbytes)
-
-
-class ProgramFile:
+class ProgramFile(RawFile):
     """An open .pt2 file. With trust its graph says what the weights are, else their names."""
 
-    format = "program"
-    key = ""
-    metadata: Mapping[str, str] = {"format": "pt"}
-    others: Sequence[str] = ("the program",)
-
     def __init__(self, path: Path, *, trust: bool) -> None:
-        self.path = path
+        checked_members(path)
+        members = members_of(path)
+        root = _root(path, list(members))
+        extra = f"{root}/extra/"
+        self.extra_files = [name.removeprefix(extra) for name in members if name.startswith(extra)]
+        config = _listing(path, members, root)
+        super().__init__(path, "program", _tensors(path, config, members, root), ["the program"])
+        self._pickled = [name for name, item in config.items() if item["use_pickle"]]
         self.trust = trust
-        self.nbytes = path.stat().st_size
-        sizes = {member.filename: member.file_size for member in checked_members(path)}
-        root = _root(path, list(sizes))
-        self.extra_files = [name.removeprefix(f"{root}/extra/") for name in sizes if name.startswith(f"{root}/extra/")]
-        self._archive = zipfile.ZipFile(path)
-        self._stored = _listing(path, self._archive, sizes, root)
-        self._specs = {name: stored.spec(name) for name, stored in self._stored.items()}
         self._known = self._look() if trust else None
 
     def _look(self) -> Sequence[Layer | Keep]:
         from lrzip.programs import program_layers
 
-        return program_layers(self.program(), self._specs, self._untouchable())
+        return program_layers(self.program(), self._specs, self.untouchable())
 
     def program(self) -> "ExportedProgram":
         """Load the program, which may run code from the file."""
@@ -129,34 +87,23 @@ class ProgramFile:
 
         return load_program(self.path)[0]
 
-    def tensors(self) -> Mapping[str, TensorSpec]:
-        """Return all parameters and persistent buffers."""
-        return self._specs
-
     def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
         """Return what each tensor is: by the graph if the file is trusted, which knows best."""
-        if self._known is not None:
-            return self._known
-        return find_layers(self.path, self._specs, architecture, untouchable=self._untouchable())
+        return super().layers(architecture) if self._known is None else self._known
+
+    def untouchable(self) -> Mapping[str, str]:
+        """Return the reasons against touching tensors, by name."""
+        return {**super().untouchable(), **dict.fromkeys(self._pickled, "pickled within the program")}
 
     def read(self, name: str) -> Tensor:
         """Return one tensor."""
-        stored = self._stored[name]
-        if stored.pickled:
-            raise UnsupportedCheckpoint(f"`{name}` in `{self.path}` is pickled, and not read for it would run code.")
-        if not math.prod(stored.shape):
-            return torch.empty(stored.shape, dtype=stored.dtype)
-        data = bytearray(self._archive.read(stored.member))
-        elements = torch.frombuffer(data, dtype=stored.dtype)
-        return elements.as_strided(stored.shape, stored.strides, stored.offset)
+        self._refuse_pickled(name)
+        return super().read(name)
 
     def chunks(self, name: str) -> Iterator[memoryview]:
         """Yield the bytes of one tensor."""
-        yield tensor_bytes(self.read(name))
-
-    def bare(self) -> Self:
-        """Return itself: there is nothing around the tensors but the program."""
-        return self
+        self._refuse_pickled(name)
+        return super().chunks(name)
 
     def compare(self, output: Path) -> Sequence[Difference]:
         """Run both programs on the inputs that are stored in this one, if any are."""
@@ -172,22 +119,9 @@ class ProgramFile:
                 "file. Pass `--trust` if you know where it came from, or write its weights alone with `-o weights.pt`."
             )
 
-    def _untouchable(self) -> dict[str, str]:
-        users: dict[str, list[str]] = {}
-        for name, stored in self._stored.items():
-            users.setdefault(stored.member, []).append(name)
-        shared = (names for names in users.values() if len(names) > 1)
-        reasons = {name: f"shared with {names[names[0] == name]}" for names in shared for name in names}
-        reasons |= {name: "repeats fewer stored elements" for name, stored in self._stored.items() if stored.repeats}
-        return reasons | {name: "pickled in the file" for name, stored in self._stored.items() if stored.pickled}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._archive.close()
+    def _refuse_pickled(self, name: str) -> None:
+        if name in self._pickled:
+            raise UnsupportedCheckpoint(f"`{name}` in `{self.path}` is pickled, and reading it would run code.")
 
 
 class ProgramWriter:
@@ -262,52 +196,39 @@ def _root(path: Path, members: Sequence[str]) -> str:
     return roots[0][0]
 
 
-def _listing(path: Path, archive: zipfile.ZipFile, sizes: Mapping[str, int], root: str) -> dict[str, _Stored]:
-    """Return where each tensor is, by name, after checking that it is there."""
-    folder = f"{root}/data/weights/"
-    listing = f"{folder}model_weights_config.json"
-    if listing not in sizes:
+def _listing(path: Path, members: Mapping[str, Block], root: str) -> Mapping[str, Mapping[str, Any]]:
+    """Return what the archive says of each weight, by name."""
+    listing = members.get(f"{root}/data/weights/model_weights_config.json")
+    if listing is None:
         raise UnsupportedCheckpoint(f"`{path}` does not store its weights. Save the program again with them.")
-    if sizes[listing] > _LISTING_LIMIT:
-        raise UnsupportedCheckpoint(f"`{path}` lists its weights in {sizes[listing]} bytes, more than any file needs.")
-    if f"{root}/byteorder" in sizes and archive.read(f"{root}/byteorder") != b"little":
-        raise UnsupportedCheckpoint(
-            f"`{path}` was written on a big-endian machine, and lrzip reads little-endian files."
-        )
-    config = json.loads(archive.read(listing))["config"]
-    return {name: _stored(path, name, item, sizes, folder) for name, item in config.items()}
+    if listing.nbytes > _LISTING_LIMIT:
+        raise UnsupportedCheckpoint(f"`{path}` lists its weights in {listing.nbytes} bytes, more than any file needs.")
+    if _bytes(path, members.get(f"{root}/byteorder", Block(0, 0))) == b"big":
+        raise UnsupportedCheckpoint(f"`{path}` is big-endian, and lrzip reads little-endian files.")
+    config = json.loads(_bytes(path, listing))["config"]
+    return {str(name): dict(item) for name, item in config.items()}
 
 
-def _stored(path: Path, name: str, item: Mapping[str, Any], sizes: Mapping[str, int], folder: str) -> _Stored:
-    member, meta = folder + _text(item["path_name"]), item["tensor_meta"]
-    if "/" in item["path_name"] or member not in sizes:
-        raise UnsupportedCheckpoint(f"`{path}` puts `{name}` into {item['path_name']!r}, which is not a member of it.")
-    dtype = _DTYPES[meta["dtype"]]
-    shape, strides = _counts(meta["sizes"]), _counts(meta["strides"])
-    (offset,) = _counts([meta["storage_offset"]])
-    stored = _Stored(member, dtype, shape, strides, offset, bool(item["use_pickle"]), sizes[member] // dtype.itemsize)
-    nbytes = stored.spec(name).nbytes
-    if stored.pickled or not nbytes:
-        return stored
-    if not sizes[member]:
-        raise UnsupportedCheckpoint(f"`{path}` does not store its weight `{name}`. Save the program again with it.")
-    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    if last >= stored.elements or nbytes > max(sum(sizes.values()), _REPEATED_LIMIT):
-        raise UnsupportedCheckpoint(f"`{path}` is damaged: `{name}` {shape} goes beyond the bytes that are stored.")
-    return stored
+def _tensors(
+    path: Path, config: Mapping[str, Mapping[str, Any]], members: Mapping[str, Block], root: str
+) -> dict[str, RawTensor]:
+    tensors: dict[str, RawTensor] = {}
+    for name, item in config.items():
+        file, meta = item["path_name"], item["tensor_meta"]
+        block = members.get(f"{root}/data/weights/{file}")
+        if block is None or "/" in file:
+            raise UnsupportedCheckpoint(f"`{path}` puts `{name}` into {file!r}, which is not a member of it.")
+        shape, strides = (tuple(count["as_int"] for count in meta[key]) for key in ("sizes", "strides"))
+        tensor = RawTensor(block, _DTYPES[meta["dtype"]], shape, strides, meta["storage_offset"]["as_int"])
+        # A pickle tells nothing of where in it the tensor is; it is never read as raw bytes.
+        tensors[name] = replace(tensor, block=Block(0, 1 << 62)) if item["use_pickle"] else tensor
+    return tensors
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"a name is {value!r}")
-    return value
-
-
-def _counts(items: Sequence[Mapping[str, int]]) -> tuple[int, ...]:
-    numbers = tuple(item["as_int"] for item in items)
-    if not all(type(number) is int and number >= 0 for number in numbers):
-        raise ValueError(f"sizes are {numbers}")
-    return numbers
+def _bytes(path: Path, block: Block) -> bytes:
+    with path.open("rb") as file:
+        file.seek(block.start)
+        return file.read(block.nbytes)
 
 
 FORMAT = Program()

@@ -328,7 +328,7 @@ DAMAGED: dict[str, tuple[Callable[[str, bytes], bytes | None], str]] = {
     "no JSON": (lambda name, data: b"{" if name.endswith("weights_config.json") else data, "damaged or not"),
     "path": (config(lambda item: item.update(path_name="../weights/weight_1")), "is not a member of it"),
     "dtype": (config(lambda item: item["tensor_meta"].update(dtype=99)), "damaged or not"),
-    "negative": (config(lambda item: item["tensor_meta"]["sizes"].__setitem__(0, {"as_int": -16})), "damaged or not"),
+    "negative": (config(lambda item: item["tensor_meta"]["sizes"].__setitem__(0, {"as_int": -16})), "is damaged"),
     "huge": (config(lambda item: item["tensor_meta"]["sizes"].__setitem__(0, {"as_int": 1 << 60})), "beyond the bytes"),
     "expanded": (
         config(lambda item: item["tensor_meta"].update(sizes=[{"as_int": 1 << 60}] * 2, strides=[{"as_int": 0}] * 2)),
