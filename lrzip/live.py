@@ -4,18 +4,16 @@ import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from lrzip.compression import Work, factorize_all, request_of, rule_of, solver_of
-from lrzip.factors import Chain, Factors
+from lrzip.factors import Chain
 from lrzip.inference import find_layers
 from lrzip.layers import Keep, Layer, TensorSpec
 from lrzip.modules import Architecture
-from lrzip.plan import Factorize
 from lrzip.planning import make_plan
 from lrzip.progress import Progress, silent
-from lrzip.surgery import leave_fast_paths, sequential
+from lrzip.surgery import leave_fast_paths, replaced
 
 
 def factorize(
@@ -80,12 +78,8 @@ def factorize(
     made = [(decision, factors) for decision, factors, _ in factorize_all(plan, work, progress)]
     result: nn.Module = model if inplace else copy.deepcopy(model)
     for decision, factors in made:
-        name = decision.layer.module
-        replacement = _replacement(decision, factors, result.get_submodule(name))
-        if name:
-            result.set_submodule(name, replacement)
-        else:
-            result = replacement
+        layer = decision.layer
+        result = replaced(result, Chain(layer.module, decision.outputs, layer.bias, layer.kind), factors.weights)
     leave_fast_paths(result)
     return result
 
@@ -112,16 +106,3 @@ class LiveSource:
     def read(self, name: str) -> Tensor:
         """Return one tensor."""
         return self._state[name]
-
-
-def _replacement(decision: Factorize, factors: Factors, layer: nn.Module) -> nn.Sequential:
-    """Return the chain of a layer, with its weights and with the layer's own bias."""
-    bias = decision.layer.bias
-    module = sequential(Chain(decision.layer.module, decision.outputs, bias, decision.layer.kind), layer)
-    with torch.no_grad():
-        for stage, weight in zip(module, factors.weights, strict=True):
-            stage.get_parameter("weight").copy_(weight)
-    module.requires_grad_(layer.get_parameter("weight").requires_grad)
-    if bias:
-        module[-1].register_parameter("bias", layer.get_parameter("bias"))
-    return module

@@ -1,18 +1,14 @@
-"""Replace modules of a live network by the chains of a compressed checkpoint."""
+"""Replace modules of a live network by chains of modules."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from lrzip.errors import LrzipError
-from lrzip.factors import Chain, dense_shape, find_chains, groups_of
-from lrzip.formats import open_checkpoint
-from lrzip.inference import match
-from lrzip.modules import Architecture, known
-
-Module = TypeVar("Module", bound=nn.Module)
+from lrzip.factors import Chain, dense_shape, groups_of
+from lrzip.modules import known
 
 _Ordinary: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _Transposed: TypeAlias = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -20,37 +16,6 @@ _ORDINARY = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVS = dict(enumerate(_ORDINARY, 1))
 _CONV_TRANSPOSES = dict(enumerate(_TRANSPOSED, 1))
-
-
-def load_into(model: Module, path: str | Path, *, key: str | None = None, trust: bool = False) -> Module:
-    """Load a compressed checkpoint into the dense model it was made from, in place.
-
-    Each layer that the file stores as a chain is replaced by an `nn.Sequential` with the layer's own stride, padding,
-    dilation, device and dtype. Then everything is loaded strictly. A dense checkpoint is loaded as it is.
-
-    Args:
-        model: An instance of the original class; its weights do not matter.
-        path: What `lrzip compress` wrote, in any format.
-        key: Which entry of a nested file holds the weights.
-        trust: Allow what would run code from the file.
-
-    Returns:
-        The same model.
-
-    Raises:
-        LrzipError: The file does not fit the model; the model is unchanged.
-    """
-    with open_checkpoint(Path(path), key=key, trust=trust) as checkpoint:
-        architecture = Architecture.of(model)
-        specs = match(checkpoint.path, checkpoint.tensors(), architecture)
-        chains = find_chains({name: spec.renamed(name) for name, spec in specs.items()}, architecture.kinds)
-        replacements = {chain.module: sequential(chain, model.get_submodule(chain.module)) for chain in chains}
-        state = {name: checkpoint.read(spec.name) for name, spec in specs.items()}
-    for name, module in replacements.items():
-        model.set_submodule(name, module)
-    leave_fast_paths(model)
-    model.load_state_dict(state)
-    return model
 
 
 def sequential(chain: Chain, layer: nn.Module) -> nn.Sequential:
@@ -91,6 +56,26 @@ def sequential(chain: Chain, layer: nn.Module) -> nn.Sequential:
     else:
         stages = [nn.Linear(inner, out, bias=b) for (out, inner), b in zip(shapes, biases, strict=True)]
     return nn.Sequential(*stages).to(weight.device, weight.dtype).train(layer.training)
+
+
+def replaced(model: nn.Module, chain: Chain, weights: Sequence[Tensor]) -> nn.Module:
+    """Replace a module of a network, in place, by a chain with these weights and with the layer's own bias.
+
+    Returns:
+        The network, or the chain where that stands for the network itself.
+    """
+    layer = model.get_submodule(chain.module)
+    module = sequential(chain, layer)
+    with torch.no_grad():
+        for stage, weight in zip(module, weights, strict=True):
+            stage.get_parameter("weight").copy_(weight)
+    module.requires_grad_(layer.get_parameter("weight").requires_grad)
+    if chain.bias:
+        module[-1].register_parameter("bias", layer.get_parameter("bias"))
+    if not chain.module:
+        return module
+    model.set_submodule(chain.module, module)
+    return model
 
 
 def _embedding(layer: nn.Embedding, shapes: Sequence[tuple[int, ...]]) -> list[nn.Module]:

@@ -1,14 +1,21 @@
 """Zip archives that torch wrote: members stored as they are, none of which points outside."""
 
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from lrzip.errors import UnsupportedCheckpoint
 
+_UNPACKED_LIMIT = 1 << 26
 
-def checked_members(path: Path) -> Sequence[zipfile.ZipInfo]:
+
+def checked_members(path: Path, compressed: str = "(?!)") -> Sequence[zipfile.ZipInfo]:
     """Return the members of an archive, none of which unpacks to more than it is.
+
+    Args:
+        path: The archive.
+        compressed: Pattern of the names of members, such as code, that may be compressed all the same.
 
     Raises:
         UnsupportedCheckpoint: It has what torch never writes: compressed members, path-like names, two of one name, or
@@ -16,8 +23,11 @@ def checked_members(path: Path) -> Sequence[zipfile.ZipInfo]:
     """
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
+    sizes = {True: 0, False: 0}  # of those that may be compressed, and of the others
     for member in members:
-        if member.compress_type != zipfile.ZIP_STORED:
+        packed = re.fullmatch(compressed, member.filename) is not None
+        sizes[packed] += member.file_size
+        if not packed and member.compress_type != zipfile.ZIP_STORED:
             raise UnsupportedCheckpoint(
                 f"`{path}` has a compressed member `{member.filename}`, which torch.save never writes."
             )
@@ -25,6 +35,8 @@ def checked_members(path: Path) -> Sequence[zipfile.ZipInfo]:
             raise UnsupportedCheckpoint(f"`{path}` has a member `{member.filename}` that points outside of it.")
     if len({member.filename for member in members}) < len(members):
         raise UnsupportedCheckpoint(f"`{path}` has two members of the same name.")
-    if sum(member.file_size for member in members) > path.stat().st_size:
+    if sizes[True] > _UNPACKED_LIMIT:
+        raise UnsupportedCheckpoint(f"`{path}` unpacks to more code than any program needs.")
+    if sizes[False] > path.stat().st_size:
         raise UnsupportedCheckpoint(f"`{path}` claims more bytes than it has.")
     return members

@@ -60,8 +60,10 @@ class Inert:
     items: dict[Key, Any] = field(default_factory=dict)
 
 
-def read_pickle(file: bytes | IO[bytes]) -> Any:
-    """Return what a pickle holds: numbers, texts, lists, tuples, dicts, and inert objects for all else; sets are lists.
+def read_pickle(file: bytes | IO[bytes]) -> tuple[Any, list[Handle]]:
+    """Return what a pickle holds, and all handles in it.
+
+    Numbers, texts, lists, tuples and dicts are themselves, sets are lists, and all else are inert objects.
 
     Args:
         file: The pickle; a file is left where the pickle ends.
@@ -72,7 +74,19 @@ def read_pickle(file: bytes | IO[bytes]) -> Any:
     machine = _Machine()
     for opcode, argument, _ in pickletools.genops(file):
         machine.step(opcode.name, argument)
-    return machine.result
+    return machine.result, machine.handles
+
+
+def outermost_class(file: IO[bytes]) -> str | None:
+    """Return the class of the object that a pickle holds, or None where it is a container or a tensor."""
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name == "GLOBAL":
+            name = str(argument).replace(" ", ".")
+            return None if name == "collections.OrderedDict" or name.startswith("torch._utils.") else name
+        legacy_module = opcode.name in ("MARK", "BINPUT") or argument == "module"  # ("module", class, its source)
+        if opcode.name not in ("PROTO", "FRAME") and not legacy_module:
+            return None
+    return None
 
 
 class _Machine:
@@ -80,6 +94,7 @@ class _Machine:
 
     def __init__(self) -> None:
         self.result: Any = None
+        self.handles: list[Handle] = []
         self._stack: list[Any] = []
         self._below: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
@@ -218,12 +233,12 @@ class _Machine:
         if isinstance(target, Inert):
             target.state = state
 
-    def _persid(self, identity: str) -> None:
-        self._stack.append(Handle(identity))
-
     def _binpersid(self) -> None:
         self._stack[-1] = Handle(self._stack[-1])
+        self.handles.append(self._stack[-1])
 
 
 def _made(name: Any, arguments: Any) -> Inert:
+    if isinstance(name, Handle) and isinstance(name.identity, tuple):  # ("module", class, …) of a legacy file
+        name = next((part for part in name.identity if isinstance(part, Name)), None)
     return Inert(name if isinstance(name, Name) else None, arguments if isinstance(arguments, tuple) else ())

@@ -14,6 +14,17 @@ from torch import Tensor
 from lrzip.errors import UnsupportedCheckpoint
 from lrzip.layers import TensorSpec
 
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        *(torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32, torch.int64),
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool),
+        *(torch.complex32, torch.complex64, torch.complex128),
+        *(torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu),
+    )
+}
+"""The dtypes whose elements are raw bytes, by torch's names for them."""
+
 _CHUNK = 1 << 23
 # A tensor that repeats a few stored elements may be larger than its file, up to this.
 _REPEATED_LIMIT = 1 << 28

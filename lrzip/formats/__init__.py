@@ -26,6 +26,8 @@ FORMATS = Registry(
         "sharded-safetensors": "lrzip.formats.sharded:FORMAT",
         "safetensors": "lrzip.formats.safetensors:FORMAT",
         "program": "lrzip.formats.program:FORMAT",
+        "torchscript": "lrzip.formats.torchscript:FORMAT",
+        "module": "lrzip.formats.module:FORMAT",
         "state_dict": "lrzip.formats.state_dict:FORMAT",
     },
 )
@@ -111,6 +113,10 @@ class Guarded(Protocol):
         Raises:
             LrzipError: It cannot be written, or not without trust.
         """
+        ...
+
+    def carries(self, format_: str) -> bool:
+        """Tell whether an output in this format keeps what the file holds beside the tensors."""
         ...
 
 
@@ -218,10 +224,10 @@ def not_carried(format_: str, source: Checkpoint, *, optimizer: bool) -> dict[st
         source: What is read.
         optimizer: Whether to leave out the state of an optimizer, which does not fit replaced parameters.
     """
-    if format_ == source.format:
+    if source.carries(format_) if isinstance(source, Guarded) else format_ == source.format:
         entries = optimizer_entries(source.others) if optimizer else []
         return dict.fromkeys(entries, "its state no longer fits the parameters")
-    if format_ == "state_dict":
+    if not format_.endswith("safetensors"):
         texts = [f"metadata {name}" for name in source.metadata if name != "format"]  # that is "pt", and still true
         return dict.fromkeys([*texts, *source.others], "a state_dict has no place for it")
     return dict.fromkeys(source.others, "safetensors holds tensors only")

@@ -119,6 +119,10 @@ class ProgramFile(RawFile):
                 "file. Pass `--trust` if you know where it came from, or write its weights alone with `-o weights.pt`."
             )
 
+    def carries(self, format_: str) -> bool:
+        """Tell whether the output is a program."""
+        return format_ == self.format
+
     def _refuse_pickled(self, name: str) -> None:
         if name in self._pickled:
             raise UnsupportedCheckpoint(f"`{name}` in `{self.path}` is pickled, and reading it would run code.")

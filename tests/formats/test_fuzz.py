@@ -1,18 +1,59 @@
 """Mutated files are read or refused, and never end in anything else."""
 
 import json
+import warnings
+from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import torch.jit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lrzip.errors import LrzipError, PlanMismatch
 from lrzip.formats import open_checkpoint
 from lrzip.plan import read_plan
-from tests.checkpoints import BUILDERS
+from tests.checkpoints import BUILDERS, state
+from tests.networks import Net, seeded
 
-KINDS = ("bare", "legacy", "nested", "safetensors")
+
+def module(folder: Path) -> Path:
+    torch.save(seeded(Net), folder / "module.pt")
+    return folder / "module.pt"
+
+
+def legacy_module(folder: Path) -> Path:
+    torch.save(seeded(Net), folder / "old.pt", _use_new_zipfile_serialization=False)
+    return folder / "old.pt"
+
+
+def beside(folder: Path) -> Path:
+    """Weights beside an object that is not loaded without trust."""
+    torch.save({"state_dict": state(), "args": Namespace(lr=0.1)}, folder / "beside.pt")
+    return folder / "beside.pt"
+
+
+def program(folder: Path) -> Path:
+    path = folder / "program.pt2"
+    torch.export.save(torch.export.export(seeded(Net), (torch.ones(1, 3, 16, 16),)), path)
+    return path
+
+
+def torchscript(folder: Path) -> Path:
+    path = folder / "script.pt"
+    jit: Any = torch.jit  # without types
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        jit.script(seeded(Net)).save(str(path))
+    return path
+
+
+KINDS = {
+    **{name: BUILDERS[name] for name in ("bare", "legacy", "nested", "safetensors")},
+    **{build.__name__: build for build in (module, legacy_module, beside, program, torchscript)},
+}
 MUTATIONS = st.lists(
     st.tuples(
         st.floats(0, 1, exclude_max=True), st.integers(0, 255), st.sampled_from(["set", "cut", "insert", "header"])
@@ -26,7 +67,7 @@ FUZZ = settings(max_examples=150, suppress_health_check=[HealthCheck.function_sc
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("originals")
-    return {kind: BUILDERS[kind](folder).read_bytes() for kind in KINDS}
+    return {kind: KINDS[kind](folder).read_bytes() for kind in KINDS}
 
 
 def mutate(data: bytes, mutations: list[tuple[float, int, str]]) -> bytes:
