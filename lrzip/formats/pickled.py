@@ -1,5 +1,6 @@
 """What torch.save writes, read without obeying its pickle: modules of any class, and whatever stands beside weights."""
 
+import mmap
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -162,10 +163,10 @@ def opened_pickle(path: Path) -> Iterator[IO[bytes] | None]:
     with path.open("rb") as file, ExitStack() as stack:
         head = file.read(len(_LEGACY))
         if head == _LEGACY:
-            file.seek(0)
+            mapped = stack.enter_context(_mapped(file))
             for _ in range(_LEGACY_PICKLES):
-                read_pickle(file)
-            yield file
+                read_pickle(mapped)
+            yield mapped
             return
         members: Sequence[zipfile.ZipInfo] = ()
         if head.startswith(b"PK\x03\x04"):
@@ -179,8 +180,8 @@ def read_file(path: Path) -> Pickled:
     """Read a file of torch.save, zip or legacy, as inert objects."""
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
-            file.seek(0)
-            return _read_legacy(file, path.stat().st_size)
+            with _mapped(file) as mapped:
+                return _read_legacy(mapped, path.stat().st_size)
     checked_members(path)
     return read_archive(path)
 
@@ -200,6 +201,11 @@ def read_archive(path: Path) -> Pickled:
     folder = f"{root}data/"
     blocks = {n.removeprefix(folder): block for n, block in members.items() if n.startswith(folder)}
     return Pickled(content, blocks, members[name].nbytes)
+
+
+def _mapped(file: IO[bytes]) -> Any:
+    """Map a file, so that a length in it beyond its end asks for no memory."""
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _read_legacy(file: IO[bytes], size: int) -> Pickled:

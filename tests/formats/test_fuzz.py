@@ -1,7 +1,9 @@
 """Mutated files are read or refused, and never end in anything else."""
 
+import io
 import json
 import warnings
+import zipfile
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -111,6 +113,23 @@ def test_mutated_files_are_read_or_refused(
 ) -> None:
     path = tmp_path / ("a.safetensors" if kind == "safetensors" else "a.pt")
     path.write_bytes(mutate(originals[kind], mutations))
+    use(path)
+
+
+INNER = {"module": "data.pkl", "beside": "data.pkl", "torchscript": "data.pkl", "program": "weights_config.json"}
+
+
+@pytest.mark.parametrize("kind", INNER)
+@FUZZ
+@given(mutations=MUTATIONS)
+def test_archives_with_mutated_members_are_read_or_refused(
+    kind: str, mutations: list[tuple[float, int, str]], originals: dict[str, bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.pt"
+    with zipfile.ZipFile(io.BytesIO(originals[kind])) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            new.writestr(name, mutate(data, mutations) if name.endswith(INNER[kind]) else data)
     use(path)
 
 
