@@ -100,15 +100,13 @@ def rewrite(program: ExportedProgram, layout: Sequence[Entry], computed: Mapping
     return graph.program(state)
 
 
-def load_program(path: Path, extra_files: Sequence[str] = ()) -> tuple[ExportedProgram, Mapping[str, str]]:
-    """Load a program, and the texts stored beside it under the names given.
+def load_program(path: Path) -> ExportedProgram:
+    """Load a program.
 
     This runs code from a file that wants it: what torch.export.load reads may be pickled, or a text that is evaluated.
     """
-    texts: dict[str, Any] = dict.fromkeys(extra_files, "")
     with path.open("rb") as file, _quiet():
-        program = torch.export.load(file, extra_files=texts)
-    return program, {name: texts[name] for name in extra_files}
+        return torch.export.load(file)
 
 
 def save_program(program: ExportedProgram, path: Path, extra_files: Mapping[str, str] | None = None) -> None:

@@ -69,23 +69,30 @@ class ProgramFile(RawFile):
         members = members_of(path)
         root = _root(path, list(members))
         extra = f"{root}/extra/"
-        self.extra_files = [name.removeprefix(extra) for name in members if name.startswith(extra)]
+        self._extra = {name.removeprefix(extra): block for name, block in members.items() if name.startswith(extra)}
         config = _listing(path, members, root)
         super().__init__(path, "program", _tensors(path, config, members, root), ["the program"])
         self._pickled = [name for name, item in config.items() if item["use_pickle"]]
         self.trust = trust
+        self._program: ExportedProgram | None = None
         self._known = self._look() if trust else None
 
     def _look(self) -> Sequence[Layer | Keep]:
         from lrzip.programs import program_layers
 
-        return program_layers(self.program(), self._specs, self.untouchable())
+        self._program = self.program()
+        return program_layers(self._program, self._specs, self.untouchable())
 
     def program(self) -> "ExportedProgram":
-        """Load the program, which may run code from the file."""
+        """Return the program, for the caller to change. Loading it, which takes long, may run code from the file."""
         from lrzip.programs import load_program
 
-        return load_program(self.path)[0]
+        program, self._program = self._program, None
+        return program or load_program(self.path)
+
+    def extra_files(self) -> Mapping[str, str]:
+        """Return the texts stored beside the program, by name."""
+        return {name: _bytes(self.path, block).decode() for name, block in self._extra.items()}
 
     def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
         """Return what each tensor is: by the graph if the file is trusted, which knows best."""
@@ -109,7 +116,7 @@ class ProgramFile(RawFile):
         """Run both programs on the inputs that are stored in this one, if any are."""
         from lrzip.programs import differences, load_program
 
-        return differences(self.program(), load_program(output)[0]) if FORMAT.matches(output) else ()
+        return differences(self.program(), load_program(output)) if FORMAT.matches(output) else ()
 
     def refuse_replacing(self, format_: str) -> None:
         """Refuse to write a program without trust."""
@@ -162,7 +169,7 @@ class Program:
         self, destination: Path, source: Checkpoint, layout: Sequence[Entry], *, drop: Sequence[str]
     ) -> Iterator[Writer]:
         """Write the source's program with its layers replaced, and the files stored beside it."""
-        from lrzip.programs import load_program, rewrite, write_program
+        from lrzip.programs import rewrite, write_program
 
         del drop  # a program has no entries
         if not isinstance(source, ProgramFile):
@@ -176,9 +183,9 @@ class Program:
         with atomic_file(destination) as temporary:
             writer = ProgramWriter()
             yield writer
-            program, extra_files = load_program(source.path, source.extra_files)
+            program = rewrite(source.program(), layout, writer.tensors)
             with temporary.open("wb") as file:
-                write_program(rewrite(program, layout, writer.tensors), file, extra_files)
+                write_program(program, file, source.extra_files())
 
 
 def _root(path: Path, members: Sequence[str]) -> str:
