@@ -31,17 +31,21 @@ _ATEN = torch.ops.aten
 
 @dataclass(frozen=True)
 class _Operator:
-    """What layer an operator is, and where among its arguments the weight and the groups stand."""
+    """What layer an operator is, and where among its arguments the weight, the bias, the input and the groups stand."""
 
     kind: str
     weight: int = 1
+    bias: int | None = 2
+    x: int = 0
     groups: int | None = None
 
 
-_BIAS = 2  # where those that take a bias have it
 _OPERATORS: Mapping[Any, _Operator] = {
     _ATEN.linear.default: _Operator("linear"),
-    _ATEN.embedding.default: _Operator("embedding", weight=0),
+    _ATEN.embedding.default: _Operator("embedding", weight=0, bias=None, x=1),
+    _ATEN.addmm.default: _Operator("linear_transposed", weight=2, bias=0, x=1),
+    _ATEN.mm.default: _Operator("linear_transposed", bias=None),
+    _ATEN.matmul.default: _Operator("linear_transposed", bias=None),
     _ATEN.conv1d.default: _Operator("conv1d", groups=6),
     _ATEN.conv2d.default: _Operator("conv2d", groups=6),
     _ATEN.conv3d.default: _Operator("conv3d", groups=6),
@@ -213,7 +217,7 @@ class _Graph:
     def bias(self, name: str) -> str | None:
         """Return the name of the bias that all layers with a weight, and nothing else, use."""
         users = self._placeholders[name].users
-        biases = {user.args[_BIAS] if _has_bias(user) else None for user in users}
+        biases = {_bias(user) for user in users}
         found = [fqn for fqn, node in self._placeholders.items() if biases == {node} and set(node.users) <= set(users)]
         return found[0] if len(found) == 1 and found[0] not in self._changed else None
 
@@ -275,11 +279,13 @@ class _Graph:
 def _is_layer(user: Node, weight: Node) -> bool:
     """Tell whether a node is a layer with this weight, which it uses for nothing else."""
     operator = _OPERATORS.get(user.target)
-    return (
-        operator is not None
-        and not user.kwargs
-        and [index for index, argument in enumerate(user.args) if argument is weight] == [operator.weight]
-    )
+    if operator is None or user.kwargs:
+        return False
+    places = [index for index, argument in enumerate(user.args) if argument is weight]
+    matrix = len(weight.meta["val"].shape) == 2
+    bias = _bias(user)
+    fits = bias is None or len(bias.meta["val"].shape) == 1  # a matrix may be added in a product, but is no bias
+    return places == [operator.weight] and fits and (matrix or operator.kind.startswith("conv"))
 
 
 def _signature(user: Node) -> tuple[str, int]:
@@ -292,28 +298,30 @@ def _groups(user: Node) -> int:
     return groups if isinstance(groups, int) else 1
 
 
-def _has_bias(user: Node) -> bool:
-    return _OPERATORS[user.target].kind != "embedding" and len(user.args) > _BIAS and user.args[_BIAS] is not None
+def _bias(user: Node) -> Node | None:
+    place = _OPERATORS[user.target].bias
+    bias = user.args[place] if place is not None and len(user.args) > place else None
+    return bias if isinstance(bias, Node) else None
 
 
 def _replace(user: Node, first: Node, second: Node) -> None:
     """Make a layer the second stage of a chain, after a new node that is the first."""
     kind, groups = _signature(user)
-    x, _, *rest = user.args
-    if kind == "embedding":
+    x, bias, rest = user.args[_OPERATORS[user.target].x], _bias(user), user.args[2:]
+    if kind.startswith("linear"):
+        before = _before(user, _ATEN.linear.default, (x, first))
+        user.target, user.args = _ATEN.linear.default, (before, second, bias)
+    elif kind == "embedding":
         before = _before(user, user.target, (first, *user.args[1:]))
         user.target, user.args = _ATEN.linear.default, (before, second)
     elif kind.startswith("conv_transpose"):
         before = _before(user, _CONVS[kind.replace("_transpose", "")], (x, first))
         user.args = (before, second, *rest)
-    elif kind == "linear":
-        before = _before(user, user.target, (x, first))
-        user.args = (before, second, *rest)
     else:
         before = _before(user, user.target, (x, first, None, *rest[1:]))
         ones = [1] * (len(second.meta["val"].shape) - 2)
         user.target = _CONVS[kind]
-        user.args = (before, second, rest[0] if rest else None, ones, [0] * len(ones), ones, groups)
+        user.args = (before, second, bias, ones, [0] * len(ones), ones, groups)
 
 
 def _before(user: Node, target: Any, args: tuple[Any, ...]) -> Node:

@@ -137,12 +137,14 @@ def test_every_attribute_of_a_layer_is_kept(tmp_path: Path) -> None:
             self.net, self.sound = Net(), Sound()
             self.up1 = nn.ConvTranspose1d(20, 12, 5, stride=2, padding=1, output_padding=1, dilation=2)
             self.up3 = nn.ConvTranspose3d(18, 10, 2, stride=(1, 2, 1), bias=False)
+            self.matrix, self.row = nn.Parameter(torch.randn(12, 9)), nn.Parameter(torch.randn(9))
             self.same = nn.Conv1d(20, 20, 4, padding="same", dilation=2, groups=2, padding_mode="reflect")
 
         def forward(self, x: Tensor, line: Tensor) -> dict[str, Any]:
             h = self.sound.line(line)
             volume = self.sound.volume(h.unflatten(2, (4, 6)).unflatten(1, (4, 5)))
-            return {"net": self.net(x), "lines": (self.up1(h), self.same(h)), "volume": self.up3(volume)}
+            rows = torch.addmm(self.row, self.net(x), self.matrix)
+            return {"net": rows, "lines": (self.up1(h), self.same(h)), "volume": self.up3(volume)}
 
     inputs = torch.randn(2, 3, 16, 16), torch.randn(2, 12, 24)
     with torch.random.fork_rng():
@@ -150,7 +152,7 @@ def test_every_attribute_of_a_layer_is_kept(tmp_path: Path) -> None:
         model = Everything().eval()
     path = saved(tmp_path / "a.pt2", exported(model, *inputs))
     report = lrzip.compress(path, tmp_path / "b.pt2", rank=2, trust=True)
-    assert len(report.results) == 9
+    assert len(report.results) == 10
     assert [difference.output for difference in report.differences]
     # The network itself, with the chains' products for weights, must compute what the rewritten program computes.
     after = torch.export.load(tmp_path / "b.pt2")
@@ -172,6 +174,7 @@ class Odd(nn.Module):
         self.plain = nn.Linear(12, 12)
         self.frozen = nn.Linear(12, 12)
         self.transposed = nn.Parameter(torch.randn(12, 12))
+        self.left = nn.Parameter(torch.randn(12, 12))
         self.both = nn.Linear(12, 12)
         self.unused = nn.Linear(12, 12, bias=False)
         self.register_buffer("matrix", torch.randn(12, 12))
@@ -180,18 +183,19 @@ class Odd(nn.Module):
         with torch.no_grad():
             x = self.frozen(x).relu()
         x = self.plain(self.plain(x) @ self.transposed)
-        return self.both(x) @ self.matrix, self.both.weight.sum()
+        return self.both(x) @ self.matrix, self.left @ x.T + self.both.weight.sum()
 
 
 def test_what_cannot_be_reached_is_kept_with_the_reason(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pt2", exported(Odd(), torch.randn(3, 12)))
     report = lrzip.compress(path, tmp_path / "b.pt2", rank=2, trust=True)
     reasons = {keep.tensor.name: keep.reason for keep in report.plan.keep}
-    assert [result.decision.layer.name for result in report.results] == ["plain"]
+    found = {result.decision.layer.name: result.decision.layer.kind for result in report.results}
+    assert found == {"plain": "linear", "transposed": "linear_transposed"}
     assert reasons == {
         "frozen.weight": "used within `wrap_with_set_grad_enabled`, a part of the program with a graph of its own",
         "frozen.bias": "a vector",
-        "transposed": "used by `aten.matmul.default`, not as the weight of a layer",
+        "left": "used by `aten.matmul.default`, not as the weight of a layer",
         "both.weight": "used by `aten.sum.default`, not as the weight of a layer",
         "both.bias": "a vector",
         "unused.weight": "not used by the program",
@@ -199,7 +203,9 @@ def test_what_cannot_be_reached_is_kept_with_the_reason(tmp_path: Path) -> None:
     }
     before, after = torch.export.load(path), torch.export.load(tmp_path / "b.pt2")
     assert len(run(after, torch.randn(5, 12))[0]) == 5
-    assert {"plain.0.weight", "plain.1.weight", "plain.1.bias"} == after.state_dict.keys() - before.state_dict.keys()
+    assert after.state_dict.keys() - before.state_dict.keys() == {
+        "plain.0.weight", "plain.1.weight", "plain.1.bias", "transposed.0.weight", "transposed.1.weight",
+    }  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")  # torch's own
