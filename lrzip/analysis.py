@@ -123,7 +123,7 @@ def analyze(
     """Compute the singular spectrum of every layer of a checkpoint, exactly.
 
     Args:
-        path: A file of torch.save or safetensors, or a folder of sharded safetensors.
+        path: A file of torch.save, torch.export.save or safetensors, or a folder of sharded safetensors.
         energies: Shares of Σσ², in (0, 1], to say the ranks of.
         only: Globs of the layers to take. A name in full also settles doubts about what a layer is.
         skip: Globs of the layers to leave.

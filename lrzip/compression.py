@@ -73,7 +73,7 @@ def compress(
     other tensors and entries are copied as they are.
 
     Args:
-        path: A file of torch.save or safetensors, or a folder of sharded safetensors.
+        path: A file of torch.save, torch.export.save or safetensors, or a folder of sharded safetensors.
         output: Where to write; by default `model.lrzip.pt` beside `model.pt`. The suffix names the format.
         energy: The smallest rank of each layer that keeps this share of Σσ², in (0, 1].
         ratio: Divide each layer's parameters by this, above 1.

@@ -71,7 +71,7 @@ def export(
     source's own format or the one that the output's suffix names.
 
     Args:
-        path: A file of torch.save or safetensors, or a folder of sharded safetensors.
+        path: A file of torch.save, torch.export.save or safetensors, or a folder of sharded safetensors.
         to: `safetensors`, `state-dict` or `dense`.
         output: Where to write; by default beside the source.
         key: Which entry of a nested file holds the weights.

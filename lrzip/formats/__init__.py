@@ -180,7 +180,7 @@ def open_checkpoint(path: Path, *, key: str | None = None, trust: bool = False) 
             if format_.matches(path):
                 return format_.open(path, key=key, trust=trust)
     raise UnsupportedCheckpoint(
-        f"`{path}` is no checkpoint that lrzip knows. It reads safetensors and what torch.save writes."
+        f"`{path}` is no checkpoint that lrzip knows. It reads safetensors, torch.save's and torch.export's files."
     )
 
 
