@@ -131,18 +131,20 @@ def differences(before: ExportedProgram, after: ExportedProgram) -> Sequence[Dif
     Returns:
         One for each tensor that they return; nothing where no inputs are stored.
     """
-    if before.example_inputs is None:
+    inputs = before.example_inputs
+    if inputs is None:
         return ()
-    outputs = []
-    for program in (before, after):
-        args, kwargs = copy.deepcopy(before.example_inputs)  # a program may change its inputs
-        outputs.append(pytree.tree_leaves(program.module()(*args, **kwargs)))
     names = before.graph_signature.user_outputs
-    return [
-        _difference(str(name), old, new)
-        for name, old, new in zip(names, *outputs, strict=True)
-        if isinstance(old, Tensor)
-    ]
+    outputs = zip(names, _outputs(before, inputs), _outputs(after, inputs), strict=True)
+    return [_difference(str(name), old, new) for name, old, new in outputs if isinstance(old, Tensor)]
+
+
+def _outputs(program: ExportedProgram, inputs: tuple[Any, Any]) -> Sequence[Any]:
+    """Run a program with a fixed seed, so that what it draws at random is the same each time."""
+    args, kwargs = copy.deepcopy(inputs)  # a program may change its inputs
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return pytree.tree_leaves(program.module()(*args, **kwargs))
 
 
 def _difference(name: str, before: Tensor, after: Tensor) -> Difference:

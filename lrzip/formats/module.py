@@ -15,6 +15,7 @@ from lrzip.files.atomic import atomic_file
 from lrzip.files.inert import outermost_class
 from lrzip.formats import FORMATS, Checkpoint, Format, Writer
 from lrzip.formats.pickled import PickledFile, opened_pickle
+from lrzip.formats.raw import refuse_other_dtypes
 from lrzip.formats.state_dict import StateDictWriter, save_to
 from lrzip.inference import find_layers
 from lrzip.layers import Keep, Layer
@@ -91,6 +92,7 @@ class Module:
 
 @contextmanager
 def _write_module(destination: Path, source: ModuleFile, layout: Sequence[Entry]) -> Iterator[Writer]:
+    refuse_other_dtypes(source, layout)
     with atomic_file(destination) as temporary:
         writer = StateDictWriter()
         yield writer

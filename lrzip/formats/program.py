@@ -22,7 +22,7 @@ from lrzip.files.archive import checked_members
 from lrzip.files.atomic import atomic_file
 from lrzip.files.raw import Block, RawTensor, members_of
 from lrzip.formats import Checkpoint, Writer
-from lrzip.formats.raw import RawFile
+from lrzip.formats.raw import RawFile, refuse_other_dtypes
 from lrzip.layers import Keep, Layer
 from lrzip.modules import Architecture
 from lrzip.plan import Entry
@@ -88,7 +88,13 @@ class ProgramFile(RawFile):
         from lrzip.programs import load_program
 
         program, self._program = self._program, None
-        return program or load_program(self.path)
+        try:
+            return program or load_program(self.path)
+        except Exception as error:
+            said = " ".join(str(error).split())[:160].rstrip(".") or type(error).__name__
+            raise UnsupportedCheckpoint(
+                f"`{self.path}` is damaged, or needs operators that are not installed: {said}."
+            ) from error
 
     def extra_files(self) -> Mapping[str, str]:
         """Return the texts stored beside the program, by name."""
@@ -180,6 +186,7 @@ class Program:
         stages = Counter(entry.origin for entry in layout if not entry.copied)
         if any(count != 2 for count in stages.values()):
             raise LrzipError(f"`{destination}` would be a program, in which lrzip puts chains of two and nothing else.")
+        refuse_other_dtypes(source, layout)
         with atomic_file(destination) as temporary:
             writer = ProgramWriter()
             yield writer

@@ -7,11 +7,29 @@ from typing import Self
 
 from torch import Tensor
 
+from lrzip.errors import LrzipError
 from lrzip.files.raw import RawTensor, shared
+from lrzip.formats import Checkpoint
 from lrzip.inference import find_layers
 from lrzip.layers import Keep, Layer, TensorSpec
 from lrzip.modules import Architecture
+from lrzip.plan import Entry
 from lrzip.report import Difference
+
+
+def refuse_other_dtypes(source: Checkpoint, layout: Sequence[Entry]) -> None:
+    """Refuse factors of another dtype than their layer's in what computes with them.
+
+    Raises:
+        LrzipError: There are some.
+    """
+    for entry in layout:
+        before = source.tensors()[entry.origin].dtype
+        if entry.spec.dtype != before:
+            raise LrzipError(
+                f"`{entry.origin}` is {before}, and `{source.path}` computes in that, so its factors cannot be "
+                f"{entry.spec.dtype}. Leave out `--dtype`."
+            )
 
 
 class RawFile:

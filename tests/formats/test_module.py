@@ -57,7 +57,7 @@ def test_weights_are_those_of_the_module(factory: type[nn.Module], legacy: bool,
                 assert (spec.shape, spec.nbytes) == (tuple(tensor.shape), tensor.nbytes)
 
 
-def test_a_module_whose_class_is_gone_is_read_and_cannot_be_trusted(
+def test_a_module_whose_class_is_gone_is_read_and_cannot_be_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "gone.py").write_text(
@@ -66,9 +66,11 @@ def test_a_module_whose_class_is_gone_is_read_and_cannot_be_trusted(
     )
     monkeypatch.syspath_prepend(tmp_path)
     path = saved(tmp_path / "a.pt", __import__("gone").Net())
-    (tmp_path / "gone.py").unlink()
     monkeypatch.undo()
     del sys.modules["gone"]
+    assert run("compress", path, "--rank", "2", "--trust", "-o", "b.pt", cwd=tmp_path).returncode == 0
+    del sys.modules["gone"]
+    (tmp_path / "gone.py").unlink()
     text = error_of(run("compress", path, "--rank", "2", "--trust"), 1)
     assert "of class `gone.Net`, which cannot be loaded: No module named 'gone'" in text
     assert "leave out `--trust`, which gives its state_dict" in text
@@ -123,6 +125,14 @@ def test_a_module_within_a_checkpoint_gives_its_state_dict(tmp_path: Path) -> No
     assert lrzip.load_into(Net(), tmp_path / "b.pt")
     with open_checkpoint(path) as checkpoint:
         assert checkpoint.key == "model"
+
+
+def test_factors_keep_the_dtype_that_the_module_computes_in(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.pt", seeded(Net))
+    with pytest.raises(LrzipError, match="cannot be float16"):
+        lrzip.compress(path, tmp_path / "b.pt", rank=2, dtype="float16", trust=True)
+    lrzip.compress(path, tmp_path / "b.pt", rank=2, dtype="float16")
+    assert torch.load(tmp_path / "b.pt", weights_only=True)["fc1.0.weight"].dtype == torch.float16
 
 
 def test_kinds_are_exact_with_trust_only(tmp_path: Path) -> None:

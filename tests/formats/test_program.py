@@ -25,6 +25,8 @@ from lrzip.planning import Request, make_plan
 from lrzip.programs import rewrite, save_program
 from lrzip.progress import silent
 from lrzip.ranks.fixed import FixedRank
+from tests.cli.shell import error_of
+from tests.cli.shell import run as shell
 from tests.networks import Net, Sound, Zoo, seeded
 
 EXACT = 1 - 1e-9
@@ -234,6 +236,32 @@ def test_a_program_in_memory_can_be_rewritten(tmp_path: Path) -> None:
     save_program(program, tmp_path / "b.pt2")
     assert torch.equal(run(torch.export.load(tmp_path / "b.pt2"), x), run_model(small, x))
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.pt2", "b.pt2"]
+
+
+def test_programs_without_inputs_or_with_randomness_are_compared_as_far_as_that_goes(tmp_path: Path) -> None:
+    program = exported(nn.Sequential(nn.Linear(12, 12), nn.Dropout()).train(), torch.randn(3, 12))
+    path = saved(tmp_path / "a.pt2", program)
+    report = lrzip.compress(path, tmp_path / "b.pt2", rank=5, trust=True)
+    (difference,) = report.differences
+    # Dropout at random would change as many elements as it keeps, and so make a difference above 1.
+    assert 0 < difference.relative < 1
+    program._example_inputs = None
+    saved(path, program)
+    assert lrzip.compress(path, tmp_path / "c.pt2", rank=5, trust=True).differences == ()
+
+
+def test_factors_keep_the_dtype_that_the_program_computes_in(zoo: Path, tmp_path: Path) -> None:
+    with pytest.raises(LrzipError, match=r"`stem\.weight` is float32.* cannot be bfloat16\. Leave out `--dtype`"):
+        lrzip.compress(zoo, tmp_path / "a.pt2", rank=2, dtype="bfloat16", trust=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_writes_a_program_that_loads_and_runs(zoo: Path, tmp_path: Path) -> None:
+    done = shell("compress", zoo, "--ratio", "2", "--trust", "-o", tmp_path / "small.pt2")
+    assert done.returncode == 0, done.stderr
+    assert run(torch.export.load(tmp_path / "small.pt2"), *Zoo.inputs(3)).shape == (3, 5, 50)
+    text = error_of(shell("compress", zoo, "--ratio", "2", "-o", tmp_path / "again.pt2"), 1)
+    assert "can run code from the file" in text
 
 
 def test_same_seed_same_bytes(zoo: Path, tmp_path: Path) -> None:
