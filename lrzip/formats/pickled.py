@@ -78,23 +78,22 @@ class Pickled:
         within = view[1] * stored.itemsize // dtype.itemsize if view else 0
         return RawTensor(self.blocks[str(key)], dtype, tuple(shape), tuple(strides), offset + within)
 
-    def module(self, value: Any) -> dict[str, RawTensor] | None:
-        """Return the state_dict of an inert object if it is a module."""
+    def module(self, value: Any) -> dict[str, RawTensor | None] | None:
+        """Return the state_dict of an inert object if it is a module; None stands for what is no plain tensor."""
         state = mapping_of(value.state) if isinstance(value, Inert) else None
         if state is None or "_modules" not in state or "_parameters" not in state:
             return None
-        found: dict[str, RawTensor] = {}
+        found: dict[str, RawTensor | None] = {}
         self._gather(state, "", found)
         return found
 
-    def _gather(self, state: Mapping[Any, Any], prefix: str, found: dict[str, RawTensor]) -> None:
+    def _gather(self, state: Mapping[Any, Any], prefix: str, found: dict[str, RawTensor | None]) -> None:
         self.count()
         passing = _listed(state.get("_non_persistent_buffers_set"))
         for group in ("_parameters", "_buffers"):
             for name, value in (mapping_of(state.get(group)) or {}).items():
-                tensor = self.tensor(value)
-                if tensor and name not in passing:
-                    found[f"{prefix}{name}"] = tensor
+                if value is not None and name not in passing:
+                    found[f"{prefix}{name}"] = self.tensor(value)
         for name, child in (mapping_of(state.get("_modules")) or {}).items():
             inner = mapping_of(child.state) if isinstance(child, Inert) else None
             if inner is not None:

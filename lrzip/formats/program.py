@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _MODEL = r"([^/]+)/models/([^/]+)\.json"
 _OLD = "serialized_exported_program.json"
+_OLD_WEIGHTS = r"[^/]+/data/weights/[^/]+\.pt"
 _COMPILED = r"[^/]+/data/aotinductor/.*"
 _LISTING_LIMIT = 1 << 29
 _DTYPES = {
@@ -197,9 +198,9 @@ class Program:
 
 def _root(path: Path, members: Sequence[str]) -> str:
     """Return the folder in the archive that holds everything, after checking that there is one program in it."""
-    if _OLD in members:
+    if any(name == _OLD or re.fullmatch(_OLD_WEIGHTS, name) for name in members):
         raise UnsupportedCheckpoint(
-            f"`{path}` is a torch.export program as torch before 2.8 saved it. Load and save it with a newer torch."
+            f"`{path}` is a torch.export program as an older torch saved it. Load and save it with torch 2.10 or later."
         )
     if any(re.fullmatch(_COMPILED, name) for name in members):
         raise UnsupportedCheckpoint(

@@ -179,6 +179,14 @@ def test_a_small_file_cannot_unfold_to_a_huge_one(tmp_path: Path) -> None:
         open_checkpoint(path)
 
 
+def test_what_is_no_plain_tensor_is_named(tmp_path: Path) -> None:
+    model = seeded(Net)
+    model.register_buffer("sparse", torch.eye(3).to_sparse())
+    path = saved(tmp_path / "a.pt", model)
+    report = lrzip.compress(path, tmp_path / "b.pt", rank=2)
+    assert [name for name, _ in report.dropped] == ["the code and attributes of `tests.networks.Net`", "sparse"]
+
+
 def test_truncated_modules_are_refused(tmp_path: Path) -> None:
     for legacy in (False, True):
         path = saved(tmp_path / "a.pt", seeded(Net), legacy=legacy)

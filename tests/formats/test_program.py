@@ -2,9 +2,10 @@
 
 import io
 import json
-import pickle  # noqa: TID251  (to write files that must not run)
+import os
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -299,48 +300,48 @@ def edited(path: Path, output: Path, edit: Callable[[str, bytes], bytes | None])
     return output
 
 
-def test_hostile_programs_run_nothing_without_trust(zoo: Path, tmp_path: Path) -> None:
-    marker = tmp_path / "ran"
+def hostile_edits(marker: Path) -> Sequence[Callable[[str, bytes], bytes | None]]:
+    """Return three ways to make a folder when a program is loaded: by its inputs, a weight, and a symbolic size."""
 
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:
-            return Path.touch, (str(marker),)
+            return os.mkdir, (str(marker),)
 
     buffer = io.BytesIO()
     torch.save(Evil(), buffer)
+    size, code = b"Symbol('s", f"__import__('os').mkdir({str(marker)!r}) or Symbol('s".encode()
 
-    def pickled(text: bytes) -> bytes:
-        document = json.loads(text)
-        document["config"]["mix.weight"]["use_pickle"] = True
-        return json.dumps(document).encode()
+    def weight(name: str, data: bytes) -> bytes:
+        if name.endswith("weights_config.json"):
+            document = json.loads(data)
+            document["config"]["mix.weight"]["use_pickle"] = True
+            return json.dumps(document).encode()
+        return buffer.getvalue() if name.endswith("weight_20") else data
 
-    edits: Sequence[Callable[[str, bytes], bytes | None]] = (
+    return (
         lambda name, data: buffer.getvalue() if name.endswith("sample_inputs/model.pt") else data,
-        lambda name, data: (
-            pickled(data)
-            if name.endswith("weights_config.json")
-            else buffer.getvalue()
-            if name.endswith("weight_20")
-            else data
-        ),
-        lambda name, data: (
-            data.replace(b'"s', f"\"__import__('pathlib').Path({str(marker)!r}).touch() or s".encode())
-            if name.endswith("models/model.json")
-            else data
-        ),
+        weight,
+        lambda name, data: data.replace(size, code) if name.endswith("models/model.json") else data,
     )
-    for edit in edits:
-        path = edited(zoo, tmp_path / "evil.pt2", edit)
-        with open_checkpoint(path) as checkpoint:
-            for item in checkpoint.layers():
-                if isinstance(item, Layer):
-                    checkpoint.read(item.weight.name)
-        lrzip.analyze(path)
-        with pytest.raises(UntrustedFile):
-            lrzip.compress(path, tmp_path / "b.pt2", rank=2)
+
+
+@pytest.mark.parametrize("way", range(3))
+def test_hostile_programs_run_nothing_without_trust(way: int, zoo: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    path = edited(zoo, tmp_path / "evil.pt2", hostile_edits(marker)[way])
+    assert "stem" in {item.candidate.layer.name for item in lrzip.analyze(path).layers}
+    lrzip.compress(path, rank=2, dry_run=True)
+    with pytest.raises(UntrustedFile):
+        lrzip.compress(path, tmp_path / "b.pt2", rank=2)
+    if way == 1:
+        with pytest.raises(UnsupportedCheckpoint, match=r"`mix\.weight` .* is pickled, and reading it would run code"):
+            lrzip.export(path, "safetensors", tmp_path / "b.safetensors")
+    else:
+        lrzip.export(path, "safetensors", tmp_path / "b.safetensors")
     assert not marker.exists()
-    pickle.loads(pickle.dumps(Evil()))
-    assert marker.exists()  # the pickles above would have run
+    with suppress(LrzipError):
+        open_checkpoint(path, trust=True)
+    assert marker.exists()  # so the file is as hostile as it is meant to be
 
 
 def config(change: Callable[[dict[str, Any]], None]) -> Callable[[str, bytes], bytes]:
@@ -386,7 +387,8 @@ def test_damaged_programs_are_refused(
 
 def test_other_archives_of_torch_export_are_named(zoo: Path, tmp_path: Path) -> None:
     for members, message in (
-        ({"version": "8.1", "serialized_exported_program.json": "{}"}, "torch before 2.8"),
+        ({"version": "8.1", "serialized_exported_program.json": "{}"}, "older torch"),
+        ({"a/models/model.json": "{}", "a/data/weights/model.pt": ""}, "older torch"),
         ({"a/models/encoder.json": "{}", "a/models/decoder.json": "{}"}, "the programs encoder, decoder"),
         ({"a/models/model.json": "{}", "a/data/aotinductor/model/a.so": ""}, "AOTInductor"),
     ):
