@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lrzip.errors import LrzipError
     from lrzip.exporting import export
     from lrzip.live import factorize
-    from lrzip.surgery import load_into
+    from lrzip.loading import load_into
 
 __version__ = "0.1.0"
 
@@ -25,7 +25,7 @@ _HOMES = {
     "compress": "lrzip.compression",
     "export": "lrzip.exporting",
     "factorize": "lrzip.live",
-    "load_into": "lrzip.surgery",
+    "load_into": "lrzip.loading",
     "LrzipError": "lrzip.errors",
 }
 

@@ -138,7 +138,7 @@ def analyze(
     """Compute the singular spectrum of every layer of a checkpoint, exactly.
 
     Args:
-        path: A file of torch.save, safetensors or ONNX, or a folder of them, sharded or of transformers.
+        path: A file of torch.save, torch.export, safetensors or ONNX, or a folder, sharded or of transformers.
         energies: Shares of Σσ², in (0, 1], to say the ranks of.
         only: Globs of the layers to take. A name in full also settles doubts about what a layer is.
         skip: Globs of the layers to leave.

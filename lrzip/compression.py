@@ -16,7 +16,7 @@ from lrzip.costs import costs_of, keep_slow, profile_of
 from lrzip.errors import LrzipError, NotCompared, UsageError
 from lrzip.factors import Factors
 from lrzip.files.atomic import check_output
-from lrzip.formats import FORMATS, Checkpoint, Source, not_carried, open_checkpoint, output_format, rewrite
+from lrzip.formats import FORMATS, Checkpoint, Guarded, Source, not_carried, open_checkpoint, output_format, rewrite
 from lrzip.inference import is_parameter
 from lrzip.layers import FACTORIZABLE_DTYPES, Layer
 from lrzip.linalg.svd import METHODS, Solver
@@ -78,7 +78,7 @@ def compress(
     the layer; what onnxruntime computes before and after is compared where it is installed.
 
     Args:
-        path: A file of torch.save, safetensors or ONNX, or a folder of them, sharded or of transformers.
+        path: A file of torch.save, torch.export, safetensors or ONNX, or a folder, sharded or of transformers.
         output: Where to write; by default `model.lrzip.pt` beside `model.pt`. The suffix names the format.
         energy: The smallest rank of each layer that keeps this share of Σσ², in (0, 1].
         ratio: Divide each layer's parameters by this, above 1.
@@ -130,6 +130,8 @@ def compress(
         checkpoint = resources.enter_context(open_checkpoint(source, key=key, trust=trust))
         format_ = output_format(destination, checkpoint.format)
         check_program(checkpoint, format_, destination, force_factorize=force_factorize)
+        if isinstance(checkpoint, Guarded) and not dry_run:
+            checkpoint.refuse_replacing(format_)
         scratch = None if dry_run else resources.enter_context(scratch_beside(destination))
         if request:
             decisions = make_plan(
@@ -184,19 +186,18 @@ def default_output(source: Path) -> Path:
 
 
 def check_program(checkpoint: Checkpoint, format_: str, destination: Path, *, force_factorize: bool) -> None:
-    """Refuse to turn a program into another format, and to force what only programs can have.
+    """Refuse to make a program of weights, to name one like something else, and to force what weights cannot have.
 
     Raises:
         UsageError: In either case.
     """
-    is_program = FORMATS[checkpoint.format].is_program
-    suffixes = FORMATS[checkpoint.format].suffixes
-    if is_program and destination.suffix and destination.suffix.lower() not in suffixes:
+    suffixes = FORMATS[format_].suffixes
+    if FORMATS[format_].is_program and format_ != checkpoint.format:
+        raise UsageError(f"`{checkpoint.path}` holds weights and no program, as `{destination}` would. Name another.")
+    if FORMATS[format_].is_program and destination.suffix and destination.suffix.lower() not in suffixes:
         wanted = " or ".join(suffixes)
         raise UsageError(f"`{checkpoint.path}` is a program, so the name of `{destination}` must end in {wanted}.")
-    if not is_program and FORMATS[format_].is_program:
-        raise UsageError(f"`{checkpoint.path}` holds weights and no program, as `{destination}` would. Name another.")
-    if force_factorize and not is_program:
+    if force_factorize and not FORMATS[format_].is_program:
         raise UsageError(
             "`--force-factorize` takes a file with a program, such as ONNX: "
             "chains that are not smaller are not found among weights alone."

@@ -17,10 +17,10 @@ from lrzip.formats import FORMATS, Checkpoint, create, not_carried, open_checkpo
 from lrzip.inference import match
 from lrzip.inputs import InputShape
 from lrzip.layers import TensorSpec
+from lrzip.loading import load_into
 from lrzip.modules import Architecture
 from lrzip.plan import SCHEMA, Entry
 from lrzip.report import Difference
-from lrzip.surgery import load_into
 from lrzip.tracing import save_onnx, save_pt2, trace
 
 TARGETS = ("safetensors", "state-dict", "dense", "onnx", "pt2")
@@ -90,7 +90,7 @@ def export(
     operations with two small weights. The batch is dynamic. The program appears after it was run beside the network.
 
     Args:
-        path: A file of torch.save or safetensors, or a folder of them, sharded or of transformers.
+        path: A file of torch.save, torch.export, safetensors or ONNX, or a folder, sharded or of transformers.
         to: `safetensors`, `state-dict`, `dense`, `onnx` or `pt2`.
         output: Where to write; by default beside the source.
         model: The network that the checkpoint belongs to, changed in place for programs. With it, `dense` also knows

@@ -4,18 +4,16 @@ import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from lrzip.compression import Work, factorize_all, request_of, rule_of, solver_of
-from lrzip.factors import Chain, Factors
+from lrzip.factors import Chain
 from lrzip.inference import find_layers
 from lrzip.layers import Keep, Layer, TensorSpec
 from lrzip.modules import Architecture
-from lrzip.plan import Factorize
 from lrzip.planning import make_plan
 from lrzip.progress import Progress, silent
-from lrzip.surgery import leave_fast_paths, replacement
+from lrzip.surgery import leave_fast_paths, replaced
 
 
 def factorize(
@@ -80,11 +78,8 @@ def factorize(
     made = [(decision, factors) for decision, factors, _ in factorize_all(plan, work, progress)]
     result: nn.Module = model if inplace else copy.deepcopy(model)
     for decision, factors in made:
-        name, module = _replacement(decision, factors, result)
-        if name:
-            result.set_submodule(name, module)
-        else:
-            result = module
+        layer = decision.layer
+        result = replaced(result, Chain(layer.module, decision.outputs, layer.bias, layer.kind), factors.weights)
     leave_fast_paths(result)
     return result
 
@@ -111,19 +106,3 @@ class LiveSource:
     def read(self, name: str) -> Tensor:
         """Return one tensor."""
         return self._state[name]
-
-
-def _replacement(decision: Factorize, factors: Factors, model: nn.Module) -> tuple[str, nn.Module]:
-    """Return what stands for a layer and where, with the weights of its chain and with the layer's own bias."""
-    layer = decision.layer
-    before = {spec.name: model.get_parameter(spec.name) for spec in (layer.weight, layer.bias) if spec}
-    path, module = replacement(Chain(layer.module, decision.outputs, layer.bias, layer.kind), model)
-    inside = layer.module.removeprefix(path).removeprefix(".")
-    stages = list(module.get_submodule(inside).children())
-    for stage, weight in zip(stages, factors.weights, strict=True):
-        stage.requires_grad_(before[layer.weight.name].requires_grad)
-        with torch.no_grad():
-            stage.get_parameter("weight").copy_(weight)
-    if layer.bias:
-        stages[-1].register_parameter("bias", before[layer.bias.name])
-    return path, module

@@ -3,7 +3,7 @@
 import importlib
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -59,7 +59,7 @@ def parse_arguments(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def _import(spec: str, name: str) -> Any:
-    with _importable(Path.cwd()):
+    with importable(Path.cwd()):
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -74,7 +74,8 @@ def _import(spec: str, name: str) -> Any:
 
 
 @contextmanager
-def _importable(folder: Path) -> Any:
+def importable(folder: Path) -> Iterator[None]:
+    """Let modules be imported from a folder."""
     sys.path.insert(0, str(folder))
     try:
         yield

@@ -1,19 +1,16 @@
-"""Replace modules of a live network by the chains of a compressed checkpoint."""
+"""Replace modules of a live network by chains of modules."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from lrzip.attention import PROJECTIONS, SplitAttention
 from lrzip.errors import LrzipError
-from lrzip.factors import Chain, dense_shape, find_chains, groups_of
-from lrzip.formats import open_checkpoint
-from lrzip.inference import match
-from lrzip.modules import Architecture, known
-
-Module = TypeVar("Module", bound=nn.Module)
+from lrzip.factors import Chain, dense_shape, groups_of
+from lrzip.layers import tensor_name
+from lrzip.modules import known
 
 _Ordinary: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _Transposed: TypeAlias = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -23,44 +20,14 @@ _CONVS = dict(enumerate(_ORDINARY, 1))
 _CONV_TRANSPOSES = dict(enumerate(_TRANSPOSED, 1))
 
 
-def load_into(model: Module, path: str | Path, *, key: str | None = None, trust: bool = False) -> Module:
-    """Load a compressed checkpoint into the dense model it was made from, in place.
-
-    Each layer that the file stores as a chain is replaced by an `nn.Sequential` with the layer's own stride, padding,
-    dilation, device and dtype. Then everything is loaded strictly. A dense checkpoint is loaded as it is.
-
-    Args:
-        model: An instance of the original class; its weights do not matter.
-        path: What `lrzip compress` wrote, in any format.
-        key: Which entry of a nested file holds the weights.
-        trust: Allow what would run code from the file.
-
-    Returns:
-        The same model.
-
-    Raises:
-        LrzipError: The file does not fit the model; the model is unchanged.
-    """
-    with open_checkpoint(Path(path), key=key, trust=trust) as checkpoint:
-        architecture = Architecture.of(model)
-        specs = match(checkpoint.path, checkpoint.tensors(), architecture)
-        chains = find_chains({name: spec.renamed(name) for name, spec in specs.items()}, architecture.kinds)
-        replacements = dict(replacement(chain, model) for chain in chains)
-        state = {name: checkpoint.read(spec.name) for name, spec in specs.items()}
-        tied = {name: other for name, other in architecture.shared.items() if name not in state and other in state}
-        state |= {name: state[other] for name, other in tied.items()}
-    for name, module in replacements.items():
-        model.set_submodule(name, module)
-    leave_fast_paths(model)
-    model.load_state_dict(state)
-    return model
-
-
 def replacement(chain: Chain, model: nn.Module) -> tuple[str, nn.Module]:
     """Return what has to stand where in a network so that a chain's weights have their names in it.
 
     Returns:
         The path of a module of `model`, and a module to put there.
+
+    Raises:
+        LrzipError: The chain does not stand for what is there.
     """
     if chain.kind != "attention":
         return chain.module, sequential(chain, model.get_submodule(chain.module))
@@ -113,6 +80,28 @@ def sequential(chain: Chain, layer: nn.Module) -> nn.Sequential:
     else:
         stages = [nn.Linear(inner, out, bias=b) for (out, inner), b in zip(shapes, biases, strict=True)]
     return nn.Sequential(*stages).to(weight.device, weight.dtype).train(layer.training)
+
+
+def replaced(model: nn.Module, chain: Chain, weights: Sequence[Tensor]) -> nn.Module:
+    """Replace a module of a network, in place, by a chain with these weights and with the layer's own bias.
+
+    Returns:
+        The network, or the chain where that stands for the network itself.
+    """
+    names = [tensor_name(chain.module, chain.kind, leaf) for leaf in ("weight", "bias")]
+    weight, bias = (model.get_parameter(name) if name == names[0] or chain.bias else None for name in names)
+    path, module = replacement(chain, model)
+    stages = list(module.get_submodule(chain.module.removeprefix(path).removeprefix(".")).children())
+    for stage, value in zip(stages, weights, strict=True):
+        with torch.no_grad():
+            stage.get_parameter("weight").copy_(value)
+        stage.requires_grad_(weight is not None and weight.requires_grad)
+    if bias is not None:
+        stages[-1].register_parameter("bias", bias)
+    if not path:
+        return module
+    model.set_submodule(path, module)
+    return model
 
 
 def _embedding(layer: nn.Embedding, shapes: Sequence[tuple[int, ...]]) -> list[nn.Module]:

@@ -1,19 +1,22 @@
 """Published checkpoints and CIFAR-10, where they are at hand.
 
 `LRZIP_CHECKPOINTS` names a folder with `resnet_cifar10/resnet20-12fca82f.th`, `resnet32-d509ac18.th`, `mtcnn/*.pt`,
-`dncnn/dncnn_25.pth`, `fastestdet/FastestDet.onnx`, `silero_vad/silero_vad_16k.safetensors` and `silero_vad/*.onnx`;
-`LRZIP_CIFAR10` one with `test.npz` (x, y).
+`dncnn/dncnn_25.pth`, `fastestdet/FastestDet.onnx`, `silero_vad/silero_vad_16k.safetensors`, `silero_vad.jit` and
+`*.onnx` there; `LRZIP_CIFAR10` one with `test.npz` (x, y).
 """
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.jit
 from torch import Tensor, nn
 
 import lrzip
+from lrzip.formats import open_checkpoint
 from tests.graphs import Array, Tensors, run
 from tests.networks import ResNet
 
@@ -150,3 +153,32 @@ def test_programs_run_as_before(name: str, tmp_path: Path) -> None:
     print(f"{name}: at full rank {len(full.results)} layers, outputs differ by {worst['full']:.3g}")
     # Some 70 layers in a row, each off by some eps of its inputs times the root of at most 400 inner channels.
     assert worst["full"] < 70 * 20 * np.finfo(np.float32).eps
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated:DeprecationWarning")
+def test_torchscript_is_read_without_running_it(tmp_path: Path) -> None:
+    path = place("LRZIP_CHECKPOINTS") / "silero_vad" / "silero_vad.jit"
+    jit: Any = torch.jit  # without types
+    state = jit.load(str(path)).state_dict()
+    lrzip.export(path, "safetensors", tmp_path / "a.safetensors")
+    with open_checkpoint(path) as checkpoint, open_checkpoint(tmp_path / "a.safetensors") as copy:
+        assert list(checkpoint.tensors()) == list(state)
+        for name, tensor in state.items():
+            assert torch.equal(checkpoint.read(name), tensor)
+            assert torch.equal(copy.read(name), tensor)
+
+
+@pytest.mark.parametrize("kind", ["program", "module"])
+def test_a_resnet_keeps_its_accuracy_as_a_program_and_as_a_module(kind: str, tmp_path: Path) -> None:
+    model = lrzip.load_into(ResNet(), resnet("resnet20-12fca82f.th")).eval()
+    path, output = ((tmp_path / f"{name}.{'pt2' if kind == 'program' else 'pt'}") for name in ("dense", "small"))
+    if kind == "program":
+        shapes = ({0: torch.export.Dim("batch", min=1, max=512)},)
+        torch.export.save(torch.export.export(model, (torch.ones(2, 3, 32, 32),), dynamic_shapes=shapes), path)
+    else:
+        torch.save(model, path)
+    report = lrzip.compress(path, output, energy=0.95, skip=["conv1"], trust=True)
+    assert (report.parameters_after, len(report.plan.factorize)) == (240_874, 18)
+    small: Any = torch.export.load(output).module() if kind == "program" else torch.load(output, weights_only=False)
+    small.eval = lambda: small  # an exported module is in evaluation mode, and refuses to be told so
+    assert accuracy(small) == pytest.approx(87.5, abs=0.3)

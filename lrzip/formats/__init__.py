@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
@@ -27,6 +27,9 @@ FORMATS = Registry(
         "sharded-safetensors": "lrzip.formats.sharded:FORMAT",
         "safetensors": "lrzip.formats.safetensors:FORMAT",
         "onnx": "lrzip.formats.onnx:FORMAT",
+        "program": "lrzip.formats.program:FORMAT",
+        "torchscript": "lrzip.formats.torchscript:FORMAT",
+        "module": "lrzip.formats.module:FORMAT",
         "state_dict": "lrzip.formats.state_dict:FORMAT",
     },
 )
@@ -107,6 +110,23 @@ class Checkpoint(Source, Protocol):
     ) -> None: ...
 
 
+@runtime_checkable
+class Guarded(Protocol):
+    """A checkpoint whose layers cannot be replaced under all circumstances."""
+
+    def refuse_replacing(self, format_: str) -> None:
+        """Refuse, before any work is done, an output in this format with layers replaced.
+
+        Raises:
+            LrzipError: It cannot be written, or not without trust.
+        """
+        ...
+
+    def carries(self, format_: str) -> bool:
+        """Tell whether an output in this format keeps what the file holds beside the tensors."""
+        ...
+
+
 class Writer(Protocol):
     """The write side of a format: takes the tensors that are computed; all others it copies itself."""
 
@@ -179,7 +199,7 @@ def open_checkpoint(path: Path, *, key: str | None = None, trust: bool = False) 
             if format_.matches(path):
                 return format_.open(path, key=key, trust=trust)
     raise UnsupportedCheckpoint(
-        f"`{path}` is no checkpoint that lrzip knows. It reads safetensors, ONNX and what torch.save writes."
+        f"`{path}` is no checkpoint that lrzip knows. It reads safetensors, torch.save's and torch.export's files."
     )
 
 
@@ -220,9 +240,12 @@ def rewrite(destination: Path, source: Checkpoint, plan: Plan, *, drop: Sequence
 
 
 def output_format(destination: Path, default: str) -> str:
-    """Return the registered name of the format that the suffix of an output names, else the default."""
-    by_suffix = (name for name in FORMATS if destination.suffix.lower() in FORMATS[name].suffixes)
-    return next(by_suffix, default)
+    """Return the registered name of the format that the suffix of an output names, else the default.
+
+    Where several have the suffix, it is the default, or the most general one: that which is asked last in reading.
+    """
+    suffix, names = destination.suffix.lower(), [default, *reversed(list(FORMATS))]
+    return next((name for name in names if suffix in FORMATS[name].suffixes), default)
 
 
 def not_carried(format_: str, source: Checkpoint, *, optimizer: bool) -> dict[str, str]:
@@ -233,14 +256,12 @@ def not_carried(format_: str, source: Checkpoint, *, optimizer: bool) -> dict[st
         source: What is read.
         optimizer: Whether to leave out the state of an optimizer, which does not fit replaced parameters.
     """
-    if format_ == "state_dict" == source.format:
+    if source.carries(format_) if isinstance(source, Guarded) else format_ == source.format:
         entries = optimizer_entries(source.others) if optimizer else []
         return dict.fromkeys(entries, "its state no longer fits the parameters")
-    if format_ == source.format:
-        return {}
-    if format_ == "state_dict":
-        names = [*(f"metadata {name}" for name in source.metadata), *source.others]
-        return dict.fromkeys(names, "a state_dict has no place for it")
+    if not format_.endswith("safetensors"):
+        texts = [f"metadata {name}" for name in source.metadata if name != "format"]  # that is "pt", and still true
+        return dict.fromkeys([*texts, *source.others], "a state_dict has no place for it")
     return dict.fromkeys(source.others, "safetensors holds tensors only")
 
 

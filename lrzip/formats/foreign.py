@@ -10,9 +10,9 @@ from typing import IO, NoReturn
 
 from lrzip.errors import UnsupportedCheckpoint
 from lrzip.formats import Checkpoint, Writer
+from lrzip.formats.pickled import opened_pickle
 from lrzip.plan import Entry
 
-_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _STATE_DICT = "Save its weights with `torch.save(model.state_dict(), path)` and compress those."
 _MAGIC = {
     rb"version https://git-lfs": "a Git-LFS pointer, not the file itself. Fetch it with `git lfs pull`",
@@ -25,9 +25,6 @@ _MAGIC = {
     rb"\x93NUMPY": "a NumPy array. lrzip reads PyTorch's formats",
 }
 _ZIP_MEMBERS = {
-    r"(.*/)?code/.*|(.*/)?constants\.pkl": f"a TorchScript program, not a checkpoint. {_STATE_DICT}",
-    r".*/models/.*\.json|(.*/)?archive_format|serialized_exported_program\.json": "a torch.export program (.pt2). "
-    + _STATE_DICT,
     r".*\.npy": "a NumPy archive. lrzip reads PyTorch's formats",
     r"(.*/)?model\.weights\.h5": "a Keras model. lrzip reads PyTorch's formats",
 }
@@ -71,49 +68,25 @@ def _what(path: Path) -> str | None:
     if not head:
         return "empty"
     if head.startswith(b"PK\x03\x04"):
-        return _what_archive(path)
-    if head.startswith(_LEGACY):
-        with path.open("rb") as file:
-            for _ in range(3):  # magic number, protocol version and system information precede the object
-                _skip_pickle(file)
-            return _what_object(file)
-    return next((what for magic, what in _MAGIC.items() if re.match(magic, head)), None)
-
-
-def _what_archive(path: Path) -> str | None:
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
         for pattern, what in _ZIP_MEMBERS.items():
             if any(re.fullmatch(pattern, name) for name in names):
                 return what
-        pickled = next((member for member in archive.infolist() if Path(member.filename).name == "data.pkl"), None)
-        if pickled is None or pickled.compress_type != zipfile.ZIP_STORED:
-            return None
-        with archive.open(pickled) as file:
-            return _what_object(file)
+    with opened_pickle(path) as file:
+        found = _what_object(file) if file else None
+    return found or next((what for magic, what in _MAGIC.items() if re.match(magic, head)), None)
 
 
 def _what_object(file: IO[bytes]) -> str | None:
-    """Return what a pickle holds if its outermost object is of a class that is no container; executes nothing."""
+    """Return what a pickle is if it is of a protocol that torch.save uses only if told so; executes nothing."""
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name == "PROTO" and argument != 2:
             return (
                 f"pickled with protocol {argument}, which cannot be read safely. Save it with torch.save's own protocol"
             )
-        if opcode.name == "GLOBAL":
-            name = str(argument).replace(" ", ".")
-            if name == "collections.OrderedDict" or name.startswith("torch._utils."):
-                return None
-            return f"a whole pickled object of class `{name}`, not a state_dict. {_STATE_DICT}"
-        legacy_module = opcode.name in ("MARK", "BINPUT") or argument == "module"  # ("module", class, its source)
-        if opcode.name not in ("PROTO", "FRAME") and not legacy_module:
-            return None
+        return None
     return None
-
-
-def _skip_pickle(file: IO[bytes]) -> None:
-    for _ in pickletools.genops(file):
-        pass
 
 
 FORMAT = Foreign()

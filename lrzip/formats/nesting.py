@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,15 @@ def _size(value: Mapping[str, Any]) -> int:
 def _listing(content: Any) -> str:
     names = [str(name) for name in content] if isinstance(content, dict) else []
     return ", ".join(names[:8]) + (", …" if len(names) > 8 else "") or "nothing"
+
+
+def beside(content: Any, steps: Sequence[str], tensors: Container[str]) -> list[str]:
+    """Return the names of the entries beside the tensors, on every level of the nesting."""
+    names = [str(name) for name in descend(content, steps) if name not in tensors]
+    for depth in range(len(steps)):
+        level = descend(content, steps[:depth])
+        names += [".".join((*steps[:depth], str(name))) for name in level if name != steps[depth]]
+    return names
 
 
 def rebuilt(content: Any, steps: Sequence[str], state: Any, dropped: Sequence[str], at: tuple[str, ...] = ()) -> Any:

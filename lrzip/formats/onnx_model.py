@@ -66,6 +66,15 @@ class OnnxFile:
         """Return itself: the graph is not among the tensors."""
         return self
 
+    def refuse_replacing(self, format_: str) -> None:
+        """Refuse another format: weights of a graph whose nodes go with them are of no use."""
+        if format_ != self.format:
+            raise UsageError(f"`{self.path}` is a program, so the name of the output must end in .onnx.")
+
+    def carries(self, format_: str) -> bool:
+        """Tell whether the output is a program."""
+        return format_ == self.format
+
     def compare(self, output: Path) -> Sequence[Difference]:
         """Run both models on the same random inputs of the declared shapes."""
         return compare(self.path, output, nbytes=self.nbytes)

@@ -5,7 +5,6 @@ Legacy files come out as zip files: the legacy format puts memory addresses into
 
 import copy
 import re
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from lrzip.errors import UnsupportedCheckpoint, UntrustedFile
+from lrzip.files.archive import checked_members
 from lrzip.files.atomic import atomic_file
 from lrzip.formats import Checkpoint, Writer
-from lrzip.formats.nesting import descend, find_weights, rebuilt, refilled
+from lrzip.formats.nesting import beside, descend, find_weights, rebuilt, refilled
+from lrzip.formats.pickled import PickledFile
 from lrzip.formats.safetensors import tensor_bytes
 from lrzip.inference import find_layers
 from lrzip.layers import Keep, Layer, TensorSpec
@@ -52,11 +53,7 @@ class StateDictFile:
     @property
     def others(self) -> Sequence[str]:
         """Names of the entries beside the weights, on every level of the nesting."""
-        names = [name for name in self.state if name not in self._tensors]
-        for depth in range(len(self.steps)):
-            level = descend(self.content, self.steps[:depth])
-            names += [".".join((*self.steps[:depth], str(name))) for name in level if name != self.steps[depth]]
-        return names
+        return beside(self.content, self.steps, self._tensors)
 
     def tensors(self) -> Mapping[str, TensorSpec]:
         """Return all tensors of the state_dict in its order."""
@@ -120,9 +117,12 @@ class StateDict:
         with path.open("rb") as file:
             return file.read(4).startswith((b"PK\x03\x04", b"\x80\x02"))
 
-    def open(self, path: Path, *, key: str | None, trust: bool) -> StateDictFile:
-        """Open a file; without `trust`, only with torch's restricted unpickler."""
-        return StateDictFile(path, key=key, trust=trust)
+    def open(self, path: Path, *, key: str | None, trust: bool) -> StateDictFile | PickledFile:
+        """Open a file; without `trust`, only with torch's restricted unpickler, or to read its tensors alone."""
+        try:
+            return StateDictFile(path, key=key, trust=trust)
+        except UntrustedFile as error:
+            return PickledFile(path, key=key, refusal=str(error))
 
     def files(self, path: Path) -> Sequence[Path]:
         """Return the one file."""
@@ -141,11 +141,12 @@ class StateDict:
             else:
                 tensors = {e.spec.name: source.read(e.origin) for e in layout if e.copied} | writer.tensors
                 content = {e.spec.name: tensors[e.spec.name] for e in layout}
-            with temporary.open("wb") as file:  # by handle: by name, torch would put the temporary's into the file
-                _save(content, file)
+            with temporary.open("wb") as file:
+                save_to(file, content)
 
 
-def _save(content: object, file: Any) -> None:
+def save_to(file: Any, content: object) -> None:
+    """Write what torch.save writes to an open file: by name, torch would put the name into it."""
     try:
         torch.save(content, file)
     except RuntimeError as error:
@@ -179,31 +180,19 @@ def _is_zip(path: Path) -> bool:
 
 def _check_zip(path: Path) -> None:
     """Refuse archives that torch.save never writes and that unpack to more than they are."""
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-    names = [member.filename for member in members]
-    for member in members:
-        if member.compress_type != zipfile.ZIP_STORED:
-            raise UnsupportedCheckpoint(
-                f"`{path}` has a compressed member `{member.filename}`, which torch.save never writes."
-            )
-        if member.filename.startswith("/") or ".." in Path(member.filename).parts:
-            raise UnsupportedCheckpoint(f"`{path}` has a member `{member.filename}` that points outside of it.")
-        if member.filename.endswith("data.pkl") and member.file_size > _PICKLE_LIMIT:
+    pickles = [member for member in checked_members(path) if Path(member.filename).name == "data.pkl"]
+    if not pickles:
+        raise UnsupportedCheckpoint(f"`{path}` is a zip archive without a pickle, so torch.save did not write it.")
+    for member in pickles:
+        if member.file_size > _PICKLE_LIMIT:
             raise UnsupportedCheckpoint(
                 f"`{path}` has a pickle of {member.file_size} bytes, more than any checkpoint needs."
             )
-    if len(set(names)) < len(names):
-        raise UnsupportedCheckpoint(f"`{path}` has two members of the same name.")
-    if sum(member.file_size for member in members) > path.stat().st_size:
-        raise UnsupportedCheckpoint(f"`{path}` claims more bytes than it has.")
-    if not any(Path(name).name == "data.pkl" for name in names):
-        raise UnsupportedCheckpoint(f"`{path}` is a zip archive without a pickle, so torch.save did not write it.")
 
 
 def _load(path: Path, *, mmap: bool, trust: bool) -> Any:
     try:
-        content = torch.load(path, map_location="cpu", mmap=mmap, weights_only=not trust)
+        return torch.load(path, map_location="cpu", mmap=mmap, weights_only=not trust)
     except Exception as error:
         found = re.search(
             r"Unsupported (?:global|class|type|operand).*?(?:GLOBAL )?([A-Za-z_][\w.]*\.[\w.]+)", str(error)
@@ -214,13 +203,6 @@ def _load(path: Path, *, mmap: bool, trust: bool) -> Any:
             f"`{path}` holds pickled Python objects, not only tensors: `{found[1]}`. "
             "Pass `--trust` if you know where it came from: it allows the file to run code."
         ) from error
-    if isinstance(content, nn.Module):
-        kind = type(content)
-        raise UnsupportedCheckpoint(
-            f"`{path}` is a whole pickled module, `{kind.__module__}.{kind.__qualname__}`. "
-            "Save its weights with `torch.save(model.state_dict(), path)` and compress those."
-        )
-    return content
 
 
 def _spec(name: str, tensor: Tensor) -> TensorSpec:

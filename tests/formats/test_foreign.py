@@ -5,14 +5,15 @@ import io
 import json
 import pickle  # noqa: TID251  (to write files that must be refused)
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
+import lrzip
 from lrzip.errors import LrzipError, UnsupportedCheckpoint, UntrustedFile
 from lrzip.formats import open_checkpoint
 
@@ -63,8 +64,6 @@ def spec(shape: list[int], start: int, end: int, dtype: str = "F32") -> dict[str
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
 
 
-WHOLE_MODULE = nn.Sequential(nn.Linear(3, 3))
-
 REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "empty": ("a.pt", lambda: b"", "is empty"),
     "git-lfs": (
@@ -74,19 +73,13 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     ),
     "web page": ("a.pt", lambda: b"\n<!DOCTYPE html><title>404</title>", "web page"),
     "other lrzip": ("a.lrz", lambda: b"LRZI\x00\x06" + bytes(40), "other lrzip, Long Range ZIP"),
-    "TorchScript": ("a.pt", lambda: zipped({"m/code/__torch__.py": b"", "m/data.pkl": b""}), "TorchScript"),
-    "pt2": ("a.pt2", lambda: zipped({"m/models/model.json": b"{}", "m/archive_format": b"pt2"}), "torch.export"),
     "NumPy": ("a.npz", array, "NumPy archive"),
     "HDF5": ("a.h5", lambda: b"\x89HDF\r\n\x1a\n" + bytes(20), "HDF5"),
     "GGUF": ("a.gguf", lambda: b"GGUF\x03\x00\x00\x00", "GGUF"),
     "gzip": ("a.pt.gz", lambda: gzip.compress(b"x"), "compressed archive"),
     "text": ("a.pt", lambda: b"hello, world\n", "no checkpoint that lrzip knows"),
-    "module": ("a.pt", lambda: saved(WHOLE_MODULE), "class `torch.nn.modules.container.Sequential`"),
-    "legacy module": (
-        "a.pt",
-        lambda: saved(WHOLE_MODULE, legacy=True),
-        "class `torch.nn.modules.container.Sequential`",
-    ),
+    "object": ("a.pt", lambda: saved(Namespace(epochs=3)), "class `argparse.Namespace`"),
+    "legacy object": ("a.pt", lambda: saved(Namespace(epochs=3), legacy=True), "class `argparse.Namespace`"),
     "plain pickle": ("a.pt", lambda: pickle.dumps({"a": 1}, protocol=4), "pickle that torch.save did not write"),
     "old plain pickle": ("a.pkl", lambda: pickle.dumps({"a": 1}, protocol=2), "damaged or not a checkpoint"),
     "another protocol": ("a.pt", lambda: saved({"w": 1}, pickle_protocol=4), "pickled with protocol 4"),
@@ -133,21 +126,31 @@ def test_what_is_no_checkpoint_is_named(name: str, build: Callable[[], bytes], m
     assert text.endswith(".")
 
 
-def test_foreign_classes_are_named_and_need_trust(tmp_path: Path) -> None:
+def test_foreign_classes_are_named_and_need_trust_to_be_written_back(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     torch.save({"state_dict": {"fc.weight": torch.ones(4, 4)}, "args": Custom()}, path)
     with pytest.raises(UntrustedFile, match=r"not only tensors: `[\w.]*test_foreign\.Custom`\. Pass `--trust`"):
-        open_checkpoint(path)
+        lrzip.compress(path, tmp_path / "b.pt", rank=1)
+    assert not (tmp_path / "b.pt").exists()
+    report = lrzip.compress(path, tmp_path / "b.safetensors", rank=1)
+    assert [name for name, _ in report.dropped] == ["args"]
 
 
-def test_trusted_files_may_hold_any_object(tmp_path: Path) -> None:
+@pytest.mark.parametrize("legacy", [False, True])
+def test_tensors_beside_any_object_are_read_without_it(legacy: bool, tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
-    torch.save({"state_dict": {"fc.weight": torch.ones(4, 4)}, "path": Path("x")}, path)
-    with pytest.raises(UntrustedFile, match="pathlib"):
-        open_checkpoint(path)
+    state = {"fc.weight": torch.rand(4, 6).T, "n": torch.tensor(3, dtype=torch.int16), "e": torch.empty(0, 2)}
+    others = {"args": Namespace(lr=0.1), "best": np.float64(0.5), "path": Path("x"), "seen": {1, 2}, "arr": np.zeros(2)}
+    path.write_bytes(saved({"state_dict": state, **others}, legacy=legacy))
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.key == "state_dict"
+        assert list(checkpoint.others) == list(others)
+        for name, tensor in state.items():
+            assert torch.equal(checkpoint.read(name), tensor)
+            assert b"".join(checkpoint.chunks(name)) == tensor.contiguous().numpy().tobytes()
+    assert len(lrzip.analyze(path).layers) == 1
     with open_checkpoint(path, trust=True) as checkpoint:
-        assert list(checkpoint.tensors()) == ["fc.weight"]
-        assert checkpoint.others == ["path"]
+        assert list(checkpoint.others) == list(others)
 
 
 def test_a_hostile_pickle_runs_nothing(tmp_path: Path) -> None:
@@ -156,10 +159,15 @@ def test_a_hostile_pickle_runs_nothing(tmp_path: Path) -> None:
             return Path.touch, (str(tmp_path / "ran"),)
 
     for legacy in (False, True):
-        path = tmp_path / f"evil{legacy}.pt"
-        path.write_bytes(saved({"fc.weight": torch.ones(2, 2), "x": Evil()}, legacy=legacy))
-        with pytest.raises(LrzipError):
-            open_checkpoint(path)
+        for content in ({"fc.weight": torch.ones(2, 2), "x": Evil()}, Evil(), [Evil()], {Evil(): torch.ones(2)}):
+            path = tmp_path / f"evil{legacy}.pt"
+            path.write_bytes(saved(content, legacy=legacy))
+            try:
+                lrzip.analyze(path)
+            except LrzipError as error:
+                assert "\n" not in str(error)
+            with pytest.raises(LrzipError):
+                lrzip.compress(path, tmp_path / "b.pt", rank=1)
     assert not (tmp_path / "ran").exists()
 
 

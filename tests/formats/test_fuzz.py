@@ -1,18 +1,61 @@
 """Mutated files are read or refused, and never end in anything else."""
 
+import io
 import json
+import warnings
+import zipfile
+from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import torch.jit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lrzip.errors import LrzipError, PlanMismatch
 from lrzip.formats import open_checkpoint
 from lrzip.plan import read_plan
-from tests.checkpoints import BUILDERS
+from tests.checkpoints import BUILDERS, state
+from tests.networks import Net, seeded
 
-KINDS = ("bare", "legacy", "nested", "safetensors")
+
+def module(folder: Path) -> Path:
+    torch.save(seeded(Net), folder / "module.pt")
+    return folder / "module.pt"
+
+
+def legacy_module(folder: Path) -> Path:
+    torch.save(seeded(Net), folder / "old.pt", _use_new_zipfile_serialization=False)
+    return folder / "old.pt"
+
+
+def beside(folder: Path) -> Path:
+    """Weights beside an object that is not loaded without trust."""
+    torch.save({"state_dict": state(), "args": Namespace(lr=0.1)}, folder / "beside.pt")
+    return folder / "beside.pt"
+
+
+def program(folder: Path) -> Path:
+    path = folder / "program.pt2"
+    torch.export.save(torch.export.export(seeded(Net), (torch.ones(1, 3, 16, 16),)), path)
+    return path
+
+
+def torchscript(folder: Path) -> Path:
+    path = folder / "script.pt"
+    jit: Any = torch.jit  # without types
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        jit.script(seeded(Net)).save(str(path))
+    return path
+
+
+KINDS = {
+    **{name: BUILDERS[name] for name in ("bare", "legacy", "nested", "safetensors")},
+    **{build.__name__: build for build in (module, legacy_module, beside, program, torchscript)},
+}
 MUTATIONS = st.lists(
     st.tuples(
         st.floats(0, 1, exclude_max=True), st.integers(0, 255), st.sampled_from(["set", "cut", "insert", "header"])
@@ -26,7 +69,7 @@ FUZZ = settings(max_examples=150, suppress_health_check=[HealthCheck.function_sc
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("originals")
-    return {kind: BUILDERS[kind](folder).read_bytes() for kind in KINDS}
+    return {kind: KINDS[kind](folder).read_bytes() for kind in KINDS}
 
 
 def mutate(data: bytes, mutations: list[tuple[float, int, str]]) -> bytes:
@@ -70,6 +113,23 @@ def test_mutated_files_are_read_or_refused(
 ) -> None:
     path = tmp_path / ("a.safetensors" if kind == "safetensors" else "a.pt")
     path.write_bytes(mutate(originals[kind], mutations))
+    use(path)
+
+
+INNER = {"module": "data.pkl", "beside": "data.pkl", "torchscript": "data.pkl", "program": "weights_config.json"}
+
+
+@pytest.mark.parametrize("kind", INNER)
+@FUZZ
+@given(mutations=MUTATIONS)
+def test_archives_with_mutated_members_are_read_or_refused(
+    kind: str, mutations: list[tuple[float, int, str]], originals: dict[str, bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.pt"
+    with zipfile.ZipFile(io.BytesIO(originals[kind])) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            new.writestr(name, mutate(data, mutations) if name.endswith(INNER[kind]) else data)
     use(path)
 
 

@@ -518,7 +518,7 @@ def test_damage_anywhere_is_one_line(tmp_path: Path) -> None:
 def test_weights_are_no_program_and_programs_are_no_weights(tmp_path: Path) -> None:
     path = save(shared(), tmp_path / "a.onnx")
     for suffix in ("safetensors", "pt", "model"):
-        with pytest.raises(UsageError, match=rf"is a program, so the name of `.*small\.{suffix}` must end in \.onnx"):
+        with pytest.raises(UsageError, match=r"is a program, so the name of .* must end in \.onnx"):
             lrzip.compress(path, tmp_path / f"small.{suffix}", rank=2)
     torch.save({"fc.weight": torch.rand(16, 16)}, tmp_path / "a.pt")
     with pytest.raises(UsageError, match="holds weights and no program"):

@@ -1,0 +1,348 @@
+"""Programs of torch.export: what their weights are, by the graph, and graphs with layers replaced.
+
+A replaced layer keeps its node as the last stage of the chain, with its name, its metadata and its place among the
+outputs; a new node before it is the first stage. All else of the graph stays as it is, dynamic shapes too.
+"""
+
+import copy
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
+from torch.fx import GraphModule, Node, map_arg
+from torch.utils import _pytree as pytree
+
+from lrzip.errors import LrzipError
+from lrzip.files.atomic import atomic_file
+from lrzip.inference import not_a_weight, wrapper_prefix
+from lrzip.layers import Keep, Layer, TensorSpec
+from lrzip.plan import Entry
+from lrzip.report import Difference
+
+_ATEN = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class _Operator:
+    """What layer an operator is, and where among its arguments the weight, the bias, the input and the groups stand."""
+
+    kind: str
+    weight: int = 1
+    bias: int | None = 2
+    x: int = 0
+    groups: int | None = None
+
+
+_OPERATORS: Mapping[Any, _Operator] = {
+    _ATEN.linear.default: _Operator("linear"),
+    _ATEN.embedding.default: _Operator("embedding", weight=0, bias=None, x=1),
+    _ATEN.addmm.default: _Operator("linear_transposed", weight=2, bias=0, x=1),
+    _ATEN.mm.default: _Operator("linear_transposed", bias=None),
+    _ATEN.matmul.default: _Operator("linear_transposed", bias=None),
+    _ATEN.conv1d.default: _Operator("conv1d", groups=6),
+    _ATEN.conv2d.default: _Operator("conv2d", groups=6),
+    _ATEN.conv3d.default: _Operator("conv3d", groups=6),
+    _ATEN.conv1d.padding: _Operator("conv1d", groups=6),
+    _ATEN.conv2d.padding: _Operator("conv2d", groups=6),
+    _ATEN.conv3d.padding: _Operator("conv3d", groups=6),
+    _ATEN.conv_transpose1d.default: _Operator("conv_transpose1d", groups=6),
+    _ATEN.conv_transpose2d.input: _Operator("conv_transpose2d", groups=6),
+    _ATEN.conv_transpose3d.input: _Operator("conv_transpose3d", groups=6),
+}
+_CONVS = {"conv1d": _ATEN.conv1d.default, "conv2d": _ATEN.conv2d.default, "conv3d": _ATEN.conv3d.default}
+
+
+def program_layers(
+    program: ExportedProgram, tensors: Mapping[str, TensorSpec], untouchable: Mapping[str, str]
+) -> Sequence[Layer | Keep]:
+    """Return what each tensor of a program is, as its graph says. Biases of layers belong to their layer.
+
+    Args:
+        program: The program.
+        tensors: Its parameters and buffers, by name.
+        untouchable: Reasons the format has found against touching a tensor, by tensor name.
+    """
+    prefix = wrapper_prefix(tensors, trainer=False)
+    graph = _Graph(program)
+    found = [_layer(spec, graph, tensors, prefix, untouchable) for spec in tensors.values()]
+    biases = {item.bias.name for item in found if isinstance(item, Layer) and item.bias}
+    return [item for item in found if isinstance(item, Layer) or item.tensor.name not in biases]
+
+
+def rewrite(program: ExportedProgram, layout: Sequence[Entry], computed: Mapping[str, Tensor]) -> ExportedProgram:
+    """Return a program with layers replaced by chains of two; the one given is used up.
+
+    Args:
+        program: A program in memory, such as torch.export.export or torch.export.load returns.
+        layout: Every tensor of the result, as `Plan.layout` returns it.
+        computed: The weights of the chains, by name.
+    """
+    graph = _Graph(program)
+    names: dict[str, list[str]] = {}
+    for entry in layout:
+        names.setdefault(entry.origin, []).append(entry.spec.name)
+    replaced = dict.fromkeys(entry.origin for entry in layout if not entry.copied)
+    fresh: dict[str, Tensor] = {}
+    for origin in replaced:
+        old = program.state_dict[origin]
+        pair = [nn.Parameter(computed[name].to(old.device).clone(), old.requires_grad) for name in names[origin]]
+        if len(pair) != 2:
+            raise LrzipError(f"`{origin}` has {len(pair)} stages; a program takes chains of two.")
+        fresh |= dict(zip(names[origin], pair, strict=True))
+        graph.replace(origin, dict(zip(names[origin], pair, strict=True)))
+    for origin, (name, *_) in names.items():
+        if origin not in replaced and origin != name:
+            graph.rename(origin, name)
+    state = {e.spec.name: program.state_dict[e.origin] if e.copied else fresh[e.spec.name] for e in layout}
+    return graph.program(state)
+
+
+def load_program(path: Path) -> ExportedProgram:
+    """Load a program.
+
+    This runs code from a file that wants it: what torch.export.load reads may be pickled, or a text that is evaluated.
+    """
+    with path.open("rb") as file, _quiet():
+        return torch.export.load(file)
+
+
+def save_program(program: ExportedProgram, path: Path, extra_files: Mapping[str, str] | None = None) -> None:
+    """Save a program, visible at the path only when it is complete."""
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        write_program(program, file, extra_files)
+
+
+def write_program(program: ExportedProgram, file: IO[bytes], extra_files: Mapping[str, str] | None = None) -> None:
+    """Write a program to an open file. By handle, since torch would put the name of a file into it."""
+    torch.export.save(program, file, extra_files=dict(extra_files or {}))
+
+
+@torch.no_grad()
+def differences(before: ExportedProgram, after: ExportedProgram) -> Sequence[Difference]:
+    """Run two programs on the inputs that the first was exported with, and compare their outputs.
+
+    Returns:
+        One for each tensor that they return; nothing where no inputs are stored.
+    """
+    inputs = before.example_inputs
+    if inputs is None:
+        return ()
+    names = before.graph_signature.user_outputs
+    outputs = zip(names, _outputs(before, inputs), _outputs(after, inputs), strict=True)
+    return [_difference(str(name), old, new) for name, old, new in outputs if isinstance(old, Tensor)]
+
+
+def _outputs(program: ExportedProgram, inputs: tuple[Any, Any]) -> Sequence[Any]:
+    """Run a program with a fixed seed, so that what it draws at random is the same each time."""
+    args, kwargs = copy.deepcopy(inputs)  # a program may change its inputs
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return pytree.tree_leaves(program.module()(*args, **kwargs))
+
+
+def _difference(name: str, before: Tensor, after: Tensor) -> Difference:
+    exact = torch.complex128 if before.is_complex() else torch.float64
+    change = (after.to(exact) - before.to(exact)).abs()
+    scale = float(torch.linalg.vector_norm(before.to(exact)))
+    size = float(torch.linalg.vector_norm(change))
+    return Difference(name, float(change.max()) if change.numel() else 0.0, size / scale if scale else size)
+
+
+def _layer(
+    spec: TensorSpec,
+    graph: "_Graph",
+    tensors: Mapping[str, TensorSpec],
+    prefix: str,
+    untouchable: Mapping[str, str],
+) -> Layer | Keep:
+    """Return what a tensor is. One that is not called `weight` makes a module of its own name."""
+    leaf = spec.name.rpartition(".")[2]
+    module = spec.name.removesuffix("weight").removesuffix(".") if leaf == "weight" else spec.name
+    name = module.removeprefix(prefix) or "(root)"
+    reason = untouchable.get(spec.name) or not_a_weight(spec) or graph.obstacle(spec.name)
+    if reason:
+        return Keep(name, spec, reason)
+    bias = graph.bias(spec.name)
+    stages = (f"{module}.0.", f"{module}.1.") if module else ("0.", "1.")
+    other = next((other for other in tensors if other.startswith(stages)), None)
+    if other:
+        return Keep(name, spec, f"its module also holds `{other}`")
+    operator, groups = graph.operator(spec.name)
+    if groups == spec.shape[0] > 1 and "transpose" not in operator.kind and spec.shape[1] == 1:
+        return Keep(name, spec, "depthwise: nothing to share between channels")
+    return Layer(name, module, operator.kind, spec, tensors[bias] if bias else None, groups)
+
+
+class _Graph:
+    """The graph of a program, with its parameters by name."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        self._program = program
+        self._module: GraphModule = program.graph_module
+        self._specs = list(program.graph_signature.input_specs)
+        nodes = {node.name: node for node in self._module.graph.nodes if node.op == "placeholder"}
+        self._placeholders = {
+            str(spec.target): nodes[spec.arg.name]
+            for spec in self._specs
+            if spec.kind is InputKind.PARAMETER and isinstance(spec.arg, TensorArgument)
+        }
+        self._changed = {spec.target for spec in program.graph_signature.output_specs if spec.target}
+
+    def obstacle(self, name: str) -> str | None:
+        """Return why a tensor cannot be replaced as the weight of a layer, or None."""
+        if name not in self._placeholders:
+            return "not a parameter of the program"
+        if name in self._changed:
+            return "changed by the program, or with a gradient among its outputs"
+        weight = self._placeholders[name]
+        if not weight.users:
+            return "not used by the program"
+        for user in weight.users:
+            if not _is_layer(user, weight):
+                return self._said(user)
+        if len({_signature(user) for user in weight.users}) > 1:
+            return "used by layers of different kinds"
+        return None
+
+    def operator(self, name: str) -> tuple[_Operator, int]:
+        """Return what layer a weight is of, and its groups."""
+        user = next(iter(self._placeholders[name].users))
+        return _OPERATORS[user.target], _groups(user)
+
+    def bias(self, name: str) -> str | None:
+        """Return the name of the bias that all layers with a weight, and nothing else, use."""
+        users = self._placeholders[name].users
+        biases = {_bias(user) for user in users}
+        found = [fqn for fqn, node in self._placeholders.items() if biases == {node} and set(node.users) <= set(users)]
+        return found[0] if len(found) == 1 and found[0] not in self._changed else None
+
+    def replace(self, name: str, pair: Mapping[str, nn.Parameter]) -> None:
+        """Put a chain of two in the place of the layers that use a weight."""
+        weight = self._placeholders.pop(name)
+        first, second = (self._parameter(weight, key, value) for key, value in pair.items())
+        for user in list(weight.users):
+            _replace(user, first, second)
+        self._specs = [spec for spec in self._specs if spec.arg.name != weight.name]
+        self._module.graph.erase_node(weight)
+
+    def rename(self, name: str, to: str) -> None:
+        """Give a tensor another name; its node keeps its own."""
+        for spec in self._specs:
+            if spec.target == name:
+                spec.target = to
+
+    def program(self, state: Mapping[str, Tensor]) -> ExportedProgram:
+        """Return the program of this graph, which is verified."""
+        self._module.graph.lint()
+        self._module.recompile()
+        old = self._program
+        return ExportedProgram(
+            root=self._module,
+            graph=self._module.graph,
+            graph_signature=ExportGraphSignature(self._specs, list(old.graph_signature.output_specs)),
+            state_dict=dict(state),
+            range_constraints=dict(old.range_constraints),
+            module_call_graph=old.module_call_graph,
+            example_inputs=old.example_inputs,
+            constants=dict(old.constants),
+            verifiers=old.verifiers,
+        )
+
+    def _parameter(self, before: Node, name: str, value: nn.Parameter) -> Node:
+        """Add a parameter before another, which it stands for."""
+        graph = self._module.graph
+        with graph.inserting_before(before):
+            node = graph.placeholder(f"p_{name.replace('.', '_')}")
+        node.target = node.name
+        fake = before.meta["val"].fake_mode.from_tensor(value, static_shapes=True)
+        node.meta = {**before.meta, "val": fake}
+        place = next(index for index, spec in enumerate(self._specs) if spec.arg.name == before.name)
+        self._specs.insert(place, InputSpec(InputKind.PARAMETER, TensorArgument(name=node.name), name, None))
+        return node
+
+    def _said(self, user: Node) -> str:
+        """Return what a weight is used for that is no layer."""
+        if user.op == "output":
+            return "an output of the program"
+        if isinstance(user.target, torch._ops.HigherOrderOperator):
+            return f"used within `{user.target}`, a part of the program with a graph of its own"
+        decomposed = any(verifier.dialect != "TRAINING" for verifier in self._program.verifiers)
+        advice = "; the program is decomposed, so re-export it without run_decompositions" if decomposed else ""
+        return f"used by `{user.target}`, not as the weight of a layer{advice}"
+
+
+def _is_layer(user: Node, weight: Node) -> bool:
+    """Tell whether a node is a layer with this weight, which it uses for nothing else."""
+    operator = _OPERATORS.get(user.target)
+    if operator is None or user.kwargs:
+        return False
+    places = [index for index, argument in enumerate(user.args) if argument is weight]
+    matrix = len(weight.meta["val"].shape) == 2
+    bias = _bias(user)
+    fits = bias is None or len(bias.meta["val"].shape) == 1  # a matrix may be added in a product, but is no bias
+    return places == [operator.weight] and fits and (matrix or operator.kind.startswith("conv"))
+
+
+def _signature(user: Node) -> tuple[str, int]:
+    return _OPERATORS[user.target].kind, _groups(user)
+
+
+def _groups(user: Node) -> int:
+    place = _OPERATORS[user.target].groups
+    groups = user.args[place] if place is not None and len(user.args) > place else 1
+    return groups if isinstance(groups, int) else 1
+
+
+def _bias(user: Node) -> Node | None:
+    place = _OPERATORS[user.target].bias
+    bias = user.args[place] if place is not None and len(user.args) > place else None
+    return bias if isinstance(bias, Node) else None
+
+
+def _replace(user: Node, first: Node, second: Node) -> None:
+    """Make a layer the second stage of a chain, after a new node that is the first."""
+    kind, groups = _signature(user)
+    x, bias, rest = user.args[_OPERATORS[user.target].x], _bias(user), user.args[2:]
+    if kind.startswith("linear"):
+        before = _before(user, _ATEN.linear.default, (x, first))
+        user.target, user.args = _ATEN.linear.default, (before, second, bias)
+    elif kind == "embedding":
+        before = _before(user, user.target, (first, *user.args[1:]))
+        user.target, user.args = _ATEN.linear.default, (before, second)
+    elif kind.startswith("conv_transpose"):
+        before = _before(user, _CONVS[kind.replace("_transpose", "")], (x, first))
+        user.args = (before, second, *rest)
+    else:
+        before = _before(user, user.target, (x, first, None, *rest[1:]))
+        ones = [1] * (len(second.meta["val"].shape) - 2)
+        user.target = _CONVS[kind]
+        user.args = (before, second, bias, ones, [0] * len(ones), ones, groups)
+
+
+def _before(user: Node, target: Any, args: tuple[Any, ...]) -> Node:
+    """Insert a node before another, with the shapes that its operator gives for symbolic ones."""
+    graph = user.graph
+    with graph.inserting_before(user):
+        node = graph.call_function(target, args)
+    node.meta = {key: value for key, value in user.meta.items() if key != "val"}
+    with user.meta["val"].fake_mode:
+        node.meta["val"] = target(*map_arg(args, lambda argument: argument.meta["val"]))
+    return node
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch.export from logging a traceback of what is then raised."""
+    logger = logging.getLogger("torch.export")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
