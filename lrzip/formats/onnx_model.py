@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from lrzip.errors import UnsupportedCheckpoint, UsageError
+from lrzip.errors import NotCompared, UnsupportedCheckpoint, UsageError
 from lrzip.formats.onnx_data import chunks_of, external_file, spec_of
 from lrzip.formats.onnx_graph import constants_of, find_layers, graphs_of, tensor_of
 from lrzip.formats.onnx_run import compare
@@ -37,6 +37,7 @@ class OnnxFile:
         constants = constants_of(model)
         self._stored = {name: tensor_of(value) for name, value in constants.items()}
         self._specs = {name: spec_of(name, tensor) for name, tensor in self._stored.items()}
+        self._outcomes: dict[Path, Sequence[Difference] | NotCompared] = {}
         self._layers = find_layers(constants, names_of(model))
 
     def tensors(self) -> Mapping[str, TensorSpec]:
@@ -76,8 +77,29 @@ class OnnxFile:
         return format_ == self.format
 
     def compare(self, output: Path) -> Sequence[Difference]:
-        """Run both models on the same random inputs of the declared shapes."""
-        return compare(self.path, output, nbytes=self.nbytes)
+        """Run both models on the same random inputs of the declared shapes, if that was not done before it appeared.
+
+        Raises:
+            NotCompared: They cannot be run.
+            LrzipError: This one runs and the output does not.
+        """
+        if output not in self._outcomes:
+            self.try_out(output, output)
+        outcome = self._outcomes[output]
+        if isinstance(outcome, NotCompared):
+            raise outcome
+        return outcome
+
+    def try_out(self, written: Path, output: Path) -> None:
+        """Run what was written and will appear as an output, and remember how it compares.
+
+        Raises:
+            LrzipError: This model runs and what was written does not.
+        """
+        try:
+            self._outcomes[output] = compare(self.path, written, nbytes=self.nbytes)
+        except NotCompared as error:
+            self._outcomes[output] = error
 
     def __enter__(self) -> Self:
         return self

@@ -41,43 +41,54 @@ def compare(dense: Path, small: Path, *, nbytes: int) -> Sequence[Difference]:
         NotCompared: onnxruntime is not installed, or the model does not run on random inputs.
         LrzipError: The model runs and what was made of it does not.
     """
-    try:
-        import onnxruntime  # noqa: TID251  (to check what was written)
-    except ImportError as error:
-        raise NotCompared("onnxruntime is not installed. Get it with `pip install 'lrzip-nn[onnx]'`.") from error
+    onnxruntime = _runtime()
     if 2 * nbytes > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
         raise NotCompared("running the model may take more memory than there is.")
-    feed, before = _first_run(onnxruntime, dense)
+    feed, before, reason = _dense_run(onnxruntime, dense)
     try:
-        after = _run(onnxruntime, _session(onnxruntime, small), feed)
+        session = _session(onnxruntime, small)
+        after = {} if reason else _run(onnxruntime, session, feed)
     except NotCompared:
         raise
     except Exception as error:
         raise LrzipError(
-            f"`{small}` does not run in onnxruntime, unlike the model it was made of: {_line(error)}. Do not use it."
+            f"`{small.name}` would not run in onnxruntime, unlike the model it is made of: {_line(error)}."
         ) from error
+    if reason:
+        raise NotCompared(reason)
     return [_difference(name, value, after[name]) for name, value in before.items()]
 
 
-def _first_run(onnxruntime: Any, path: Path) -> tuple[Arrays, Arrays]:
-    """Return the first inputs that a model runs on and has finite outputs for, and these outputs."""
+def _runtime() -> Any:
+    try:
+        import onnxruntime  # noqa: TID251  (to check what was written)
+    except ImportError as error:
+        raise NotCompared("onnxruntime is not installed. Get it with `pip install 'lrzip-nn[onnx]'`.") from error
+    return onnxruntime
+
+
+def _dense_run(onnxruntime: Any, path: Path) -> tuple[Arrays, Arrays, str | None]:
+    """Return the first inputs that a model runs on and has finite outputs for, these outputs, or why there are none."""
     try:
         session = _session(onnxruntime, path)
     except Exception as error:
         raise NotCompared(f"the model does not run in onnxruntime: {_line(error)}.") from error
     reasons: list[str] = []
-    for feed in _feeds(session.get_inputs()):
-        try:
-            outputs = _run(onnxruntime, session, feed)
-        except NotCompared:
-            raise
-        except Exception as error:
-            reasons.append(f"the model does not run on random inputs of its declared shapes: {_line(error)}.")
-            continue
-        if all(np.isfinite(value).all() for value in outputs.values()):
-            return feed, outputs
-        reasons.append("the model puts out NaN or Inf for random inputs.")
-    raise NotCompared(reasons[0] if reasons else "the model declares inputs that are too large to try.")
+    try:
+        for feed in _feeds(session.get_inputs()):
+            try:
+                outputs = _run(onnxruntime, session, feed)
+            except NotCompared:
+                raise
+            except Exception as error:
+                reasons.append(f"the model does not run on random inputs of its declared shapes: {_line(error)}.")
+                continue
+            if all(np.isfinite(value).all() for value in outputs.values()):
+                return feed, outputs, None
+            reasons.append("the model puts out NaN or Inf for random inputs.")
+    except NotCompared as error:
+        return {}, {}, str(error)
+    return {}, {}, reasons[0] if reasons else "the model declares inputs that are too large to try."
 
 
 def _feeds(inputs: Sequence[Any]) -> Iterator[Arrays]:

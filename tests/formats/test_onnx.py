@@ -657,3 +657,18 @@ def test_texts_are_not_exported(tmp_path: Path) -> None:
     with pytest.raises(LrzipError, match="`words`") as caught:
         lrzip.export(save(rich(), tmp_path / "a.onnx"), "safetensors")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("steady", [True, False])
+def test_what_does_not_run_does_not_appear(steady: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of the writer is simulated, in a model that runs on random inputs and in one that only loads."""
+    built = conv((24, 16, 3, 3), (9, 9), kernel_shape=[3, 3]) if steady else after_matmul(node("Reshape", "a five"))
+    path = save(built, tmp_path / "a.onnx")
+    if steady:
+        monkeypatch.setattr("lrzip.formats.onnx_writer._GEOMETRY", ())  # a 1×1 convolution that says it is 3×3
+    else:
+        monkeypatch.setattr("lrzip.formats.onnx_writer._complaint", lambda _: None)
+        monkeypatch.setattr("lrzip.formats.onnx_writer.ir.to_proto", lambda _: onnx.ModelProto(ir_version=9))
+    with pytest.raises(LrzipError, match=r"`small\.onnx` would not run in onnxruntime, unlike the model"):
+        lrzip.compress(path, tmp_path / "small.onnx", rank=4)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.onnx"]
