@@ -14,6 +14,8 @@ from lrzip.errors import LrzipError, UsageError
 from lrzip.factors import Chain, compose, find_chains
 from lrzip.files.atomic import check_output
 from lrzip.formats import FORMATS, Checkpoint, create, not_carried, open_checkpoint, output_format
+from lrzip.formats.module import ModuleFile
+from lrzip.formats.program import ProgramFile
 from lrzip.inference import match
 from lrzip.inputs import InputShape
 from lrzip.layers import TensorSpec
@@ -21,7 +23,7 @@ from lrzip.loading import load_into
 from lrzip.modules import Architecture
 from lrzip.plan import SCHEMA, Entry
 from lrzip.report import Difference
-from lrzip.tracing import save_onnx, save_pt2, trace
+from lrzip.tracing import Traced, save_onnx, save_pt2, trace, traced_already
 
 TARGETS = ("safetensors", "state-dict", "dense", "onnx", "pt2")
 PROGRAMS = ("onnx", "pt2")
@@ -145,13 +147,29 @@ def _export_program(
 ) -> Export:
     if destination.suffix.lower() not in ("", f".{to}"):
         raise UsageError(f"`--to {to}` writes .{to} files, got `{destination}`.")
-    if model is None or not input_shapes:
-        raise UsageError(f"`--to {to}` needs `--model PKG.MOD:NET` and `--input-shape`, such as `1,3,32,32`.")
-    inputs = [InputShape.parse(text) for text in input_shapes]
-    traced = trace(load_into(model, source, key=key, trust=trust).eval(), inputs)
+    traced = _traced(source, to, model, [InputShape.parse(text) for text in input_shapes], key=key, trust=trust)
     differences = save_onnx(traced, destination) if to == "onnx" else save_pt2(traced, destination)
     count = len(traced.program.state_dict)
     return Export(source, destination, to, count, (), (), lrzip.__version__, differences, traced.fixed)
+
+
+def _traced(
+    source: Path, to: str, model: nn.Module | None, inputs: Sequence[InputShape], *, key: str | None, trust: bool
+) -> Traced:
+    """Return the program of a checkpoint in its network, or of what a file holds that can be run, with trust."""
+    if model is None and trust:
+        with open_checkpoint(source, key=key, trust=True) as checkpoint:
+            if isinstance(checkpoint, ProgramFile):
+                return traced_already(checkpoint.program())
+            model = checkpoint.load().eval() if isinstance(checkpoint, ModuleFile) else None
+    elif model is not None:
+        model = load_into(model, source, key=key, trust=trust).eval()
+    if model is None or not inputs:
+        raise UsageError(
+            f"`--to {to}` needs `--model PKG.MOD:NET` and `--input-shape`, such as `1,3,32,32`; "
+            "a program or a whole module brings its own network, with `--trust`."
+        )
+    return trace(model, inputs)
 
 
 def _chains(checkpoint: Checkpoint, model: nn.Module | None) -> Sequence[Chain]:

@@ -1,6 +1,6 @@
 """What a network takes: shapes, and random inputs of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,11 +72,15 @@ def run(model: Any, inputs: Sequence[InputShape], *, batch: int = 1) -> list[Ten
         LrzipError: It does not take inputs of these shapes.
     """
     try:
-        with torch.no_grad():
-            outputs = model(*examples(inputs, batch))
+        return outputs_of(model, examples(inputs, batch))
     except Exception as error:
         shapes = " ".join(f"`--input-shape {','.join(map(str, shape.sizes))}:{shape.dtype}`" for shape in inputs)
         said = " ".join(str(error).split())[:160].rstrip(".")
         raise LrzipError(f"The network does not take {shapes}: {type(error).__name__}: {said}.") from error
-    leaves = torch.utils._pytree.tree_leaves(outputs)
+
+
+def outputs_of(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """Return the tensors that a network puts out, in the order in which they are nested."""
+    with torch.no_grad():
+        leaves = torch.utils._pytree.tree_leaves(model(*inputs))
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]

@@ -3,13 +3,12 @@
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from lrzip.errors import LrzipError
 from lrzip.files.atomic import atomic_file
-from lrzip.inputs import BATCH, InputShape, examples, run
+from lrzip.inputs import BATCH, InputShape, examples, outputs_of, run
 from lrzip.report import Difference
 
 # Sizes at which results are compared: the one that is traced (a dimension of size 1 would be taken for a constant), a
@@ -30,27 +29,21 @@ _PROTOBUF_LIMIT = 1 << 31
 
 @dataclass(frozen=True)
 class Traced:
-    """A program, and what it was made from.
+    """A program, and what it has to agree with.
 
     Attributes:
         program: What torch.export made.
-        model: The network.
-        inputs: Of the network.
+        network: What it was made from.
+        runs: Inputs on which both are run; the first is the one that was traced.
         dynamic: For each input, the names of its dynamic dimensions by their position.
-        batches: Sizes of the batch at which the program was seen to run, the first the one it was traced with.
+        fixed: Names of the dimensions that were to be dynamic, but of which the network makes constants.
     """
 
     program: ExportedProgram
-    model: nn.Module
-    inputs: Sequence[InputShape]
+    network: nn.Module
+    runs: Sequence[tuple[Tensor, ...]]
     dynamic: Sequence[Mapping[int, str]]
-    batches: Sequence[int]
-
-    @property
-    def fixed(self) -> list[str]:
-        """Names of the dimensions that were to be dynamic, but of which the network makes constants."""
-        wanted = {name for shape in self.inputs for name in shape.names if name}
-        return sorted(wanted - {name for names in self.dynamic for name in names.values()})
+    fixed: Sequence[str] = ()
 
 
 def trace(model: nn.Module, inputs: Sequence[InputShape]) -> Traced:
@@ -61,16 +54,43 @@ def trace(model: nn.Module, inputs: Sequence[InputShape]) -> Traced:
     """
     given = inputs[0].sizes[0]
     run(model, inputs, batch=given)
-    program = _export(model, inputs, [*_SIZES, given])
-    if program is not None:
-        dynamic = [_dynamic(program, number, shape) for number, shape in enumerate(inputs)]
-        return Traced(program, model, inputs, dynamic, _SIZES)
-    fixed = [replace(shape, names=tuple(None if n == BATCH else n for n in shape.names)) for shape in inputs]
-    program = _export(model, fixed, [given])
+    batches: tuple[int, ...] = _SIZES
+    program, shapes = _export(model, inputs, [*_SIZES, given]), list(inputs)
+    if program is None:
+        shapes = [replace(shape, names=tuple(None if n == BATCH else n for n in shape.names)) for shape in inputs]
+        program, batches = _export(model, shapes, [given]), (given,)
     if program is None:
         raise LrzipError("The program of the network does not even run on what it was traced with.")
-    dynamic = [_dynamic(program, number, shape) for number, shape in enumerate(fixed)]
-    return Traced(program, model, inputs, dynamic, [given])
+    dynamic = [
+        {axis: name for axis in axes if (name := shape.names[axis])}
+        for axes, shape in zip(_dynamic_axes(program), shapes, strict=True)
+    ]
+    wanted = {name for shape in inputs for name in shape.names if name}
+    fixed = sorted(wanted - {name for names in dynamic for name in names.values()})
+    return Traced(program, model, [examples(inputs, batch) for batch in batches], dynamic, fixed)
+
+
+def traced_already(program: ExportedProgram) -> Traced:
+    """Return a program that comes from a file, with the inputs that are stored in it, if there are any."""
+    arguments, options = program.example_inputs or ((), {})
+    stored = bool(arguments) and not options and all(isinstance(x, Tensor) for x in arguments)
+    symbols: dict[str, str] = {}
+    dynamic = []
+    for axes in _dynamic_axes(program):
+        for axis, symbol in axes.items():
+            symbols.setdefault(symbol, symbol if axis or BATCH in symbols.values() else BATCH)
+        dynamic.append({axis: symbols[symbol] for axis, symbol in axes.items()})
+    return Traced(program, program.module(), [tuple(arguments)] if stored else [], dynamic)
+
+
+def _dynamic_axes(program: ExportedProgram) -> list[dict[int, str]]:
+    """Return, for each input, the symbols of its dynamic dimensions by their position."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    values = [nodes[name].meta["val"] for name in program.graph_signature.user_inputs if isinstance(name, str)]
+    return [
+        {axis: str(size) for axis, size in enumerate(getattr(value, "shape", ())) if not isinstance(size, int)}
+        for value in values
+    ]
 
 
 def _export(model: nn.Module, inputs: Sequence[InputShape], batches: Sequence[int]) -> ExportedProgram | None:
@@ -101,7 +121,7 @@ def save_pt2(traced: Traced, destination: Path) -> Sequence[Difference]:
         with quiet():
             torch.export.save(traced.program, path)
             loaded = torch.export.load(path).module()
-        return _compare(traced, lambda batch: run(loaded, traced.inputs, batch=batch), "the program")
+        return _compare(traced, lambda inputs: outputs_of(loaded, inputs), "the program")
 
 
 def save_onnx(traced: Traced, destination: Path) -> Sequence[Difference] | None:
@@ -128,10 +148,10 @@ def save_onnx(traced: Traced, destination: Path) -> Sequence[Difference] | None:
             )
         if find_spec("onnxruntime") is None:
             return None
-        return _compare(traced, _onnx_runner(path, traced.inputs), "onnxruntime")
+        return _compare(traced, _onnx_runner(path), "onnxruntime")
 
 
-def _onnx_runner(path: Path, inputs: Sequence[InputShape]) -> Any:
+def _onnx_runner(path: Path) -> Callable[[tuple[Tensor, ...]], list[Tensor]]:
     import onnxruntime  # noqa: TID251  (to check what was written)
 
     options = onnxruntime.SessionOptions()
@@ -139,28 +159,29 @@ def _onnx_runner(path: Path, inputs: Sequence[InputShape]) -> Any:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
 
-    def outputs(batch: int) -> list[Tensor]:
-        feed = {name: tensor.numpy() for name, tensor in zip(names, examples(inputs, batch), strict=True)}
+    def outputs(inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        feed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
         return [torch.from_numpy(array) for array in session.run(None, feed)]
 
     return outputs
 
 
-def _compare(traced: Traced, outputs: Any, what: str) -> list[Difference]:
-    """Return the largest differences from the network, over all batch sizes that the program takes.
+def _compare(traced: Traced, outputs: Callable[[tuple[Tensor, ...]], Sequence[Tensor]], what: str) -> list[Difference]:
+    """Return the largest differences from the network, over all runs.
 
     Raises:
         LrzipError: They are more than rounding.
     """
     worst: dict[str, Difference] = {}
-    for batch in traced.batches:
-        pairs = zip(run(traced.model, traced.inputs, batch=batch), outputs(batch), strict=True)
-        for number, (expected, found) in enumerate(pairs):
+    for inputs in traced.runs:
+        for number, (expected, found) in enumerate(
+            zip(outputs_of(traced.network, inputs), outputs(inputs), strict=True)
+        ):
             difference = difference_of(f"output {number}", expected, found)
             if not difference.relative <= _AGREES:
                 raise LrzipError(
-                    f"Output {number} of {what} is {difference.relative:.1e} away from the network's at batch size "
-                    f"{batch}, which is more than rounding, so nothing was written."
+                    f"Output {number} of {what} is {difference.relative:.1e} away from the network's for inputs of "
+                    f"{', '.join(str(tuple(x.shape)) for x in inputs)}: more than rounding, so nothing was written."
                 )
             worst[difference.output] = max(difference, worst.get(difference.output, difference), key=_relative)
     return list(worst.values())
@@ -178,14 +199,6 @@ def difference_of(name: str, expected: Tensor, found: Tensor) -> Difference:
 
 def _relative(difference: Difference) -> float:
     return difference.relative
-
-
-def _dynamic(program: ExportedProgram, number: int, shape: InputShape) -> dict[int, str]:
-    """Return the names of the dimensions of an input that are still dynamic in the program."""
-    name = program.graph_signature.user_inputs[number]
-    node = next(node for node in program.graph.nodes if node.name == name)
-    sizes = node.meta["val"].shape
-    return {axis: name for axis, name in enumerate(shape.names) if name and not isinstance(sizes[axis], int)}
 
 
 @contextmanager

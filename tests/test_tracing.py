@@ -140,3 +140,22 @@ def test_dense_knows_all_kinds_of_chains_by_the_network(small: Path, tmp_path: P
     with torch.no_grad():
         expected = lrzip.load_into(seeded(Zoo), small)(*Zoo.inputs())
         torch.testing.assert_close(dense(*Zoo.inputs()), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_program_becomes_onnx_by_itself(small: Path, tmp_path: Path) -> None:
+    lrzip.export(small, "pt2", tmp_path / "zoo.pt2", model=seeded(Zoo), input_shapes=SHAPES)
+    with pytest.raises(UsageError, match="brings its own network, with `--trust`"):
+        lrzip.export(tmp_path / "zoo.pt2", "onnx", tmp_path / "zoo.onnx")
+    result = lrzip.export(tmp_path / "zoo.pt2", "onnx", tmp_path / "zoo.onnx", trust=True)
+    assert result.differences
+    inputs = Zoo.inputs(3)
+    expected = lrzip.load_into(seeded(Zoo), small)(*inputs).detach()
+    torch.testing.assert_close(outputs(tmp_path / "zoo.onnx", inputs), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_whole_module_becomes_a_program(tmp_path: Path) -> None:
+    torch.save(lrzip.factorize(seeded(Zoo), ratio=2), tmp_path / "module.pt")
+    lrzip.export(tmp_path / "module.pt", "pt2", tmp_path / "zoo.pt2", trust=True, input_shapes=SHAPES)
+    inputs = Zoo.inputs(3)
+    expected = lrzip.factorize(seeded(Zoo), ratio=2)(*inputs).detach()
+    torch.testing.assert_close(outputs(tmp_path / "zoo.pt2", inputs), expected, rtol=1e-4, atol=1e-5)
