@@ -82,6 +82,7 @@ class Analysis:
         parameters_at: What would be left of all parameters, by energy.
         costs_at: What a run of the network would cost, by energy; empty where it is not known how it is run.
         version: Of lrzip.
+        inferred: Whether what the layers are was inferred from their weights.
     """
 
     source: Path
@@ -95,6 +96,7 @@ class Analysis:
     parameters_at: Mapping[float, int]
     costs_at: Mapping[float, Costs]
     version: str
+    inferred: bool
 
     def to_dict(self, *, spectrum: bool = False) -> dict[str, Any]:
         """Return the document that `--json` prints, with all singular values if asked for."""
@@ -183,6 +185,7 @@ def analyze(
                 if found
             },
             version=lrzip.__version__,
+            inferred=model is None and not checkpoint.knows_layers,
         )
 
 

@@ -145,7 +145,7 @@ def _print(console: Console, document: dict[str, Any], layers: list["LayerAnalys
     print_kept(console, analysis.keep)
     console.print(
         f"\n{len(rows)} of {totals['tensors']} tensors can be factorized: {totals['factorizable_parameters']:,} of "
-        f"{totals['parameters']:,} parameters. Kinds are inferred from the weights."
+        f"{totals['parameters']:,} parameters.{' Kinds are inferred from the weights.' if analysis.inferred else ''}"
     )
     for energy, count in analysis.parameters_at.items():
         console.print(

@@ -88,6 +88,11 @@ class Checkpoint(Source, Protocol):
         ...
 
     @property
+    def knows_layers(self) -> bool:
+        """Whether it says what its layers are; else that is inferred from their weights."""
+        ...
+
+    @property
     def chain_kinds(self) -> Mapping[str, str] | None:
         """Kinds of the layers that are stored as chains, by module; None where names and shapes have to tell."""
         ...

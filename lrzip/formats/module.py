@@ -31,6 +31,7 @@ class ModuleFile(PickledFile):
     def __init__(self, path: Path, *, key: str | None, trust: bool) -> None:
         super().__init__(path, key=key)
         self.trust = trust
+        self.knows_layers = trust
         self._architecture = Architecture.of(self.load()) if trust else None
 
     def load(self) -> nn.Module:

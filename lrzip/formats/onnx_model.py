@@ -26,6 +26,7 @@ class OnnxFile:
     key = ""
     others: Sequence[str] = ("graph",)
     chain_kinds: Mapping[str, str] | None = None
+    knows_layers = True
 
     def __init__(self, path: Path) -> None:
         self.path = path

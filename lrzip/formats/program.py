@@ -77,6 +77,7 @@ class ProgramFile(RawFile):
         self.trust = trust
         self._program: ExportedProgram | None = None
         self._known = self._look() if trust else None
+        self.knows_layers = trust
 
     def _look(self) -> Sequence[Layer | Keep]:
         from lrzip.programs import program_layers

@@ -45,6 +45,7 @@ class RawFile:
 
     metadata: Mapping[str, str] = {"format": "pt"}
     chain_kinds: Mapping[str, str] | None = None
+    knows_layers = False
     key = ""
 
     def __init__(self, path: Path, format_: str, tensors: Mapping[str, RawTensor], others: Sequence[str]) -> None:

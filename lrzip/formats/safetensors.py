@@ -31,6 +31,7 @@ class SafetensorsFile:
     key = ""
     others: Sequence[str] = ()
     chain_kinds: Mapping[str, str] | None = None
+    knows_layers = False
 
     def __init__(self, path: Path) -> None:
         with safe_open(path, framework="pt"):

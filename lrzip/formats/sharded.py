@@ -31,6 +31,7 @@ class ShardedFolder:
     metadata: Mapping[str, str] = {}
     others: Sequence[str] = ()
     chain_kinds: Mapping[str, str] | None = None
+    knows_layers = False
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -36,6 +36,7 @@ class StateDictFile:
     format = "state_dict"
     metadata: Mapping[str, str] = {"format": "pt"}
     chain_kinds: Mapping[str, str] | None = None
+    knows_layers = False
 
     def __init__(self, path: Path, *, key: str | None, trust: bool) -> None:
         self.path = path
