@@ -158,8 +158,8 @@ def analyze(
     rules = {energy: Energy(energy) for energy in energies}
     check_device(device)
     decomposition = decomposition_of("svd", Solver())
-    found = profile_of(model, input_shapes, needed=latency)
     with open_checkpoint(Path(path), key=key, trust=trust) as checkpoint:
+        found = profile_of(checkpoint, model, input_shapes, needed=latency)
         items = select(checkpoint.layers(Architecture.of(model) if model else None), only=only, skip=skip)
 
         def look(candidate: Candidate, weight: Tensor) -> tuple[Spectrum, ...]:

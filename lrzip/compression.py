@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from time import perf_counter
@@ -16,8 +16,19 @@ from lrzip.costs import costs_of, keep_slow, profile_of
 from lrzip.errors import LrzipError, NotCompared, UsageError
 from lrzip.factors import Factors
 from lrzip.files.atomic import check_output
-from lrzip.formats import FORMATS, Checkpoint, Guarded, Source, not_carried, open_checkpoint, output_format, rewrite
+from lrzip.formats import (
+    FORMATS,
+    Checkpoint,
+    Guarded,
+    Runnable,
+    Source,
+    not_carried,
+    open_checkpoint,
+    output_format,
+    rewrite,
+)
 from lrzip.inference import is_parameter
+from lrzip.inputs import InputShape
 from lrzip.layers import FACTORIZABLE_DTYPES, Layer
 from lrzip.linalg.svd import METHODS, Solver
 from lrzip.modules import Architecture
@@ -123,7 +134,6 @@ def compress(
     destination = Path(output) if output is not None else default_output(source)
     check_device(device)
     architecture = Architecture.of(model) if model else None
-    found = profile_of(model, input_shapes, needed=latency or min_speedup is not None)
     if not dry_run:
         check_output(destination, source, force=force)
     with ExitStack() as resources:
@@ -132,6 +142,7 @@ def compress(
         check_program(checkpoint, format_, destination, force_factorize=force_factorize)
         if isinstance(checkpoint, Guarded) and not dry_run:
             checkpoint.refuse_replacing(format_)
+        found = profile_of(checkpoint, model, input_shapes, needed=latency or min_speedup is not None)
         scratch = None if dry_run else resources.enter_context(scratch_beside(destination))
         if request:
             decisions = make_plan(
@@ -162,6 +173,10 @@ def compress(
                     rewriter.put(decision.layer, factors)
                     results.append(LayerResult(decision, factors.error, factors.method, factors.excess, seconds))
         differences, not_compared = compare(checkpoint, destination) if results else ((), None)
+        costs = costs_of(found, decisions.factorize, latency=latency) if found else None
+        if costs and results and latency and isinstance(checkpoint, Runnable) and not model:
+            timed = checkpoint.time(destination, [InputShape.parse(text) for text in input_shapes])
+            costs = replace(costs, latency=timed)
         return Report(
             plan=decisions,
             results=results,
@@ -173,7 +188,7 @@ def compress(
             seconds=perf_counter() - start,
             version=lrzip.__version__,
             differences=differences,
-            costs=costs_of(found, decisions.factorize, latency=latency) if found else None,
+            costs=costs,
             usage=FORMATS[format_].usage if results else None,
             not_compared=not_compared,
         )

@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from math import prod
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -14,19 +12,16 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lrzip.attention import PROJECTIONS
-from lrzip.errors import UsageError
+from lrzip.errors import LrzipError, UsageError
 from lrzip.factors import Chain, StageSpec
+from lrzip.formats import Runnable, Source
 from lrzip.inputs import InputShape, examples, run
 from lrzip.layers import Keep, Layer
 from lrzip.modules import known
 from lrzip.plan import Factorize, Plan
 from lrzip.report import Costs, Latency, LayerCost
 from lrzip.surgery import leave_fast_paths, replacement
-
-# Rounds in which dense and factorized take turns, and the seconds after which a few are enough.
-_ROUNDS = 50
-_FEW = 7
-_PATIENCE = 0.5
+from lrzip.timing import in_turns
 
 
 @dataclass(frozen=True)
@@ -44,18 +39,14 @@ class Site:
 
 @dataclass(frozen=True)
 class Profile:
-    """One run of a network.
+    """One run of a network or program.
 
     Attributes:
-        model: The network.
-        inputs: What it ran on, at the batch size given.
-        sites: Of its layers, by module.
+        positions: How often each element of a layer's weight is multiplied, over all calls, by the layer's name.
         macs: Multiply-accumulates of the whole: of linear layers, convolutions, attention and recurrent layers.
     """
 
-    model: nn.Module
-    inputs: Sequence[InputShape]
-    sites: Mapping[str, Site]
+    positions: Mapping[str, int]
     macs: int
 
     def macs_of(self, layer: Layer) -> int:
@@ -66,24 +57,57 @@ class Profile:
         """Return the multiply-accumulates of a chain in the place of a layer."""
         # Strides are at the stage with the kernel, and all stages but an embedding see the same number of positions.
         weights = sum(prod(stage.shape) for stage in stages if stage.kind != "embedding")
-        site = self.sites.get(layer.name)
-        return site.positions * weights if site else 0
+        return self.positions.get(layer.name, 0) * weights
 
 
-def profile_of(model: nn.Module | None, input_shapes: Sequence[str], *, needed: bool) -> Profile | None:
-    """Return what a run of the network shows, if there are both.
+@dataclass(frozen=True)
+class NetworkProfile(Profile):
+    """One run of a live network, whose parts can be run again.
+
+    Attributes:
+        model: The network.
+        inputs: What it ran on, at the batch size given.
+        shapes: Of the (last) input of each layer, by module.
+    """
+
+    model: nn.Module
+    inputs: Sequence[InputShape]
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+def profile_of(
+    checkpoint: Source, model: nn.Module | None, input_shapes: Sequence[str], *, needed: bool
+) -> Profile | None:
+    """Return what a run of the network shows, or of the program that a file holds; None where neither is known.
+
+    Args:
+        checkpoint: The file.
+        model: The network.
+        input_shapes: One for each input. A program may know them itself.
+        needed: Whether costs were asked for.
 
     Raises:
-        UsageError: One of both is missing.
+        UsageError: They were, and it is not known how to run anything.
     """
     if model and input_shapes:
         return profile(model, input_shapes)
+    if isinstance(checkpoint, Runnable):
+        measured = checkpoint.measure([InputShape.parse(text) for text in input_shapes])
+        if measured:
+            return Profile(*measured)
+        if input_shapes or needed:
+            raise LrzipError(
+                f"What a run of `{checkpoint.path}` costs cannot be told: its shapes depend on values, or it is not "
+                "trusted (`--trust`), or it stores no inputs to run it on (`--input-shape`)."
+            )
     if input_shapes or needed:
-        raise UsageError("What a run costs can be told with both `--model PKG.MOD:NET` and `--input-shape`.")
+        raise UsageError(
+            "What a run costs can be told with both `--model PKG.MOD:NET` and `--input-shape`, or of a program."
+        )
     return None
 
 
-def profile(model: nn.Module, shapes: Sequence[str]) -> Profile:
+def profile(model: nn.Module, shapes: Sequence[str]) -> NetworkProfile:
     """Run a network once and see what its layers are applied to.
 
     Args:
@@ -118,21 +142,27 @@ def profile(model: nn.Module, shapes: Sequence[str]) -> Profile:
         run(model, inputs, batch=inputs[0].sizes[0])
     counted = {name for name, counts in counter.get_flop_counts().items() if counts}
     uncounted = sum(macs for name, macs in recurrent.items() if not any(c.endswith(f".{name}") for c in counted))
-    return Profile(model, inputs, sites, counter.get_total_flops() // 2 + uncounted)
+    positions = {name: site.positions for name, site in sites.items()}
+    macs = counter.get_total_flops() // 2 + uncounted
+    return NetworkProfile(positions, macs, model, inputs, {name: site.shape for name, site in sites.items()})
 
 
 def costs_of(found: Profile, decisions: Sequence[Factorize], *, latency: bool) -> Costs:
-    """Return what the layers of a plan and the whole network cost, before and after; times if they are asked for."""
+    """Return what the layers of a plan and the whole network cost, before and after; times if they are asked for.
+
+    Of a program, times are those of the whole, which `compress` measures when it is written.
+    """
+    network = found if isinstance(found, NetworkProfile) and latency else None
     layers = {
         decision.layer.name: LayerCost(
             found.macs_of(decision.layer),
             found.macs_with(decision.layer, decision.stages),
-            layer_latency(found, decision) if latency else None,
+            layer_latency(network, decision) if network else None,
         )
         for decision in decisions
     }
     saved = sum(cost.macs_before - cost.macs_after for cost in layers.values())
-    whole = whole_latency(found, decisions) if latency else None
+    whole = whole_latency(network, decisions) if network else None
     return Costs(found.macs, found.macs - saved, layers, whole)
 
 
@@ -140,8 +170,10 @@ def keep_slow(found: Profile, plan: Plan, speedup: float) -> Plan:
     """Return the plan without the layers whose chains do not run so many times faster.
 
     Raises:
-        UsageError: The speedup is not positive.
+        UsageError: The speedup is not positive, or there is no network whose layers could be timed.
     """
+    if not isinstance(found, NetworkProfile):
+        raise UsageError("`--min-speedup` times layers of a network. Give `--model PKG.MOD:NET` and `--input-shape`.")
     if not speedup > 0:
         raise UsageError(f"`min-speedup` must be above 0, got {speedup:g}.")
     fast: list[Factorize] = []
@@ -157,51 +189,34 @@ def keep_slow(found: Profile, plan: Plan, speedup: float) -> Plan:
     return replace(plan, factorize=tuple(fast), keep=(*plan.keep, *keep))
 
 
-def layer_latency(found: Profile, decision: Factorize) -> Latency | None:
+def layer_latency(found: NetworkProfile, decision: Factorize) -> Latency | None:
     """Return how long a layer and its chain take on an input of the shape it gets; None where it does not run."""
-    site = found.sites.get(decision.layer.name)
-    if site is None:
+    shape = found.shapes.get(decision.layer.name)
+    if shape is None:
         return None
     path, chain = _replacement(found.model, decision)
     layer = found.model.get_submodule(path)
     if isinstance(layer, nn.MultiheadAttention):
-        h = torch.randn(site.shape)
-        return _latency(lambda: layer(h, h, h, need_weights=False), lambda: chain(h, h, h, need_weights=False))
-    x = torch.zeros(site.shape, dtype=torch.int64) if isinstance(layer, nn.Embedding) else torch.randn(site.shape)
-    return _latency(lambda: layer(x), lambda: chain(x))
+        h = torch.randn(shape)
+        return in_turns(lambda: layer(h, h, h, need_weights=False), lambda: chain(h, h, h, need_weights=False))
+    x = torch.zeros(shape, dtype=torch.int64) if isinstance(layer, nn.Embedding) else torch.randn(shape)
+    return in_turns(lambda: layer(x), lambda: chain(x))
 
 
-def whole_latency(found: Profile, decisions: Sequence[Factorize]) -> Latency:
+def whole_latency(found: NetworkProfile, decisions: Sequence[Factorize]) -> Latency:
     """Return how long the network takes, and the same with the layers of a plan replaced by chains of any weights."""
     factorized = copy.deepcopy(found.model)
     for decision in decisions:
-        if decision.layer.name in found.sites:
+        if decision.layer.name in found.shapes:
             factorized.set_submodule(*_replacement(factorized, decision))
     leave_fast_paths(factorized)
     inputs = examples(found.inputs, found.inputs[0].sizes[0])
-    return _latency(lambda: found.model(*inputs), lambda: factorized(*inputs))
+    return in_turns(lambda: found.model(*inputs), lambda: factorized(*inputs))
 
 
 def _replacement(model: nn.Module, decision: Factorize) -> tuple[str, nn.Module]:
     layer = decision.layer
     return replacement(Chain(layer.name, decision.outputs, layer.bias, layer.kind), model)
-
-
-def _latency(dense: Callable[[], object], factorized: Callable[[], object]) -> Latency:
-    """Time two functions in turns, so that what else the machine does hits both, after one run of each to warm up."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    with torch.inference_mode():
-        dense()
-        factorized()
-        start = perf_counter()
-        for count in range(_ROUNDS):
-            for function, times in zip((dense, factorized), seconds, strict=True):
-                before = perf_counter()
-                function()
-                times.append(perf_counter() - before)
-            if count + 1 >= _FEW and perf_counter() - start > _PATIENCE:
-                break
-    return Latency(median(seconds[0]), median(seconds[1]))
 
 
 def _attention_site(module: nn.MultiheadAttention, arguments: Sequence[Any]) -> Site:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,15 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
-from torch.fx import GraphModule, Node, map_arg
+from torch.fx import GraphModule, Interpreter, Node, map_arg
 from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
 
 from lrzip.errors import LrzipError
 from lrzip.files.atomic import atomic_file
 from lrzip.inference import not_a_weight, wrapper_prefix
+from lrzip.inputs import InputShape, examples
 from lrzip.layers import Keep, Layer, TensorSpec
 from lrzip.plan import Entry
-from lrzip.report import Difference
+from lrzip.report import Difference, Latency
+from lrzip.timing import in_turns
 
 _ATEN = torch.ops.aten
 
@@ -137,6 +141,75 @@ def differences(before: ExportedProgram, after: ExportedProgram) -> Sequence[Dif
     names = before.graph_signature.user_outputs
     outputs = zip(names, _outputs(before, inputs), _outputs(after, inputs), strict=True)
     return [_difference(str(name), old, new) for name, old, new in outputs if isinstance(old, Tensor)]
+
+
+def measure(
+    program: ExportedProgram, layers: Sequence[Layer], inputs: Sequence[InputShape]
+) -> tuple[Mapping[str, int], int] | None:
+    """Return how often each element of each layer's weight is multiplied in a run, by layer, and all products.
+
+    Args:
+        program: What to run.
+        layers: Of it.
+        inputs: Shapes of its inputs; none for those that are stored in it.
+
+    Returns:
+        None where there are no inputs to run it on.
+    """
+    arguments = _arguments(program, inputs)
+    if arguments is None:
+        return None
+    module = program.module()
+    counter = _Positions(module, {layer.weight.name: layer for layer in layers})
+    with _quiet(), torch.no_grad(), FlopCounterMode(display=False) as flops:
+        counter.run(*arguments)
+    return counter.found, flops.get_total_flops() // 2
+
+
+def time(before: ExportedProgram, after: ExportedProgram, inputs: Sequence[InputShape]) -> Latency | None:
+    """Return how long two programs run on the same inputs, as `measure` takes them; None where there are none."""
+    arguments = _arguments(before, inputs)
+    if arguments is None:
+        return None
+    with _quiet():
+        return in_turns(*(partial(program.module(), *arguments) for program in (before, after)))
+
+
+def _arguments(program: ExportedProgram, inputs: Sequence[InputShape]) -> tuple[Any, ...] | None:
+    if inputs:
+        return examples(inputs, inputs[0].sizes[0])
+    stored, options = program.example_inputs or ((), {})
+    return tuple(stored) if stored and not options else None
+
+
+class _Positions(Interpreter):
+    """Runs a program and counts how often each element of each layer's weight is multiplied."""
+
+    def __init__(self, module: GraphModule, layers: Mapping[str, Layer]) -> None:
+        super().__init__(module)
+        self._layers = layers
+        self.found: dict[str, int] = {}
+
+    def run_node(self, n: Node) -> Any:
+        """Run one node."""
+        result = super().run_node(n)
+        for weight in n.all_input_nodes if n.op == "call_function" else ():
+            layer = self._layers.get(str(weight.target)) if weight.op == "get_attr" else None
+            if layer:
+                others = [self.env[x] for x in n.all_input_nodes if x is not weight]
+                given = next((x for x in others if isinstance(x, Tensor) and x.dim() > 1), others[0])
+                times = _times(layer, given, result)
+                self.found[layer.name] = self.found.get(layer.name, 0) + times
+        return result
+
+
+def _times(layer: Layer, given: Tensor, result: Tensor) -> int:
+    """Return how often each element of a layer's weight is multiplied in one call."""
+    if layer.kind == "embedding":
+        return given.numel()
+    if layer.kind.startswith("conv_transpose"):
+        return given.numel() // layer.weight.shape[0]
+    return result.numel() // layer.weight.shape[1 if layer.kind == "linear_transposed" else 0]
 
 
 def _outputs(program: ExportedProgram, inputs: tuple[Any, Any]) -> Sequence[Any]:

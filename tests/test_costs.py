@@ -1,17 +1,23 @@
 """Multiply-accumulates are those that are executed; times are there, whatever they are."""
 
 import json
+import warnings
+from math import prod
 from pathlib import Path
 
 import jsonschema
+import numpy as np
+import onnx  # noqa: TID251  (to build models)
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper  # noqa: TID251
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import lrzip
 from lrzip.costs import profile
 from lrzip.errors import LrzipError, UsageError
+from lrzip.formats.onnx_costs import positions_and_macs
 from lrzip.layers import Layer
 from lrzip.live import LiveSource
 from lrzip.modules import Architecture
@@ -124,3 +130,75 @@ def test_bad_options(options: dict[str, object], error: type[LrzipError], messag
     with pytest.raises(error, match=message):
         lrzip.compress(tmp_path / "a.pt", ratio=2, **options)  # type: ignore[arg-type]
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("program") / "zoo.pt2"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the LSTM's flat weights
+        torch.export.save(torch.export.export(seeded(Zoo), Zoo.inputs()), path)
+    return path
+
+
+def test_a_program_tells_what_its_network_does(program: Path, tmp_path: Path) -> None:
+    expected = profile(seeded(Zoo), SHAPES)
+    found = lrzip.compress(program, tmp_path / "small.pt2", ratio=2, trust=True, latency=True)
+    assert found.costs
+    lstm = 2 * 5 * (64 * 16 + 64 * 16)
+    assert found.costs.macs_before == expected.macs - lstm
+    for name in ("stem", "grouped", "up", "mix", "head"):
+        assert found.costs.layers[name].macs_before == expected.positions[name] * prod(shape_of(name))
+    assert found.costs.latency
+    assert found.costs.latency.speedup > 0
+    assert not lrzip.analyze(program).costs_at, "nothing of it runs"
+    with pytest.raises(LrzipError, match="is not trusted"):
+        lrzip.analyze(program, latency=True)
+
+
+def shape_of(name: str) -> torch.Size:
+    return seeded(Zoo).get_parameter(f"{name}.weight").shape
+
+
+def test_an_onnx_model_tells_what_its_network_does(tmp_path: Path) -> None:
+    torch.save(seeded(Net).state_dict(), tmp_path / "net.pt")
+    lrzip.export(tmp_path / "net.pt", "onnx", model=seeded(Net), input_shapes=["1,3,16,16"])
+    expected = profile(seeded(Net), ["1,3,16,16"])
+    report = lrzip.compress(tmp_path / "net.onnx", tmp_path / "small.onnx", ratio=2, latency=True)
+    assert report.costs
+    assert report.costs.latency
+    assert report.costs.macs_before == expected.macs
+    four = lrzip.analyze(tmp_path / "net.onnx", input_shapes=["4,3,16,16"])
+    assert four.costs_at[0.9].macs_before == 4 * expected.macs
+    for shape, message in (("1,4,16,16", "declares its input"), ("1,3,16", "declares its input")):
+        with pytest.raises(LrzipError, match=message):
+            lrzip.analyze(tmp_path / "net.onnx", input_shapes=[shape])
+    with pytest.raises(LrzipError, match="takes 1 inputs"):
+        lrzip.analyze(tmp_path / "net.onnx", input_shapes=["1,3,16,16", "1,3"])
+    with pytest.raises(UsageError, match="`--min-speedup` times layers of a network"):
+        lrzip.compress(tmp_path / "net.onnx", ratio=2, min_speedup=1.0, dry_run=True)
+
+
+def test_matrix_products_of_onnx_are_counted(tmp_path: Path) -> None:
+    weight, left = np.ones((6, 5), np.float32), np.ones((3, 4), np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("MatMul", ["l", "a"], ["b"]),
+        helper.make_node("MatMul", ["b", "c"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4, 6]),
+            helper.make_tensor_value_info("c", TensorProto.FLOAT, ["n", 5, 2]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3, 2])],
+        [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(left, "l")],
+    )
+    onnx.save(helper.make_model(graph), tmp_path / "m.onnx")
+    found = positions_and_macs(tmp_path / "m.onnx", [(2, 4, 6), (2, 5, 2)])
+    assert found
+    positions, macs = found
+    assert (positions["w"], positions["l"]) == (2 * 4, 2 * 5)
+    assert macs == 2 * (4 * 6 * 5 + 3 * 4 * 5 + 3 * 5 * 2)

@@ -35,6 +35,7 @@ LADDER = [
     ],
     ["spectrum", "factors", "plan", "report", "progress"],
     [
+        "timing",
         "files.archive",
         "files.inert",
         "files.raw",
@@ -42,9 +43,9 @@ LADDER = [
         "files.stream",
         "inference",
         "surgery",
-        "programs",
         "models",
         "inputs",
+        "programs",
         "selection",
         "parallel",
         "scratch",

@@ -13,11 +13,12 @@ from torch import Tensor
 from lrzip.errors import LrzipError, UnsupportedCheckpoint
 from lrzip.factors import Factors
 from lrzip.formats.nesting import optimizer_entries
+from lrzip.inputs import InputShape
 from lrzip.layers import Keep, Layer, TensorSpec
 from lrzip.modules import Architecture
 from lrzip.plan import Entry, Plan
 from lrzip.registry import Registry
-from lrzip.report import Difference
+from lrzip.report import Difference, Latency
 
 FORMATS = Registry(
     "format",
@@ -129,6 +130,26 @@ class Guarded(Protocol):
 
     def carries(self, format_: str) -> bool:
         """Tell whether an output in this format keeps what the file holds beside the tensors."""
+        ...
+
+
+@runtime_checkable
+class Runnable(Protocol):
+    """A checkpoint that holds a program, which can be run."""
+
+    def measure(self, inputs: Sequence[InputShape]) -> tuple[Mapping[str, int], int] | None:
+        """Return how often each element of each layer's weight is multiplied in a run, by layer, and all products.
+
+        Args:
+            inputs: Shapes of the inputs; none for those that are declared or stored, dynamic dimensions of size 1.
+
+        Returns:
+            None where that cannot be told.
+        """
+        ...
+
+    def time(self, output: Path, inputs: Sequence[InputShape]) -> Latency | None:
+        """Return how long this and what was made of it run, or None where they cannot be run."""
         ...
 
 

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from lrzip.errors import NotCompared, UnsupportedCheckpoint, UsageError
+from lrzip.formats.onnx_costs import positions_and_macs
 from lrzip.formats.onnx_data import chunks_of, external_file, spec_of
 from lrzip.formats.onnx_graph import constants_of, find_layers, graphs_of, tensor_of
-from lrzip.formats.onnx_run import compare
+from lrzip.formats.onnx_run import compare, time
+from lrzip.inputs import InputShape
 from lrzip.layers import Keep, Layer, TensorSpec
 from lrzip.modules import Architecture
-from lrzip.report import Difference
+from lrzip.report import Difference, Latency
 
 
 class OnnxFile:
@@ -90,6 +92,18 @@ class OnnxFile:
         if isinstance(outcome, NotCompared):
             raise outcome
         return outcome
+
+    def measure(self, inputs: Sequence[InputShape]) -> tuple[Mapping[str, int], int] | None:
+        """Return the positions and products of a run, by the shapes that onnx infers."""
+        found = positions_and_macs(self.path, [shape.sizes for shape in inputs])
+        if found is None:
+            return None
+        names = {item.weight.name: item.name for item in self._layers if isinstance(item, Layer)}
+        return {names[weight]: times for weight, times in found[0].items() if weight in names}, found[1]
+
+    def time(self, output: Path, inputs: Sequence[InputShape]) -> Latency | None:
+        """Run both models in onnxruntime, in turns."""
+        return time(self.path, output, [shape.sizes for shape in inputs])
 
     def try_out(self, written: Path, output: Path) -> None:
         """Run what was written and will appear as an output, and remember how it compares.

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from math import prod
 from pathlib import Path
 from threading import Timer
@@ -12,7 +13,8 @@ import numpy as np
 import torch
 
 from lrzip.errors import LrzipError, NotCompared
-from lrzip.report import Difference
+from lrzip.report import Difference, Latency
+from lrzip.timing import in_turns
 
 Arrays: TypeAlias = Mapping[str, np.ndarray[Any, Any]]
 
@@ -57,6 +59,26 @@ def compare(dense: Path, small: Path, *, nbytes: int) -> Sequence[Difference]:
     if reason:
         raise NotCompared(reason)
     return [_difference(name, value, after[name]) for name, value in before.items()]
+
+
+def time(dense: Path, small: Path, sizes: Sequence[Sequence[int]]) -> Latency | None:
+    """Return how long both models run on the same random inputs; None where they do not.
+
+    Args:
+        dense: The model.
+        small: What was made of it.
+        sizes: Of the inputs; none for the declared ones, with symbolic dimensions of size 1.
+    """
+    try:
+        onnxruntime = _runtime()
+        sessions = [_session(onnxruntime, path) for path in (dense, small)]
+        inputs = sessions[0].get_inputs()
+        shapes = sizes or [[size if isinstance(size, int) else 1 for size in item.shape] for item in inputs]
+        generator = np.random.default_rng(_SEED)
+        feed = {i.name: _random(generator, i.type, tuple(s)) for i, s in zip(inputs, shapes, strict=True)}
+        return in_turns(*(partial(session.run, None, feed) for session in sessions))
+    except Exception:  # onnxruntime raises anything where a model does not take what it is given
+        return None
 
 
 def _runtime() -> Any:

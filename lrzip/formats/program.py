@@ -23,10 +23,11 @@ from lrzip.files.atomic import atomic_file
 from lrzip.files.raw import Block, RawTensor, members_of
 from lrzip.formats import Checkpoint, Writer
 from lrzip.formats.raw import RawFile, refuse_other_dtypes
+from lrzip.inputs import InputShape
 from lrzip.layers import Keep, Layer
 from lrzip.modules import Architecture
 from lrzip.plan import Entry
-from lrzip.report import Difference
+from lrzip.report import Difference, Latency
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -125,6 +126,20 @@ class ProgramFile(RawFile):
         from lrzip.programs import differences, load_program
 
         return differences(self.program(), load_program(output)) if FORMAT.matches(output) else ()
+
+    def measure(self, inputs: Sequence[InputShape]) -> tuple[Mapping[str, int], int] | None:
+        """Run the program, if it is trusted, on inputs of these shapes or on those that are stored in it."""
+        if not self.trust:
+            return None
+        from lrzip.programs import measure
+
+        return measure(self.program(), [item for item in self.layers() if isinstance(item, Layer)], inputs)
+
+    def time(self, output: Path, inputs: Sequence[InputShape]) -> Latency | None:
+        """Run both programs in turns."""
+        from lrzip.programs import load_program, time
+
+        return time(self.program(), load_program(output), inputs) if self.trust and FORMAT.matches(output) else None
 
     def refuse_replacing(self, format_: str) -> None:
         """Refuse to write a program without trust."""
