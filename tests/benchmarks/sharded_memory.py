@@ -215,7 +215,7 @@ def write_checkpoint(folder: Path, layers: int) -> None:
         "weight_map": {tensor: name for name, shapes in zip(names, shards, strict=True) for tensor in shapes},
     }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    config = {"model_type": "llama", "hidden_size": WIDTH, "intermediate_size": MLP, "num_hidden_layers": layers}
+    config = {"hidden_size": WIDTH, "intermediate_size": MLP, "num_hidden_layers": layers}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
