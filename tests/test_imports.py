@@ -35,9 +35,11 @@ LADDER = [
     ],
     ["spectrum", "factors", "plan", "report", "progress"],
     ["files.atomic", "files.stream", "inference", "models", "inputs", "selection", "parallel", "scratch"],
+    ["data"],
+    ["training"],
     ["formats", "decompositions", "ranks"],
     ["planning", "surgery", "tracing", "costs", "hf"],
-    ["analysis", "compression", "exporting", "live"],
+    ["analysis", "compression", "exporting", "finetuning", "live"],
     ["drawing", "page"],
     ["cli"],
 ]
