@@ -55,7 +55,8 @@ def _loaded(path: Path) -> Mapping[str, Tensor]:
         return load_file(path)
     if suffix == ".npz":
         wanted = {"x", "y", *(f"{part}_{leaf}" for part in _NAMED for leaf in "xy")}
-        with np.load(path, allow_pickle=False) as file:
+        # By handle, since NumPy leaves files that it opened itself open where they are damaged.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             # Other arrays, such as names of features, may be of types that torch does not have.
             return {name: torch.from_numpy(file[name]) if name in wanted else torch.empty(0) for name in file.files}
     content = torch.load(path, map_location="cpu", weights_only=True)

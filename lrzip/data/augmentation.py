@@ -78,7 +78,7 @@ def channels_first(x: Tensor) -> Tensor:
     """Return images (n, height, width) or (n, height, width, channels) as (n, channels, height, width)."""
     if x.ndim == 3:
         return x[:, None]
-    if x.ndim == 4 and x.shape[-1] in _CHANNELS and x.shape[1] not in _CHANNELS:
+    if x.ndim == 4 and x.shape[1] not in _CHANNELS and x.shape[-1] in _CHANNELS:
         return x.permute(0, 3, 1, 2)
     return x
 

@@ -28,7 +28,7 @@ class ImageFiles:
         return len(self._paths)
 
     def __getitem__(self, numbers: Tensor) -> Tensor:
-        """Return some images, uint8 (n, height, width, channels), or (n, height, width) if the first is grey."""
+        """Return some images, uint8 (n, channels, height, width), in the mode of the first of all: grey or RGB."""
         images = [_decoded(self._paths[number], self._size, self._mode) for number in numbers.tolist()]
         for number, image in zip(numbers.tolist(), images, strict=True):
             if image.size != self._shape:
@@ -38,8 +38,7 @@ class ImageFiles:
                 )
         width, height = self._shape
         flat = [torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8) for image in images]
-        x = torch.stack(flat).reshape(len(images), height, width, -1)
-        return x[..., 0] if x.shape[-1] == 1 else x
+        return torch.stack(flat).reshape(len(images), height, width, -1).permute(0, 3, 1, 2)
 
 
 def read_images(folder: Path, size: int | None) -> dict[str, Arrays]:

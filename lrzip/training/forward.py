@@ -32,13 +32,15 @@ def apply(model: nn.Module, inputs: Any) -> Tensor:
     raise LrzipError(f"The network returns {type(result).__name__} without a tensor, so nothing to train by.")
 
 
-def probe(model: nn.Module, samples: Samples) -> Tensor:
-    """Return the output for the first examples, on the CPU.
+def probe(model: nn.Module, samples: Samples, *, memory_format: torch.memory_format | None = None) -> Tensor:
+    """Return the output for the first examples, on the CPU, with inputs in some order of memory.
 
     Raises:
         LrzipError: The network does not take such inputs.
     """
     inputs, _ = samples.fetch(range(min(_EXAMPLES, len(samples))))
+    if memory_format is not None:
+        inputs = inputs.contiguous(memory_format=memory_format)
     mode = model.training
     try:
         with torch.no_grad():
@@ -53,6 +55,26 @@ def probe(model: nn.Module, samples: Samples) -> Tensor:
         ) from error
     finally:
         model.train(mode)
+
+
+def images_last(model: nn.Module, samples: Samples) -> bool:
+    """Put the weights of a network into torch's channels_last order, where it convolves images and runs in that order.
+
+    A training step of ResNet-20 took two thirds of the time on two cores. A network that views its activations as they
+    lie in memory does not run so, and is left as it was.
+    """
+    inputs, _ = samples.fetch(range(min(_EXAMPLES, len(samples))))
+    if not isinstance(inputs, Tensor) or inputs.ndim != 4:
+        return False
+    if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        return False
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        probe(model, samples, memory_format=torch.channels_last)
+    except LrzipError:
+        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        return False
+    return True
 
 
 def described(inputs: Any) -> str:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from lrzip.data import Data
 from lrzip.data.samples import Batch, Samples, seed_of
 from lrzip.errors import LrzipError, UsageError
-from lrzip.training.forward import described
+from lrzip.training.forward import described, images_last
 from lrzip.training.interruption import Interruption, interruption
 from lrzip.training.losses import Objective
 from lrzip.training.metrics import Scorer
@@ -211,6 +211,7 @@ class _Run:
         self.steps = settings.steps or settings.epochs * self.per_epoch
         if self.part[1] > 1 and not settings.freeze_batchnorm:
             self.model = synchronize_batchnorm(self.model, accelerator.device)
+        self.images_last = images_last(self.model, self.data.train)
         optimizer = make_optimizer(self.model.parameters(), settings)
         self.network, self.optimizer = accelerator.prepare(self.model, optimizer)
         if self.objective.teacher is not None:
@@ -276,6 +277,8 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         inputs, target = _moved(batch, accelerator.device)
+        if self.images_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
         try:
             with accelerator.autocast():
                 loss = self.objective(self.network, inputs, target)
@@ -337,7 +340,8 @@ class _Run:
         return [self.scorer.gain(epoch.scores) for epoch in self.history if epoch.scores]
 
     def _state(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+        state = self.model.state_dict()
+        return {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in state.items()}
 
     def _interrupted(self) -> bool:
         if self.part[1] == 1:

@@ -116,8 +116,6 @@ class Scorer:
     def _update(self, output: Tensor, target: Tensor) -> None:
         if self._task.kind == CLASSIFICATION:
             output = class_first(output, target)
-        else:
-            target = target.reshape(output.shape)
         for name, metric in self.metrics.items():
             flat = name in METRICS and self._task.kind == REGRESSION
             metric.update(*((output.flatten(), target.flatten()) if flat else (output, target)))
