@@ -25,10 +25,7 @@ def build(spec: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
         UsageError: `spec` has no colon.
         LrzipError: It cannot be imported or called, or what it returns is no module.
     """
-    module_name, colon, path = spec.partition(":")
-    if not (module_name and colon and path):
-        raise UsageError(f"`--model` takes `pkg.mod:Net`, a module and a class or function in it, got `{spec}`.")
-    factory = _lookup(spec, _import(spec, module_name), path)
+    factory = locate(spec, "--model")
     if isinstance(factory, nn.Module):
         return factory.eval()
     if not callable(factory):
@@ -42,6 +39,23 @@ def build(spec: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise LrzipError(f"`{spec}` returned {type(made).__name__}, not an nn.Module.")
     return made.eval()
+
+
+def locate(spec: str, option: str) -> Any:
+    """Return what `pkg.mod:name` names; importing it runs its code.
+
+    Args:
+        spec: The working directory is importable. Dots after the colon lead into objects.
+        option: That it was given for, for messages.
+
+    Raises:
+        UsageError: `spec` has no colon.
+        LrzipError: There is no such module or name.
+    """
+    module_name, colon, path = spec.partition(":")
+    if not (module_name and colon and path):
+        raise UsageError(f"`{option}` takes `pkg.mod:Net`, a module and a class or function in it, got `{spec}`.")
+    return _lookup(spec, _import(spec, module_name), path)
 
 
 def parse_arguments(texts: Iterable[str]) -> dict[str, Any]:

@@ -50,9 +50,11 @@ LADDER = [
         "parallel",
         "scratch",
     ],
+    ["data"],
+    ["training"],
     ["formats", "decompositions", "ranks"],
     ["planning", "loading", "tracing", "costs", "hf"],
-    ["analysis", "compression", "exporting", "live"],
+    ["analysis", "compression", "exporting", "finetuning", "live"],
     ["drawing", "page"],
     ["cli"],
 ]

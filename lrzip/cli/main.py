@@ -13,6 +13,7 @@ from lrzip.cli.analyze import analyze
 from lrzip.cli.compress import compress
 from lrzip.cli.console import close_stdout, printable, replace_unprintable
 from lrzip.cli.export import export
+from lrzip.cli.finetune import finetune
 from lrzip.errors import LrzipError, UsageError
 
 app = typer.Typer(
@@ -26,6 +27,9 @@ app = typer.Typer(
 )
 app.command(epilog="Example: lrzip analyze model.pt --energy 0.9 --sort parameters")(analyze)
 app.command(epilog="Example: lrzip compress model.pt --energy 0.95 --skip conv1 -o small.pt")(compress)
+app.command(
+    epilog="Example: lrzip finetune small.pt --model nets:Net --data images.npz --epochs 3 -o tuned.pt",
+)(finetune)
 app.command(epilog="Example: lrzip export model.lrzip.pt --to dense -o dense.pt")(export)
 
 

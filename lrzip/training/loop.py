@@ -1,0 +1,381 @@
+"""The training loop."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Generator, Tensor, nn, randperm
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader, Dataset
+
+from lrzip.data import Data
+from lrzip.data.samples import Batch, Samples, seed_of
+from lrzip.errors import LrzipError, UsageError
+from lrzip.training.forward import described, images_last
+from lrzip.training.interruption import Interruption, interruption
+from lrzip.training.losses import Objective
+from lrzip.training.metrics import Scorer
+from lrzip.training.processes import make_accelerator, reproducible, synchronize_batchnorm
+from lrzip.training.resuming import load_state, save_state
+from lrzip.training.schedules import factor, idle
+from lrzip.training.settings import Settings, make_optimizer
+
+_SAVE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What is known at the end of an epoch; epoch 0 is before training.
+
+    Attributes:
+        number: From 0.
+        step: Steps so far.
+        rate: Learning rate of the last step.
+        loss: Mean over the epoch's steps; None before training.
+        scores: Metrics of the validation set; empty without one.
+        seconds: Since the beginning.
+    """
+
+    number: int
+    step: int
+    rate: float
+    loss: float | None
+    scores: Mapping[str, float]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the epoch as a line of a log."""
+        return {
+            "epoch": self.number,
+            "step": self.step,
+            "lr": self.rate,
+            "loss": self.loss,
+            "metrics": {name: value if isfinite(value) else None for name, value in self.scores.items()},
+            "seconds": round(self.seconds, 3),
+        }
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a training is, for people: after each step."""
+
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+    last: Epoch | None
+
+
+Watch = Callable[[Moment], None]
+Log = Callable[[Epoch], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training came to.
+
+    Attributes:
+        state: The best state_dict by the validation set, or the last one without it, on the CPU.
+        epochs: One for each evaluation, the first before training.
+        best: The one that `state` is of.
+        steps: That were done.
+        seconds: In all, over all runs if it was resumed.
+        stopped: `finished`, `patience`, `interrupted` or `not finite`.
+        at: Number of the step at which it stopped.
+        main: Whether this is the process that writes.
+    """
+
+    state: Mapping[str, Tensor]
+    epochs: Sequence[Epoch]
+    best: Epoch
+    steps: int
+    seconds: float
+    stopped: str
+    at: int
+    main: bool
+
+
+def train(
+    model: nn.Module,
+    data: Data,
+    objective: Objective,
+    scorer: Scorer,
+    settings: Settings,
+    *,
+    device: str = "cpu",
+    workers: int = 0,
+    resume: Path | None = None,
+    identity: Mapping[str, Any] | None = None,
+    watch: Watch | None = None,
+    log: Log | None = None,
+) -> Outcome:
+    """Train a network and return its best state by the validation set.
+
+    The order of the examples, their augmentation and dropout follow from the seed and the number of the step, so that a
+    training that is resumed, or shared among processes, is the same as one that was not.
+
+    Args:
+        model: Trained in place; at the end it is in the last state, not the best.
+        data: What to train on and what to select by; without a validation set the last state is returned.
+        objective: The loss.
+        scorer: The metrics.
+        settings: How to train.
+        device: Where to compute.
+        workers: Processes that prepare batches; 0 prepares them in between.
+        resume: File that the state is kept in. If it exists, training goes on from there.
+        identity: What else must be the same to go on.
+        watch: Called after each step.
+        log: Called for each evaluation.
+
+    Raises:
+        LrzipError: A batch does not fit the network or the labels, or `resume` is of another training.
+    """
+    accelerator = make_accelerator(device, settings.amp)
+    with reproducible(accelerator.device), interruption() as asked:
+        run = _Run(accelerator, model, data, objective, scorer, settings, asked, workers, resume, watch, log)
+        with objective.attached(model):
+            return run.done({**vars(settings), **(identity or {})})
+
+
+class _Batches(Dataset[Batch]):
+    """The batches of one epoch, or the share of one process in each of them."""
+
+    def __init__(self, samples: Samples, size: int, seed: int, epoch: int, part: tuple[int, int]) -> None:
+        order = randperm(len(samples), generator=Generator().manual_seed(seed_of("order", seed, epoch)))
+        rank, count = part
+        whole = order[: len(order) // size * size].reshape(-1, size)
+        self._positions = whole[:, rank * size // count : (rank + 1) * size // count]
+        self._samples, self._seed, self._epoch = samples, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self._samples.fetch(self._positions[index].tolist(), seed=self._seed, epoch=self._epoch)
+
+
+@dataclass
+class _Run:
+    """A training on its way."""
+
+    accelerator: Accelerator
+    model: nn.Module
+    data: Data
+    objective: Objective
+    scorer: Scorer
+    settings: Settings
+    asked: Interruption
+    workers: int
+    resume: Path | None
+    watch: Watch | None
+    log: Log | None
+    step: int = 0
+    seconds: float = 0.0
+    history: list[Epoch] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)  # of the epoch's steps so far
+    best: Mapping[str, Tensor] = field(default_factory=dict)
+    stopped: str = "finished"
+
+    def done(self, begun_with: Mapping[str, Any]) -> Outcome:
+        """Train to the end, and return what came of it."""
+        self._start = self._saved = perf_counter()
+        self._begun_with = begun_with
+        self._set_up()
+        if not self.history:
+            self._end_epoch(0)
+        while self.step < self.steps and self.stopped == "finished":
+            if self._out_of_patience():
+                self.stopped = "patience"
+            else:
+                self._epoch(self.step // self.per_epoch + 1)
+        scored = [epoch for epoch in self.history if epoch.scores]
+        best = max(scored, key=lambda epoch: self.scorer.gain(epoch.scores)) if scored else self.history[-1]
+        state = self.best or self._state()
+        self.accelerator.wait_for_everyone()
+        self.accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)
+        main = self.accelerator.is_main_process
+        return Outcome(state, self.history, best, self.step, self._elapsed(), self.stopped, self.step, main)
+
+    def _set_up(self) -> None:
+        accelerator, settings = self.accelerator, self.settings
+        self.part = accelerator.process_index, accelerator.num_processes
+        self.size = min(settings.batch_size, len(self.data.train) // self.part[1] * self.part[1])
+        if not self.size or self.size % self.part[1]:
+            raise UsageError(f"`--batch-size {self.size}` cannot be shared by {self.part[1]} processes.")
+        self.per_epoch = len(self.data.train) // self.size
+        self.steps = settings.steps or settings.epochs * self.per_epoch
+        if self.part[1] > 1 and not settings.freeze_batchnorm:
+            self.model = synchronize_batchnorm(self.model, accelerator.device)
+        self.images_last = images_last(self.model, self.data.train)
+        optimizer = make_optimizer(self.model.parameters(), settings)
+        self.network, self.optimizer = accelerator.prepare(self.model, optimizer)
+        if self.objective.teacher is not None:
+            self.objective.teacher.to(accelerator.device).eval().requires_grad_(False)
+        kept = load_state(self.resume, self._begun_with) if self.resume else None
+        if kept:
+            self._continue(kept)
+
+    def _continue(self, kept: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(kept["model"])
+        self.optimizer.load_state_dict(kept["optimizer"])
+        if self.accelerator.scaler is not None and kept["scaler"]:
+            self.accelerator.scaler.load_state_dict(kept["scaler"])
+        self.best, self.step, self.losses = kept["best"], kept["step"], kept["loss"]
+        self.history = [Epoch(**epoch) for epoch in kept["history"]]
+        self.seconds = kept["seconds"]
+
+    def _epoch(self, number: int) -> None:
+        batches = _Batches(self.data.train, self.size, self.settings.seed, number, self.part)
+        begin = self.step - (number - 1) * self.per_epoch
+        end = min(self.per_epoch, begin + self.steps - self.step)
+        loader = DataLoader(
+            batches, batch_size=None, sampler=range(begin, end), num_workers=self.workers, collate_fn=_as_it_is
+        )
+        self._mode()
+        for batch in loader:
+            loss = self._step(batch)
+            if self.stopped != "finished":
+                return
+            self.losses.append(loss)
+            if self.watch:
+                self.watch(Moment(number, self.step, self.steps, loss, self.history[-1]))
+            if self._interrupted():
+                self.stopped = "interrupted"
+                break
+            if perf_counter() - self._saved > _SAVE_SECONDS and self._within():
+                self._save()
+        if self._within():
+            self._save()  # as it is without the evaluation that follows, which a whole training does not do
+            self._end_epoch(number)  # this state may be the best so far; a second Ctrl-C goes without
+        else:
+            self._end_epoch(number)
+            self._save()
+
+    def _within(self) -> bool:
+        """Tell whether the last step was neither the last of its epoch nor of all."""
+        return self.step % self.per_epoch > 0 and self.step < self.steps
+
+    def _out_of_patience(self) -> bool:
+        return self.settings.patience is not None and idle(self._gains()) >= self.settings.patience
+
+    def _mode(self) -> None:
+        self.network.train()
+        for module in self.model.modules() if self.settings.freeze_batchnorm else ():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+
+    def _step(self, batch: Batch) -> float:
+        """Do a step, unless the loss or its gradient is not finite, and return the loss over all processes."""
+        accelerator, settings = self.accelerator, self.settings
+        torch.manual_seed(seed_of("step", settings.seed, self.step, self.part[0]))
+        rate = self._rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        inputs, target = _moved(batch, accelerator.device)
+        if self.images_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        try:
+            with accelerator.autocast():
+                loss = self.objective(self.network, inputs, target)
+        except LrzipError:
+            raise
+        except torch.OutOfMemoryError as error:
+            raise LrzipError(f"The device is out of memory in step {self.step + 1}. Lower `--batch-size`.") from error
+        except Exception as error:
+            said = " ".join(str(error).split())[:160].rstrip(".")
+            raise LrzipError(
+                f"Step {self.step + 1}, on inputs {described(inputs)}: {type(error).__name__}: {said}."
+            ) from error
+        value = float(accelerator.reduce(loss.detach().float(), reduction="mean"))
+        if not isfinite(value):
+            self.stopped = "not finite"
+            return value
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(self.model.parameters(), settings.clip or float("inf"))
+        if accelerator.scaler is None and not bool(torch.isfinite(norm)):
+            self.stopped = "not finite"
+            return value
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return value
+
+    def _rate(self) -> float:
+        settings = self.settings
+        warmup = round(settings.warmup * self.steps)
+        return settings.rate * factor(settings.schedule, self.step, self.steps, warmup, self._gains())
+
+    def _end_epoch(self, number: int) -> None:
+        scores = self._scores()
+        loss = sum(self.losses) / len(self.losses) if self.losses else None
+        rate = self.optimizer.param_groups[0]["lr"] if number else 0.0
+        before = self._gains()
+        epoch = Epoch(number, self.step, rate, loss, scores, self._elapsed())
+        self.history.append(epoch)
+        self.losses = []
+        if scores and (not before or self.scorer.gain(scores) > max(before)):
+            self.best = self._state()
+        if self.log and self.accelerator.is_main_process:
+            self.log(epoch)
+
+    def _scores(self) -> dict[str, float]:
+        if self.data.val is None:
+            return {}
+        with self.accelerator.autocast():
+            return self.scorer(
+                self.model,
+                self.data.val,
+                target=self.objective.target,
+                device=self.accelerator.device,
+                batch_size=2 * self.settings.batch_size,
+                part=self.part,
+            )
+
+    def _gains(self) -> list[float]:
+        return [self.scorer.gain(epoch.scores) for epoch in self.history if epoch.scores]
+
+    def _state(self) -> dict[str, Tensor]:
+        state = self.model.state_dict()
+        return {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in state.items()}
+
+    def _interrupted(self) -> bool:
+        if self.part[1] == 1:
+            return self.asked.requested
+        asked = torch.tensor(float(self.asked.requested), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked, reduction="sum") > 0)
+
+    def _save(self) -> None:
+        self._saved = perf_counter()
+        if not self.resume or not self.accelerator.is_main_process:
+            return
+        scaler = self.accelerator.scaler
+        save_state(
+            self.resume,
+            {
+                "settings": dict(self._begun_with),
+                "model": self._state(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": scaler.state_dict() if scaler is not None else {},
+                "best": dict(self.best),
+                "step": self.step,
+                "history": [{**vars(epoch), "scores": dict(epoch.scores)} for epoch in self.history],
+                "loss": list(self.losses),
+                "seconds": self._elapsed(),
+            },
+        )
+
+    def _elapsed(self) -> float:
+        return self.seconds + perf_counter() - self._start
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _moved(batch: Batch, device: torch.device) -> Any:
+    return torch.utils._pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=True), batch)

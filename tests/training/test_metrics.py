@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as reference
+from torch import Tensor, nn
+from torchmetrics import MeanSquaredError
+
+from lrzip.data.samples import Arrays, Samples
+from lrzip.errors import LrzipError
+from lrzip.training.metrics import Scorer
+from lrzip.training.tasks import CLASSIFICATION, REGRESSION, Task
+
+GENERATOR = torch.Generator().manual_seed(0)
+OUTPUTS = torch.randn(50, 8, generator=GENERATOR)
+LABELS = torch.randint(8, (50,), generator=GENERATOR)
+TARGETS = torch.randn(50, generator=GENERATOR)
+CLASSES, NUMBERS = Task(CLASSIFICATION, 8, labelled=True), Task(REGRESSION, 0, labelled=True)
+
+
+def median_error(output: Tensor, target: Tensor) -> Tensor:
+    return (output[:, 0] - target).abs().median()
+
+
+class Squared(MeanSquaredError):
+    """A metric class of the user's."""
+
+
+number = 5
+
+
+def score(specs: list[str], task: Task, batch_size: int = 7) -> dict[str, float]:
+    x = OUTPUTS if task is CLASSES else OUTPUTS[:, :1]
+    samples = Samples("data", Arrays(x, LABELS if task is CLASSES else TARGETS))
+    return Scorer(specs, task)(nn.Identity(), samples, batch_size=batch_size)
+
+
+def test_classification_agrees_with_scikit_learn() -> None:
+    found = score(["accuracy", "top5"], CLASSES)
+    assert found["accuracy"] == pytest.approx(reference.accuracy_score(LABELS, OUTPUTS.argmax(1)))
+    expected = reference.top_k_accuracy_score(LABELS, OUTPUTS, k=5, labels=np.arange(8))
+    assert found["top5"] == pytest.approx(expected)
+
+
+def test_regression_agrees_with_scikit_learn() -> None:
+    found = score(["r2", "rmse", "mae"], NUMBERS)
+    prediction = OUTPUTS[:, 0]
+    # Sums of 50 float32 numbers differ in their last digits by the order.
+    assert found["r2"] == pytest.approx(reference.r2_score(TARGETS, prediction), rel=1e-5)
+    assert found["rmse"] == pytest.approx(reference.root_mean_squared_error(TARGETS, prediction), rel=1e-5)
+    assert found["mae"] == pytest.approx(reference.mean_absolute_error(TARGETS, prediction), rel=1e-5)
+
+
+def test_functions_see_all_outputs_at_once() -> None:
+    found = score(["tests.training.test_metrics:median_error"], NUMBERS)
+    expected = float((OUTPUTS[:, 0] - TARGETS).abs().median())
+    assert found["tests.training.test_metrics:median_error"] == expected
+
+
+def test_metrics_of_torchmetrics_know_which_way_is_better() -> None:
+    scorer = Scorer(["tests.training.test_metrics:Squared"], NUMBERS)
+    assert not scorer.higher_is_better
+    assert scorer.gain({"tests.training.test_metrics:Squared": 2.0}) == -2.0
+    assert Scorer([], CLASSES).higher_is_better
+    assert Scorer([], NUMBERS).first == "r2"
+    assert Scorer([], CLASSES).gain({"accuracy": float("nan")}) == float("-inf")
+    with pytest.raises(LrzipError, match="is int, not a function"):
+        Scorer(["tests.training.test_metrics:number"], NUMBERS)
+
+
+def test_modes_stay() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Dropout()).train()
+    model[0].eval()
+    Scorer([], CLASSES)(model, Samples("data", Arrays(OUTPUTS, LABELS)))
+    assert [module.training for module in model.modules()] == [True, False, True]
