@@ -1,6 +1,7 @@
 """Make trained checkpoints smaller and faster by low-rank factorization.
 
-The verbs of the command line, for Python: `analyze`, `compress` and `export` take and write files, `load_into` puts the
+The verbs of the command line, for Python: `analyze`, `compress` and `export` take and write files, `curve` plans for
+several budgets, `load_into` puts the
 layers of a compressed file into a live model, `factorize` compresses a live model itself. They are imported on first
 use, so that `import lrzip` is instant.
 """
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lrzip.analysis import analyze
     from lrzip.compression import compress
+    from lrzip.curves import curve
     from lrzip.errors import LrzipError
     from lrzip.exporting import export
     from lrzip.live import factorize
@@ -18,11 +20,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["LrzipError", "__version__", "analyze", "compress", "export", "factorize", "load_into"]
+__all__ = ["LrzipError", "__version__", "analyze", "compress", "curve", "export", "factorize", "load_into"]
 
 _HOMES = {
     "analyze": "lrzip.analysis",
     "compress": "lrzip.compression",
+    "curve": "lrzip.curves",
     "export": "lrzip.exporting",
     "factorize": "lrzip.live",
     "load_into": "lrzip.surgery",

@@ -13,6 +13,7 @@ LADDER = [
     [
         "registry",
         "memory",
+        "allocation",
         "linalg.gram",
         "linalg.scaling",
         "linalg.sketches",
@@ -33,11 +34,11 @@ LADDER = [
         "attention",
         "modules",
     ],
-    ["spectrum", "factors", "plan", "report", "progress"],
+    ["spectrum", "objectives", "factors", "plan", "report", "progress"],
     ["files.atomic", "files.stream", "inference", "models", "inputs", "selection", "parallel", "scratch"],
     ["formats", "decompositions", "ranks"],
     ["planning", "surgery", "tracing", "costs", "hf"],
-    ["analysis", "compression", "exporting", "live"],
+    ["analysis", "compression", "curves", "exporting", "live"],
     ["drawing", "page"],
     ["cli"],
 ]
