@@ -14,8 +14,10 @@ Losses = NDArray[np.float64]
 # Chords that close in on the best price; each is the last one as soon as it finds nothing below it.
 _CHORDS = 200
 # Sums that the exact search may form in all, and how many partial choices it keeps at least.
-_SUMS = 4_000_000
-_FEWEST_STATES = 64
+_SUMS = 1_000_000
+_FEWEST_STATES = 8
+# Times that the items at which the best price is torn are held back, so that others get what their leap would cost.
+_HOLDS = 4
 # Losses are sums of float64.
 _ROUNDING = 1e-12
 
@@ -41,6 +43,10 @@ class Options:
         costs, losses, labels = costs[order], losses[order], labels[order]
         useful = np.r_[True, losses[1:] < np.minimum.accumulate(losses)[:-1]]
         return cls(costs[useful], losses[useful], labels[useful])
+
+    def first(self, count: int) -> "Options":
+        """Return the cheapest ones."""
+        return Options(self.costs[:count], self.losses[:count], self.labels[:count])
 
 
 @dataclass(frozen=True)
@@ -80,16 +86,15 @@ def least_sum(items: Sequence[Options], budget: int) -> Allocation:
         ValueError: They are not.
     """
     _check(items, budget)
-    least = np.array([len(item.costs) - 1 for item in items], dtype=np.int64)
-    if _cost(items, least) <= budget:
-        return _allocation(items, least, bound=-inf)
-    price, priced = _price(items, budget)
+    if _cost(items, _last(items)) <= budget:
+        return _allocation(items, _last(items), bound=-inf)
+    price, within, beyond = _price(items, budget)
     reduced = [item.losses + price * item.costs for item in items]
     lowest = [values.min() for values in reduced]
     bound = float(sum(lowest) - price * budget)
-    filled = _fill(items, priced, budget)
+    known = _known(items, within, beyond, budget)
     regrets = [values - low for values, low in zip(reduced, lowest, strict=True)]
-    return _search(items, regrets, price, budget, filled, bound)
+    return _search(items, regrets, price, budget, known, bound)
 
 
 def least_maximum(items: Sequence[Options], budget: int) -> Allocation:
@@ -129,14 +134,14 @@ def _check(items: Sequence[Options], budget: int) -> None:
         raise ValueError(f"the cheapest options cost {least_cost(items)}, the budget is {budget}")
 
 
-def _price(items: Sequence[Options], budget: int) -> tuple[float, Numbers]:
-    """Return the best price of one unit of cost, and the choice within the budget that it leads to.
+def _price(items: Sequence[Options], budget: int) -> tuple[float, Numbers, Numbers]:
+    """Return the best price of one unit of cost, and the choices within and beyond the budget that it is torn between.
 
     A chord through the best choices within and beyond the budget has a slope; where that price finds nothing below the
     chord, no price gives a better bound.
     """
     within = np.zeros(len(items), dtype=np.int64)
-    beyond = np.array([len(item.costs) - 1 for item in items], dtype=np.int64)
+    beyond = _last(items)
     price = 0.0
     for _ in range(_CHORDS):
         saved = _loss(items, within) - _loss(items, beyond)
@@ -151,7 +156,24 @@ def _price(items: Sequence[Options], budget: int) -> tuple[float, Numbers]:
         if _loss(items, found) + price * _cost(items, found) >= chord * (1 - _ROUNDING):
             break
         within, beyond = (found, beyond) if _cost(items, found) <= budget else (within, found)
-    return price, within
+    return price, within, beyond
+
+
+def _known(items: Sequence[Options], within: Numbers, beyond: Numbers, budget: int) -> Numbers:
+    """Return a good choice within the budget, from those that the best price is torn between.
+
+    A large layer that leaps from a low rank to being whole may leave much that the price lets nobody have.
+    """
+    known = _fill(items, within, budget)
+    held = list(items)
+    for _ in range(_HOLDS):
+        held = [item.first(at + 1) if at != to else item for item, at, to in zip(held, within, beyond, strict=True)]
+        if _cost(held, _last(held)) <= budget:
+            break
+        _, within, beyond = _price(held, budget)
+        filled = _fill(items, within, budget)
+        known = filled if _loss(items, filled) < _loss(items, known) else known
+    return known
 
 
 def _fill(items: Sequence[Options], chosen: Numbers, budget: int) -> Numbers:
@@ -234,6 +256,11 @@ def _below(items: Sequence[Options], threshold: float) -> Numbers:
     return np.array(
         [min(int(np.searchsorted(-item.losses, -threshold)), len(item.losses) - 1) for item in items], dtype=np.int64
     )
+
+
+def _last(items: Sequence[Options]) -> Numbers:
+    """Return the options with the least losses."""
+    return np.array([len(item.costs) - 1 for item in items], dtype=np.int64)
 
 
 def _cost(items: Sequence[Options], chosen: Numbers) -> int:

@@ -202,7 +202,7 @@ def survey(
 
     def examine(layer: Layer, weight: Tensor) -> Candidate | Keep:
         reason = decomposition.refuse(layer) or (None if is_finite(weight) else "contains NaN or Inf")
-        candidate = _candidate(layer, decomposition)
+        candidate = candidate_of(layer, decomposition)
         return _keep(layer, reason) if reason else replace(candidate, spectra=look(candidate, weight))
 
     results = map_in_order(
@@ -275,8 +275,9 @@ def decomposition_of(name: str, solver: Solver) -> Decomposition:
     return decomposition
 
 
-def _candidate(layer: Layer, decomposition: Decomposition) -> Candidate:
-    return Candidate(layer, decomposition.max_ranks(layer), _parameters(decomposition, layer))
+def candidate_of(layer: Layer, decomposition: Decomposition, spectra: tuple[Spectrum, ...] = ()) -> Candidate:
+    """Return a layer as rules see it."""
+    return Candidate(layer, decomposition.max_ranks(layer), _parameters(decomposition, layer), spectra)
 
 
 def _parameters(decomposition: Decomposition, layer: Layer) -> Callable[[tuple[int, ...]], int]:
@@ -325,7 +326,7 @@ def _chosen(layer: Layer, choice: Choice, solver: Solver, path: Path, force_fact
     most = decomposition.max_ranks(layer)
     if len(choice.ranks) != len(most) or not all(1 <= r <= m for r, m in zip(choice.ranks, most, strict=True)):
         raise PlanMismatch(f"`{path}` gives `{layer.name}` ranks {list(choice.ranks)}; they go from 1 to {list(most)}.")
-    candidate = _candidate(layer, decomposition)
+    candidate = candidate_of(layer, decomposition)
     if not (candidate.saves(choice.ranks) or force_factorize):
         raise PlanMismatch(
             f"`{path}` gives `{layer.name}` ranks {list(choice.ranks)}, which save nothing. "

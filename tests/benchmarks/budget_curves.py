@@ -39,7 +39,8 @@ def main() -> None:
     rows: list[list[str]] = []
     for text in arguments.checkpoint:
         path, _, spec = text.partition("=")
-        rows += rows_of(Path(path), spec, methods, images, labels)
+        with torch.autocast("cpu", torch.bfloat16, enabled=arguments.bfloat16):
+            rows += rows_of(Path(path), spec, methods, images, labels)
     arguments.output.mkdir(exist_ok=True)
     file = arguments.output / f"budget_curves{'_test' if arguments.test else ''}.md"
     file.write_text(document(rows, name, len(images)), encoding="utf-8")
@@ -52,6 +53,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--checkpoint", action="append", required=True, metavar="FILE=PKG.MOD:NET[:NAME=VALUE]")
     parser.add_argument("--data", type=Path, required=True, help="folder with train_5.npz and test.npz")
     parser.add_argument("--images", type=int, default=5000, help="of the training set, to compare objectives on")
+    parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16, for a quicker comparison")
     parser.add_argument("--test", action="store_true", help="measure the default objective on the test set")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results"), help="folder to write to")
     return parser.parse_args()
@@ -72,7 +74,9 @@ def rows_of(path: Path, spec: str, methods: Sequence[str], images: Tensor, label
     analysis = lrzip.analyze(path)
     layers = {item.candidate.layer.name: model.get_submodule(item.candidate.layer.name) for item in analysis.layers}
     weights = {name: layer.get_parameter("weight").detach().clone() for name, layer in layers.items()}
+    model = model.to(memory_format=torch.channels_last)
     svds = {name: torch.linalg.svd(w.flatten(1).double(), full_matrices=False) for name, w in weights.items()}
+    images = images.contiguous(memory_format=torch.channels_last)
     dense = accuracy(model, images, labels)
     for method in methods:
         cells = []
