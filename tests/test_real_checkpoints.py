@@ -150,3 +150,14 @@ def test_programs_run_as_before(name: str, tmp_path: Path) -> None:
     print(f"{name}: at full rank {len(full.results)} layers, outputs differ by {worst['full']:.3g}")
     # Some 70 layers in a row, each off by some eps of its inputs times the root of at most 400 inner channels.
     assert worst["full"] < 70 * 20 * np.finfo(np.float32).eps
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet_cifar10/resnet20-12fca82f.th", "resnet_cifar10/resnet32-d509ac18.th", "fastestdet/FastestDet.onnx"]
+)
+def test_budgets_are_spent(name: str) -> None:
+    for point in lrzip.curve(place("LRZIP_CHECKPOINTS") / name, "params=40%,50%,60%,70%,80%,90%", round_to=1).points:
+        spent = point.plan.budget
+        assert spent
+        assert 0 <= spent.limit - spent.used <= 0.005 * spent.limit
+        assert spent.predicted_loss - spent.bound <= 1e-6 * spent.predicted_loss

@@ -74,9 +74,7 @@ def rows_of(path: Path, spec: str, methods: Sequence[str], images: Tensor, label
     analysis = lrzip.analyze(path)
     layers = {item.candidate.layer.name: model.get_submodule(item.candidate.layer.name) for item in analysis.layers}
     weights = {name: layer.get_parameter("weight").detach().clone() for name, layer in layers.items()}
-    model = model.to(memory_format=torch.channels_last)
     svds = {name: torch.linalg.svd(w.flatten(1).double(), full_matrices=False) for name, w in weights.items()}
-    images = images.contiguous(memory_format=torch.channels_last)
     dense = accuracy(model, images, labels)
     for method in methods:
         cells = []
