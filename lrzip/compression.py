@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 import lrzip
-from lrzip.costs import costs_of, keep_slow, profile_of
+from lrzip.costs import Profile, costs_of, keep_slow, meter_of, profile_of
 from lrzip.errors import LrzipError, NotCompared, UsageError
 from lrzip.factors import Factors
 from lrzip.files.atomic import check_output
@@ -32,6 +32,7 @@ from lrzip.inputs import InputShape
 from lrzip.layers import FACTORIZABLE_DTYPES, Layer
 from lrzip.linalg.svd import METHODS, Solver
 from lrzip.modules import Architecture
+from lrzip.objectives import DEFAULT_OBJECTIVE, objective_of
 from lrzip.parallel import map_in_order
 from lrzip.plan import Factorize, Plan
 from lrzip.planning import (
@@ -46,6 +47,7 @@ from lrzip.planning import (
 )
 from lrzip.progress import Progress, silent
 from lrzip.ranks import RankRule, parse_rule
+from lrzip.ranks.budget import Budget, Meter
 from lrzip.report import Difference, LayerResult, Report
 from lrzip.scratch import Scratch, scratch_beside
 
@@ -58,7 +60,10 @@ def compress(
     ratio: float | None = None,
     rank: int | None = None,
     vbmf: bool = False,
+    budget: str | None = None,
+    rank_rule: str | None = None,
     plan: str | Path | None = None,
+    objective: str | None = None,
     layers: Mapping[str, str] | None = None,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
@@ -95,7 +100,12 @@ def compress(
         ratio: Divide each layer's parameters by this, above 1.
         rank: One rank for all layers.
         vbmf: Keep what stands out from noise, by variational Bayes.
-        plan: A plan file that decides instead of a rule. Exactly one of these five is needed.
+        budget: The ranks of all layers with the least predicted loss within `params=50%` or `1.2M` of parameters,
+            `nbytes=10MB` of tensors, or `macs=40%` of a run's multiply-accumulates, for the whole checkpoint.
+        rank_rule: Any of the rules above by name: `energy:0.8`, `ratio:4`, `rank:16`, `vbmf`, `budget:params=50%`.
+        plan: A plan file that decides instead of a rule. Exactly one of these seven is needed.
+        objective: What predicts the loss of a rank: `relative-energy` (the default), `energy`, `log-energy`,
+            `relative-error` or `operator-norm`.
         layers: Rules of some layers by glob: `energy:0.8`, `ratio:4`, `rank:16` or `keep`; the last match wins.
         only: Globs of the layers to take. A name in full also settles doubts about what a layer is.
         skip: Globs of the layers to leave.
@@ -128,8 +138,24 @@ def compress(
     """
     start = perf_counter()
     source = Path(path)
-    rule = rule_of({"energy": energy, "ratio": ratio, "rank": rank, "vbmf": vbmf or None, "plan": plan})
-    request = request_of(rule, layers or {}, only, skip, round_to, dtype, force_factorize=force_factorize)
+    rule = rule_of(
+        {
+            "energy": energy,
+            "ratio": ratio,
+            "rank": rank,
+            "vbmf": vbmf or None,
+            "budget": budget,
+            "rank-rule": rank_rule,
+            "plan": plan,
+        }
+    )
+    request = request_of(
+        rule, layers or {}, only, skip, round_to, dtype, force_factorize=force_factorize, objective=objective
+    )
+    unit = request.rule.unit if request and isinstance(request.rule, Budget) else None
+    if unit and (force_factorize or min_speedup is not None):
+        option = "--force-factorize" if force_factorize else "--min-speedup"
+        raise UsageError(f"`{option}` overrides what a budget decides. Take one of them.")
     solver = solver_of(svd, oversample, power_iterations, tolerance)
     destination = Path(output) if output is not None else default_output(source)
     check_device(device)
@@ -142,7 +168,8 @@ def compress(
         check_program(checkpoint, format_, destination, force_factorize=force_factorize)
         if isinstance(checkpoint, Guarded) and not dry_run:
             checkpoint.refuse_replacing(format_)
-        found = profile_of(checkpoint, model, input_shapes, needed=latency or min_speedup is not None)
+        costs_asked = latency or min_speedup is not None or unit == "macs"
+        found = profile_of(checkpoint, model, input_shapes, needed=costs_asked)
         scratch = None if dry_run else resources.enter_context(scratch_beside(destination))
         if request:
             decisions = make_plan(
@@ -153,6 +180,7 @@ def compress(
                 progress=progress,
                 architecture=architecture,
                 scratch=scratch,
+                meter=meter_for(request, checkpoint, solver, found),
             )
         else:
             decisions = load_plan(
@@ -295,6 +323,8 @@ def rule_of(given: Mapping[str, object]) -> RankRule | None:
     (name,) = named
     if name == "plan":
         return None
+    if name == "rank-rule":
+        return parse_rule(str(given[name]))
     return parse_rule(name if given[name] is True else f"{name}:{given[name]}")
 
 
@@ -307,6 +337,7 @@ def request_of(
     dtype: str,
     *,
     force_factorize: bool = False,
+    objective: str | None = None,
 ) -> Request | None:
     """Return what is asked of the layers, or None where a plan file decides."""
     if dtype != "keep" and dtype not in FACTORIZABLE_DTYPES:
@@ -314,18 +345,31 @@ def request_of(
     if round_to is not None and round_to < 1:
         raise UsageError(f"`round-to` must be at least 1, got {round_to}.")
     if rule is None:
-        if layers or only or skip or round_to is not None or dtype != "keep":
+        if layers or only or skip or round_to is not None or dtype != "keep" or objective:
             raise UsageError("`--plan` decides on every layer. Edit the plan instead of adding other rules.")
         return None
+    rules = {pattern: None if text == "keep" else parse_rule(text) for pattern, text in layers.items()}
+    if any(isinstance(own, Budget) for own in rules.values()):
+        raise UsageError("`--layer` takes no budget: there is one for all layers. Give it with `--budget`.")
+    predicted_by = objective_of(objective or DEFAULT_OBJECTIVE)
     return Request(
-        rule=rule,
-        rules={pattern: None if text == "keep" else parse_rule(text) for pattern, text in layers.items()},
+        rule=replace(rule, objective=predicted_by) if isinstance(rule, Budget) else rule,
+        rules=rules,
         only=only,
         skip=skip,
         round_to=round_to,
         dtype=None if dtype == "keep" else dtype,
         force_factorize=force_factorize,
+        objective=predicted_by,
     )
+
+
+def meter_for(request: Request, checkpoint: Source, solver: Solver, found: Profile | None) -> Meter | None:
+    """Return what the budget of a request counts, if it has one."""
+    if not isinstance(request.rule, Budget):
+        return None
+    decomposition = decomposition_of(request.decomposition, solver)
+    return meter_of(request.rule.unit, checkpoint.tensors().values(), decomposition, dtype=request.dtype, found=found)
 
 
 def solver_of(svd: str, oversample: int, power_iterations: int, tolerance: float) -> Solver:

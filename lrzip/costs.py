@@ -12,13 +12,16 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lrzip.attention import PROJECTIONS
+from lrzip.decompositions import Decomposition
 from lrzip.errors import LrzipError, UsageError
 from lrzip.factors import Chain, StageSpec
 from lrzip.formats import Runnable, Source
+from lrzip.inference import is_parameter
 from lrzip.inputs import InputShape, examples, run
-from lrzip.layers import Keep, Layer
+from lrzip.layers import FACTORIZABLE_DTYPES, Keep, Layer, TensorSpec
 from lrzip.modules import known
 from lrzip.plan import Factorize, Plan
+from lrzip.ranks.budget import Meter
 from lrzip.report import Costs, Latency, LayerCost
 from lrzip.surgery import leave_fast_paths, replacement
 from lrzip.timing import in_turns
@@ -145,6 +148,46 @@ def profile(model: nn.Module, shapes: Sequence[str]) -> NetworkProfile:
     positions = {name: site.positions for name, site in sites.items()}
     macs = counter.get_total_flops() // 2 + uncounted
     return NetworkProfile(positions, macs, model, inputs, {name: site.shape for name, site in sites.items()})
+
+
+def meter_of(
+    unit: str,
+    tensors: Iterable[TensorSpec],
+    decomposition: Decomposition,
+    *,
+    dtype: str | None = None,
+    found: Profile | None = None,
+) -> Meter:
+    """Return what counts the parameters, the bytes of tensors or the multiply-accumulates of a checkpoint.
+
+    Args:
+        unit: `params`, `nbytes` or `macs`.
+        tensors: All of the checkpoint.
+        decomposition: Of the layers that are replaced.
+        dtype: Of the factors, or None for that of each layer.
+        found: A run of the network, for `macs`.
+    """
+
+    def stages(layer: Layer, ranks: tuple[int, ...] | None) -> Sequence[StageSpec]:
+        return decomposition.blueprint(layer, ranks) if ranks else (StageSpec(layer.kind, layer.weight.shape),)
+
+    def parameters(layer: Layer, ranks: tuple[int, ...] | None) -> int:
+        return sum(prod(stage.shape) for stage in stages(layer, ranks))
+
+    def nbytes(layer: Layer, ranks: tuple[int, ...] | None) -> int:
+        stored = (dtype if ranks else None) or layer.weight.dtype
+        return FACTORIZABLE_DTYPES[stored] * parameters(layer, ranks)
+
+    def macs(layer: Layer, ranks: tuple[int, ...] | None) -> int:
+        assert found, "a run of the network is asked for before"
+        return found.macs_with(layer, stages(layer, ranks))
+
+    if unit == "macs":
+        assert found, "a run of the network is asked for before"
+        return Meter(found.macs, macs)
+    if unit == "nbytes":
+        return Meter(sum(spec.nbytes for spec in tensors), nbytes)
+    return Meter(sum(spec.numel for spec in tensors if is_parameter(spec)), parameters)
 
 
 def costs_of(found: Profile, decisions: Sequence[Factorize], *, latency: bool) -> Costs:

@@ -6,13 +6,15 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from lrzip.compression import Work, factorize_all, request_of, rule_of, solver_of
+from lrzip.compression import Work, factorize_all, meter_for, request_of, rule_of, solver_of
+from lrzip.errors import UsageError
 from lrzip.factors import Chain
 from lrzip.inference import find_layers
 from lrzip.layers import Keep, Layer, TensorSpec
 from lrzip.modules import Architecture
 from lrzip.planning import make_plan
 from lrzip.progress import Progress, silent
+from lrzip.ranks.budget import Budget
 from lrzip.surgery import leave_fast_paths, replaced
 
 
@@ -23,6 +25,8 @@ def factorize(
     ratio: float | None = None,
     rank: int | None = None,
     vbmf: bool = False,
+    budget: str | None = None,
+    objective: str | None = None,
     layers: Mapping[str, str] | None = None,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
@@ -46,7 +50,9 @@ def factorize(
         energy: The smallest rank of each layer that keeps this share of Σσ², in (0, 1].
         ratio: Divide each layer's parameters by this, above 1.
         rank: One rank for all layers.
-        vbmf: Keep what stands out from noise. Exactly one of these four is needed.
+        vbmf: Keep what stands out from noise.
+        budget: `params=50%` or `nbytes=10MB` for all layers together. Exactly one of these five is needed.
+        objective: What predicts the loss of a rank, as in `compress`.
         layers: Rules of some layers by glob, as in `compress`.
         only: Globs of the layers to take.
         skip: Globs of the layers to leave.
@@ -67,13 +73,23 @@ def factorize(
         UsageError: The options contradict each other or are out of range.
         LrzipError: Anything else that could not be done; `model` is unchanged.
     """
-    rule = rule_of({"energy": energy, "ratio": ratio, "rank": rank, "vbmf": vbmf or None})
-    request = request_of(rule, layers or {}, only, skip, round_to, "keep")
+    rule = rule_of({"energy": energy, "ratio": ratio, "rank": rank, "vbmf": vbmf or None, "budget": budget})
+    request = request_of(rule, layers or {}, only, skip, round_to, "keep", objective=objective)
     assert request, "there is no plan file among the choices"
+    if isinstance(request.rule, Budget) and request.rule.unit == "macs":
+        raise UsageError("A budget of `macs` is for `lrzip.compress` with a network and input shapes. Give another.")
     solver = solver_of(svd, oversample, power_iterations, tolerance)
     source = LiveSource(model)
     where = device or str(next((parameter.device for parameter in model.parameters()), "cpu"))
-    plan = make_plan(source, request, solver, device=where, progress=progress, architecture=Architecture.of(model))
+    plan = make_plan(
+        source,
+        request,
+        solver,
+        device=where,
+        progress=progress,
+        architecture=Architecture.of(model),
+        meter=meter_for(request, source, solver, None),
+    )
     work = Work(source, solver, None, where, seed)
     made = [(decision, factors) for decision, factors, _ in factorize_all(plan, work, progress)]
     result: nn.Module = model if inplace else copy.deepcopy(model)

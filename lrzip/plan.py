@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ class Factorize:
         ranks: One rank, or as many as the decomposition has.
         stages: What the chain consists of, from the decomposition's blueprint.
         dtype: Of the stored factors.
+        predicted_loss: By the objective, where singular values were looked at.
     """
 
     layer: Layer
@@ -32,6 +33,7 @@ class Factorize:
     ranks: tuple[int, ...]
     stages: tuple[StageSpec, ...]
     dtype: str
+    predicted_loss: float | None = field(default=None, compare=False)
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
@@ -54,6 +56,7 @@ class Factorize:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the decision as the plan file has it."""
+        predicted = {} if self.predicted_loss is None else {"predicted_loss": self.predicted_loss}
         return {
             "name": self.layer.name,
             "tensor": self.layer.weight.name,
@@ -65,6 +68,42 @@ class Factorize:
             "stages": [list(stage.shape) for stage in self.stages],
             "parameters_before": self.parameters_before,
             "parameters_after": self.parameters_after,
+        } | predicted
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What became of a budget.
+
+    Attributes:
+        unit: `params`, `nbytes` or `macs`.
+        whole: Of the checkpoint as it is.
+        limit: The budget.
+        used: What the plan comes to, with all that stays whole.
+        objective: What was made small.
+        predicted_loss: What that comes to, over the layers that the budget is for.
+        bound: No plan within the budget has less.
+    """
+
+    unit: str
+    whole: int
+    limit: int
+    used: int
+    objective: str
+    predicted_loss: float
+    bound: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the budget as plan files and `--json` have it."""
+        return {
+            "unit": self.unit,
+            "whole": self.whole,
+            "limit": self.limit,
+            "used": self.used,
+            "unused": self.limit - self.used,
+            "objective": self.objective,
+            "predicted_loss": self.predicted_loss,
+            "bound": self.bound,
         }
 
 
@@ -94,12 +133,14 @@ class Plan:
         keep: All other tensors, each with its reason.
         source: Path of the checkpoint, for people.
         fingerprint: Of the names, shapes and dtypes of the checkpoint's tensors.
+        budget: What became of it, if one decided.
     """
 
     factorize: tuple[Factorize, ...]
     keep: tuple[Keep, ...]
     source: str
     fingerprint: str
+    budget: Spent | None = field(default=None, compare=False)
 
     @property
     def parameters_saved(self) -> int:
@@ -136,7 +177,7 @@ class Plan:
             "source": {"path": self.source, "fingerprint": self.fingerprint},
             "layers": [decision.to_dict() for decision in self.factorize],
             "kept": [{"name": keep.name, "tensor": keep.tensor.name, "reason": keep.reason} for keep in self.keep],
-        }
+        } | ({"budget": self.budget.to_dict()} if self.budget else {})
 
 
 def fingerprint(tensors: Mapping[str, TensorSpec]) -> str:

@@ -15,10 +15,12 @@ from lrzip.layers import Keep, Layer
 from lrzip.linalg.gram import largest_element
 from lrzip.linalg.svd import Solver
 from lrzip.modules import Architecture
+from lrzip.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, Objective
 from lrzip.parallel import map_in_order
-from lrzip.plan import Choice, Factorize, Plan, fingerprint, read_plan
+from lrzip.plan import Choice, Factorize, Plan, Spent, fingerprint, read_plan
 from lrzip.progress import Progress
 from lrzip.ranks import Candidate, RankRule
+from lrzip.ranks.budget import Budget, Meter
 from lrzip.scratch import Scratch
 from lrzip.selection import rule_for, select
 from lrzip.spectrum import Spectrum
@@ -37,6 +39,7 @@ class Request:
         dtype: Of the factors, or None for that of each layer.
         decomposition: Registered name.
         force_factorize: Replace layers also where that saves nothing.
+        objective: What the loss of a rank is predicted by, where singular values are looked at.
     """
 
     rule: RankRule
@@ -47,6 +50,11 @@ class Request:
     dtype: str | None = None
     decomposition: str = "svd"
     force_factorize: bool = False
+    objective: Objective = OBJECTIVES[DEFAULT_OBJECTIVE]
+
+    def rule_of(self, layer: Layer) -> RankRule | None:
+        """Return the rule of a layer, or None to keep it."""
+        return rule_for(layer, self.rules, self.rule)
 
 
 def make_plan(
@@ -58,6 +66,7 @@ def make_plan(
     progress: Progress,
     architecture: Architecture | None = None,
     scratch: Scratch | None = None,
+    meter: Meter | None = None,
 ) -> Plan:
     """Choose ranks for the layers of a checkpoint.
 
@@ -69,31 +78,81 @@ def make_plan(
         progress: Called before each layer.
         architecture: Of the network, where it is known.
         scratch: Where subspaces are kept that the factors can be made of. None if there will be no factors.
+        meter: Of a budget, which needs it.
 
     Raises:
-        LrzipError: It has no layer that can be factorized.
+        LrzipError: It has no layer that can be factorized, or a budget cannot be met.
         UnknownName: A pattern matches nothing.
     """
+    seen = look_at(
+        checkpoint,
+        request,
+        solver,
+        device=device,
+        progress=progress,
+        architecture=architecture,
+        scratch=scratch,
+    )
+    return decide(checkpoint, seen, request, decomposition_of(request.decomposition, solver), meter)
+
+
+def look_at(
+    checkpoint: Source,
+    request: Request,
+    solver: Solver,
+    *,
+    device: str,
+    progress: Progress,
+    architecture: Architecture | None = None,
+    scratch: Scratch | None = None,
+) -> Sequence[Candidate | Keep]:
+    """Return the layers with what their rules need to know, and what stays whole; arguments as for `make_plan`."""
     decomposition = decomposition_of(request.decomposition, solver)
     found = checkpoint.layers(architecture)
     refuse_if_hopeless(checkpoint, found)
     items = select(found, only=request.only, skip=request.skip, named=list(request.rules))
-    rules = {item.name: rule_for(item, request.rules, request.rule) for item in items if isinstance(item, Layer)}
 
     def look(candidate: Candidate, weight: Tensor) -> tuple[Spectrum, ...]:
-        rule = rules[candidate.layer.name]
+        rule = request.rule_of(candidate.layer)
         return _spectra(candidate, weight, rule, decomposition, scratch) if rule and rule.needs_spectra else ()
 
     seen: list[Candidate | Keep] = []
     for item in survey(checkpoint, items, decomposition, look, device=device, progress=progress):
-        rule = rules[item.layer.name] if isinstance(item, Candidate) else None
+        rule = request.rule_of(item.layer) if isinstance(item, Candidate) else None
         seen.append(item if rule or isinstance(item, Keep) else _keep(item.layer, "kept by `--layer`"))
-    ranks = _choose([item for item in seen if isinstance(item, Candidate)], rules)
-    decisions = [
-        item if isinstance(item, Keep) else _decide(item, ranks.get(item.layer.name), rules, request, decomposition)
-        for item in seen
-    ]
-    return _plan(checkpoint, decisions)
+    return seen
+
+
+def decide(
+    checkpoint: Source,
+    seen: Sequence[Candidate | Keep],
+    request: Request,
+    decomposition: Decomposition,
+    meter: Meter | None = None,
+) -> Plan:
+    """Let the rules choose for layers that were looked at; a budget comes last and takes the others as they are.
+
+    Raises:
+        LrzipError: A budget cannot be met.
+    """
+    groups: dict[RankRule, list[Candidate]] = {request.rule: []}
+    for candidate in (item for item in seen if isinstance(item, Candidate)):
+        rule = request.rule_of(candidate.layer)
+        assert rule, "what no rule is for is kept"
+        groups.setdefault(rule, []).append(candidate)
+    decided: dict[str, Factorize | Keep] = {}
+    spent: Spent | None = None
+    for rule, candidates in sorted(groups.items(), key=lambda group: isinstance(group[0], Budget)):
+        if isinstance(rule, Budget):
+            assert meter, "a budget needs a meter"
+            ranks, spent = rule.spend(candidates, meter, saved=_saved(decided, meter), round_to=request.round_to)
+        else:
+            ranks = rule.choose(candidates)
+        for candidate in candidates:
+            name = candidate.layer.name
+            decided[name] = _decide(candidate, ranks.get(name), rule, request, decomposition)
+    decisions = [item if isinstance(item, Keep) else decided[item.layer.name] for item in seen]
+    return replace(_plan(checkpoint, decisions), budget=spent)
 
 
 def load_plan(
@@ -143,7 +202,7 @@ def survey(
 
     def examine(layer: Layer, weight: Tensor) -> Candidate | Keep:
         reason = decomposition.refuse(layer) or (None if is_finite(weight) else "contains NaN or Inf")
-        candidate = _candidate(layer, decomposition)
+        candidate = candidate_of(layer, decomposition)
         return _keep(layer, reason) if reason else replace(candidate, spectra=look(candidate, weight))
 
     results = map_in_order(
@@ -216,34 +275,32 @@ def decomposition_of(name: str, solver: Solver) -> Decomposition:
     return decomposition
 
 
-def _candidate(layer: Layer, decomposition: Decomposition) -> Candidate:
-    return Candidate(layer, decomposition.max_ranks(layer), _parameters(decomposition, layer))
+def candidate_of(layer: Layer, decomposition: Decomposition, spectra: tuple[Spectrum, ...] = ()) -> Candidate:
+    """Return a layer as rules see it."""
+    return Candidate(layer, decomposition.max_ranks(layer), _parameters(decomposition, layer), spectra)
 
 
 def _parameters(decomposition: Decomposition, layer: Layer) -> Callable[[tuple[int, ...]], int]:
     return lambda ranks: sum(prod(stage.shape) for stage in decomposition.blueprint(layer, ranks))
 
 
-def _choose(candidates: Sequence[Candidate], rules: Mapping[str, RankRule | None]) -> dict[str, tuple[int, ...]]:
-    """Let each rule choose for all of its layers at once."""
-    ranks: dict[str, tuple[int, ...]] = {}
-    for rule in dict.fromkeys(rules.values()):
-        if rule:
-            ranks |= rule.choose([candidate for candidate in candidates if rules[candidate.layer.name] == rule])
-    return ranks
+def _saved(decided: Mapping[str, Factorize | Keep], meter: Meter) -> int:
+    """Return what decisions save, as a budget counts it."""
+    chains = [decision for decision in decided.values() if isinstance(decision, Factorize)]
+    return sum(meter.cost(chain.layer, None) - meter.cost(chain.layer, chain.ranks) for chain in chains)
 
 
 def _decide(
     candidate: Candidate,
     ranks: tuple[int, ...] | None,
-    rules: Mapping[str, RankRule | None],
+    rule: RankRule,
     request: Request,
     decomposition: Decomposition,
 ) -> Factorize | Keep:
     layer = candidate.layer
     break_even = f"break-even is {candidate.break_even_rank}"
     if ranks is None:
-        return _keep(layer, f"no rank meets {rules[layer.name]}; {break_even}")
+        return _keep(layer, f"kept by {rule}" if isinstance(rule, Budget) else f"no rank meets {rule}; {break_even}")
     if not (candidate.saves(ranks) or request.force_factorize):
         return _keep(layer, f"rank {', '.join(map(str, ranks))} saves nothing; {break_even}")
     multiple = request.round_to or layer.round_to
@@ -252,7 +309,15 @@ def _decide(
     if fits and (candidate.saves(rounded) or request.force_factorize):
         ranks = rounded
     stages = decomposition.blueprint(layer, ranks)
-    return Factorize(layer, request.decomposition, ranks, stages, request.dtype or layer.weight.dtype)
+    dtype = request.dtype or layer.weight.dtype
+    return Factorize(layer, request.decomposition, ranks, stages, dtype, _predicted(candidate, ranks, request))
+
+
+def _predicted(candidate: Candidate, ranks: tuple[int, ...], request: Request) -> float | None:
+    """Return the loss by the objective, over all unfoldings, where singular values were looked at."""
+    pairs = zip(candidate.spectra, ranks, strict=True) if candidate.spectra else ()
+    losses = [request.objective.loss(spectrum, rank) for spectrum, rank in pairs]
+    return request.objective.total(losses) if losses else None
 
 
 def _chosen(layer: Layer, choice: Choice, solver: Solver, path: Path, force_factorize: bool) -> Factorize:
@@ -261,7 +326,7 @@ def _chosen(layer: Layer, choice: Choice, solver: Solver, path: Path, force_fact
     most = decomposition.max_ranks(layer)
     if len(choice.ranks) != len(most) or not all(1 <= r <= m for r, m in zip(choice.ranks, most, strict=True)):
         raise PlanMismatch(f"`{path}` gives `{layer.name}` ranks {list(choice.ranks)}; they go from 1 to {list(most)}.")
-    candidate = _candidate(layer, decomposition)
+    candidate = candidate_of(layer, decomposition)
     if not (candidate.saves(choice.ranks) or force_factorize):
         raise PlanMismatch(
             f"`{path}` gives `{layer.name}` ranks {list(choice.ranks)}, which save nothing. "

@@ -158,6 +158,7 @@ class Report:
                 "max_error": self.max_error,
                 "seconds": round(self.seconds, 3),
             }
+            | ({"budget": self.plan.budget.to_dict()} if self.plan.budget else {})
             | (self.costs.to_dict() if self.costs else {}),
             "layers": [
                 _layer(decision, results.get(decision.layer.weight.name))

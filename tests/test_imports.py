@@ -13,6 +13,7 @@ LADDER = [
     [
         "registry",
         "memory",
+        "allocation",
         "linalg.gram",
         "linalg.scaling",
         "linalg.sketches",
@@ -33,7 +34,7 @@ LADDER = [
         "attention",
         "modules",
     ],
-    ["spectrum", "factors", "plan", "report", "progress"],
+    ["spectrum", "objectives", "factors", "plan", "report", "progress"],
     [
         "timing",
         "files.archive",
@@ -54,7 +55,7 @@ LADDER = [
     ["training"],
     ["formats", "decompositions", "ranks"],
     ["planning", "loading", "tracing", "costs", "hf"],
-    ["analysis", "compression", "exporting", "finetuning", "live"],
+    ["analysis", "compression", "curves", "exporting", "finetuning", "live"],
     ["drawing", "page"],
     ["cli"],
 ]

@@ -59,7 +59,9 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_every_option_of_compress_in_the_readme_exists() -> None:
-    helped = "".join(run(command, "--help").stdout.decode() for command in ("analyze", "compress", "export"))
-    options = set(re.findall(r"`?(--[a-z][a-z-]+)", README)) - {"--check"}
+    helped = "".join(
+        run(command, "--help").stdout.decode() for command in ("analyze", "compress", "export", "finetune")
+    )
+    options = set(re.findall(r"`?(--[a-z][a-z-]+)", README)) - {"--check", "--nproc-per-node"}
     assert options
     assert {option for option in options if option not in helped} == set()

@@ -182,3 +182,14 @@ def test_a_resnet_keeps_its_accuracy_as_a_program_and_as_a_module(kind: str, tmp
     small: Any = torch.export.load(output).module() if kind == "program" else torch.load(output, weights_only=False)
     small.eval = lambda: small  # an exported module is in evaluation mode, and refuses to be told so
     assert accuracy(small) == pytest.approx(87.5, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet_cifar10/resnet20-12fca82f.th", "resnet_cifar10/resnet32-d509ac18.th", "fastestdet/FastestDet.onnx"]
+)
+def test_budgets_are_spent(name: str) -> None:
+    for point in lrzip.curve(place("LRZIP_CHECKPOINTS") / name, "params=40%,50%,60%,70%,80%,90%", round_to=1).points:
+        spent = point.plan.budget
+        assert spent
+        assert 0 <= spent.limit - spent.used <= 0.005 * spent.limit
+        assert spent.predicted_loss - spent.bound <= 1e-6 * spent.predicted_loss

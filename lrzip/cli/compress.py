@@ -4,7 +4,7 @@ import json as jsonlib
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -32,6 +32,7 @@ from lrzip.errors import UsageError
 from lrzip.files.atomic import atomic_file, check_output
 
 if TYPE_CHECKING:
+    from lrzip.plan import Spent
     from lrzip.report import Report
 
 
@@ -41,6 +42,24 @@ def compress(
     ratio: Annotated[float | None, typer.Option(help="Divide each layer's parameters by this.")] = None,
     rank: Annotated[int | None, typer.Option(help="Give every layer this rank, where it saves.")] = None,
     vbmf: Annotated[bool, typer.Option("--vbmf", help="Keep what stands out from noise in each layer.")] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="UNIT=AMOUNT",
+            help="Best ranks within params=50% or 1.2M, nbytes=10MB, macs=40%; params=20%,40%,60% with --dry-run.",
+        ),
+    ] = None,
+    rank_rule: Annotated[
+        str | None,
+        typer.Option(metavar="RULE", help="Any rule by name: energy:0.8, ratio:4, rank:16, vbmf, budget:params=50%."),
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help="Predicts losses: relative-energy, energy, log-energy, relative-error, operator-norm.",
+            show_default="relative-energy",
+        ),
+    ] = None,
     plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Do what a plan file says.")] = None,
     layer: Annotated[
         list[str] | None,
@@ -76,6 +95,9 @@ def compress(
     save_plan: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the plan, to edit and pass to --plan.")
     ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw size against predicted loss, for several budgets.")
+    ] = None,
     min_ratio: Annotated[float | None, typer.Option(help="Exit with 3 if the result is less times smaller.")] = None,
     max_error: Annotated[float | None, typer.Option(help="Exit with 3 if a layer's relative error is larger.")] = None,
     keep_optimizer: Annotated[
@@ -99,6 +121,51 @@ def compress(
 ) -> None:
     """Write a smaller checkpoint by a layer-wise plan."""
     rules = dict(_rule(text) for text in layer or ())
+    if budget and "," in budget and dry_run:
+        unfit = {
+            "--save-plan": save_plan,
+            "--min-ratio": min_ratio,
+            "--max-error": max_error,
+            "--min-speedup": min_speedup,
+            "--latency": latency or None,
+            "--force-factorize": force_factorize or None,
+            "--energy": energy,
+            "--ratio": ratio,
+            "--rank": rank,
+            "--vbmf": vbmf or None,
+            "--rank-rule": rank_rule,
+            "--plan": plan,
+        }
+        named = [name for name, value in unfit.items() if value is not None]
+        if named:
+            raise UsageError(
+                f"`--budget` with several amounts goes without `{named[0]}`. Give one amount, or leave it."
+            )
+        set_threads(threads)
+        _curve(
+            model,
+            budget,
+            plot,
+            json=json,
+            quiet=quiet,
+            force=force,
+            options={
+                "objective": objective or "relative-energy",
+                "layers": rules,
+                "only": only or (),
+                "skip": skip or (),
+                "round_to": round_to,
+                "dtype": dtype,
+                "model": load_network(network, model_arg),
+                "input_shapes": input_shape or (),
+                "key": key,
+                "trust": trust,
+                "device": device,
+            },
+        )
+        return
+    if plot:
+        raise UsageError("`--plot` draws a curve of plans. Give `--budget` several amounts, and `--dry-run`.")
     from lrzip.compression import compress
 
     set_threads(threads)
@@ -114,7 +181,10 @@ def compress(
                 ratio=ratio,
                 rank=rank,
                 vbmf=vbmf,
+                budget=budget,
+                rank_rule=rank_rule,
                 plan=plan,
+                objective=objective,
                 layers=rules,
                 only=only or (),
                 skip=skip or (),
@@ -161,6 +231,51 @@ def _rule(text: str) -> tuple[str, str]:
     return pattern, rule
 
 
+def _curve(
+    model: str | None,
+    budgets: str,
+    plot: Path | None,
+    *,
+    json: bool,
+    quiet: bool,
+    force: bool,
+    options: dict[str, Any],
+) -> None:
+    """Plan for several budgets, and show the plans beside each other."""
+    from lrzip.curves import curve
+    from lrzip.drawing import check_picture, draw_curve
+
+    with model_path(model) as source, layer_progress(quiet=quiet) as progress:
+        if plot:
+            check_picture(plot, source, force=force)
+        found = replace(curve(source, budgets, progress=progress, **options), source=model or "-")
+        if plot:
+            draw_curve(found, plot)
+    if json:
+        print_json(found.to_dict(), sys.stdout)
+    elif not quiet:
+        rows = [_point(point) for point in found.points]
+        stdout().print(make_table(list(rows[0]), [list(row.values()) for row in rows]))
+        stdout().print("\nNothing was written: this was a dry run")
+
+
+def _point(report: "Report") -> dict[str, str]:
+    """Return the row of one plan of a curve."""
+    spent = report.plan.budget
+    assert spent, "every plan of a curve is for a budget"
+    row = {
+        "budget": f"{spent.limit:,}",
+        "unused": f"{spent.limit - spent.used:,}",
+        "layers": str(len(report.plan.factorize)),
+        "parameters": f"{report.parameters_after:,}",
+        "smaller": f"{report.ratio:.2f}×",
+        "size": size_text(report.nbytes_after),
+        "predicted loss": f"{spent.predicted_loss:.4g}",
+        "at best": f"{spent.bound:.4g}",
+    }
+    return row | ({"MACs": f"{report.costs.macs_after:,}"} if report.costs else {})
+
+
 def _failed_gates(report: "Report", min_ratio: float | None, max_error: float | None) -> list[str]:
     failures = []
     if min_ratio is not None and report.ratio < min_ratio:
@@ -185,6 +300,8 @@ def _table(report: "Report") -> dict[str, list[str]]:
         "parameters": [f"{decision.parameters_before:,}" for decision in decisions],
         "after": [f"{decision.parameters_after:,}" for decision in decisions],
     }
+    if report.plan.budget:
+        table["predicted loss"] = [f"{decision.predicted_loss or 0:.4g}" for decision in decisions]
     if report.results:
         table["error"] = [f"{result.error:.4f}" for result in report.results]
     if report.costs:
@@ -194,6 +311,18 @@ def _table(report: "Report") -> dict[str, list[str]]:
         if report.costs.latency:
             table["faster"] = [f"{cost.latency.speedup:.2f}×" if cost.latency else "" for cost in costs]
     return table
+
+
+def _budget_text(spent: "Spent") -> str:
+    """Return in one line what became of a budget."""
+    gap = spent.predicted_loss - spent.bound
+    proof = (
+        "the least possible" if gap <= 1e-9 * spent.predicted_loss else f"at most {gap:.2g} above the least possible"
+    )
+    return (
+        f"Budget: {spent.used:,} of {spent.limit:,} {spent.unit} used ({spent.limit - spent.used:,} left); "
+        f"predicted loss ({spent.objective}) {spent.predicted_loss:.4g}, {proof}"
+    )
 
 
 def _print(console: Console, report: "Report") -> None:
@@ -211,6 +340,8 @@ def _print(console: Console, report: "Report") -> None:
     )
     if report.costs:
         console.print(costs_text(report.costs))
+    if report.plan.budget:
+        console.print(Text(_budget_text(report.plan.budget)), soft_wrap=True)
     if report.differences:
         worst = max(report.differences, key=lambda difference: difference.relative)
         text = f"Outputs differ by {worst.relative:.2g} (relative) at most, `{worst.output}`, on random inputs"

@@ -17,6 +17,7 @@ RULES = Registry(
         "ratio": "lrzip.ranks.ratio:Ratio",
         "rank": "lrzip.ranks.fixed:FixedRank",
         "vbmf": "lrzip.ranks.vbmf:VBMF",
+        "budget": "lrzip.ranks.budget:Budget",
     },
 )
 
@@ -74,28 +75,25 @@ class RankRule(Protocol):
 
 
 def parse_rule(text: str) -> RankRule:
-    """Return the rule that a text such as `energy:0.8`, `ratio:4`, `rank:16` or `vbmf` stands for.
+    """Return the rule that a text such as `energy:0.8`, `ratio:4`, `rank:16`, `vbmf` or `budget:params=50%` stands for.
 
     Raises:
         UsageError: It stands for none.
     """
     name, colon, value = text.partition(":")
     if name not in RULES:
-        known = ", ".join(f"{rule}:X" if _takes_number(rule) else rule for rule in RULES)
+        known = ", ".join(f"{rule}:X" if fields(RULES[rule]) else rule for rule in RULES)
         raise UsageError(f"Unknown rule `{text}`. Write `keep`, or one of: {known}.")
     rule: RankRule
-    if _takes_number(name):
+    if hasattr(RULES[name], "parse"):
+        rule = RULES[name].parse(value)
+    elif fields(RULES[name]):  # then a number is its only one
         rule = RULES[name](_number(name, value))
     elif colon:
         raise UsageError(f"`{name}` takes no number, got `{value}`. Write `{name}` alone.")
     else:
         rule = RULES[name]()
     return rule
-
-
-def _takes_number(name: str) -> bool:
-    """Tell whether a rule has a number, which is then its only field."""
-    return bool(fields(RULES[name]))
 
 
 def _number(name: str, value: str) -> float:

@@ -70,6 +70,16 @@ ANALYZE = strict(
     kept=KEPT,
 )
 
+BUDGET = strict(
+    unit={"enum": ["params", "nbytes", "macs"]},
+    whole=COUNT,
+    limit=COUNT,
+    used=COUNT,
+    unused=COUNT,
+    objective=TEXT,
+    predicted_loss=NUMBER,
+    bound=NUMBER,
+)
 DIFFERENCES = listed(strict(output=TEXT, absolute=NUMBER, relative=NUMBER))
 COMPRESS = strict(
     schema={"const": 1},
@@ -77,8 +87,9 @@ COMPRESS = strict(
     input=TEXT,
     output={"type": ["string", "null"]},
     totals=strict(
-        tuple(COSTS),
+        ("budget", *COSTS),
         **COSTS,
+        budget=BUDGET,
         parameters_before=COUNT,
         parameters_after=COUNT,
         ratio=NUMBER,
@@ -90,9 +101,10 @@ COMPRESS = strict(
     ),
     layers=listed(
         strict(
-            ("error", "method", "excess", "seconds", *COSTS),
+            ("predicted_loss", "error", "method", "excess", "seconds", *COSTS),
             **LAYER,
             **COSTS,
+            predicted_loss=NUMBER,
             dtype=TEXT,
             decomposition=TEXT,
             ranks=COUNTS,
@@ -109,6 +121,8 @@ COMPRESS = strict(
     differences=DIFFERENCES,
     not_compared={"type": ["string", "null"]},
 )
+
+CURVE = strict(schema={"const": 1}, lrzip=TEXT, input=TEXT, points={**listed(COMPRESS), "minItems": 1})
 
 EXPORT = strict(
     schema={"const": 1},

@@ -14,7 +14,7 @@ from torch import nn
 
 import lrzip
 from tests.checkpoints import BUILDERS, nested, safetensors, sharded
-from tests.cli.schemas import COMPRESS
+from tests.cli.schemas import COMPRESS, CURVE
 from tests.cli.shell import error_of, run, spawn
 
 
@@ -227,3 +227,49 @@ def test_no_progress_bar_without_a_terminal_whatever_the_environment_says(tmp_pa
     environment = os.environ | {"FORCE_COLOR": "1"}
     done = subprocess.run(command, capture_output=True, env=environment, check=False, timeout=120)
     assert done.stderr == b""
+
+
+def test_a_budget_in_json_and_in_words(tmp_path: Path) -> None:
+    path = nested(tmp_path)
+    document = json.loads(run("compress", path, "--budget", "params=50%", "--json", "--dry-run").stdout)
+    jsonschema.validate(document, COMPRESS)
+    totals = document["totals"]
+    assert totals["budget"]["used"] == totals["parameters_after"] <= totals["budget"]["limit"]
+    assert all("predicted_loss" in row for row in document["layers"])
+    text = run("compress", path, "--budget", "params=50%", "--objective", "operator-norm").stdout.decode()
+    assert "predicted loss (operator-norm)" in text
+    assert "the least possible" in text
+
+
+def test_a_curve_of_plans(tmp_path: Path) -> None:
+    path, picture = nested(tmp_path), tmp_path / "curve.png"
+    options = ("--budget", "params=40%,60%,80%", "--dry-run", "--skip", "conv1")
+    done = run("compress", path, *options, "--json", "--plot", picture)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    jsonschema.validate(document, CURVE)
+    limits = [point["totals"]["budget"]["limit"] for point in document["points"]]
+    assert limits == sorted(limits)
+    assert document["input"] == document["points"][0]["input"] == str(path)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert len(run("compress", path, *options).stdout.decode().split("\n\n")[0].splitlines()) == 4
+    piped = json.loads(run("compress", *options, "--json", stdin=path.read_bytes()).stdout)
+    assert piped["input"] == "-"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--budget", "params=40%,60%"], "names several budgets, for a curve of plans: add `--dry-run`"),
+        (["--budget", "params=40%,60%", "--dry-run", "--energy", "0.9"], "goes without `--energy`"),
+        (["--budget", "params=40%,60%", "--dry-run", "--save-plan", "a.json"], "goes without `--save-plan`"),
+        (["--budget", "params=40%,60%", "--dry-run", "--plot", "a.gif"], "`--plot` takes a .png"),
+        (["--budget", "params=40%,nbytes=60%", "--dry-run"], "mixes units"),
+        (["--budget", "params=40%", "--plot", "a.png"], "`--plot` draws a curve of plans"),
+        (["--rank-rule", "size:3"], "Unknown rule `size:3`"),
+    ],
+)
+def test_wrong_budgets_exit_with_2(options: list[str], message: str, tmp_path: Path) -> None:
+    path = nested(tmp_path)
+    assert message in error_of(run("compress", path, *options), 2)
+    assert list(tmp_path.iterdir()) == [path]

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrzip.errors import UsageError
+from lrzip.errors import LrzipError, UsageError
 from lrzip.layers import Layer, TensorSpec
 from lrzip.linalg.vbmf import noise_rank
 from lrzip.ranks import RULES, Candidate, parse_rule
@@ -22,6 +22,7 @@ TARGETS: dict[str, list[str]] = {
     "ratio": ["ratio:50", "ratio:4", "ratio:2", "ratio:1.5", "ratio:1.01"],
     "rank": ["rank:1", "rank:4", "rank:16", "rank:400"],
     "vbmf": ["vbmf"],
+    "budget": ["budget:params=20%", "budget:params=50%", "budget:params=90%", "budget:params=100%"],
 }
 
 
@@ -31,6 +32,17 @@ def candidate(m: int, n: int, name: str = "x") -> Candidate:
     return Candidate(layer, (min(m, n),), lambda ranks: ranks[0] * (m + n), (spectrum,))
 
 
+def chosen(target: str, shape: tuple[int, int]) -> int:
+    """Return the rank: 0 where a target has none so small, the full one where a budget keeps the layer whole."""
+    try:
+        ranks = parse_rule(target).choose([candidate(*shape)])
+    except LrzipError as error:
+        assert "Give at least params=" in str(error)
+        return 0
+    (rank,) = ranks.get("x", (min(shape) if target.startswith("budget") else 0,))
+    return rank
+
+
 def test_every_rule_has_targets_to_be_tested_with() -> None:
     assert TARGETS.keys() == set(RULES)
 
@@ -38,8 +50,8 @@ def test_every_rule_has_targets_to_be_tested_with() -> None:
 @pytest.mark.parametrize("name", RULES)
 @given(shape=st.tuples(st.integers(1, 60), st.integers(1, 60)))
 def test_ranks_are_within_bounds_and_grow_with_the_target(name: str, shape: tuple[int, int]) -> None:
-    found = [parse_rule(target).choose([candidate(*shape)]).get("x", (0,)) for target in TARGETS[name]]
-    assert all(len(ranks) == 1 and 0 <= ranks[0] <= min(shape) for ranks in found)
+    found = [chosen(target, shape) for target in TARGETS[name]]
+    assert all(0 <= rank <= min(shape) for rank in found)
     assert found == sorted(found)
 
 
@@ -104,7 +116,20 @@ def test_break_even_is_the_largest_rank_that_still_saves(shape: tuple[int, int])
         ("vbmf:3", "`vbmf` takes no number, got `3`. Write `vbmf` alone"),
         ("vbmf:", "`vbmf` takes no number"),
         ("size:3", "Unknown rule"),
-        ("size:3", "energy:X, ratio:X, rank:X, vbmf"),
+        ("size:3", "energy:X, ratio:X, rank:X, vbmf, budget:X"),
+        ("budget", "`--budget` takes params=…, nbytes=…, macs=…, such as `params=50%`, got ``"),
+        ("budget:50%", "got `50%`"),
+        ("budget:size=50%", "got `size=50%`"),
+        ("budget:params=", "such as 50%, 1.2M or 120000, got ``"),
+        ("budget:params=half", "got `half`"),
+        ("budget:params=10MB", "got `10MB`"),
+        ("budget:params=-5%", "got `-5%`"),
+        ("budget:params=nan", "got `nan`"),
+        ("budget:params=1e6", "got `1e6`"),
+        ("budget:nbytes=10M", "such as 50%, 10MB or 64KiB, got `10M`"),
+        ("budget:params=100.1%", "`--budget params=100.1%` is more than the whole"),
+        ("budget:params=10%,20%", "names several budgets"),
+        ("budget:latency=5ms", "latency is not there yet"),
     ],
 )
 def test_numbers_out_of_range_are_usage_errors(text: str, message: str) -> None:
@@ -114,7 +139,14 @@ def test_numbers_out_of_range_are_usage_errors(text: str, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "shown"),
-    [("energy:0.8", "energy 0.8"), ("ratio:4", "ratio 4"), ("rank:16", "rank 16"), ("vbmf", "vbmf")],
+    [
+        ("energy:0.8", "energy 0.8"),
+        ("ratio:4", "ratio 4"),
+        ("rank:16", "rank 16"),
+        ("vbmf", "vbmf"),
+        ("budget:params=50%", "budget params=50%"),
+        ("budget:nbytes=1.5kB", "budget nbytes=1,500"),
+    ],
 )
 def test_rules_say_what_they_are(text: str, shown: Any) -> None:
     assert str(parse_rule(text)) == shown

@@ -1,0 +1,92 @@
+"""What a rank loses, as singular values predict it, and how the losses of layers add up."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import fsum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrzip.allocation import Allocation, Options, least_maximum, least_sum
+from lrzip.errors import UnknownName
+from lrzip.spectrum import Spectrum
+
+Losses = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A prediction of what is lost.
+
+    Attributes:
+        name: What options call it.
+        losses: Of a layer with k singular values, (k,): of the ranks from 1 to k, never growing, and 0 at the last.
+        by_maximum: Whether the worst layer counts, rather than all of them together.
+    """
+
+    name: str
+    losses: Callable[[Spectrum], Losses]
+    by_maximum: bool = False
+
+    def loss(self, spectrum: Spectrum, rank: int) -> float:
+        """Return the loss of one rank of one layer."""
+        return float(self.losses(spectrum)[rank - 1])
+
+    def total(self, losses: Iterable[float]) -> float:
+        """Return the loss of several layers together."""
+        return max(losses, default=0.0) if self.by_maximum else fsum(losses)
+
+    def allocate(self, items: list[Options], budget: int) -> Allocation:
+        """Return the choice with the least loss within a budget."""
+        return (least_maximum if self.by_maximum else least_sum)(items, budget)
+
+
+def _energy(spectrum: Spectrum) -> Losses:
+    """Return ‖W − W_r‖²: the sum of the squares that a rank leaves out."""
+    squares: Losses = spectrum.values.square().numpy()
+    return np.append(np.cumsum(squares[::-1])[::-1][1:], 0.0)
+
+
+def _relative_energy(spectrum: Spectrum) -> Losses:
+    """Return ‖W − W_r‖² / ‖W‖²; nothing is lost of a zero matrix."""
+    return _energy(spectrum) / (spectrum.total or 1.0)
+
+
+def _relative_error(spectrum: Spectrum) -> Losses:
+    """Return ‖W − W_r‖ / ‖W‖."""
+    return np.sqrt(_relative_energy(spectrum))
+
+
+def _log_energy(spectrum: Spectrum) -> Losses:
+    """Return −log of the share of the energy that is kept: the sum over layers is that of the product of shares."""
+    return -np.log1p(-_relative_energy(spectrum))
+
+
+def _operator_norm(spectrum: Spectrum) -> Losses:
+    """Return ‖W − W_r‖₂ / ‖W‖₂ = σ_{r+1} / σ₁ (Liebenwein et al. 2021)."""
+    values: Losses = spectrum.values.numpy()
+    return np.append(values[1:], 0.0) / (values[0] or 1.0)
+
+
+OBJECTIVES: Mapping[str, Objective] = {
+    objective.name: objective
+    for objective in (
+        Objective("relative-energy", _relative_energy),
+        Objective("energy", _energy),
+        Objective("log-energy", _log_energy),
+        Objective("relative-error", _relative_error),
+        Objective("operator-norm", _operator_norm, by_maximum=True),
+    )
+}
+DEFAULT_OBJECTIVE = "relative-energy"
+
+
+def objective_of(name: str) -> Objective:
+    """Return the objective of a name.
+
+    Raises:
+        UnknownName: There is none.
+    """
+    if name not in OBJECTIVES:
+        raise UnknownName(f"Unknown objective `{name}`. Choose one of: {', '.join(OBJECTIVES)}.")
+    return OBJECTIVES[name]

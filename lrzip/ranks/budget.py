@@ -1,0 +1,169 @@
+"""One budget for all layers together."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil, floor
+
+import numpy as np
+
+from lrzip.allocation import Options, least_cost
+from lrzip.errors import LrzipError, UsageError
+from lrzip.layers import Layer
+from lrzip.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, Objective
+from lrzip.plan import Spent
+from lrzip.ranks import Candidate
+
+_THOUSANDS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
+_BYTES = {f"{prefix}B": 10**power for prefix, power in (("", 0), ("k", 3), ("M", 6), ("G", 9))} | {
+    f"{prefix}iB": 2**power for prefix, power in (("K", 10), ("M", 20), ("G", 30))
+}
+UNITS: Mapping[str, tuple[str, Mapping[str, int], str]] = {
+    "params": ("parameters", _THOUSANDS, "50%, 1.2M or 120000"),
+    "nbytes": ("bytes of tensors", {"": 1} | _BYTES, "50%, 10MB or 64KiB"),
+    "macs": ("multiply-accumulates", _THOUSANDS, "40%, 20M or 1.5G"),
+}
+"""By unit: what it counts, what its suffixes stand for, and examples of amounts."""
+
+
+@dataclass(frozen=True)
+class Meter:
+    """What a budget counts.
+
+    Attributes:
+        whole: Of the checkpoint as it is.
+        cost: Of a layer whole, for None, or as a chain with some ranks.
+    """
+
+    whole: int
+    cost: Callable[[Layer, tuple[int, ...] | None], int]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The ranks of all layers with the least predicted loss within a budget, where a layer may also stay whole.
+
+    Attributes:
+        unit: `params`, `nbytes` or `macs`.
+        amount: Share of the whole checkpoint, or a count.
+        is_share: Which of both.
+        objective: What is to be made small.
+    """
+
+    unit: str
+    amount: float
+    is_share: bool
+    objective: Objective = OBJECTIVES[DEFAULT_OBJECTIVE]
+    needs_spectra = True
+
+    @classmethod
+    def parse(cls, text: str) -> "Budget":
+        """Return the budget that `params=50%`, `nbytes=10MB` or `macs=20M` stands for.
+
+        Raises:
+            UsageError: It stands for none.
+        """
+        unit, _, amount = text.partition("=")
+        if unit == "latency":
+            raise UsageError(
+                "A budget of latency is not there yet. Take `macs`, and `--min-speedup` to leave slow layers whole."
+            )
+        if unit not in UNITS:
+            known = ", ".join(f"{name}=…" for name in UNITS)
+            raise UsageError(f"`--budget` takes {known}, such as `params=50%`, got `{text}`.")
+        if "," in amount:
+            raise UsageError(f"`--budget {text}` names several budgets, for a curve of plans: add `--dry-run`.")
+        _, suffixes, examples = UNITS[unit]
+        found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(%|[A-Za-z]*)", amount.strip())
+        if not found or found[2] not in {"%", *suffixes}:
+            raise UsageError(f"`--budget {unit}` takes an amount such as {examples}, got `{amount}`.")
+        number, is_share = float(found[1]), found[2] == "%"
+        if is_share and number > 100:
+            raise UsageError(f"`--budget {text}` is more than the whole. Give at most 100%.")
+        return cls(unit, number / 100 if is_share else number * suffixes[found[2]], is_share)
+
+    def __str__(self) -> str:
+        return f"budget {self.unit}={f'{100 * self.amount:g}%' if self.is_share else f'{self.amount:,.0f}'}"
+
+    def settled(self, candidate: Candidate) -> bool:
+        """Tell whether singular values are exact, so that what is planned does not depend on how it is computed."""
+        return not any(spectrum.slack for spectrum in candidate.spectra)
+
+    def choose(self, candidates: Sequence[Candidate]) -> Mapping[str, tuple[int, ...]]:
+        """Return the ranks by layer name, without the layers that stay whole, as if there were nothing else."""
+        by_layer = {candidate.layer.name: candidate for candidate in candidates}
+
+        def cost(layer: Layer, ranks: tuple[int, ...] | None) -> int:
+            return by_layer[layer.name].parameters(ranks) if ranks else layer.weight.numel
+
+        whole = sum(candidate.layer.weight.numel for candidate in candidates)
+        return self.spend(candidates, Meter(whole, cost), saved=0)[0]
+
+    def spend(
+        self, candidates: Sequence[Candidate], meter: Meter, *, saved: int, round_to: int | None = None
+    ) -> tuple[Mapping[str, tuple[int, ...]], Spent]:
+        """Return the ranks by layer name, without the layers that stay whole, and what all comes to.
+
+        Args:
+            candidates: The layers, with the spectra of their one unfolding.
+            meter: Counts them and the whole checkpoint.
+            saved: What is already saved elsewhere in the checkpoint.
+            round_to: Offer only multiples of it as ranks, where any saves; None for that of each layer.
+
+        Raises:
+            UsageError: The budget is above what the whole checkpoint counts.
+            LrzipError: It is below what can be reached.
+        """
+        limit = floor(self.amount * meter.whole) if self.is_share else floor(self.amount)
+        noun = UNITS[self.unit][0]
+        if limit > meter.whole:
+            raise UsageError(f"`{self}` is more than the whole, which has {meter.whole:,} {noun}. Give less.")
+        fixed = meter.whole - saved - sum(meter.cost(candidate.layer, None) for candidate in candidates)
+        # A sum over layers does not depend on their order if that is always the same.
+        ordered = sorted(candidates, key=lambda candidate: candidate.layer.name)
+        items = [self._options(candidate, meter, round_to or candidate.layer.round_to) for candidate in ordered]
+        least = fixed + least_cost(items)
+        if least > limit:
+            share = ceil(1000 * least / max(meter.whole, 1)) / 10
+            raise LrzipError(
+                f"`{self}` is {limit:,} {noun}, but what stays whole and the smallest ranks come to {least:,}. "
+                f"Give at least {self.unit}={share:g}%."
+            )
+        found = self.objective.allocate(items, limit - fixed)
+        ranks = {c.layer.name: (rank,) for c, rank in zip(ordered, found.labels, strict=True) if rank}
+        return ranks, Spent(
+            self.unit, meter.whole, limit, fixed + found.cost, self.objective.name, found.loss, found.bound
+        )
+
+    def _options(self, candidate: Candidate, meter: Meter, round_to: int) -> Options:
+        """Return the ranks that save, and rank 0, which stands for the whole layer."""
+        dense = meter.cost(candidate.layer, None)
+        ranks = np.arange(1, candidate.break_even_rank + 1)
+        multiples = ranks[round_to - 1 :: round_to]
+        ranks = multiples if len(multiples) else ranks
+        # Every stage has one side of the rank, so all that a budget counts is affine in it.
+        first = meter.cost(candidate.layer, (1,)) if len(ranks) else 0
+        step = meter.cost(candidate.layer, (2,)) - first if len(ranks) and ranks[-1] > 1 else 0
+        costs = first + step * (ranks - 1)
+        losses = self.objective.losses(candidate.spectra[0])[ranks - 1] if len(ranks) else np.zeros(0)
+        saves = costs < dense
+        return Options.of(
+            np.append(costs[saves], dense).astype(np.int64),
+            np.append(losses[saves], 0.0),
+            np.append(ranks[saves], 0).astype(np.int64),
+        )
+
+
+def parse_budgets(text: str, objective: Objective) -> tuple[Budget, ...]:
+    """Return the budgets of a list such as `params=10%,20%,30%`; the unit stands once.
+
+    Raises:
+        UsageError: One of them is none, or there are two units.
+    """
+    first, *others = text.split(",")
+    unit = first.partition("=")[0]
+    for other in others:
+        if "=" in other and other.partition("=")[0].strip() != unit:
+            raise UsageError(f"`--budget {text}` mixes units. Give one unit, such as `params=10%,20%,30%`.")
+    parts = [first, *(other.strip() if "=" in other else f"{unit}={other.strip()}" for other in others)]
+    return tuple(replace(Budget.parse(part), objective=objective) for part in parts)

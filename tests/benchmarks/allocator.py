@@ -1,0 +1,71 @@
+"""What it takes to allot a budget to all layers of a large transformer.
+
+    python -m tests.benchmarks.allocator [--layers 500] [--width 4096]
+
+Spectra are random decays like those of trained weights. For every objective and several budgets it prints the seconds
+of one core, the proven gap as a share of the loss, and what is left unused as a share of the budget.
+"""
+
+import argparse
+from itertools import cycle, islice
+from time import process_time
+
+import numpy as np
+import torch
+
+from lrzip.decompositions.svd import SVD
+from lrzip.layers import Layer, TensorSpec
+from lrzip.linalg.svd import Solver
+from lrzip.objectives import OBJECTIVES
+from lrzip.planning import candidate_of
+from lrzip.ranks import Candidate
+from lrzip.ranks.budget import Budget, Meter
+from lrzip.spectrum import Spectrum
+
+SHARES = (0.2, 0.4, 0.6, 0.8)
+
+
+def main() -> None:
+    """Measure and print a table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=500)
+    parser.add_argument("--width", type=int, default=4096)
+    arguments = parser.parse_args()
+    candidates = transformer(arguments.layers, arguments.width)
+    by_name = {candidate.layer.name: candidate for candidate in candidates}
+
+    def cost(layer: Layer, ranks: tuple[int, ...] | None) -> int:
+        return by_name[layer.name].parameters(ranks) if ranks else layer.weight.numel
+
+    meter = Meter(sum(candidate.layer.weight.numel for candidate in candidates), cost)
+    print(f"{len(candidates)} layers, {sum(c.break_even_rank for c in candidates):,} ranks\n")
+    print("| objective | budget | seconds | gap | unused |\n| --- | ---: | ---: | ---: | ---: |")
+    for name, objective in OBJECTIVES.items():
+        for share in SHARES:
+            start = process_time()
+            _, spent = Budget("params", share, is_share=True, objective=objective).spend(candidates, meter, saved=0)
+            seconds = process_time() - start
+            gap = (spent.predicted_loss - spent.bound) / spent.predicted_loss
+            unused = (spent.limit - spent.used) / spent.limit
+            print(f"| {name} | {share:.0%} | {seconds:.2f} | {gap:.1e} | {unused:.1e} |")
+
+
+def transformer(layers: int, width: int) -> list[Candidate]:
+    """Return layers of a decoder: four square ones and three of 8/3 the width in each block."""
+    generator = np.random.default_rng(0)
+    decomposition = SVD(Solver())
+    inner = 8 * width // 3
+    shapes = [*[(width, width)] * 4, (inner, width), (inner, width), (width, inner)]
+    found = []
+    for index, shape in enumerate(islice(cycle(shapes), layers)):
+        name = f"layer{index}"
+        weight = TensorSpec(f"{name}.weight", shape, "float32", 4 * shape[0] * shape[1])
+        places = np.linspace(0, 1, min(shape))
+        values = (1 + 50 * places) ** -generator.uniform(0.2, 0.8) * (1 - 0.9 * places ** generator.uniform(1, 4))
+        spectrum = Spectrum(torch.from_numpy(values * generator.uniform(1, 100)), shape, 1e-7)
+        found.append(candidate_of(Layer(name, name, "linear", weight, None), decomposition, (spectrum,)))
+    return found
+
+
+if __name__ == "__main__":
+    main()

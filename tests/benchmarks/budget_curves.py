@@ -1,0 +1,144 @@
+"""Accuracy of networks that were planned by a budget, for every objective, beside uniform energy.
+
+    python -m tests.benchmarks.budget_curves --checkpoint resnet20.th=tests.networks:ResNet:blocks=3 --data CIFAR10
+
+`--data` is a folder with CIFAR-10 as `train_5.npz` and `test.npz` (x, y). Objectives are compared on images of the
+training set, which a choice among them may see; `--test` measures the default one on the test set instead. No layer is
+left out by hand and nothing is trained. The rival is the largest share of Σσ², the same for all layers, whose plan is
+within the same number of parameters. Writes `budget_curves.md`, or `budget_curves_test.md`, into `--output`.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import lrzip
+from lrzip.analysis import Analysis
+from lrzip.models import build, parse_arguments
+from lrzip.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
+from lrzip.ranks.energy import Energy
+from tests.benchmarks.hardware import hardware, versions
+
+SHARES = (90, 80, 70, 60, 50, 40)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+UNIFORM = "uniform energy"
+Ranks = Mapping[str, int]
+
+
+def main() -> None:
+    """Measure and write the table."""
+    arguments = parse()
+    name = "test" if arguments.test else "train_5"
+    images, labels = load(arguments.data / f"{name}.npz", None if arguments.test else arguments.images)
+    methods = [*([DEFAULT_OBJECTIVE] if arguments.test else OBJECTIVES), UNIFORM]
+    rows: list[list[str]] = []
+    for text in arguments.checkpoint:
+        path, _, spec = text.partition("=")
+        with torch.autocast("cpu", torch.bfloat16, enabled=arguments.bfloat16):
+            rows += rows_of(Path(path), spec, methods, images, labels)
+    arguments.output.mkdir(exist_ok=True)
+    file = arguments.output / f"budget_curves{'_test' if arguments.test else ''}.md"
+    file.write_text(document(rows, name, len(images)), encoding="utf-8")
+    print(f"Wrote {file}", file=sys.stderr)
+
+
+def parse() -> argparse.Namespace:
+    """Return the command line's arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", action="append", required=True, metavar="FILE=PKG.MOD:NET[:NAME=VALUE]")
+    parser.add_argument("--data", type=Path, required=True, help="folder with train_5.npz and test.npz")
+    parser.add_argument("--images", type=int, default=5000, help="of the training set, to compare objectives on")
+    parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16, for a quicker comparison")
+    parser.add_argument("--test", action="store_true", help="measure the default objective on the test set")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results"), help="folder to write to")
+    return parser.parse_args()
+
+
+def load(path: Path, count: int | None) -> tuple[Tensor, Tensor]:
+    """Return normalized images, channels first, and labels."""
+    data = np.load(path, allow_pickle=False)
+    x = torch.from_numpy(data["x"][:count]).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    return (x - mean) / std, torch.from_numpy(data["y"][:count]).long()
+
+
+def rows_of(path: Path, spec: str, methods: Sequence[str], images: Tensor, labels: Tensor) -> Iterator[list[str]]:
+    """Yield one row of accuracies for each way to choose ranks."""
+    model_spec, *given = spec.rsplit(":", spec.count(":") - 1) if spec.count(":") > 1 else (spec,)
+    model = lrzip.load_into(build(model_spec, parse_arguments(given)), path).eval()
+    analysis = lrzip.analyze(path)
+    layers = {item.candidate.layer.name: model.get_submodule(item.candidate.layer.name) for item in analysis.layers}
+    weights = {name: layer.get_parameter("weight").detach().clone() for name, layer in layers.items()}
+    svds = {name: torch.linalg.svd(w.flatten(1).double(), full_matrices=False) for name, w in weights.items()}
+    dense = accuracy(model, images, labels)
+    for method in methods:
+        cells = []
+        for ranks in plans(path, analysis, method):
+            for name, layer in layers.items():
+                u, s, vh = svds[name]
+                rank = ranks.get(name)
+                weight = (u[:, :rank] * s[:rank]) @ vh[:rank] if rank else weights[name].flatten(1)
+                with torch.no_grad():
+                    layer.get_parameter("weight").copy_(weight.reshape(weights[name].shape))
+            cells.append(f"{accuracy(model, images, labels):.2f}")
+        print(path.name, method, *cells, file=sys.stderr)
+        yield [f"{path.name} ({dense:.2f})", method, *cells]
+
+
+def plans(path: Path, analysis: Analysis, method: str) -> Iterator[Ranks]:
+    """Yield the ranks of the layers that are factorized, for each share of the parameters."""
+    if method != UNIFORM:
+        budgets = "params=" + ",".join(f"{share}%" for share in SHARES)
+        for point in lrzip.curve(path, budgets, objective=method).points:
+            yield {decision.layer.name: decision.ranks[0] for decision in point.plan.factorize}
+        return
+    for share in SHARES:
+        low, high = 0.0, 1.0
+        for _ in range(30):
+            middle = (low + high) / 2
+            fits = uniform(analysis, middle)[1] <= share / 100 * analysis.parameters
+            low, high = (middle, high) if fits else (low, middle)
+        yield uniform(analysis, low)[0]
+
+
+def uniform(analysis: Analysis, energy: float) -> tuple[Ranks, int]:
+    """Return the ranks that keep a share of the energy of each layer, where they save, and the parameters in all."""
+    candidates = {item.candidate.layer.name: item.candidate for item in analysis.layers}
+    chosen = Energy(energy or 1e-9).choose(list(candidates.values()))
+    ranks = {name: ranks for name, ranks in chosen.items() if candidates[name].saves(ranks)}
+    saved = sum(candidates[name].layer.weight.numel - candidates[name].parameters(ranks[name]) for name in ranks)
+    return {name: rank for name, (rank,) in ranks.items()}, analysis.parameters - saved
+
+
+@torch.inference_mode()
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Return top-1 in percent."""
+    found = torch.cat([model(batch).argmax(1) for batch in torch.split(images, 500)])
+    return 100 * float((found == labels).double().mean())
+
+
+def document(rows: Sequence[Sequence[str]], data: str, count: int) -> str:
+    """Return the table in Markdown, with the best of each network in bold."""
+    table = [["network (dense)", "ranks by", *(f"{share} %" for share in SHARES)]]
+    table.append(["---", "---", *("---:" for _ in SHARES)])
+    for row in rows:
+        same = [other for other in rows if other[0] == row[0]]
+        best = [max(float(other[column]) for other in same) for column in range(2, len(row))]
+        cells = [f"**{cell}**" if float(cell) == most else cell for cell, most in zip(row[2:], best, strict=True)]
+        table.append([row[0], row[1], *cells])
+    lines = [
+        "# Accuracy by budget, without data and without training\n",
+        f"{hardware()}. {versions('torch')}.\n",
+        f"Top-1 in percent on {count:,} images of CIFAR-10 (`{data}`), by the share of all parameters that is kept.\n",
+        *(f"| {' | '.join(cells)} |" for cells in table),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
