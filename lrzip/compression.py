@@ -104,8 +104,8 @@ def compress(
             `nbytes=10MB` of tensors, or `macs=40%` of a run's multiply-accumulates, for the whole checkpoint.
         rank_rule: Any of the rules above by name: `energy:0.8`, `ratio:4`, `rank:16`, `vbmf`, `budget:params=50%`.
         plan: A plan file that decides instead of a rule. Exactly one of these seven is needed.
-        objective: What predicts the loss of a rank: `relative-energy` (the default), `energy`, `log-energy`,
-            `relative-error` or `operator-norm`.
+        objective: What predicts the loss of a rank: `relative-energy`, `energy`, `log-energy`, `scaled-log-energy` (the
+            default) or `operator-norm`.
         layers: Rules of some layers by glob: `energy:0.8`, `ratio:4`, `rank:16` or `keep`; the last match wins.
         only: Globs of the layers to take. A name in full also settles doubts about what a layer is.
         skip: Globs of the layers to leave.

@@ -41,7 +41,7 @@ def curve(
     path: str | Path,
     budgets: str,
     *,
-    objective: str = DEFAULT_OBJECTIVE,
+    objective: str | None = None,
     layers: Mapping[str, str] | None = None,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
@@ -76,7 +76,7 @@ def curve(
         UsageError: The options contradict each other or are out of range.
         LrzipError: A budget cannot be met, or anything else that could not be done.
     """
-    rules = parse_budgets(budgets, objective_of(objective))
+    rules = parse_budgets(budgets, objective_of(objective or DEFAULT_OBJECTIVE))
     request = request_of(rules[0], layers or {}, only, skip, round_to, dtype, objective=objective)
     assert request, "a budget is a rule"
     check_device(device)

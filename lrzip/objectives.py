@@ -52,14 +52,14 @@ def _relative_energy(spectrum: Spectrum) -> Losses:
     return _energy(spectrum) / (spectrum.total or 1.0)
 
 
-def _relative_error(spectrum: Spectrum) -> Losses:
-    """Return ‖W − W_r‖ / ‖W‖."""
-    return np.sqrt(_relative_energy(spectrum))
-
-
 def _log_energy(spectrum: Spectrum) -> Losses:
     """Return −log of the share of the energy that is kept: the sum over layers is that of the product of shares."""
     return -np.log1p(-_relative_energy(spectrum))
+
+
+def _scaled_log_energy(spectrum: Spectrum) -> Losses:
+    """Return ‖W‖ · log-energy: large weights count more, as for energy, but none is given up altogether."""
+    return spectrum.frobenius_norm * _log_energy(spectrum)
 
 
 def _operator_norm(spectrum: Spectrum) -> Losses:
@@ -74,11 +74,11 @@ OBJECTIVES: Mapping[str, Objective] = {
         Objective("relative-energy", _relative_energy),
         Objective("energy", _energy),
         Objective("log-energy", _log_energy),
-        Objective("relative-error", _relative_error),
+        Objective("scaled-log-energy", _scaled_log_energy),
         Objective("operator-norm", _operator_norm, by_maximum=True),
     )
 }
-DEFAULT_OBJECTIVE = "relative-energy"
+DEFAULT_OBJECTIVE = "scaled-log-energy"
 
 
 def objective_of(name: str) -> Objective:

@@ -44,14 +44,14 @@ def test_every_format_meets_its_budget(kind: str, tmp_path: Path) -> None:
 
 
 def test_predictions_are_the_errors_of_what_is_written(path: Path, tmp_path: Path) -> None:
-    report = lrzip.compress(path, tmp_path / "a.pt", budget="params=50%")
+    report = lrzip.compress(path, tmp_path / "a.pt", budget="params=50%", objective="relative-energy")
     assert report.results
     for result in report.results:
         assert result.decision.predicted_loss == pytest.approx(result.error**2, rel=1e-3)
 
 
 def test_no_other_ranks_are_better(path: Path) -> None:
-    report = lrzip.compress(path, budget="params=80%", skip=["fc1"], dry_run=True)
+    report = lrzip.compress(path, budget="params=80%", skip=["fc1"], objective="relative-energy", dry_run=True)
     spent = report.plan.budget
     assert spent
     assert spent.bound == pytest.approx(spent.predicted_loss, rel=1e-9)
@@ -82,10 +82,10 @@ def test_the_same_is_planned_with_and_without_writing(path: Path, tmp_path: Path
 
 
 def test_a_plan_file_tells_of_losses_and_budget(path: Path) -> None:
-    document = lrzip.compress(path, budget="params=50%", dry_run=True).plan.to_dict()
+    document = lrzip.compress(path, budget="params=50%", objective="operator-norm", dry_run=True).plan.to_dict()
     assert all(0 < row["predicted_loss"] < 1 for row in document["layers"])
     assert document["budget"]["unit"] == "params"
-    energy = lrzip.compress(path, energy=0.6, dry_run=True).plan.to_dict()
+    energy = lrzip.compress(path, energy=0.6, objective="relative-energy", dry_run=True).plan.to_dict()
     assert all(row["predicted_loss"] <= 0.4 + 1e-6 for row in energy["layers"])
     assert "budget" not in energy
     assert all(
@@ -207,7 +207,7 @@ def test_objectives_are_what_they_are_called() -> None:
             "relative-energy": 5 / 21,
             "energy": 5,
             "log-energy": 0.27193371548,  # ln(21 / 16)
-            "relative-error": 0.48795003647,  # √(5 / 21)
+            "scaled-log-energy": 1.24615683521,  # √21 ln(21 / 16)
             "operator-norm": 0.5,
         }
     )

@@ -56,8 +56,8 @@ def compress(
     objective: Annotated[
         str | None,
         typer.Option(
-            help="Predicts losses: relative-energy, energy, log-energy, relative-error, operator-norm.",
-            show_default="relative-energy",
+            help="Predicts losses: relative-energy, energy, log-energy, scaled-log-energy, operator-norm.",
+            show_default="scaled-log-energy",
         ),
     ] = None,
     plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Do what a plan file says.")] = None,
@@ -150,7 +150,7 @@ def compress(
             quiet=quiet,
             force=force,
             options={
-                "objective": objective or "relative-energy",
+                "objective": objective,
                 "layers": rules,
                 "only": only or (),
                 "skip": skip or (),
