@@ -95,19 +95,28 @@ def profile_of(
     if model and input_shapes:
         return profile(model, input_shapes)
     if isinstance(checkpoint, Runnable):
-        measured = checkpoint.measure([InputShape.parse(text) for text in input_shapes])
-        if measured:
-            return Profile(*measured)
-        if input_shapes or needed:
-            raise LrzipError(
-                f"What a run of `{checkpoint.path}` costs cannot be told: its shapes depend on values, or it is not "
-                "trusted (`--trust`), or it stores no inputs to run it on (`--input-shape`)."
-            )
+        return _program_profile(checkpoint, input_shapes, needed=needed or bool(input_shapes))
     if input_shapes or needed:
         raise UsageError(
             "What a run costs can be told with both `--model PKG.MOD:NET` and `--input-shape`, or of a program."
         )
     return None
+
+
+def _program_profile(checkpoint: Runnable, input_shapes: Sequence[str], *, needed: bool) -> Profile | None:
+    """Return what a run of a program shows, or None where that cannot be told and was not asked for."""
+    try:
+        measured = checkpoint.measure([InputShape.parse(text) for text in input_shapes])
+    except LrzipError:
+        if needed:
+            raise
+        return None
+    if measured is None and needed:
+        raise LrzipError(
+            "What a run of this program costs cannot be told: its shapes depend on values, or it is not trusted "
+            "(`--trust`), or it stores no inputs to run it on (`--input-shape`)."
+        )
+    return Profile(*measured) if measured else None
 
 
 def profile(model: nn.Module, shapes: Sequence[str]) -> NetworkProfile:
