@@ -39,9 +39,7 @@ class Options:
     @classmethod
     def of(cls, costs: Numbers, losses: Losses, labels: Numbers) -> "Options":
         """Return those of (k,) options, in any order, than which no other one both costs and loses no more."""
-        order = np.lexsort((losses, costs))
-        costs, losses, labels = costs[order], losses[order], labels[order]
-        useful = np.r_[True, losses[1:] < np.minimum.accumulate(losses)[:-1]]
+        useful = _undominated(costs, losses, np.arange(len(costs)))
         return cls(costs[useful], losses[useful], labels[useful])
 
     def first(self, count: int) -> "Options":
@@ -194,56 +192,52 @@ def _fill(items: Sequence[Options], chosen: Numbers, budget: int) -> Numbers:
 
 
 def _search(
-    items: Sequence[Options],
-    regrets: Sequence[Losses],
-    price: float,
-    budget: int,
-    known: Numbers,
-    bound: float,
+    items: Sequence[Options], regrets: Sequence[Losses], price: float, budget: int, known: Numbers, bound: float
 ) -> Allocation:
-    """Return the best choice, or the best that is found within a number of steps.
+    """Return the best choice, or the best that a limited number of partial choices leads to.
 
     The loss of any choice is the bound, its regrets at the price, and the price of what it leaves unused. So options
-    and partial choices with more regret than the known choice is above the bound are out; of others with no less cost
-    and regret than one, too.
+    and partial choices with more regret than the known choice is above the bound are out; so are partial choices that
+    cost and lose no less than another one.
     """
     gap = (_loss(items, known) - bound) * (1 + _ROUNDING) + _ROUNDING * abs(bound)
     kept = [np.flatnonzero(regret <= gap) for regret in regrets]
-    open_ = [index for index, options in enumerate(kept) if len(options) > 1]
-    chosen = np.array([options[0] for options in kept])
-    settled = sum(int(items[i].costs[chosen[i]]) for i in range(len(items)) if len(kept[i]) == 1)
-    cheapest = sum(int(items[i].costs[kept[i][0]]) for i in open_)
-    dearest = sum(int(items[i].costs[kept[i][-1]]) for i in open_)
-    limit = max(_SUMS // max(sum(len(kept[i]) for i in open_), 1), _FEWEST_STATES)
-    costs = np.array([settled], dtype=np.int64)
-    regret = np.array([sum(float(regrets[i][kept[i][0]]) for i in range(len(items)) if len(kept[i]) == 1)])
+    low = sum(int(item.costs[options[0]]) for item, options in zip(items, kept, strict=True))
+    high = sum(int(item.costs[options[-1]]) for item, options in zip(items, kept, strict=True))
+    undecided = sum(len(options) for options in kept if len(options) > 1)
+    limit = max(_SUMS // max(undecided, 1), _FEWEST_STATES)
+    costs, sums = np.zeros(1, dtype=np.int64), np.zeros(1)
     steps: list[tuple[Numbers, Numbers]] = []
     lost = inf
-    for index in open_:
-        options = kept[index]
-        cheapest -= int(items[index].costs[options[0]])
-        dearest -= int(items[index].costs[options[-1]])
-        sums = (costs[:, None] + items[index].costs[options]).ravel()
-        regret = (regret[:, None] + regrets[index][options]).ravel()
-        least = regret + price * np.maximum(budget - sums - dearest, 0)
-        hopeful = np.flatnonzero((sums + cheapest <= budget) & (least <= gap))
-        hopeful = hopeful[np.lexsort((regret[hopeful], sums[hopeful]))]
-        useful = np.r_[True, regret[hopeful][1:] < np.minimum.accumulate(regret[hopeful])[:-1]]
-        hopeful = hopeful[useful[: len(hopeful)]]
-        # Regret falls along the rest, so the first are the ones to give up.
-        if len(hopeful) > limit:
-            lost = min(lost, float(regret[hopeful[-limit - 1]]))
-            hopeful = hopeful[-limit:]
-        steps.append((hopeful // len(options), options[hopeful % len(options)]))
-        costs, regret = sums[hopeful], regret[hopeful]
+    for item, regret, options in zip(items, regrets, kept, strict=True):
+        low, high = low - int(item.costs[options[0]]), high - int(item.costs[options[-1]])
+        all_costs = (costs[:, None] + item.costs[options]).ravel()
+        all_sums = (sums[:, None] + regret[options]).ravel()
+        least = all_sums + price * np.maximum(budget - high - all_costs, 0)
+        hopeful = np.flatnonzero((all_costs + low <= budget) & (least <= gap))
+        states = _undominated(all_costs, all_sums - price * all_costs, hopeful)
+        if len(states) > limit:
+            states = states[np.argsort(all_sums[states], kind="stable")]
+            lost = min(lost, float(all_sums[states[limit]]))
+            states = states[:limit]
+        steps.append((states // len(options), options[states % len(options)]))
+        costs, sums = all_costs[states], all_sums[states]
     if len(costs):
-        state = int(np.argmin(regret + price * (budget - costs)))
-        for index, (parents, options) in zip(reversed(open_), reversed(steps), strict=True):
-            chosen[index] = options[state]
-            state = int(parents[state])
-        if _cost(items, chosen) <= budget and _loss(items, chosen) < _loss(items, known):
-            known = chosen
-    return _allocation(items, known, bound=bound + lost)
+        state = int(np.argmin(sums + price * (budget - costs)))
+        found = np.zeros_like(known)
+        for index in reversed(range(len(items))):
+            parents, options = steps[index]
+            found[index], state = options[state], int(parents[state])
+        known = found if _loss(items, found) < _loss(items, known) else known
+    return _allocation(items, known, bound + lost)
+
+
+def _undominated(costs: Numbers, losses: Losses, among: Numbers) -> Numbers:
+    """Return those than which no other one both costs and loses no more, by ascending cost and descending loss."""
+    order = among[np.lexsort((losses[among], costs[among]))]
+    if not len(order):
+        return order
+    return order[np.r_[True, losses[order][1:] < np.minimum.accumulate(losses[order])[:-1]]]
 
 
 def _allocation(items: Sequence[Options], chosen: Numbers, bound: float) -> Allocation:

@@ -47,24 +47,16 @@ def draw_spectra(analysis: Analysis, path: Path) -> None:
 
 
 def draw_curve(curve: Curve, path: Path) -> None:
-    """Draw the predicted loss of plans against their size, as a share of the whole, with its proven bound."""
+    """Draw the predicted loss of plans against their size, as a share of the whole."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     axes = figure.subplots()
     spent = sorted((point.plan.budget for point in curve.points if point.plan.budget), key=lambda budget: budget.used)
     shares = [100 * budget.used / max(budget.whole, 1) for budget in spent]
-    axes.fill_between(
-        shares,
-        [budget.bound for budget in spent],
-        [budget.predicted_loss for budget in spent],
-        alpha=0.3,
-        label="what a better plan could gain",
-    )
-    axes.plot(shares, [budget.predicted_loss for budget in spent], marker="o", markersize=4, label="plans")
+    axes.plot(shares, [budget.predicted_loss for budget in spent], marker="o", markersize=4)
     axes.set(xlabel=f"{spent[0].unit}, % of the whole", ylabel=f"predicted loss ({spent[0].objective})", ylim=(0, None))
     axes.grid(alpha=0.3)
-    axes.legend()
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=150)
 

@@ -65,9 +65,7 @@ class Budget:
         """
         unit, _, amount = text.partition("=")
         if unit == "latency":
-            raise UsageError(
-                "A budget of latency is not there yet. Take `macs`, and `--min-speedup` to leave slow layers whole."
-            )
+            raise UsageError("A budget of `latency` is not there yet. Give `macs`, which needs no measurement.")
         if unit not in UNITS:
             known = ", ".join(f"{name}=…" for name in UNITS)
             raise UsageError(f"`--budget` takes {known}, such as `params=50%`, got `{text}`.")

@@ -85,3 +85,14 @@ def test_other_formats_are_read_without_onnx(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_model_meets_a_budget(tmp_path: Path) -> None:
+    path = save(shared(), tmp_path / "a.onnx")
+    done = run("compress", path, "--budget", "params=60%", "--round-to", "1", "--json")
+    document = json.loads(done.stdout)
+    jsonschema.validate(document, COMPRESS)
+    totals = document["totals"]
+    assert totals["parameters_after"] == totals["budget"]["used"] <= totals["budget"]["limit"]
+    assert totals["layers_factorized"]
+    assert document["differences"]

@@ -129,7 +129,7 @@ def test_break_even_is_the_largest_rank_that_still_saves(shape: tuple[int, int])
         ("budget:nbytes=10M", "such as 50%, 10MB or 64KiB, got `10M`"),
         ("budget:params=100.1%", "`--budget params=100.1%` is more than the whole"),
         ("budget:params=10%,20%", "names several budgets"),
-        ("budget:latency=5ms", "latency is not there yet"),
+        ("budget:latency=5ms", "`latency` is not there yet"),
     ],
 )
 def test_numbers_out_of_range_are_usage_errors(text: str, message: str) -> None:
