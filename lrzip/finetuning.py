@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -161,7 +161,10 @@ def finetune(
     source = Path(path)
     destination = Path(output) if output is not None else default_output(source)
     check_output(destination, source, force=force)
-    chosen, taught = settings or Settings(), teaching or Teaching()
+    for kept in (resume, log):
+        if kept is not None and not Path(kept).absolute().parent.is_dir():
+            raise LrzipError(f"The folder of `{kept}` does not exist. Create it first.")
+    begun, taught = settings or Settings(), teaching or Teaching()
     if teacher is None and teaching is not None:
         raise UsageError("`--temperature`, `--teacher-share` and `--match-layers` say how to learn from a `--teacher`.")
     networks = _networks(source, model, teacher, key=key, trust=trust)
@@ -170,10 +173,11 @@ def finetune(
         data
         if isinstance(data, Data)
         else read_data(
-            data, val=val, val_fraction=val_fraction, preparation=preparation, image_size=image_size, seed=chosen.seed
+            data, val=val, val_fraction=val_fraction, preparation=preparation, image_size=image_size, seed=begun.seed
         )
     )
     task = _task(student, found, loss)
+    chosen = replace(begun, batch_size=begun.batch(len(found.train)))
     scorer = Scorer(metrics, task)
     function = make_loss(loss, task, label_smoothing=label_smoothing)
     options = {

@@ -89,7 +89,10 @@ def finetune(
     clip: Annotated[float, typer.Option(help="Norm that gradients are clipped to; 0 leaves them.")] = 1.0,
     epochs: Annotated[int, typer.Option(help="Passes over the training set.")] = 10,
     steps: Annotated[int | None, typer.Option(help="Steps in all, in place of epochs.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Examples a step, over all processes.")] = 128,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Examples a step, over all processes.", show_default="128, fewer for few examples"),
+    ] = None,
     amp: Annotated[str, typer.Option(help="Compute in bf16 or fp16, with weights in float32.")] = "no",
     freeze_batchnorm: Annotated[
         bool, typer.Option("--freeze-batchnorm", help="Keep the running statistics of batch norms.")

@@ -204,9 +204,10 @@ class _Run:
     def _set_up(self) -> None:
         accelerator, settings = self.accelerator, self.settings
         self.part = accelerator.process_index, accelerator.num_processes
-        self.size = min(settings.batch_size, len(self.data.train) // self.part[1] * self.part[1])
-        if not self.size or self.size % self.part[1]:
-            raise UsageError(f"`--batch-size {self.size}` cannot be shared by {self.part[1]} processes.")
+        self.size = settings.batch(len(self.data.train)) // self.part[1] * self.part[1]
+        if not self.size or (settings.batch_size or 0) % self.part[1]:
+            wanted = settings.batch(len(self.data.train))
+            raise UsageError(f"`--batch-size {wanted}` cannot be shared by {self.part[1]} processes.")
         self.per_epoch = len(self.data.train) // self.size
         self.steps = settings.steps or settings.epochs * self.per_epoch
         if self.part[1] > 1 and not settings.freeze_batchnorm:
@@ -332,7 +333,7 @@ class _Run:
                 self.data.val,
                 target=self.objective.target,
                 device=self.accelerator.device,
-                batch_size=2 * self.settings.batch_size,
+                batch_size=2 * self.size,
                 part=self.part,
             )
 
