@@ -25,9 +25,10 @@ from lrzip.modules import Architecture
 from lrzip.plan import SCHEMA, Entry
 from lrzip.surgery import load_into
 from lrzip.training.forward import probe
-from lrzip.training.loop import Epoch, Outcome, Watch, train
+from lrzip.training.loop import train
 from lrzip.training.losses import Objective, Teaching, make_loss
 from lrzip.training.metrics import Scorer
+from lrzip.training.outcomes import Epoch, Outcome, Watch
 from lrzip.training.settings import Settings
 from lrzip.training.tasks import Task, find_task
 
