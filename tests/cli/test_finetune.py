@@ -107,7 +107,7 @@ def test_a_loss_that_explodes_exits_with_3_and_writes(folder: Path) -> None:
 
 
 def test_a_killed_process_is_resumed_to_the_same_bytes(folder: Path) -> None:
-    options = (*FAST, "--epochs", "150", "--threads", "1")
+    options = (*FAST, "--epochs", "40", "--threads", "1")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), str(folder)])}
     command = spawn("finetune", "small.pt", *options, "--resume", "state.pt", "-o", "out.pt")
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE) as process:
