@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ from lrzip.loading import load_into
 from lrzip.modules import Architecture
 from lrzip.plan import SCHEMA, Entry
 from lrzip.training.forward import probe
-from lrzip.training.loop import Epoch, Outcome, Watch, train
+from lrzip.training.loop import train
 from lrzip.training.losses import Objective, Teaching, make_loss
 from lrzip.training.metrics import Scorer
+from lrzip.training.outcomes import Epoch, Outcome, Watch
 from lrzip.training.settings import Settings
 from lrzip.training.tasks import Task, find_task
 
@@ -161,7 +162,10 @@ def finetune(
     source = Path(path)
     destination = Path(output) if output is not None else default_output(source)
     check_output(destination, source, force=force)
-    chosen, taught = settings or Settings(), teaching or Teaching()
+    for kept in (resume, log):
+        if kept is not None and not Path(kept).absolute().parent.is_dir():
+            raise LrzipError(f"The folder of `{kept}` does not exist. Create it first.")
+    begun, taught = settings or Settings(), teaching or Teaching()
     if teacher is None and teaching is not None:
         raise UsageError("`--temperature`, `--teacher-share` and `--match-layers` say how to learn from a `--teacher`.")
     networks = _networks(source, model, teacher, key=key, trust=trust)
@@ -170,10 +174,11 @@ def finetune(
         data
         if isinstance(data, Data)
         else read_data(
-            data, val=val, val_fraction=val_fraction, preparation=preparation, image_size=image_size, seed=chosen.seed
+            data, val=val, val_fraction=val_fraction, preparation=preparation, image_size=image_size, seed=begun.seed
         )
     )
     task = _task(student, found, loss)
+    chosen = replace(begun, batch_size=begun.batch(len(found.train)))
     scorer = Scorer(metrics, task)
     function = make_loss(loss, task, label_smoothing=label_smoothing)
     options = {

@@ -42,6 +42,20 @@ def endless() -> Dataset[Any]:
     return Endless()
 
 
+def named() -> Any:
+    x, y = classes(60)
+    return [{"a": a, "b": a + 1, "labels": label} for a, label in zip(x, y, strict=True)]
+
+
+def several() -> Any:
+    x, y = classes(60)
+    return [(a, a + 1, label) for a, label in zip(x, y, strict=True)]
+
+
+def unlabelled() -> Any:
+    return TensorDataset(classes(60)[0]), list(classes(60)[0])
+
+
 def pair() -> Any:
     x, y = classes(60)
     return DataLoader(TensorDataset(x[:40], y[:40]), batch_size=7), TensorDataset(x[40:], y[40:])
@@ -160,6 +174,24 @@ def test_code_may_give_a_loader_and_a_validation_set() -> None:
     assert data.val is not None
     assert (len(data.train), len(data.val)) == (40, 20)
     assert torch.equal(data.train.fetch([1, 3])[0], classes(60)[0][[1, 3]])
+
+
+def test_items_may_have_several_inputs_or_no_label() -> None:
+    x, y = classes(60)
+    inputs, labels = read_data("tests.test_data:named").train.fetch([0])
+    assert set(inputs) == {"a", "b"}
+    assert labels is not None
+    (first, second), label = read_data("tests.test_data:several", val_fraction=0).train.fetch([3, 4])
+    assert torch.equal(first, x[[3, 4]])
+    assert torch.equal(second, first + 1)
+    assert label is not None
+    assert torch.equal(label, y[[3, 4]])
+    data = read_data("tests.test_data:unlabelled")
+    assert data.val is not None
+    for samples in (data.train, data.val):
+        alone, nothing = samples.fetch([5])
+        assert nothing is None
+        assert torch.equal(alone, x[5:6])
 
 
 def images(folder: Path, size: tuple[int, int] = (8, 6)) -> Path:

@@ -31,8 +31,8 @@ from lrzip.errors import UsageError
 
 if TYPE_CHECKING:
     from lrzip.finetuning import FinetuneReport
-    from lrzip.training.loop import Moment, Watch
     from lrzip.training.losses import Teaching
+    from lrzip.training.outcomes import Moment, Watch
 
 _SHARES = ("accuracy", "top5")
 
@@ -80,7 +80,7 @@ def finetune(
         typer.Option(help="Weight of the outputs of factorized layers against the teacher's.", show_default="0"),
     ] = None,
     optimizer: Annotated[str, typer.Option(help="adamw, adam or sgd.")] = "adamw",
-    lr: Annotated[float | None, typer.Option(help="Highest learning rate.", show_default="1e-3, sgd 1e-2")] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate.", show_default="3e-3, sgd 5e-2")] = None,
     weight_decay: Annotated[
         float | None, typer.Option(help="Of weights alone.", show_default="adamw 1e-2, sgd 1e-4, adam 0")
     ] = None,
@@ -89,7 +89,10 @@ def finetune(
     clip: Annotated[float, typer.Option(help="Norm that gradients are clipped to; 0 leaves them.")] = 1.0,
     epochs: Annotated[int, typer.Option(help="Passes over the training set.")] = 10,
     steps: Annotated[int | None, typer.Option(help="Steps in all, in place of epochs.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Examples a step, over all processes.")] = 128,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Examples a step, over all processes.", show_default="128, fewer for few examples"),
+    ] = None,
     amp: Annotated[str, typer.Option(help="Compute in bf16 or fp16, with weights in float32.")] = "no",
     freeze_batchnorm: Annotated[
         bool, typer.Option("--freeze-batchnorm", help="Keep the running statistics of batch norms.")

@@ -73,7 +73,10 @@ class Arrays:
 
 
 class UserDataset:
-    """Examples of a Dataset of the user's, with the sampler and the collation of its DataLoader if there is one."""
+    """Examples of a Dataset of the user's, with the collation of its DataLoader if there is one.
+
+    An item is the input alone, (x, y), (x1, x2, …, y), or a mapping of named inputs with the label under `labels`.
+    """
 
     labels: Tensor | None = None
 
@@ -91,10 +94,13 @@ class UserDataset:
             with seeded("item", seed, epoch, number):
                 items.append(self._dataset[number])
         batch = self._collate(items)
-        if isinstance(batch, tuple | list) and len(batch) == 2:
-            return batch[0], batch[1]
-        if isinstance(batch, Tensor | Mapping):
-            return batch, None
+        if isinstance(batch, Mapping):
+            return {name: value for name, value in batch.items() if name != "labels"}, batch.get("labels")
+        if isinstance(batch, tuple | list) and len(batch) > 1:
+            return batch[0] if len(batch) == 2 else tuple(batch[:-1]), batch[-1]
+        alone = batch[0] if isinstance(batch, tuple | list) and batch else batch
+        if isinstance(alone, Tensor):
+            return alone, None
         raise LrzipError(
             f"Item {int(numbers[0])} of {type(self._dataset).__name__} is {type(batch).__name__}, not (x, y) or x."
         )

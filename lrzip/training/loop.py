@@ -1,6 +1,6 @@
 """The training loop."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -9,95 +9,25 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Generator, Tensor, nn, randperm
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from lrzip.data import Data
-from lrzip.data.samples import Batch, Samples, seed_of
+from lrzip.data.samples import Batch, seed_of
 from lrzip.errors import LrzipError, UsageError
+from lrzip.training.batches import Batches
 from lrzip.training.forward import described, images_last
 from lrzip.training.interruption import Interruption, interruption
 from lrzip.training.losses import Objective
 from lrzip.training.metrics import Scorer
+from lrzip.training.outcomes import Epoch, Log, Moment, Outcome, Watch
 from lrzip.training.processes import make_accelerator, reproducible, synchronize_batchnorm
 from lrzip.training.resuming import load_state, save_state
 from lrzip.training.schedules import factor, idle
 from lrzip.training.settings import Settings, make_optimizer
 
 _SAVE_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What is known at the end of an epoch; epoch 0 is before training.
-
-    Attributes:
-        number: From 0.
-        step: Steps so far.
-        rate: Learning rate of the last step.
-        loss: Mean over the epoch's steps; None before training.
-        scores: Metrics of the validation set; empty without one.
-        seconds: Since the beginning.
-    """
-
-    number: int
-    step: int
-    rate: float
-    loss: float | None
-    scores: Mapping[str, float]
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the epoch as a line of a log."""
-        return {
-            "epoch": self.number,
-            "step": self.step,
-            "lr": self.rate,
-            "loss": self.loss,
-            "metrics": {name: value if isfinite(value) else None for name, value in self.scores.items()},
-            "seconds": round(self.seconds, 3),
-        }
-
-
-@dataclass(frozen=True)
-class Moment:
-    """Where a training is, for people: after each step."""
-
-    epoch: int
-    step: int
-    steps: int
-    loss: float
-    last: Epoch | None
-
-
-Watch = Callable[[Moment], None]
-Log = Callable[[Epoch], None]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a training came to.
-
-    Attributes:
-        state: The best state_dict by the validation set, or the last one without it, on the CPU.
-        epochs: One for each evaluation, the first before training.
-        best: The one that `state` is of.
-        steps: That were done.
-        seconds: In all, over all runs if it was resumed.
-        stopped: `finished`, `patience`, `interrupted` or `not finite`.
-        at: Number of the step at which it stopped.
-        main: Whether this is the process that writes.
-    """
-
-    state: Mapping[str, Tensor]
-    epochs: Sequence[Epoch]
-    best: Epoch
-    steps: int
-    seconds: float
-    stopped: str
-    at: int
-    main: bool
 
 
 def train(
@@ -140,23 +70,6 @@ def train(
         run = _Run(accelerator, model, data, objective, scorer, settings, asked, workers, resume, watch, log)
         with objective.attached(model):
             return run.done({**vars(settings), **(identity or {})})
-
-
-class _Batches(Dataset[Batch]):
-    """The batches of one epoch, or the share of one process in each of them."""
-
-    def __init__(self, samples: Samples, size: int, seed: int, epoch: int, part: tuple[int, int]) -> None:
-        order = randperm(len(samples), generator=Generator().manual_seed(seed_of("order", seed, epoch)))
-        rank, count = part
-        whole = order[: len(order) // size * size].reshape(-1, size)
-        self._positions = whole[:, rank * size // count : (rank + 1) * size // count]
-        self._samples, self._seed, self._epoch = samples, seed, epoch
-
-    def __len__(self) -> int:
-        return len(self._positions)
-
-    def __getitem__(self, index: int) -> Batch:
-        return self._samples.fetch(self._positions[index].tolist(), seed=self._seed, epoch=self._epoch)
 
 
 @dataclass
@@ -204,9 +117,10 @@ class _Run:
     def _set_up(self) -> None:
         accelerator, settings = self.accelerator, self.settings
         self.part = accelerator.process_index, accelerator.num_processes
-        self.size = min(settings.batch_size, len(self.data.train) // self.part[1] * self.part[1])
-        if not self.size or self.size % self.part[1]:
-            raise UsageError(f"`--batch-size {self.size}` cannot be shared by {self.part[1]} processes.")
+        self.size = settings.batch(len(self.data.train)) // self.part[1] * self.part[1]
+        if not self.size or (settings.batch_size or 0) % self.part[1]:
+            wanted = settings.batch(len(self.data.train))
+            raise UsageError(f"`--batch-size {wanted}` cannot be shared by {self.part[1]} processes.")
         self.per_epoch = len(self.data.train) // self.size
         self.steps = settings.steps or settings.epochs * self.per_epoch
         if self.part[1] > 1 and not settings.freeze_batchnorm:
@@ -230,7 +144,7 @@ class _Run:
         self.seconds = kept["seconds"]
 
     def _epoch(self, number: int) -> None:
-        batches = _Batches(self.data.train, self.size, self.settings.seed, number, self.part)
+        batches = Batches(self.data.train, self.size, self.settings.seed, number, self.part)
         begin = self.step - (number - 1) * self.per_epoch
         end = min(self.per_epoch, begin + self.steps - self.step)
         loader = DataLoader(
@@ -332,7 +246,7 @@ class _Run:
                 self.data.val,
                 target=self.objective.target,
                 device=self.accelerator.device,
-                batch_size=2 * self.settings.batch_size,
+                batch_size=2 * self.size,
                 part=self.part,
             )
 

@@ -11,7 +11,10 @@ from lrzip.training.schedules import SCHEDULES
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 PRECISIONS = ("no", "bf16", "fp16")
-_RATES = {"adamw": 1e-3, "adam": 1e-3, "sgd": 1e-2}
+_BATCH, _SMALLEST_BATCH, _STEPS_AN_EPOCH = 128, 16, 32
+# Of 3e-4, 1e-3 and 3e-3, by validation sets: the best for small perceptrons and convolutional networks on ten epochs of
+# 1100 to 14 000 examples, and of the last two for 150 steps of a ResNet-20; none diverged, nor did SGD at 5e-2.
+_RATES = {"adamw": 3e-3, "adam": 3e-3, "sgd": 5e-2}
 _DECAYS = {"adamw": 1e-2, "adam": 0.0, "sgd": 1e-4}
 
 
@@ -22,9 +25,10 @@ class Settings:
     Attributes:
         epochs: Passes over the training set.
         steps: Steps in all, in place of epochs.
-        batch_size: Examples a step, over all processes together.
+        batch_size: Examples a step, over all processes together; by default 128, but fewer where an epoch would have
+            less than 32 steps, down to 16.
         optimizer: `adamw`, `adam` or `sgd` (with Nesterov's momentum of 0.9).
-        lr: Learning rate at its highest; by default 1e-3, of SGD 1e-2.
+        lr: Learning rate at its highest; by default 3e-3, of SGD 5e-2.
         weight_decay: Of weights, not of biases and norms; by default 1e-2 for AdamW, 1e-4 for SGD.
         schedule: `cosine`, `plateau` or `constant`.
         warmup: Share of the steps over which the rate rises.
@@ -37,7 +41,7 @@ class Settings:
 
     epochs: int = 10
     steps: int | None = None
-    batch_size: int = 128
+    batch_size: int | None = None
     optimizer: str = "adamw"
     lr: float | None = None
     weight_decay: float | None = None
@@ -69,6 +73,12 @@ class Settings:
             raise UsageError(f"`--warmup` takes a share of the steps from 0 to 1, got {self.warmup:g}.")
         if self.patience is not None and self.patience < 1:
             raise UsageError(f"`--patience` takes a number of epochs from 1 on, got {self.patience}.")
+
+    def batch(self, examples: int) -> int:
+        """Return the batch size for a training set of a number of examples."""
+        if self.batch_size is not None:
+            return min(self.batch_size, examples)
+        return min(max(examples // _STEPS_AN_EPOCH, _SMALLEST_BATCH), _BATCH, examples)
 
     @property
     def rate(self) -> float:

@@ -106,6 +106,22 @@ def test_a_loss_that_explodes_exits_with_3_and_writes(folder: Path) -> None:
     assert (folder / "small.tuned.pt").exists()
 
 
+def test_a_killed_process_is_resumed_to_the_same_bytes(folder: Path) -> None:
+    options = (*FAST, "--epochs", "40", "--threads", "1")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), str(folder)])}
+    command = spawn("finetune", "small.pt", *options, "--resume", "state.pt", "-o", "out.pt")
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE) as process:
+        while process.poll() is None and not (folder / "state.pt").exists():
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not (folder / "out.pt").exists()
+    for output in (("--resume", "state.pt", "-o", "out.pt"), ("-o", "whole.pt")):
+        done = run("finetune", "small.pt", *options, *output, cwd=folder)
+        assert done.returncode == 0, done.stderr
+    assert (folder / "out.pt").read_bytes() == (folder / "whole.pt").read_bytes()
+
+
 def test_ctrl_c_writes_the_best_so_far_and_exits_with_130(folder: Path) -> None:
     command = spawn("finetune", "small.pt", *FAST, "--epochs", "100000", "--log", "log.jsonl", "-o", "out.pt")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), str(folder)])}

@@ -9,9 +9,10 @@ from lrzip.data import Data
 from lrzip.data.samples import Arrays, Samples
 from lrzip.errors import LrzipError, UsageError
 from lrzip.training.forward import apply, images_last, probe
-from lrzip.training.loop import Outcome, train
+from lrzip.training.loop import train
 from lrzip.training.losses import Objective, make_loss
 from lrzip.training.metrics import Scorer
+from lrzip.training.outcomes import Outcome
 from lrzip.training.settings import Settings, make_optimizer
 from lrzip.training.tasks import CLASSIFICATION, Task
 from tests.networks import seeded

@@ -61,3 +61,16 @@ def test_bfloat16_is_computed_in_and_float32_kept(tmp_path: Path) -> None:
     assert report.after["accuracy"] > report.before["accuracy"]
     tensors = torch.load(report.output)["state_dict"].values()
     assert {tensor.dtype for tensor in tensors if tensor.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.parametrize("package", ["accelerate", "torchmetrics"])
+def test_missing_packages_are_named_with_the_extra(package: str) -> None:
+    code = (
+        "import importlib.util as util, sys\n"
+        f"found = util.find_spec; util.find_spec = lambda name, *a: None if name == {package!r} else found(name, *a)\n"
+        "from lrzip.errors import LrzipError\n"
+        "try: import lrzip.training\n"
+        "except LrzipError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+    assert f"Training needs {package}. Install it with `pip install 'lrzip-nn[train]'`." in done.stdout.decode()
