@@ -43,7 +43,8 @@ def main() -> None:
             rows += rows_of(Path(path), spec, methods, images, labels)
     arguments.output.mkdir(exist_ok=True)
     file = arguments.output / f"budget_curves{'_test' if arguments.test else ''}.md"
-    file.write_text(document(rows, name, len(images)), encoding="utf-8")
+    precision = "bfloat16" if arguments.bfloat16 else "float32"
+    file.write_text(document(rows, name, len(images), precision), encoding="utf-8")
     print(f"Wrote {file}", file=sys.stderr)
 
 
@@ -122,7 +123,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     return 100 * float((found == labels).double().mean())
 
 
-def document(rows: Sequence[Sequence[str]], data: str, count: int) -> str:
+def document(rows: Sequence[Sequence[str]], data: str, count: int, precision: str) -> str:
     """Return the table in Markdown, with the best of each network in bold."""
     table = [["network (dense)", "ranks by", *(f"{share} %" for share in SHARES)]]
     table.append(["---", "---", *("---:" for _ in SHARES)])
@@ -134,7 +135,8 @@ def document(rows: Sequence[Sequence[str]], data: str, count: int) -> str:
     lines = [
         "# Accuracy by budget, without data and without training\n",
         f"{hardware()}. {versions('torch')}.\n",
-        f"Top-1 in percent on {count:,} images of CIFAR-10 (`{data}`), by the share of all parameters that is kept.\n",
+        f"Top-1 in percent on {count:,} images of CIFAR-10 (`{data}`), computed in {precision}, by the share of all "
+        "parameters that is kept.\n",
         *(f"| {' | '.join(cells)} |" for cells in table),
     ]
     return "\n".join(lines) + "\n"
