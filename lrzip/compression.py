@@ -203,8 +203,7 @@ def compress(
         differences, not_compared = compare(checkpoint, destination) if results else ((), None)
         costs = costs_of(found, decisions.factorize, latency=latency) if found else None
         if costs and results and latency and isinstance(checkpoint, Runnable) and not model:
-            timed = checkpoint.time(destination, [InputShape.parse(text) for text in input_shapes])
-            costs = replace(costs, latency=timed)
+            costs = costs.timed(checkpoint.time(destination, [InputShape.parse(text) for text in input_shapes]))
         return Report(
             plan=decisions,
             results=results,

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
+from time import perf_counter
 from typing import IO, Any
 
 import torch
@@ -27,10 +29,12 @@ from lrzip.inference import not_a_weight, wrapper_prefix
 from lrzip.inputs import InputShape, examples
 from lrzip.layers import Keep, Layer, TensorSpec
 from lrzip.plan import Entry
-from lrzip.report import Difference, Latency
+from lrzip.report import Difference, Latency, Timing
 from lrzip.timing import in_turns
 
 _ATEN = torch.ops.aten
+# Runs in which layers are timed.
+_ROUNDS = 12
 
 
 @dataclass(frozen=True)
@@ -166,13 +170,29 @@ def measure(
     return counter.found, flops.get_total_flops() // 2
 
 
-def time(before: ExportedProgram, after: ExportedProgram, inputs: Sequence[InputShape]) -> Latency | None:
-    """Return how long two programs run on the same inputs, as `measure` takes them; None where there are none."""
+def time(
+    before: ExportedProgram, after: ExportedProgram, layers: Sequence[Layer], inputs: Sequence[InputShape]
+) -> Timing | None:
+    """Return how long two programs run on the same inputs, as `measure` takes them; None where there are none.
+
+    Args:
+        before: The program.
+        after: The same with layers replaced.
+        layers: Of the first.
+        inputs: Shapes of the inputs; none for those that are stored.
+    """
     arguments = _arguments(before, inputs)
     if arguments is None:
         return None
-    with _quiet():
-        return in_turns(*(partial(program.module(), *arguments) for program in (before, after)))
+    modules = [program.module() for program in (before, after)]
+    names = {layer.key(f"{stage}.weight"): layer.name for layer in layers for stage in range(2)}
+    clocks = [_Clock(modules[0], {layer.weight.name: layer.name for layer in layers}), _Clock(modules[1], names)]
+    with _quiet(), torch.inference_mode():
+        for clock in (clocks[number % 2] for number in range(2 * _ROUNDS)):
+            clock.run(*arguments)
+        whole = in_turns(*(partial(module, *arguments) for module in modules))
+    dense, small = (clock.medians() for clock in clocks)
+    return Timing(whole, {name: Latency(dense[name], small[name]) for name in small if name in dense})
 
 
 def _arguments(program: ExportedProgram, inputs: Sequence[InputShape]) -> tuple[Any, ...] | None:
@@ -201,6 +221,35 @@ class _Positions(Interpreter):
                 times = _times(layer, given, result)
                 self.found[layer.name] = self.found.get(layer.name, 0) + times
         return result
+
+
+class _Clock(Interpreter):
+    """Runs a program and takes the time of the nodes that each layer's weights go into."""
+
+    def __init__(self, module: GraphModule, layers: Mapping[str, str]) -> None:
+        super().__init__(module)
+        self._layers = layers
+        self._runs: dict[str, list[float]] = {}
+
+    def run(self, *args: Any, **options: Any) -> Any:
+        """Run the program once."""
+        for seconds in self._runs.values():
+            seconds.append(0.0)
+        return super().run(*args, **options)
+
+    def run_node(self, n: Node) -> Any:
+        """Run one node."""
+        start = perf_counter()
+        result = super().run_node(n)
+        elapsed = perf_counter() - start
+        weights = [str(node.target) for node in n.all_input_nodes if node.op == "get_attr"]
+        for name in {self._layers[weight] for weight in weights if weight in self._layers and n.op == "call_function"}:
+            self._runs.setdefault(name, [0.0])[-1] += elapsed
+        return result
+
+    def medians(self) -> dict[str, float]:
+        """Return the median seconds of each layer, of all runs but the first."""
+        return {name: median(seconds[1:]) for name, seconds in self._runs.items()}
 
 
 def _times(layer: Layer, given: Tensor, result: Tensor) -> int:

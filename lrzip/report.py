@@ -1,7 +1,7 @@
 """What a compression did, layer by layer and in total."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,14 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """How long a program takes, and the layers in it by name, where they can be told apart."""
+
+    whole: Latency
+    layers: Mapping[str, Latency]
+
+
+@dataclass(frozen=True)
 class LayerCost:
     """What one layer and its chain cost: multiply-accumulates of a run of the network, and time if it was measured."""
 
@@ -85,6 +93,13 @@ class Costs:
     macs_after: int
     layers: Mapping[str, LayerCost]
     latency: Latency | None
+
+    def timed(self, timing: Timing | None) -> "Costs":
+        """Return the costs with times."""
+        if timing is None:
+            return self
+        layers = {name: replace(cost, latency=timing.layers.get(name)) for name, cost in self.layers.items()}
+        return replace(self, layers=layers, latency=timing.whole)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the totals as `--json` prints them."""

@@ -151,6 +151,7 @@ def test_a_program_tells_what_its_network_does(program: Path, tmp_path: Path) ->
         assert found.costs.layers[name].macs_before == expected.positions[name] * prod(shape_of(name))
     assert found.costs.latency
     assert found.costs.latency.speedup > 0
+    assert all(cost.latency and cost.latency.dense > 0 for cost in found.costs.layers.values())
     assert not lrzip.analyze(program).costs_at, "nothing of it runs"
     with pytest.raises(LrzipError, match="is not trusted"):
         lrzip.analyze(program, latency=True)

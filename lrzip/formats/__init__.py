@@ -18,7 +18,7 @@ from lrzip.layers import Keep, Layer, TensorSpec
 from lrzip.modules import Architecture
 from lrzip.plan import Entry, Plan
 from lrzip.registry import Registry
-from lrzip.report import Difference, Latency
+from lrzip.report import Difference, Timing
 
 FORMATS = Registry(
     "format",
@@ -148,7 +148,7 @@ class Runnable(Protocol):
         """
         ...
 
-    def time(self, output: Path, inputs: Sequence[InputShape]) -> Latency | None:
+    def time(self, output: Path, inputs: Sequence[InputShape]) -> Timing | None:
         """Return how long this and what was made of it run, or None where they cannot be run."""
         ...
 

@@ -27,7 +27,7 @@ from lrzip.inputs import InputShape
 from lrzip.layers import Keep, Layer
 from lrzip.modules import Architecture
 from lrzip.plan import Entry
-from lrzip.report import Difference, Latency
+from lrzip.report import Difference, Timing
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -135,11 +135,14 @@ class ProgramFile(RawFile):
 
         return measure(self.program(), [item for item in self.layers() if isinstance(item, Layer)], inputs)
 
-    def time(self, output: Path, inputs: Sequence[InputShape]) -> Latency | None:
+    def time(self, output: Path, inputs: Sequence[InputShape]) -> Timing | None:
         """Run both programs in turns."""
         from lrzip.programs import load_program, time
 
-        return time(self.program(), load_program(output), inputs) if self.trust and FORMAT.matches(output) else None
+        if not self.trust or not FORMAT.matches(output):
+            return None
+        layers = [item for item in self.layers() if isinstance(item, Layer)]
+        return time(self.program(), load_program(output), layers, inputs)
 
     def refuse_replacing(self, format_: str) -> None:
         """Refuse to write a program without trust."""
