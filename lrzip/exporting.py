@@ -18,7 +18,7 @@ from lrzip.formats.module import ModuleFile
 from lrzip.formats.program import ProgramFile
 from lrzip.inference import match
 from lrzip.inputs import InputShape
-from lrzip.layers import TensorSpec
+from lrzip.layers import TensorSpec, by_module
 from lrzip.loading import load_into
 from lrzip.modules import Architecture
 from lrzip.plan import SCHEMA, Entry
@@ -42,6 +42,7 @@ class Export:
         dropped: Entries of the source that were not carried over, each with its reason.
         version: Of lrzip.
         differences: Of a program's outputs from the network's; None if they were not compared.
+        doubtful: Modules left as they are that may be factors of a kind that only the network can tell.
         fixed: Dimensions of a program that were to be dynamic, but of which the network makes constants.
     """
 
@@ -54,6 +55,7 @@ class Export:
     version: str
     differences: Sequence[Difference] | None = None
     fixed: Sequence[str] = ()
+    doubtful: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document that `--json` prints."""
@@ -68,6 +70,7 @@ class Export:
             "dropped": [{"name": name, "reason": reason} for name, reason in self.dropped],
             "differences": None if self.differences is None else [item.to_dict() for item in self.differences],
             "fixed": list(self.fixed),
+            "doubtful": list(self.doubtful),
         }
 
 
@@ -120,8 +123,10 @@ def export(
             raise LrzipError(f"`{path}` is a program; only weights alone are multiplied back. Keep the dense original.")
         format_ = _format(destination, to, checkpoint)
         chains = _chains(checkpoint, model) if to == "dense" else ()
+        doubtful = _doubtful(checkpoint, chains) if to == "dense" and model is None else ()
         if to == "dense" and not chains:
-            raise LrzipError(f"`{path}` has no factorized layers to multiply back. It is dense already.")
+            settle = f" `{doubtful[0]}` may be factors; `--model` settles it." if doubtful else " It is dense already."
+            raise LrzipError(f"`{path}` has no factorized layers to multiply back.{settle}")
         view = checkpoint.bare() if to == "state-dict" else checkpoint
         lost = not_carried(format_, view, optimizer=bool(chains))
         bared = {name: "a bare state_dict has no place for it" for name in checkpoint.others if name not in view.others}
@@ -132,7 +137,8 @@ def export(
                 writer.put(chain.dense_name, dense.to(getattr(torch, chain.weights[0].dtype)))
     multiplied = [chain.module for chain in chains]
     dropped = tuple((lost | bared).items())
-    return Export(source, destination, to, len(layout), multiplied, dropped, lrzip.__version__)
+    version = lrzip.__version__
+    return Export(source, destination, to, len(layout), multiplied, dropped, version, doubtful=doubtful)
 
 
 def _export_program(
@@ -181,6 +187,14 @@ def _chains(checkpoint: Checkpoint, model: nn.Module | None) -> Sequence[Chain]:
     prefixes = {spec.name.removesuffix(name) for name, spec in specs.items()}
     kinds = {f"{prefix}{name}": kind for prefix in prefixes for name, kind in architecture.kinds.items()}
     return find_chains(checkpoint.tensors(), kinds)
+
+
+def _doubtful(checkpoint: Checkpoint, chains: Sequence[Chain]) -> Sequence[str]:
+    """Return the modules that are no chain as they stand, but would be one of a kind that only the network can tell."""
+    tensors, known = checkpoint.tensors(), {chain.module for chain in chains}
+    kinds = ("embedding", "conv_transpose", "attention")
+    found = {c.module for kind in kinds for c in find_chains(tensors, dict.fromkeys(by_module(tensors), kind))}
+    return sorted(found - known)
 
 
 def default_output(source: Path, to: str) -> Path:

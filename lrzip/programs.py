@@ -144,7 +144,7 @@ def differences(before: ExportedProgram, after: ExportedProgram) -> Sequence[Dif
         return ()
     names = before.graph_signature.user_outputs
     outputs = zip(names, _outputs(before, inputs), _outputs(after, inputs), strict=True)
-    return [_difference(str(name), old, new) for name, old, new in outputs if isinstance(old, Tensor)]
+    return [difference_of(str(name), old, new) for name, old, new in outputs if isinstance(old, Tensor)]
 
 
 def measure(
@@ -269,7 +269,10 @@ def _outputs(program: ExportedProgram, inputs: tuple[Any, Any]) -> Sequence[Any]
         return pytree.tree_leaves(program.module()(*args, **kwargs))
 
 
-def _difference(name: str, before: Tensor, after: Tensor) -> Difference:
+def difference_of(name: str, before: Tensor, after: Tensor) -> Difference:
+    """Return by how much an output differs from what it should be; infinitely, if it has another shape."""
+    if before.shape != after.shape:
+        return Difference(name, torch.inf, torch.inf)
     exact = torch.complex128 if before.is_complex() else torch.float64
     change = (after.to(exact) - before.to(exact)).abs()
     scale = float(torch.linalg.vector_norm(before.to(exact)))

@@ -17,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 from lrzip.errors import LrzipError
 from lrzip.files.atomic import atomic_file
 from lrzip.inputs import BATCH, InputShape, examples, outputs_of, run
+from lrzip.programs import difference_of
 from lrzip.report import Difference
 
 # Sizes at which results are compared: the one that is traced (a dimension of size 1 would be taken for a constant), a
@@ -187,16 +188,6 @@ def _compare(traced: Traced, outputs: Callable[[tuple[Tensor, ...]], Sequence[Te
     return list(worst.values())
 
 
-def difference_of(name: str, expected: Tensor, found: Tensor) -> Difference:
-    """Return by how much an output differs from what it should be; infinitely, if it has another shape."""
-    if expected.shape != found.shape:
-        return Difference(name, torch.inf, torch.inf)
-    delta = (found.double() - expected.double()).abs()
-    norm = float(torch.linalg.vector_norm(expected.double()))
-    missed = float(torch.linalg.vector_norm(delta))
-    return Difference(name, float(delta.max()) if delta.numel() else 0.0, missed / norm if norm else missed)
-
-
 def _relative(difference: Difference) -> float:
     return difference.relative
 
@@ -212,6 +203,10 @@ def _checked_file(destination: Path, suffix: str) -> Iterator[Path]:
         yield path
         beside = [extra for extra in Path(folder).iterdir() if extra != path]
         for extra in beside:
+            if destination.with_name(extra.name).exists():
+                raise LrzipError(
+                    f"`{destination.with_name(extra.name)}` exists, and the weights would go there. Move it."
+                )
             extra.replace(destination.with_name(extra.name))
         path.replace(temporary)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import lrzip
 from lrzip.errors import LrzipError, UsageError
 from lrzip.inputs import InputShape
-from lrzip.tracing import difference_of
+from lrzip.programs import difference_of
 from tests.networks import Zoo, seeded
 
 SHAPES = ("1,3,12,12", "1,5:int64")
@@ -131,6 +131,13 @@ def test_differences_are_relative_to_the_norm() -> None:
     difference = difference_of("y", torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5]))
     assert (difference.absolute, difference.relative) == (0.5, 0.1)
     assert difference_of("y", torch.zeros(2), torch.zeros(3)).relative == torch.inf
+
+
+def test_dense_says_what_it_could_not_tell_without_the_network(small: Path, tmp_path: Path) -> None:
+    result = lrzip.export(small, "dense", tmp_path / "dense.pt")
+    assert {"up", "words", "attention.in_proj"} <= set(result.doubtful)
+    assert not set(result.doubtful) & set(result.chains)
+    assert lrzip.export(small, "dense", tmp_path / "other.pt", model=seeded(Zoo)).doubtful == ()
 
 
 def test_dense_knows_all_kinds_of_chains_by_the_network(small: Path, tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ def export(
         console = stderr() if to_stdout else stdout()
         for name, reason in result.dropped:
             console.print(Text(printable(f"Left out: {name}: {reason}.")), soft_wrap=True)
+        for name in result.doubtful:
+            console.print(Text(printable(f"Left as it is: {name}, which may be factors; `--model` settles it.")))
         for name in result.fixed:
             console.print(Text(f"The dimension `{name}` is fixed: the network makes a constant of it."))
         if to in ("onnx", "pt2"):

@@ -135,6 +135,7 @@ EXPORT = strict(
     dropped=DROPPED,
     differences={"anyOf": [{"type": "null"}, DIFFERENCES]},
     fixed=listed(TEXT),
+    doubtful=listed(TEXT),
 )
 
 SCORES = {"type": "object", "additionalProperties": OPTIONAL}
