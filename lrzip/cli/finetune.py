@@ -41,64 +41,38 @@ def finetune(
     model: options.Model = None,
     network: options.Network = None,
     model_arg: options.ModelArg = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SPEC",
-            help="file.npz, .safetensors or .pt with x and y or train_x, train_y; a folder of images, one subfolder a "
-            "class; or pkg.mod:callable that returns a Dataset, a DataLoader, or two.",
-        ),
-    ] = None,
-    val: Annotated[str | None, typer.Option(metavar="SPEC", help="Validation set, where it is elsewhere.")] = None,
-    val_fraction: Annotated[float, typer.Option(help="Share of the training set to validate on, without --val.")] = 0.1,
-    mean: Annotated[str | None, typer.Option(metavar="NUMBERS", help="Subtracted from inputs, one a channel.")] = None,
-    std: Annotated[
-        str | None, typer.Option(metavar="NUMBERS", help="That inputs are divided by, one a channel.")
-    ] = None,
-    augment: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="Random changes of training images: crop,flip.")
-    ] = None,
-    image_size: Annotated[int | None, typer.Option(min=1, help="Side to which images of folders are resized.")] = None,
-    loss: Annotated[str, typer.Option(help="auto, cross_entropy, mse, kl or pkg.mod:fn.")] = "auto",
-    label_smoothing: Annotated[float, typer.Option(help="Share of each label that goes to all classes.")] = 0.0,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="accuracy, top5, r2, rmse, mae or pkg.mod:fn; the first selects the best state.",
-            show_default="accuracy or r2",
-        ),
-    ] = None,
+    data: options.Data = None,
+    val: options.Val = None,
+    val_fraction: options.ValFraction = 0.1,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    augment: options.Augment = None,
+    image_size: options.ImageSize = None,
+    loss: options.Loss = "auto",
+    label_smoothing: options.LabelSmoothing = 0.0,
+    metric: options.Metric = None,
     teacher: Annotated[
         str | None, typer.Option(metavar="DENSE", help="Learn from this checkpoint too; without labels, from it alone.")
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Of a teacher's classes.", show_default="4")] = None,
-    teacher_share: Annotated[
-        float | None, typer.Option(help="Share of a teacher in the loss beside labels.", show_default="0.5")
-    ] = None,
+    temperature: options.Temperature = None,
+    teacher_share: options.TeacherShare = None,
     match_layers: Annotated[
         float | None,
         typer.Option(help="Weight of the outputs of factorized layers against the teacher's.", show_default="0"),
     ] = None,
-    optimizer: Annotated[str, typer.Option(help="adamw, adam or sgd.")] = "adamw",
-    lr: Annotated[float | None, typer.Option(help="Highest learning rate.", show_default="3e-3, sgd 5e-2")] = None,
-    weight_decay: Annotated[
-        float | None, typer.Option(help="Of weights alone.", show_default="adamw 1e-2, sgd 1e-4, adam 0")
-    ] = None,
+    optimizer: options.Optimizer = "adamw",
+    lr: options.Lr = None,
+    weight_decay: options.WeightDecay = None,
     schedule: Annotated[str, typer.Option(help="cosine, plateau or constant.")] = "cosine",
     warmup: Annotated[float, typer.Option(help="Share of the steps over which the rate rises.")] = 0.05,
     clip: Annotated[float, typer.Option(help="Norm that gradients are clipped to; 0 leaves them.")] = 1.0,
     epochs: Annotated[int, typer.Option(help="Passes over the training set.")] = 10,
     steps: Annotated[int | None, typer.Option(help="Steps in all, in place of epochs.")] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(help="Examples a step, over all processes.", show_default="128, fewer for few examples"),
-    ] = None,
-    amp: Annotated[str, typer.Option(help="Compute in bf16 or fp16, with weights in float32.")] = "no",
-    freeze_batchnorm: Annotated[
-        bool, typer.Option("--freeze-batchnorm", help="Keep the running statistics of batch norms.")
-    ] = False,
+    batch_size: options.BatchSize = None,
+    amp: options.Amp = "no",
+    freeze_batchnorm: options.FreezeBatchnorm = False,
     patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without a better score.")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches.")] = 0,
+    workers: options.Workers = 0,
     resume: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep the state here, and go on from it if it exists.")
     ] = None,
