@@ -2,11 +2,17 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lrzip.analysis import Analysis
 from lrzip.curves import Curve
 from lrzip.errors import LrzipError, UsageError
 from lrzip.files.atomic import atomic_file, check_output
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lrzip.sensitivity import Sensitivities
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 # More names than this leave no room for the curves.
@@ -42,8 +48,7 @@ def draw_spectra(analysis: Analysis, path: Path) -> None:
     if 0 < len(analysis.layers) <= _NAMED_LAYERS:
         columns = -(-len(analysis.layers) // 24)
         figure.legend(*kept.get_legend_handles_labels(), loc="outside right upper", fontsize="x-small", ncols=columns)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=150)
+    _save(figure, path)
 
 
 def draw_curve(curve: Curve, path: Path) -> None:
@@ -57,6 +62,39 @@ def draw_curve(curve: Curve, path: Path) -> None:
     axes.plot(shares, [budget.predicted_loss for budget in spent], marker="o", markersize=4)
     axes.set(xlabel=f"{spent[0].unit}, % of the whole", ylabel=f"predicted loss ({spent[0].objective})", ylim=(0, None))
     axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def draw_sensitivities(found: "Sensitivities", path: Path) -> None:
+    """Draw the drop of the metric for every layer and energy, before and after a fine-tune, with 95 % intervals."""
+    from matplotlib.figure import Figure
+
+    energies = sorted({item.energy for item in found.layers})
+    names = list(dict.fromkeys(item.layer.name for item in found.layers))
+    after = found.finetune_steps > 0
+    figure = Figure(figsize=(max(6.4, 0.45 * len(names) + 2), 8 if after else 4.6), layout="constrained")
+    parts = figure.subplots(2 if after else 1, 1, squeeze=False)[:, 0]
+    width = 0.8 / len(energies)
+    for index, energy in enumerate(energies):
+        items = [item for item in found.layers if item.energy == energy]
+        places = [names.index(item.layer.name) + (index - (len(energies) - 1) / 2) * width for item in items]
+        shade, label = _shade(index, len(energies)), f"{100 * energy:g} % energy"
+        parts[0].bar(places, [item.before / found.unit for item in items], width, color=shade, label=label)
+        if after:
+            spreads = [item.after for item in items if item.after]
+            errors = [(spread.half_width or 0) / found.unit for spread in spreads]
+            heights = [spread.mean / found.unit for spread in spreads]
+            parts[1].bar(places, heights, width, yerr=errors, color=shade, label=label, capsize=2)
+    points = " (points)" if found.unit != 1 else ""
+    for axes, title in zip(parts, ("as compressed", f"after {found.finetune_steps} steps"), strict=False):
+        axes.set(title=f"Each layer alone, {title}", ylabel=f"drop of {_label(found.metric)}{points}")
+        axes.set_xticks(range(len(names)), [_label(name) for name in names], rotation=90, fontsize="x-small")
+        axes.axhline(0, color="black", linewidth=0.5)
+    parts[0].legend(fontsize="x-small")
+    _save(figure, path)
+
+
+def _save(figure: "Figure", path: Path) -> None:
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=150)
 

@@ -54,8 +54,8 @@ LADDER = [
     ["data"],
     ["training"],
     ["formats", "decompositions", "ranks"],
-    ["planning", "loading", "tracing", "costs", "hf"],
-    ["analysis", "compression", "curves", "exporting", "finetuning", "live"],
+    ["planning", "loading", "tracing", "costs", "hf", "results", "evaluation"],
+    ["analysis", "compression", "curves", "exporting", "finetuning", "live", "networks", "sensitivity"],
     ["drawing", "page"],
     ["cli"],
 ]

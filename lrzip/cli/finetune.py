@@ -1,17 +1,13 @@
 """`lrzip finetune`."""
 
-import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import progress as bars
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from lrzip.cli import options
@@ -27,14 +23,11 @@ from lrzip.cli.console import (
     stderr,
     stdout,
 )
+from lrzip.cli.learning import score_text, teaching_of, training_progress
 from lrzip.errors import UsageError
 
 if TYPE_CHECKING:
     from lrzip.finetuning import FinetuneReport
-    from lrzip.training.losses import Teaching
-    from lrzip.training.outcomes import Moment, Watch
-
-_SHARES = ("accuracy", "top5")
 
 
 def finetune(
@@ -115,7 +108,7 @@ def finetune(
     with model_path(model) as source, output_path(output, to_stdout=to_stdout) as destination:
         built = load_network(network, model_arg)
         assert built is not None
-        with redirect_stdout(sys.stderr), _progress(quiet=quiet) as watch:
+        with redirect_stdout(sys.stderr), training_progress(quiet=quiet, label="finetune") as (_, watch):
             report = finetune(
                 source,
                 destination,
@@ -129,7 +122,7 @@ def finetune(
                 label_smoothing=label_smoothing,
                 metrics=metric or (),
                 teacher=teacher,
-                teaching=_teaching(temperature, teacher_share, match_layers),
+                teaching=teaching_of(temperature, teacher_share, match_layers),
                 settings=settings,
                 device=device,
                 workers=workers,
@@ -152,39 +145,6 @@ def finetune(
         raise typer.Exit(130 if report.outcome.stopped == "interrupted" else 3)
 
 
-def _teaching(temperature: float | None, share: float | None, layers: float | None) -> "Teaching | None":
-    from lrzip.training.losses import Teaching
-
-    given = {"temperature": temperature, "share": share, "layers": layers}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    return Teaching(**chosen) if chosen else None
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> "Iterator[Watch | None]":
-    """Yield a callback that draws a bar where standard error is a terminal, in the first process; else none."""
-    if quiet or not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
-        yield None
-        return
-    columns = (
-        TextColumn("epoch {task.fields[epoch]}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("loss {task.fields[loss]:.4f} {task.fields[scores]}", markup=False),
-    )
-    with bars.Progress(*columns, console=Console(file=sys.stderr, highlight=False), transient=True) as drawn:
-        task = drawn.add_task("finetune", total=None, epoch=1, loss=float("nan"), scores="")
-
-        def show(moment: "Moment") -> None:
-            scores = _scores_text(moment.last.scores) if moment.last else ""
-            drawn.update(
-                task, total=moment.steps, completed=moment.step, epoch=moment.epoch, loss=moment.loss, scores=scores
-            )
-
-        yield show
-
-
 def _print(console: Console, report: "FinetuneReport") -> None:
     outcome = report.outcome
     for name, reason in report.dropped:
@@ -194,14 +154,14 @@ def _print(console: Console, report: "FinetuneReport") -> None:
             [
                 str(epoch.number),
                 "–" if epoch.loss is None else f"{epoch.loss:.4f}",
-                *(_score(name, value) for name, value in epoch.scores.items()),
+                *(score_text(name, value) for name, value in epoch.scores.items()),
                 f"{epoch.seconds:.1f}",
             ]
             for epoch in outcome.epochs
         ]
         console.print(make_table(["epoch", "loss", *report.before, "seconds"], rows))
         change = ", ".join(
-            f"{name} {_score(name, report.before[name])} → {_score(name, value)}"
+            f"{name} {score_text(name, report.before[name])} → {score_text(name, value)}"
             for name, value in report.after.items()
         )
         console.print(f"\n{change} on {report.examples[1]} examples for validation, after epoch {outcome.best.number}.")
@@ -209,11 +169,3 @@ def _print(console: Console, report: "FinetuneReport") -> None:
         console.print("There is no validation set, so what was written is the last state.")
     text = f"Wrote {report.output} after {outcome.steps} steps in {outcome.seconds:.1f} s"
     console.print(Text(printable(text)), soft_wrap=True)
-
-
-def _scores_text(scores: Mapping[str, float]) -> str:
-    return " ".join(f"{name} {_score(name, value)}" for name, value in scores.items())
-
-
-def _score(name: str, value: float) -> str:
-    return f"{100 * value:.2f} %" if name in _SHARES else f"{value:.4g}"

@@ -83,6 +83,10 @@ Metric: TypeAlias = Annotated[
         show_default="accuracy or r2",
     ),
 ]
+Teacher: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--teacher", metavar="DENSE", help="Learn from this checkpoint.", show_default="MODEL itself"),
+]
 Temperature: TypeAlias = Annotated[
     float | None, typer.Option("--temperature", help="Of a teacher's classes.", show_default="4")
 ]

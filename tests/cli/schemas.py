@@ -34,7 +34,34 @@ LATENCY = strict(dense_ms=NUMBER, factorized_ms=NUMBER)
 COSTS = {"macs_before": COUNT, "macs_after": COUNT, "latency": LATENCY}
 COSTS_AT = {"type": "object", "additionalProperties": strict(("latency",), **COSTS)}
 
+SCORES = {"type": "object", "additionalProperties": OPTIONAL}
+SPREAD = strict(values=listed(OPTIONAL), mean=OPTIONAL, std=OPTIONAL, ci95=OPTIONAL)
+SENSITIVITY = strict(
+    metric=TEXT,
+    baseline=SCORES,
+    finetune_steps=COUNT,
+    runs=COUNT,
+    layers=listed(
+        strict(
+            name=TEXT,
+            energy=NUMBER,
+            rank=COUNT,
+            parameters_before=COUNT,
+            parameters_after=COUNT,
+            frobenius_norm=NUMBER,
+            removed_norm=NUMBER,
+            drop_before=OPTIONAL,
+            drop_after={"anyOf": [SPREAD, {"type": "null"}]},
+            drop_per_norm=OPTIONAL,
+            drop_per_removed_norm=OPTIONAL,
+        )
+    ),
+)
+
 ANALYZE = strict(
+    ("evaluation", "sensitivity"),
+    evaluation=strict(task=TEXT, val_examples=COUNT, metrics=SCORES),
+    sensitivity=SENSITIVITY,
     schema={"const": 1},
     lrzip=TEXT,
     source=strict(path=TEXT, format=TEXT, key=TEXT, nbytes=COUNT),
