@@ -12,6 +12,8 @@ from lrzip.files.atomic import atomic_file, check_output
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from lrzip.bounded import Bounded
+    from lrzip.probing import Tried
     from lrzip.sensitivity import Sensitivities
 
 _SUFFIXES = (".png", ".svg", ".pdf")
@@ -91,6 +93,44 @@ def draw_sensitivities(found: "Sensitivities", path: Path) -> None:
         axes.set_xticks(range(len(names)), [_label(name) for name in names], rotation=90, fontsize="x-small")
         axes.axhline(0, color="black", linewidth=0.5)
     parts[0].legend(fontsize="x-small")
+    _save(figure, path)
+
+
+def draw_search(found: "Bounded", path: Path) -> None:
+    """Draw the metric of all networks that were tried against their size, with the Pareto front and the bound."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xscale("log")
+    metric, dense = found.metric, found.dense
+    sign = 1 if found.higher_is_better else -1
+    groups = (("within the bound", "tab:blue", True), ("not within", "tab:gray", False))
+    for label, color, within in groups:
+        points = [one for one in found.tried if one.within == within]
+        sizes = [one.parameters for one in points]
+        axes.scatter(sizes, [one.scores[metric] for one in points], s=16, color=color, label=label)
+    front: list[Tried] = []
+    for one in sorted([dense, *found.tried], key=lambda one: (one.parameters, -sign * one.scores[metric])):
+        if not front or sign * one.scores[metric] > sign * front[-1].scores[metric]:
+            front.append(one)
+    axes.step(
+        [one.parameters for one in front],
+        [one.scores[metric] for one in front],
+        where="post",
+        color="tab:orange",
+        linewidth=1,
+        label="Pareto front",
+        zorder=0,
+    )
+    axes.scatter([dense.parameters], [dense.scores[metric]], marker="s", color="black", s=22, label="dense")
+    axes.scatter(
+        [found.best.parameters], [found.best.scores[metric]], marker="*", color="tab:red", s=80, label="result"
+    )
+    axes.axhline(dense.scores[metric] - sign * found.max_drop * found.unit, color="tab:red", linewidth=0.7)
+    axes.set(xlabel="parameters", ylabel=f"{_label(metric)} on the validation set", title=f"Strategy: {found.strategy}")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="x-small")
     _save(figure, path)
 
 

@@ -8,7 +8,6 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 import lrzip
@@ -18,12 +17,13 @@ from lrzip.errors import LrzipError, UsageError
 from lrzip.evaluation import task_of
 from lrzip.factors import find_chains
 from lrzip.files.atomic import check_output
-from lrzip.formats import FORMATS, Checkpoint, create, not_carried, open_checkpoint, output_format
+from lrzip.formats import FORMATS, Checkpoint, not_carried, open_checkpoint, output_format
 from lrzip.inference import match
 from lrzip.loading import load_into
 from lrzip.modules import Architecture
 from lrzip.plan import SCHEMA, Entry
 from lrzip.results import network_digest
+from lrzip.rewriting import write_state
 from lrzip.training.loop import train
 from lrzip.training.losses import Objective, Teaching, make_loss
 from lrzip.training.metrics import Scorer
@@ -260,22 +260,15 @@ def _write(
         dropped = not_carried(format_, checkpoint, optimizer=True)
         if not outcome.main:
             return dropped
-        layout = _layout(checkpoint, names)
-        with create(destination, checkpoint, layout, format_=format_, drop=list(dropped)) as writer:
-            for entry in layout:
-                if not entry.copied:
-                    tensor = outcome.state[names[entry.origin]]
-                    writer.put(entry.spec.name, tensor.to(getattr(torch, entry.spec.dtype)))
+        layout = _layout(checkpoint)
+        write_state(destination, checkpoint, layout, names, outcome.state, format_=format_, drop=list(dropped))
     return dropped
 
 
-def _layout(checkpoint: Checkpoint, names: Mapping[str, str]) -> tuple[Entry, ...]:
+def _layout(checkpoint: Checkpoint) -> tuple[Entry, ...]:
     kinds = checkpoint.chain_kinds or {}
     stages = {f"{module}.{index}.weight".lstrip("."): kind for module, kind in kinds.items() for index in (0, 1)}
-    return tuple(
-        Entry(spec, name, copied=name not in names, kind=stages.get(name) if name in names else None)
-        for name, spec in checkpoint.tensors().items()
-    )
+    return tuple(Entry(spec, name, copied=True, kind=stages.get(name)) for name, spec in checkpoint.tensors().items())
 
 
 def _scores(scores: Mapping[str, float]) -> dict[str, float | None]:

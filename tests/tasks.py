@@ -29,6 +29,23 @@ class Classifier(nn.Module):
         return out
 
 
+class Deep(nn.Module):
+    """A perceptron of four layers: 12 features, 4 classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(12, 24)
+        self.fc2 = nn.Linear(24, 32)
+        self.fc3 = nn.Linear(32, 24)
+        self.fc4 = nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.fc1, self.fc2, self.fc3):
+            x = torch.relu(layer(x))
+        out: Tensor = self.fc4(x)
+        return out
+
+
 class Regressor(nn.Module):
     """A perceptron: 12 features, one number, (n, 1)."""
 
@@ -57,9 +74,9 @@ def numbers(count: int = 400) -> tuple[Tensor, Tensor]:
     return x, x @ torch.randn(12, generator=generator)
 
 
-def write_data(path: Path, x: Tensor, y: Tensor | None = None, **others: Tensor) -> Path:
+def write_data(path: Path, x: Tensor | None = None, y: Tensor | None = None, **others: Tensor) -> Path:
     """Write arrays to an .npz."""
-    named = {"x": x} | ({} if y is None else {"y": y}) | others
+    named = ({} if x is None else {"x": x}) | ({} if y is None else {"y": y}) | others
     arrays = {name: array.numpy() for name, array in named.items()}
     np.savez(path, **arrays)  # type: ignore[arg-type]
     return path
@@ -87,7 +104,7 @@ def learning_of(x: Tensor, y: Tensor | None, **others: Any) -> Learning:
 
 def write_trained(folder: Path, kind: type[nn.Module] = Classifier, *, steps: int = 150) -> Path:
     """Write a dense network that has learned its task."""
-    x, y = classes() if kind is Classifier else numbers()
+    x, y = numbers() if kind is Regressor else classes()
     model = seeded(kind).train()
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     for _ in range(steps):

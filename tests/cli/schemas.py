@@ -210,3 +210,37 @@ FINETUNE = strict(
     epochs=listed(strict(epoch=COUNT, step=COUNT, lr=NUMBER, loss=OPTIONAL, metrics=SCORES, seconds=NUMBER)),
     dropped=DROPPED,
 )
+
+
+RANKS = {"type": "object", "additionalProperties": COUNT}
+TRIED = strict(
+    what={"type": "object"},
+    parameters=COUNT,
+    before=SCORES,
+    scores=SCORES,
+    within={"type": "boolean"},
+    stopped=TEXT,
+    ranks=RANKS,
+    seconds=NUMBER,
+)
+BOUNDED = {
+    **COMPRESS,
+    "required": [*COMPRESS["required"], "search"],
+    "properties": COMPRESS["properties"]
+    | {
+        "search": strict(
+            strategy=TEXT,
+            max_drop=NUMBER,
+            manner=TEXT,
+            metric=TEXT,
+            drop=NUMBER,
+            before=SCORES,
+            after=SCORES,
+            test={"anyOf": [strict(before=SCORES, after=SCORES), {"type": "null"}]},
+            train_examples=COUNT,
+            val_examples=COUNT,
+            interrupted={"type": "boolean"},
+            tried=listed(TRIED),
+        )
+    },
+}
