@@ -115,8 +115,8 @@ def compress(
             `nbytes=10MB` of tensors, or `macs=40%` of a run's multiply-accumulates, for the whole checkpoint.
         rank_rule: Any of the rules above by name: `energy:0.8`, `ratio:4`, `rank:16`, `vbmf`, `budget:params=50%`.
         plan: A plan file that decides instead of a rule. Exactly one of these seven is needed.
-        objective: What predicts the loss of a rank: `relative-energy`, `energy`, `log-energy`, `scaled-log-energy` (the
-            default) or `operator-norm`.
+        objective: What predicts the loss of a rank: `relative-energy`, `energy`, `log-energy`, `scaled-log-energy`,
+            `operator-norm` or `fisher`; by default `fisher` for calibrated networks, else `scaled-log-energy`.
         layers: Rules of some layers by glob: `energy:0.8`, `ratio:4`, `rank:16` or `keep`; the last match wins.
         only: Globs of the layers to take. A name in full also settles doubts about what a layer is.
         skip: Globs of the layers to leave.
@@ -191,6 +191,8 @@ def compress(
         look = partial(look_at_inputs, subject, calibrate, calibration)
         if request:
             seen = look(selected(checkpoint, request, architecture)) if subject else None
+            if seen and not objective:
+                request = with_objective(request, seen.objective)
             decisions = make_plan(
                 checkpoint,
                 request,
@@ -443,17 +445,23 @@ def request_of(
     rules = {pattern: None if text == "keep" else parse_rule(text) for pattern, text in layers.items()}
     if any(isinstance(own, Budget) for own in rules.values()):
         raise UsageError("`--layer` takes no budget: there is one for all layers. Give it with `--budget`.")
-    predicted_by = objective_of(objective or DEFAULT_OBJECTIVE)
-    return Request(
-        rule=replace(rule, objective=predicted_by) if isinstance(rule, Budget) else rule,
+    made = Request(
+        rule=rule,
         rules=rules,
         only=only,
         skip=skip,
         round_to=round_to,
         dtype=None if dtype == "keep" else dtype,
         force_factorize=force_factorize,
-        objective=predicted_by,
     )
+    return with_objective(made, objective or DEFAULT_OBJECTIVE)
+
+
+def with_objective(request: Request, name: str) -> Request:
+    """Return the same request with another objective."""
+    objective, rule = objective_of(name), request.rule
+    own = replace(rule, objective=objective) if isinstance(rule, Budget) else rule
+    return replace(request, rule=own, objective=objective)
 
 
 def meter_for(request: Request, checkpoint: Source, solver: Solver, found: Profile | None) -> Meter | None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import lrzip
 from lrzip.calibration.settings import CalibrationSettings
-from lrzip.compression import look_at_inputs, meter_for, request_of, subject_of, told
+from lrzip.compression import look_at_inputs, meter_for, request_of, subject_of, told, with_objective
 from lrzip.costs import costs_of, profile_of
 from lrzip.formats import open_checkpoint
 from lrzip.inference import is_parameter
@@ -92,6 +92,8 @@ def curve(
         subject = subject_of(checkpoint, model, key=key, trust=trust) if calibrate is not None else None
         items = selected(checkpoint, request, architecture) if subject else ()
         inputs = look_at_inputs(subject, calibrate, calibration, items)
+        if inputs and not objective:
+            request = with_objective(request, inputs.objective)
         seen = look_at(
             checkpoint,
             request,
@@ -106,7 +108,13 @@ def curve(
         for rule in rules:
             start = perf_counter()
             decomposition = decomposition_of(request.decomposition, solver)
-            plan = decide(checkpoint, seen, replace(request, rule=rule), decomposition, meter)
+            plan = decide(
+                checkpoint,
+                seen,
+                replace(request, rule=replace(rule, objective=request.objective)),
+                decomposition,
+                meter,
+            )
             points.append(
                 Report(
                     plan=plan,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lrzip.calibration.calibrator import Network
 from lrzip.calibration.calibrator import calibrate as run_calibration
 from lrzip.calibration.settings import CalibrationSettings
-from lrzip.compression import Work, calibrated, factorize_all, meter_for, request_of, rule_of, solver_of
+from lrzip.compression import Work, calibrated, factorize_all, meter_for, request_of, rule_of, solver_of, with_objective
 from lrzip.data.samples import Samples
 from lrzip.errors import UsageError
 from lrzip.factors import Chain
@@ -96,6 +96,7 @@ def factorize(
         candidates = [item for item in selected(source, request, architecture) if isinstance(item, Layer)]
         network = Network(copy.deepcopy(model).eval())
         seen = run_calibration(network, calibrate, candidates, calibration or CalibrationSettings())
+        request = request if objective else with_objective(request, seen.objective)
     plan = make_plan(
         source,
         request,

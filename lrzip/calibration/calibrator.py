@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from lrzip.calibration.corrections import Corrections
+from lrzip.calibration.influence import influences
 from lrzip.calibration.sequential import Fit, Fitted, Job, fit_in_sequence
 from lrzip.calibration.settings import DEFAULT_CORRECTIONS, CalibrationSettings
 from lrzip.data import read_inputs
@@ -22,11 +23,14 @@ from lrzip.formats import Exported, Watchable
 from lrzip.inputs import described
 from lrzip.layers import Layer, tensor_name
 from lrzip.moments import Arguments, Moments, Observe, Statistics, Sums
+from lrzip.objectives import CALIBRATED_OBJECTIVE, DEFAULT_OBJECTIVE
 from lrzip.patches import Inputs
 from lrzip.taps import watch_network
 from lrzip.tracing import follow
 
 _ITEMSIZE = 8
+# A mean over some hundred examples says well enough which layers matter.
+_INFLUENCE_BATCHES = 2
 
 
 class Subject(Protocol):
@@ -139,6 +143,12 @@ class Calibration:
         return {name: moments.centered for name, moments in self.statistics.items()}
 
     @property
+    def objective(self) -> str:
+        """The objective by which ranks are chosen best with what is known."""
+        known = all(moments.influence is not None for moments in self.statistics.values())
+        return CALIBRATED_OBJECTIVE if known and self.statistics else DEFAULT_OBJECTIVE
+
+    @property
     def scarce(self) -> Mapping[str, tuple[int, int]]:
         """The layers that were seen in fewer positions than their weight has columns: both numbers, by name."""
         sizes = {layer.name: layer.input_size for layer in self.layers if layer.kind != "embedding"}
@@ -181,36 +191,51 @@ def calibrate(
         UsageError: Corrections are asked for that the subject cannot have.
         LrzipError: The examples cannot be read, the network does not take them, or it makes NaN or Inf of them.
     """
-    corrections = _corrections(subject, settings.corrections)
     samples = _samples(examples, settings)
     batches = list(_batches(samples, settings, subject.dtype))
+    program, corrections = _program(subject, settings.corrections, batches[0])
     found: dict[str, Moments] = {}
     with _named(samples, batches[0]):
         for part in _parts(layers, settings.memory):
-            found |= _moments(subject, part, batches)
+            found |= moments_of(subject, part, batches)
     for name, moments in found.items():
         if not isfinite(float(moments.second.sum())):
             raise LrzipError(f"`{name}` gets NaN or Inf on `{samples.name}`. Look at these inputs.")
 
+    count = len(batches) * min(settings.batch_size, len(samples))
+    if program is None:
+        return Calibration(samples.name, count, layers, found, corrections)
+    with _named(samples, batches[0]):
+        named = {subject.weight_name(layer): layer for layer in layers if layer.name in found}
+        counts = influences(program, named, batches[:_INFLUENCE_BATCHES], seed=settings.seed)
+    weighed = {name: replace(moments, influence=counts.get(name, 0.0)) for name, moments in found.items()}
+
     def run(job: Job) -> Fitted:
-        program = subject.program(batches[0])
         with _named(samples, batches[0]):
             return fit_in_sequence(program, subject.weight_name, batches, job)
 
     fits = run if corrections != Corrections() else None
-    count = len(batches) * min(settings.batch_size, len(samples))
-    return Calibration(samples.name, count, layers, found, corrections, fits)
+    return Calibration(samples.name, count, layers, weighed, corrections, fits)
 
 
-def _corrections(subject: Subject, asked: Corrections | None) -> Corrections:
-    if subject.correctable:
-        return DEFAULT_CORRECTIONS if asked is None else asked
-    if asked not in (None, Corrections()):
-        raise UsageError("`--correct` is for networks (`--model PKG.MOD:NET`) and `.pt2` programs. Leave it out.")
-    return Corrections()
+def _program(
+    subject: Subject, asked: Corrections | None, arguments: Arguments
+) -> tuple[ExportedProgram | None, Corrections]:
+    """Return the program of a subject, if it has one, and what can be made up for in it."""
+    if not subject.correctable:
+        if asked not in (None, Corrections()):
+            raise UsageError("`--correct` is for networks (`--model PKG.MOD:NET`) and `.pt2` programs. Leave it out.")
+        return None, Corrections()
+    try:
+        return subject.program(arguments), DEFAULT_CORRECTIONS if asked is None else asked
+    except LrzipError:
+        if asked not in (None, Corrections()):
+            raise
+        return None, Corrections()
 
 
-def _moments(subject: Subject, layers: Sequence[Layer], batches: Sequence[Arguments]) -> dict[str, Moments]:
+def moments_of(subject: Subject, layers: Sequence[Layer], batches: Sequence[Arguments]) -> dict[str, Moments]:
+    """Return the moments of what layers get, by name, for those that are reached."""
     sums: dict[str, Sums] = {}
     by_name = {layer.name: layer for layer in layers}
 

@@ -55,8 +55,8 @@ def compress(
     objective: Annotated[
         str | None,
         typer.Option(
-            help="Predicts losses: relative-energy, energy, log-energy, scaled-log-energy, operator-norm.",
-            show_default="scaled-log-energy",
+            help="Predicts losses: relative-energy, energy, log-energy, scaled-log-energy, operator-norm, fisher.",
+            show_default="fisher with --calibrate and a network, else scaled-log-energy",
         ),
     ] = None,
     plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Do what a plan file says.")] = None,
