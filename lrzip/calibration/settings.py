@@ -1,6 +1,7 @@
 """How to calibrate."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from lrzip.calibration.corrections import Corrections
 from lrzip.data.augmentation import Preparation
@@ -21,6 +22,7 @@ class CalibrationSettings:
         preparation: What becomes of inputs of files before the network gets them.
         memory: Bytes that second moments may take at a time; more layers than that make several passes.
         seed: Of the choice of examples.
+        save: File for what is seen, which can take the place of examples later.
     """
 
     samples: int = 1024
@@ -29,6 +31,7 @@ class CalibrationSettings:
     preparation: Preparation = field(default_factory=Preparation)
     memory: int = 2 * _GIGABYTE
     seed: int = 0
+    save: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("samples", "batch_size", "memory"):

@@ -1,6 +1,7 @@
 """Calibration on the command line."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrzip.cli.console import refuse
@@ -15,6 +16,7 @@ def calibration_of(
     samples: int | None,
     memory: str | None,
     correct: str | None,
+    save: Path | None,
     mean: str | None,
     std: str | None,
     seed: int,
@@ -25,6 +27,7 @@ def calibration_of(
             "--calibration-samples": samples,
             "--calibration-memory": memory,
             "--correct": correct,
+            "--save-statistics": save,
             "--mean": mean,
             "--std": std,
         }
@@ -35,7 +38,7 @@ def calibration_of(
     from lrzip.data.augmentation import Preparation
     from lrzip.ranks.budget import parse_size
 
-    settings = CalibrationSettings(preparation=Preparation.parse(mean, std, None), seed=seed)
+    settings = CalibrationSettings(preparation=Preparation.parse(mean, std, None), seed=seed, save=save)
     if samples is not None:
         settings = replace(settings, samples=samples)
     if memory is not None:

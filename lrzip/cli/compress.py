@@ -114,8 +114,8 @@ def compress(
         str | None,
         typer.Option(
             metavar="SPEC",
-            help="Choose by what layers make of examples, without labels: file.npz and the like, as --data takes them. "
-            "Needs --model, or a program.",
+            help="Choose by what layers make of examples, without labels: file.npz and the like, as --data takes them, "
+            "with --model or of a program; or what --save-statistics wrote.",
         ),
     ] = None,
     calibration_samples: Annotated[
@@ -124,6 +124,10 @@ def compress(
     calibration_memory: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="Of what --calibrate gathers at a time: 500MB.", show_default="2GiB"),
+    ] = None,
+    save_statistics: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.safetensors", help="Write what --calibrate saw, to give to --calibrate later."),
     ] = None,
     correct: Annotated[
         str | None,
@@ -285,6 +289,7 @@ def compress(
         samples=calibration_samples,
         memory=calibration_memory,
         correct=correct,
+        save=save_statistics,
         mean=mean,
         std=std,
         seed=seed,
