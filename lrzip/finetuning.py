@@ -43,7 +43,6 @@ class FinetuneReport:
         task: What was learned.
         examples: Numbers of examples of the training and the validation set.
         outcome: Of the training; its `state` is what was written.
-        settings: How it was trained.
         options: What else decided the result: data, loss, metrics, teacher.
         dropped: Entries of the source that were not carried over, each with its reason.
         version: Of lrzip.
@@ -54,7 +53,6 @@ class FinetuneReport:
     task: Task
     examples: tuple[int, int]
     outcome: Outcome
-    settings: Settings
     options: Mapping[str, Any]
     dropped: Sequence[tuple[str, str]]
     version: str
@@ -81,7 +79,7 @@ class FinetuneReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document that `--json` prints."""
-        outcome = self.outcome
+        outcome, settings = self.outcome, self.outcome.settings
         return {
             "schema": SCHEMA,
             "lrzip": self.version,
@@ -96,7 +94,7 @@ class FinetuneReport:
             "steps": outcome.steps,
             "seconds": round(outcome.seconds, 3),
             "stopped": outcome.stopped,
-            "settings": {**asdict(self.settings), "lr": self.settings.rate, "weight_decay": self.settings.decay},
+            "settings": {**asdict(settings), "lr": settings.rate, "weight_decay": settings.decay},
             "options": dict(self.options),
             "epochs": [epoch.to_dict() for epoch in outcome.epochs],
             "dropped": [{"name": name, "reason": reason} for name, reason in self.dropped],
@@ -207,7 +205,7 @@ def finetune(
     )
     dropped = _write(source, destination, outcome, networks.names, key=key, trust=trust)
     return FinetuneReport(
-        source, destination, task, examples, outcome, chosen, options, tuple(dropped.items()), lrzip.__version__
+        source, destination, task, examples, outcome, options, tuple(dropped.items()), lrzip.__version__
     )
 
 

@@ -93,7 +93,13 @@ def finetune(
         int | None,
         typer.Option(help="Examples a step, over all processes.", show_default="128, fewer for few examples"),
     ] = None,
-    amp: Annotated[str, typer.Option(help="Compute in bf16 or fp16, with weights in float32.")] = "no",
+    amp: Annotated[
+        str,
+        typer.Option(
+            help="What to compute in, with weights in float32: bf16, fp16, no (float32), or auto, which is bf16 for "
+            "convolutions of images on devices that have it."
+        ),
+    ] = "auto",
     freeze_batchnorm: Annotated[
         bool, typer.Option("--freeze-batchnorm", help="Keep the running statistics of batch norms.")
     ] = False,

@@ -109,18 +109,15 @@ def augment(x: Tensor, names: Sequence[str], draws: Tensor) -> Tensor:
     """
     if x.ndim != 4:
         raise LrzipError(f"`--augment` is for images, but inputs have shape {tuple(x.shape[1:])}.")
+    count, (height, width) = len(x), x.shape[2:]
+    rows = torch.arange(height).expand(count, height)
+    columns = torch.arange(width).expand(count, width)
     if "crop" in names:
-        x = _shifted(x, draws[:, 0], draws[:, 1])
+        by = height // _SHIFT, width // _SHIFT
+        x = F.pad(x, (by[1], by[1], by[0], by[0]))
+        rows = rows + (draws[:, :1] * (2 * by[0] + 1)).long()
+        columns = columns + (draws[:, 1:2] * (2 * by[1] + 1)).long()
     if "flip" in names:
-        x = torch.where((draws[:, 2] < 0.5)[:, None, None, None], x.flip(3), x)
-    return x
-
-
-def _shifted(x: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    height, width = x.shape[2:]
-    by = height // _SHIFT, width // _SHIFT
-    padded = F.pad(x, (by[1], by[1], by[0], by[0]))
-    rows = (down * (2 * by[0] + 1)).long()[:, None] + torch.arange(height)  # (n, height)
-    columns = (right * (2 * by[1] + 1)).long()[:, None] + torch.arange(width)  # (n, width)
-    images = torch.arange(len(x))[:, None, None]
-    return padded[images, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        columns = torch.where(draws[:, 2:] < 0.5, columns.flip(1), columns)
+    images = torch.arange(count)[:, None, None]
+    return x[images, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -1,7 +1,7 @@
 """The training loop."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from time import perf_counter
@@ -22,7 +22,7 @@ from lrzip.training.interruption import Interruption, interruption
 from lrzip.training.losses import Objective
 from lrzip.training.metrics import Scorer
 from lrzip.training.outcomes import Epoch, Log, Moment, Outcome, Watch
-from lrzip.training.processes import make_accelerator, reproducible, synchronize_batchnorm
+from lrzip.training.processes import make_accelerator, precision, reproducible, synchronize_batchnorm
 from lrzip.training.resuming import load_state, save_state
 from lrzip.training.schedules import factor, idle
 from lrzip.training.settings import Settings, make_optimizer
@@ -65,9 +65,14 @@ def train(
     Raises:
         LrzipError: A batch does not fit the network or the labels, or `resume` is of another training.
     """
+    networks = [network for network in (model, objective.teacher) if network is not None]
+    images = [images_last(network, data.train) for network in networks]
+    settings = replace(settings, amp=precision(settings.amp, device, images=all(images)))
     accelerator = make_accelerator(device, settings.amp)
     with reproducible(accelerator.device), interruption() as asked:
-        run = _Run(accelerator, model, data, objective, scorer, settings, asked, workers, resume, watch, log)
+        run = _Run(
+            accelerator, model, data, objective, scorer, settings, all(images), asked, workers, resume, watch, log
+        )
         with objective.attached(model):
             return run.done({**vars(settings), **(identity or {})})
 
@@ -82,6 +87,7 @@ class _Run:
     objective: Objective
     scorer: Scorer
     settings: Settings
+    images_last: bool
     asked: Interruption
     workers: int
     resume: Path | None
@@ -112,7 +118,9 @@ class _Run:
         self.accelerator.wait_for_everyone()
         self.accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)
         main = self.accelerator.is_main_process
-        return Outcome(state, self.history, best, self.step, self._elapsed(), self.stopped, self.step, main)
+        return Outcome(
+            state, self.history, best, self.step, self._elapsed(), self.stopped, self.step, main, self.settings
+        )
 
     def _set_up(self) -> None:
         accelerator, settings = self.accelerator, self.settings
@@ -125,7 +133,6 @@ class _Run:
         self.steps = settings.steps or settings.epochs * self.per_epoch
         if self.part[1] > 1 and not settings.freeze_batchnorm:
             self.model = synchronize_batchnorm(self.model, accelerator.device)
-        self.images_last = images_last(self.model, self.data.train)
         optimizer = make_optimizer(self.model.parameters(), settings)
         self.network, self.optimizer = accelerator.prepare(self.model, optimizer)
         if self.objective.teacher is not None:

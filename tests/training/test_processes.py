@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import lrzip
 from lrzip.errors import LrzipError
-from lrzip.training.processes import make_accelerator
+from lrzip.training.processes import make_accelerator, precision
 from lrzip.training.settings import Settings
 from tests.tasks import Classifier, classes, write_compressed, write_data
 
@@ -41,6 +41,15 @@ def test_half_precision_on_the_cpu_and_devices_that_are_not_there_are_refused() 
         make_accelerator("cpu", "fp16")
     with pytest.raises(LrzipError, match="`--device nowhere` cannot be used"):
         make_accelerator("nowhere", "no")
+
+
+def test_auto_is_bfloat16_for_images_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert precision("auto", "cpu", images=True) == "bf16"
+    assert precision("auto", "cpu", images=False) == precision("no", "cpu", images=True) == "no"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    assert precision("auto", "cpu", images=True) == "no"
+    assert precision("bf16", "cpu", images=False) == "bf16"
 
 
 def test_bfloat16_is_computed_in_and_float32_kept(tmp_path: Path) -> None:
