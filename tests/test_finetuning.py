@@ -298,6 +298,97 @@ def test_labels_of_validation_sets_are_checked_too(folder: Path) -> None:
         tune(folder, val=str(folder / "val.npz"))
 
 
+def exported(path: Path, model: nn.Module, *, dynamic: bool = True) -> Path:
+    """Write a network as a program of any batch size, or of five."""
+    shapes = {0: torch.export.Dim("batch")} if dynamic else None
+    program = torch.export.export(model, (torch.zeros(5, 12),), dynamic_shapes=({} if shapes is None else shapes,))
+    torch.export.save(program, path)
+    return path
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_program_is_trained_as_its_network_is_and_stays_a_program(training: bool, folder: Path) -> None:
+    """Whichever mode it was exported in; the dense program teaches."""
+    for name in ("dense", "small"):
+        model = lrzip.load_into(Classifier(), folder / f"{name}.pt").train(training)
+        exported(folder / f"{name}.pt2", model)
+    settings = Settings(epochs=2, batch_size=32, lr=1e-2)
+    report = lrzip.finetune(
+        folder / "small.pt2",
+        data=str(folder / "data.npz"),
+        teacher=folder / "dense.pt2",
+        settings=settings,
+        trust=True,
+    )
+    expected = tune(folder, teacher=folder / "dense.pt", settings=settings)
+    assert report.after == expected.after
+    assert report.output == folder / "small.tuned.pt2"
+    tuned = torch.export.load(report.output)
+    for name, tensor in expected.outcome.state.items():
+        assert torch.equal(tuned.state_dict[name], tensor), name
+    x, _ = classes(7)
+    # In the mode of the export: with the statistics of these seven or with those that were learned.
+    model = lrzip.load_into(Classifier(), folder / "tuned.pt").train(training)
+    assert torch.allclose(tuned.module()(x), model(x), atol=1e-6)
+
+
+def test_a_compressed_program_is_trained(folder: Path) -> None:
+    path = exported(folder / "dense.pt2", lrzip.load_into(Classifier(), folder / "dense.pt").eval())
+    lrzip.compress(path, folder / "small.pt2", rank=4, layers={"fc2": "keep"}, trust=True)
+    options: dict[str, Any] = {"data": str(folder / "data.npz"), "settings": FAST, "trust": True}
+    report = lrzip.finetune(folder / "small.pt2", **options)
+    assert report.before["accuracy"] < 0.6 < 0.95 < report.after["accuracy"]
+    module: nn.Module = torch.export.load(report.output).module()
+    x, y = classes()
+    assert float((module(x).argmax(1) == y).float().mean()) > 0.9
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_module_is_trained_and_stays_a_module(compressed: bool, folder: Path) -> None:
+    torch.save(lrzip.load_into(Classifier(), folder / "dense.pt").eval(), folder / "module.pt")
+    if compressed:
+        lrzip.compress(folder / "module.pt", folder / "module.lrzip.pt", rank=4, layers={"fc2": "keep"}, trust=True)
+    source = folder / ("module.lrzip.pt" if compressed else "module.pt")
+    report = lrzip.finetune(
+        source,
+        data=str(folder / "data.npz"),
+        settings=FAST,
+        teacher=folder / "module.pt",
+        teaching=Teaching(layers=1.0) if compressed else None,
+        trust=True,
+    )
+    module = torch.load(report.output, weights_only=False)
+    assert isinstance(module, Classifier)
+    assert isinstance(module.fc1, nn.Sequential if compressed else nn.Linear)
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, report.outcome.state[name]), name
+    before = torch.load(source, weights_only=False).state_dict()
+    assert not torch.equal(module.state_dict()["bn.running_mean"], before["bn.running_mean"])
+
+
+def test_what_brings_no_network_or_cannot_be_trained_is_said_before_training(folder: Path) -> None:
+    model = lrzip.load_into(Classifier(), folder / "dense.pt").eval()
+    program, fixed = exported(folder / "a.pt2", model), exported(folder / "b.pt2", model, dynamic=False)
+    torch.save(model, folder / "module.pt")
+    attention = nn.TransformerEncoderLayer(12, 2, 8).train()
+    noisy = exported(folder / "c.pt2", nn.Sequential(nn.Unflatten(1, (1, 12)), attention).train())
+    options: dict[str, Any] = {"data": str(folder / "data.npz"), "trust": True}
+    for source, change, message in (
+        (folder / "small.pt", {}, "holds weights alone"),
+        (program, {"trust": False}, "Pass `--trust`"),
+        (folder / "module.pt", {"trust": False}, "Pass `--trust`"),
+        (program, {"output": folder / "x.txt"}, "must end in .pt2"),
+        (folder / "small.pt", {"output": folder / "x.pt2", "model": Classifier()}, "holds weights and no program"),
+        (program, {"teacher": folder / "dense.pt"}, "holds weights alone"),
+        (program, {"teacher": program, "teaching": Teaching(layers=1.0)}, "has none to look at"),
+        (fixed, {}, r"of shape \(5, 12\) alone. Export it with a dynamic first dimension"),
+        (noisy, {}, "exported in training mode with `aten.scaled_dot_product_attention.default`"),
+    ):
+        with pytest.raises(LrzipError, match=message) as error:
+            lrzip.finetune(source, **{**options, **change})
+        assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

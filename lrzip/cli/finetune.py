@@ -120,9 +120,8 @@ def finetune(
     force: options.Force = False,
 ) -> None:
     """Recover accuracy of a compressed checkpoint by training it."""
-    if network is None or data is None:
-        missing = "--model PKG.MOD:NET" if network is None else "--data SPEC"
-        raise UsageError(f"finetune needs `{missing}`. See `lrzip finetune --help`.")
+    if data is None:
+        raise UsageError("finetune needs `--data SPEC`. See `lrzip finetune --help`.")
     from lrzip.data.augmentation import Preparation
     from lrzip.finetuning import finetune
     from lrzip.training.settings import Settings
@@ -146,7 +145,6 @@ def finetune(
     to_stdout = goes_to_stdout(output, model)
     with model_path(model) as source, output_path(output, to_stdout=to_stdout) as destination:
         built = load_network(network, model_arg)
-        assert built is not None
         with redirect_stdout(sys.stderr), _progress(quiet=quiet) as watch:
             report = finetune(
                 source,
