@@ -228,7 +228,7 @@ def _check_format(source: Path, destination: Path, *, key: str | None, trust: bo
 def _task(model: nn.Module, data: Data, loss: str) -> Task:
     """Return what is learned, after checking that both sets fit the network."""
     task = _task_of(model, data.train, loss)
-    if data.val is not None and _task_of(model, data.val, loss) != task:
+    if data.val is not None and replace(_task_of(model, data.val, loss), labelled=task.labelled) != task:
         raise LrzipError(f"`{data.val.name}` has labels of another kind than `{data.train.name}`.")
     return task
 

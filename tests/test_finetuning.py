@@ -164,7 +164,7 @@ def test_outputs_of_factorized_layers_are_learned_too(folder: Path) -> None:
         return float((model.fc1(classes()[0]) - dense.fc1(classes()[0])).norm().detach())
 
     tune(folder, "without.pt", **options)
-    tune(folder, "with.pt", teaching=Teaching(share=1.0, layers=10.0), **options)
+    tune(folder, "with.pt", teaching=Teaching(layers=10.0), **options)
     assert difference("with.pt") < 0.5 * difference("without.pt")
 
 
@@ -266,6 +266,7 @@ def test_default_outputs_stand_beside_the_source(tmp_path: Path) -> None:
             {},
             r"has numbers of shape \(3,\) for an example, but the network puts out \(4,\)",
         ),
+        ({"y": torch.zeros(400, 2, dtype=torch.int64)}, {}, r"has classes of shape \(2,\) for an example, but"),
         ({"x": torch.zeros(400, 11)}, {}, r"does not take the inputs of .*, float32 \(11,\)"),
         ({"y": None}, {}, "no labels. Give the dense checkpoint as `--teacher`"),
         ({}, {"loss": "mse"}, "`--loss mse` does not fit the data, which is classification"),
@@ -289,6 +290,25 @@ def test_what_cannot_be_done_is_said_in_one_line(
         tune(folder, **options)
     assert "\n" not in str(error.value)
     assert not (folder / "tuned.pt").exists()
+
+
+def test_texts_are_no_labels(folder: Path) -> None:
+    x, y = classes()
+    np.savez(folder / "data.npz", x=x.numpy(), y=y.numpy().astype(str))
+    with pytest.raises(LrzipError, match=r"`y` holds texts \(<U21\). Give numbers"):
+        tune(folder)
+
+
+def test_a_teacher_needs_labels_for_validation_alone(folder: Path) -> None:
+    x, y = classes()
+    write_data(folder / "train.npz", x[40:])
+    write_data(folder / "val.npz", x[:40], y[:40])
+    options: dict[str, Any] = {"data": str(folder / "train.npz"), "val": str(folder / "val.npz")}
+    report = tune(folder, teacher=folder / "dense.pt", settings=Settings(steps=1), **options)
+    model = lrzip.load_into(Classifier(), folder / "small.pt").eval()
+    assert report.before["accuracy"] == pytest.approx(float((model(x[:40]).argmax(1) == y[:40]).float().mean()))
+    with pytest.raises(LrzipError, match=r"no labels\. Give the dense checkpoint as `--teacher`"):
+        tune(folder, **options)
 
 
 def test_labels_of_validation_sets_are_checked_too(folder: Path) -> None:

@@ -71,7 +71,13 @@ def finetune(
     teacher: Annotated[
         str | None, typer.Option(metavar="DENSE", help="Learn from this checkpoint too; without labels, from it alone.")
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Of a teacher's classes.", show_default="4")] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            help="Compare classes with a teacher's as distributions of this temperature.",
+            show_default="logits are compared",
+        ),
+    ] = None,
     teacher_share: Annotated[
         float | None, typer.Option(help="Share of a teacher in the loss beside labels.", show_default="0.5")
     ] = None,

@@ -203,6 +203,7 @@ class _Run:
         try:
             with accelerator.autocast():
                 loss = self.objective(self.network, inputs, target)
+            _check_loss(loss)
         except LrzipError:
             raise
         except torch.OutOfMemoryError as error:
@@ -292,6 +293,15 @@ class _Run:
 
     def _elapsed(self) -> float:
         return self.seconds + perf_counter() - self._start
+
+
+def _check_loss(loss: Any) -> None:
+    if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+        what = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise LrzipError(
+            f"The loss, {what}, is no scalar tensor that depends on weights which can be trained. Check `--loss`, and "
+            "`requires_grad` in the network."
+        )
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -111,14 +112,31 @@ class Scorer:
                 if wanted is None:
                     raise LrzipError(f"`{samples.name}` has no labels, so nothing can be measured.")
                 self._update(apply(model, inputs).float(), wanted)
-        return {name: float(metric.compute()) for name, metric in self.metrics.items()}
+        return {name: _called(name, partial(_value, metric)) for name, metric in self.metrics.items()}
 
     def _update(self, output: Tensor, target: Tensor) -> None:
         if self._task.kind == CLASSIFICATION:
             output = class_first(output, target)
         for name, metric in self.metrics.items():
             flat = name in METRICS and self._task.kind == REGRESSION
-            metric.update(*((output.flatten(), target.flatten()) if flat else (output, target)))
+            arguments = (output.flatten(), target.flatten()) if flat else (output, target)
+            _called(name, partial(metric.update, *arguments))
+
+
+def _value(metric: Metric) -> float:
+    return float(metric.compute())
+
+
+def _called(name: str, function: Callable[[], Any]) -> Any:
+    """Call what may be code of the user's."""
+    try:
+        return function()
+    except Exception as error:
+        said = " ".join(str(error).split())[:160].rstrip(".")
+        raise LrzipError(
+            f"`--metric {name}` failed: {type(error).__name__}: {said}. It takes all outputs and all labels, and "
+            "returns one number."
+        ) from error
 
 
 @contextmanager

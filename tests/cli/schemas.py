@@ -175,7 +175,7 @@ FINETUNE = strict(
         label_smoothing=NUMBER,
         metrics=listed(TEXT),
         teacher={"type": ["string", "null"]},
-        temperature=NUMBER,
+        temperature={"type": ["number", "null"]},
         share=NUMBER,
         layers=NUMBER,
         preparation=strict(mean=listed(NUMBER), std=listed(NUMBER), augment=listed(TEXT)),
