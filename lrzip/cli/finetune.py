@@ -111,6 +111,9 @@ def finetune(
     ] = False,
     patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without a better score.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches.")] = 0,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Share out weights and optimizer among the processes of torchrun (FSDP).")
+    ] = False,
     resume: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep the state here, and go on from it if it exists.")
     ] = None,
@@ -147,6 +150,7 @@ def finetune(
         freeze_batchnorm=freeze_batchnorm,
         patience=patience,
         seed=seed,
+        shard=shard,
     )
     to_stdout = goes_to_stdout(output, model)
     with model_path(model) as source, output_path(output, to_stdout=to_stdout) as destination:

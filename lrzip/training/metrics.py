@@ -106,12 +106,17 @@ class Scorer:
         rank, count = part
         positions = range(rank, len(samples), count)
         with evaluating(model), torch.no_grad():
-            for start in range(0, len(positions), batch_size):
-                inputs, labels = _moved(samples.fetch(positions[start : start + batch_size]), device)
+            # All processes run the network equally often, since weights that are shared out take them all.
+            for start in range(0, len(range(0, len(samples), count)), batch_size):
+                here = positions[start : start + batch_size]
+                inputs, labels = _moved(samples.fetch(here or [0]), device)
+                output = apply(model, inputs).float()
+                if not here:
+                    continue
                 wanted = target(inputs, labels) if target else labels
                 if wanted is None:
                     raise LrzipError(f"`{samples.name}` has no labels, so nothing can be measured.")
-                self._update(apply(model, inputs).float(), wanted)
+                self._update(output, wanted)
         return {name: _called(name, partial(_value, metric)) for name, metric in self.metrics.items()}
 
     def _update(self, output: Tensor, target: Tensor) -> None:

@@ -3,9 +3,9 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-import torch.distributed.nn.functional as collective
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
@@ -118,8 +118,23 @@ class _GlobalBatchNorm:
         module.running_var.lerp_(variance, float(share or 0))
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, on whose gradient each of them has a part."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:
+        del context
+        summed = values.clone()
+        torch.distributed.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        return _Sum.forward(context, gradients[0])
+
+
 def _summed(values: Tensor) -> Tensor:
-    summed: Tensor = collective.all_reduce(values)  # type: ignore[no-untyped-call]
+    summed: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
     return summed
 
 

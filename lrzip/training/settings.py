@@ -38,6 +38,7 @@ class Settings:
         freeze_batchnorm: Keep the running statistics of batch norms, and normalize by them.
         patience: Epochs without a better score after which training stops; None goes on.
         seed: Of order, augmentation and dropout.
+        shard: Share out weights, gradients and the optimizer's state among the processes of torchrun.
     """
 
     epochs: int = 10
@@ -53,6 +54,7 @@ class Settings:
     freeze_batchnorm: bool = False
     patience: int | None = None
     seed: int = 0
+    shard: bool = False
 
     def __post_init__(self) -> None:
         for option, value, known in (
@@ -62,6 +64,8 @@ class Settings:
         ):
             if value not in known:
                 raise UsageError(f"`{option}` takes {', '.join(known)}, got `{value}`.")
+        if self.shard and self.amp == "fp16":
+            raise UsageError("`--shard` computes in bf16 or float32. Leave out `--amp fp16`.")
         for option, count in (("--epochs", self.epochs), ("--batch-size", self.batch_size), ("--steps", self.steps)):
             if count is not None and count < 1:
                 raise UsageError(f"`{option}` takes a whole number from 1 on, got {count}.")

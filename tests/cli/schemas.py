@@ -167,6 +167,7 @@ FINETUNE = strict(
         freeze_batchnorm={"type": "boolean"},
         patience={"type": ["integer", "null"]},
         seed={"type": "integer"},
+        shard={"type": "boolean"},
     ),
     options=strict(
         ("temperature", "share", "layers"),

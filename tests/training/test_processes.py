@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 import lrzip
-from lrzip.errors import LrzipError
+from lrzip.errors import LrzipError, UsageError
 from lrzip.training.processes import make_accelerator, precision
 from lrzip.training.settings import Settings
 from tests.tasks import Classifier, classes, write_compressed, write_data
 
 
-def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [(), ("--shard",)], ids=["whole", "sharded"])
+def test_two_processes_learn_what_one_does(options: tuple[str, ...], tmp_path: Path) -> None:
     """With the same global batch, batch norm included, to the rounding of float32 over 22 steps."""
     write_compressed(tmp_path)
     data = write_data(tmp_path / "data.npz", *classes())
@@ -22,6 +23,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lrzip"),
         *("finetune", str(tmp_path / "small.pt"), "--model", "tests.tasks:Classifier", "--data", str(data)),
         *("--epochs", "2", "--batch-size", "32", "--optimizer", "sgd", "--json", "-o", str(tmp_path / "two.pt")),
+        *options,
     ]
     root = str(Path(lrzip.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
@@ -34,6 +36,14 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     for name, tensor in one.items():
         moved = float((tensor - start[name]).double().norm())
         assert float((two[name] - tensor).double().norm()) <= 1e-4 * max(moved, 1e-3), name
+
+
+def test_one_process_has_nothing_to_share_out(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data.npz", *classes())
+    with pytest.raises(UsageError, match="Start it with torchrun"):
+        lrzip.finetune(write_compressed(tmp_path), model=Classifier(), data=str(data), settings=Settings(shard=True))
+    with pytest.raises(UsageError, match="Leave out `--amp fp16`"):
+        Settings(shard=True, amp="fp16")
 
 
 def test_half_precision_on_the_cpu_and_devices_that_are_not_there_are_refused() -> None:
