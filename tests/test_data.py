@@ -300,6 +300,7 @@ def test_damaged_files_are_named(damaged: str, content: bytes, tmp_path: Path) -
     [
         (("1,x", None, None), "`--mean` takes numbers such as"),
         ((None, "0.2,0", None), "`--std` takes numbers above 0"),
+        (("nan", None, None), "`--mean` takes finite numbers"),
         ((None, None, "crop,spin"), "`--augment` takes crop, flip, got `spin`"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -48,9 +49,12 @@ class Preparation:
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in text.split(",")) if text else ()
+        numbers = tuple(float(part) for part in text.split(",")) if text else ()
     except ValueError as error:
         raise UsageError(f"`{option}` takes numbers such as `0.5,0.4,0.4`, got `{text}`.") from error
+    if not all(isfinite(number) for number in numbers):
+        raise UsageError(f"`{option}` takes finite numbers, got `{text}`.")
+    return numbers
 
 
 def prepare(x: Tensor, preparation: Preparation) -> Tensor:
