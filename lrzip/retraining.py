@@ -5,6 +5,7 @@ its own. So its batch norms and dropouts become modules again, at the paths wher
 evaluation, frozen statistics and several processes are as for any network, whichever mode it was exported in.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,9 @@ def network_of(program: ExportedProgram, path: Path) -> nn.Module:
     values = {**dict(traced.named_parameters()), **dict(traced.named_buffers())}
     network = GraphModule(traced, traced.graph)
     for node in list(network.graph.nodes):
-        if node.target is _ATEN.batch_norm.default:
+        if node.target is _ATEN.batch_norm.default and node.args[3] is None:
+            continue  # without running statistics it does the same in both modes
+        if node.target is _ATEN.batch_norm.default and _is_of_a_module(node, values):
             _restore_batch_norm(network, node, values)
         elif node.target is _ATEN.dropout.default:
             _replace(network, node, f"{node.name}_mode", nn.Dropout(node.args[1]))
@@ -74,21 +77,26 @@ def _refuse_fixed_batch(program: ExportedProgram, path: Path) -> None:
             )
 
 
-def _restore_batch_norm(network: GraphModule, node: Node, values: dict[str, Tensor]) -> None:
+def _is_of_a_module(node: Node, values: Mapping[str, Tensor]) -> bool:
+    """Tell whether a batch norm has the tensors of a module, by their names, and the module has no others."""
+    mean = str(getattr(node.args[3], "target", ""))
+    path = mean.removesuffix(".running_mean")
+    own = {f"{path}.{leaf}" for leaf in (*_LEAVES, "num_batches_tracked")}
+    return path != mean and all(name in own for name in values if name.startswith(f"{path}."))
+
+
+def _restore_batch_norm(network: GraphModule, node: Node, values: Mapping[str, Tensor]) -> None:
     """Put a module in the place of a batch norm with running statistics, and take out the node that counts batches."""
-    given = node.args[1:5]
-    tensors = dict(zip(_LEAVES, given, strict=True))
-    mean = tensors["running_mean"]
-    if not isinstance(mean, Node):
-        return  # without running statistics it does the same in both modes
-    path = str(mean.target).removesuffix("running_mean").removesuffix(".")
+    tensors = dict(zip(_LEAVES, node.args[1:5], strict=True))
+    mean = str(getattr(node.args[3], "target", ""))
+    path = mean.removesuffix(".running_mean")
     found: dict[str, Tensor | None] = {
         leaf: values[str(tensor.target)] if isinstance(tensor, Node) else None for leaf, tensor in tensors.items()
     }
     x: Any = node.args[0]
     momentum, epsilon = node.args[6:8]
     count = values.get(f"{path}.num_batches_tracked")
-    module = _BATCH_NORMS[x.meta["val"].ndim](len(values[str(mean.target)]), float(epsilon), float(momentum))  # type: ignore[arg-type]
+    module = _BATCH_NORMS[x.meta["val"].ndim](len(values[mean]), float(epsilon), float(momentum))  # type: ignore[arg-type]
     for leaf in ("weight", "bias"):
         module.register_parameter(leaf, found[leaf])  # type: ignore[arg-type]
     for leaf in ("running_mean", "running_var"):
