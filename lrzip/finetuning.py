@@ -1,6 +1,5 @@
 """Finetune: train a compressed checkpoint to recover what it lost."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -8,26 +7,26 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 import lrzip
 from lrzip.compression import check_program
 from lrzip.data import Data, read_data
 from lrzip.data.augmentation import Preparation
-from lrzip.data.samples import Samples
 from lrzip.errors import LrzipError, UsageError
+from lrzip.evaluation import task_of
 from lrzip.files.atomic import check_output
-from lrzip.formats import Checkpoint, Guarded, create, not_carried, open_checkpoint, output_format
+from lrzip.formats import Checkpoint, Guarded, not_carried, open_checkpoint, output_format
 from lrzip.plan import SCHEMA, Entry
+from lrzip.results import network_digest
+from lrzip.rewriting import write_state
 from lrzip.study import study_of
-from lrzip.training.forward import probe
 from lrzip.training.loop import train
 from lrzip.training.losses import Objective, Teaching, make_loss
 from lrzip.training.metrics import Scorer
 from lrzip.training.outcomes import Epoch, Outcome, Watch
 from lrzip.training.settings import Settings
-from lrzip.training.tasks import Task, find_task
+from lrzip.training.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -176,7 +175,7 @@ def finetune(
             data, val=val, val_fraction=val_fraction, preparation=preparation, image_size=image_size, seed=begun.seed
         )
     )
-    task = _task(student, found, loss)
+    task = task_of(student, found, loss)
     chosen = replace(begun, batch_size=begun.batch(len(found.train)))
     scorer = Scorer(metrics, task)
     function = make_loss(loss, task, label_smoothing=label_smoothing)
@@ -190,7 +189,7 @@ def finetune(
         "preparation": {name: list(values) for name, values in vars(preparation or Preparation()).items()},
     }
     examples = len(found.train), len(found.val) if found.val is not None else 0
-    identity = {**options, "checkpoint": _digest(student), "examples": list(examples)}
+    identity = {**options, "checkpoint": network_digest(student), "examples": list(examples)}
     outcome = train(
         student,
         found,
@@ -225,18 +224,6 @@ def _check_format(source: Path, destination: Path, *, key: str | None, trust: bo
             checkpoint.refuse_replacing(format_)
 
 
-def _task(model: nn.Module, data: Data, loss: str) -> Task:
-    """Return what is learned, after checking that both sets fit the network."""
-    task = _task_of(model, data.train, loss)
-    if data.val is not None and replace(_task_of(model, data.val, loss), labelled=task.labelled) != task:
-        raise LrzipError(f"`{data.val.name}` has labels of another kind than `{data.train.name}`.")
-    return task
-
-
-def _task_of(model: nn.Module, samples: Samples, loss: str) -> Task:
-    return find_task(samples, probe(model, samples), distance=loss)
-
-
 def _write(
     source: Path, destination: Path, outcome: Outcome, names: Mapping[str, str], *, key: str | None, trust: bool
 ) -> Mapping[str, str]:
@@ -246,30 +233,15 @@ def _write(
         dropped = not_carried(format_, checkpoint, optimizer=True)
         if not outcome.main:
             return dropped
-        layout = _layout(checkpoint, names)
-        with create(destination, checkpoint, layout, format_=format_, drop=list(dropped)) as writer:
-            for entry in layout:
-                if not entry.copied:
-                    tensor = outcome.state[names[entry.origin]]
-                    writer.put(entry.spec.name, tensor.to(getattr(torch, entry.spec.dtype)))
+        layout = _layout(checkpoint)
+        write_state(destination, checkpoint, layout, names, outcome.state, format_=format_, drop=list(dropped))
     return dropped
 
 
-def _layout(checkpoint: Checkpoint, names: Mapping[str, str]) -> tuple[Entry, ...]:
+def _layout(checkpoint: Checkpoint) -> tuple[Entry, ...]:
     kinds = checkpoint.chain_kinds or {}
     stages = {f"{module}.{index}.weight".lstrip("."): kind for module, kind in kinds.items() for index in (0, 1)}
-    return tuple(
-        Entry(spec, name, copied=name not in names, kind=stages.get(name) if name in names else None)
-        for name, spec in checkpoint.tensors().items()
-    )
-
-
-def _digest(model: nn.Module) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return tuple(Entry(spec, name, copied=True, kind=stages.get(name)) for name, spec in checkpoint.tensors().items())
 
 
 def _scores(scores: Mapping[str, float]) -> dict[str, float | None]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lrzip.factors import Factors
 from lrzip.plan import SCHEMA, Factorize, Plan
 
 
@@ -18,6 +19,7 @@ class LayerResult:
         method: How the factors were computed.
         excess: Bound on the error over the best possible one, less 1; None where it was not checked.
         seconds: Wall time of reading and factorizing.
+        output_error: Relative error of what the layer makes of the inputs of a calibration.
     """
 
     decision: Factorize
@@ -25,6 +27,12 @@ class LayerResult:
     method: str
     excess: float | None
     seconds: float
+    output_error: float | None = None
+
+    @classmethod
+    def of(cls, decision: Factorize, factors: Factors, seconds: float) -> "LayerResult":
+        """Return what is told of factors."""
+        return cls(decision, factors.error, factors.method, factors.excess, seconds, factors.output_error)
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,36 @@ class Costs:
 
 
 @dataclass(frozen=True)
+class Calibrated:
+    """By what ranks and factors were chosen, other than by weights alone.
+
+    Attributes:
+        examples: What people call the examples that the network ran on.
+        count: How many there were.
+        corrections: What was made up for, as `--correct` takes it.
+        changed: Names of the tensors, beside the weights of factorized layers, that have other values.
+        scarce: For layers that were seen in fewer positions than their weight has columns both numbers, by name.
+    """
+
+    examples: str
+    count: int
+    corrections: str
+    changed: Sequence[str]
+    scarce: Mapping[str, tuple[int, int]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the calibration as `--json` prints it."""
+        scarce = [{"name": name, "positions": seen, "columns": size} for name, (seen, size) in self.scarce.items()]
+        return {
+            "examples": self.examples,
+            "count": self.count,
+            "corrections": self.corrections,
+            "changed": list(self.changed),
+            "scarce": scarce,
+        }
+
+
+@dataclass(frozen=True)
 class Report:
     """What a compression did, or with no `results` would do.
 
@@ -124,6 +162,7 @@ class Report:
         costs: What a run costs, where the network and its inputs are known.
         usage: What it takes to load the output, for people, if it takes anything.
         not_compared: Why that is not known, for a program that could not be run.
+        calibrated: By what ranks and factors were chosen, where that was not weights alone.
     """
 
     plan: Plan
@@ -139,6 +178,7 @@ class Report:
     costs: Costs | None = None
     usage: str | None = None
     not_compared: str | None = None
+    calibrated: Calibrated | None = None
 
     @property
     def parameters_after(self) -> int:
@@ -184,7 +224,7 @@ class Report:
             "dropped": [{"name": name, "reason": reason} for name, reason in self.dropped],
             "differences": [difference.to_dict() for difference in self.differences],
             "not_compared": self.not_compared,
-        }
+        } | ({"calibration": self.calibrated.to_dict()} if self.calibrated else {})
 
 
 def _layer(decision: Factorize, result: LayerResult | None) -> dict[str, Any]:
@@ -196,5 +236,5 @@ def _layer(decision: Factorize, result: LayerResult | None) -> dict[str, Any]:
             "method": result.method,
             "excess": result.excess,
             "seconds": round(result.seconds, 4),
-        }
+        } | ({} if result.output_error is None else {"output_error": result.output_error})
     return document

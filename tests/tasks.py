@@ -1,12 +1,17 @@
 """Small tasks with a known answer, and networks that can learn them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 import lrzip
+from lrzip.data import Data
+from lrzip.data.samples import Arrays, Samples
+from lrzip.evaluation import Learning
+from lrzip.training.settings import Settings
 from tests.networks import seeded
 
 
@@ -21,6 +26,23 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.fc2(torch.relu(self.bn(self.fc1(x))))
+        return out
+
+
+class Deep(nn.Module):
+    """A perceptron of four layers: 12 features, 4 classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(12, 24)
+        self.fc2 = nn.Linear(24, 32)
+        self.fc3 = nn.Linear(32, 24)
+        self.fc4 = nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.fc1, self.fc2, self.fc3):
+            x = torch.relu(layer(x))
+        out: Tensor = self.fc4(x)
         return out
 
 
@@ -52,9 +74,9 @@ def numbers(count: int = 400) -> tuple[Tensor, Tensor]:
     return x, x @ torch.randn(12, generator=generator)
 
 
-def write_data(path: Path, x: Tensor, y: Tensor | None = None, **others: Tensor) -> Path:
+def write_data(path: Path, x: Tensor | None = None, y: Tensor | None = None, **others: Tensor) -> Path:
     """Write arrays to an .npz."""
-    named = {"x": x} | ({} if y is None else {"y": y}) | others
+    named = ({} if x is None else {"x": x}) | ({} if y is None else {"y": y}) | others
     arrays = {name: array.numpy() for name, array in named.items()}
     np.savez(path, **arrays)  # type: ignore[arg-type]
     return path
@@ -65,3 +87,33 @@ def write_compressed(folder: Path, kind: type[nn.Module] = Classifier) -> Path:
     torch.save({"epoch": 3, "state_dict": seeded(kind).state_dict(), "optimizer": {}}, folder / "dense.pt")
     lrzip.compress(folder / "dense.pt", folder / "small.pt", rank=4, layers={"fc2": "keep"}, force=True)
     return folder / "small.pt"
+
+
+def samples_of(x: Tensor, y: Tensor | None) -> Samples:
+    """Return examples of arrays."""
+    return Samples("arrays", Arrays(x, y))
+
+
+def learning_of(x: Tensor, y: Tensor | None, **others: Any) -> Learning:
+    """Return what three quarters of some examples teach and the rest measure, in quick fine-tunes."""
+    count = len(x) * 3 // 4
+    parts = [samples_of(x[part], None if y is None else y[part]) for part in (slice(count), slice(count, None))]
+    settings = Settings(epochs=1, batch_size=32, lr=1e-2)
+    return Learning(Data(*parts), **{"settings": settings, **others})
+
+
+def write_trained(folder: Path, kind: type[nn.Module] = Classifier, *, steps: int = 150) -> Path:
+    """Write a dense network that has learned its task."""
+    x, y = numbers() if kind is Regressor else classes()
+    model = seeded(kind).train()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(steps):
+        output = model(x)
+        loss = (
+            nn.functional.mse_loss(output[:, 0], y) if y.is_floating_point() else nn.functional.cross_entropy(output, y)
+        )
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    torch.save({"epoch": 3, "state_dict": model.state_dict(), "optimizer": {}}, folder / "dense.pt")
+    return folder / "dense.pt"

@@ -194,7 +194,7 @@ def test_test_arrays_steer_nothing(folder: Path) -> None:
     np.savez(folder / "parts.npz", **{name: array.numpy() for name, array in parts.items()})  # type: ignore[arg-type]
     report = tune(folder, data=str(folder / "parts.npz"))
     assert report.examples == (360, 40)
-    with pytest.raises(UsageError, match="is test data, which never steers"):
+    with pytest.raises(UsageError, match="is test data, which steers nothing"):
         tune(folder, data=f"{folder / 'parts.npz'}:test")
 
 

@@ -23,6 +23,8 @@ from lrzip.cli.console import (
     size_text,
     stdout,
 )
+from lrzip.cli.learning import make_learning
+from lrzip.cli.measuring import measure
 from lrzip.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,7 +60,9 @@ def analyze(
     sort: Annotated[
         str | None, typer.Option("--sort", metavar="COLUMN", help="Sort by a column, named as in --json.")
     ] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the spectra to a .png, .svg or .pdf.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw the spectra, or the sensitivities, to a .png, .svg or .pdf.")
+    ] = None,
     report: Annotated[Path | None, typer.Option("--report", help="Write a page of all this to an .html.")] = None,
     only: options.Only = None,
     skip: options.Skip = None,
@@ -66,6 +70,32 @@ def analyze(
     model_arg: options.ModelArg = None,
     input_shape: options.InputShape = None,
     latency: Annotated[bool, typer.Option("--latency", help="Time dense against factorized on this machine.")] = False,
+    data: options.Data = None,
+    val: options.Val = None,
+    val_fraction: options.ValFraction = 0.1,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    image_size: options.ImageSize = None,
+    metric: options.Metric = None,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Compress each layer alone, and measure what that costs on --data.")
+    ] = False,
+    finetune_steps: Annotated[
+        int, typer.Option(help="Steps of a fine-tune after each of these compressions; 0 goes without.")
+    ] = 0,
+    runs: Annotated[int, typer.Option(help="Seeds to repeat these fine-tunes with.")] = 1,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep what was measured here, and measure nothing twice.")
+    ] = None,
+    augment: options.Augment = None,
+    loss: options.Loss = "auto",
+    teacher: options.Teacher = None,
+    lr: options.Lr = None,
+    batch_size: options.BatchSize = None,
+    amp: options.Amp = "auto",
+    freeze_batchnorm: options.FreezeBatchnorm = False,
+    workers: options.Workers = 0,
+    seed: Annotated[int, typer.Option(help="Of splits, order, augmentation and dropout.")] = 0,
     key: options.Key = None,
     trust: options.Trust = False,
     device: options.Device = "cpu",
@@ -77,8 +107,21 @@ def analyze(
     """Look at a checkpoint: spectra, energy ranks, condition numbers."""
     if sort and sort not in _COLUMNS:
         raise UsageError(f"`--sort` takes one of {', '.join(_COLUMNS)}, got {sort}.")
+    for option, given, wanted, there in (
+        ("--val", val, "--data", data),
+        ("--metric", metric, "--data", data),
+        ("--cache", cache, "--sensitivity", sensitivity or None),
+        ("--runs", runs != 1 or None, "--sensitivity", sensitivity or None),
+        ("--finetune-steps", finetune_steps or None, "--sensitivity", sensitivity or None),
+    ):
+        if given is not None and there is None:
+            raise UsageError(f"`{option}` goes with `{wanted}`, which is missing.")
+    if sensitivity and data is None:
+        raise UsageError("`--sensitivity` measures on data: give `--model PKG.MOD:NET` and `--data SPEC`.")
+    if data is not None and network is None:
+        raise UsageError("`--data` is what a network is measured on: give `--model PKG.MOD:NET`.")
     from lrzip.analysis import DEFAULT_ENERGIES, analyze
-    from lrzip.drawing import check_picture, draw_spectra
+    from lrzip.drawing import check_picture, draw_sensitivities, draw_spectra
     from lrzip.page import check_page, write_page
 
     set_threads(threads)
@@ -87,13 +130,39 @@ def analyze(
             check_picture(plot, path, force=force)
         if report:
             check_page(report, path, force=force)
+        built = load_network(network, model_arg)
+        measured = None
+        if data is not None and built is not None:
+            learning = make_learning(
+                data,
+                val=val,
+                val_fraction=val_fraction,
+                preparation=(mean, std, augment),
+                image_size=image_size,
+                loss=loss,
+                metrics=metric,
+                teacher=teacher,
+                settings={
+                    "lr": lr,
+                    "batch_size": batch_size,
+                    "amp": amp,
+                    "freeze_batchnorm": freeze_batchnorm,
+                    "seed": seed,
+                },
+                device=device,
+                workers=workers,
+            )
+            asked = {"energies": energy, "finetune_steps": finetune_steps, "runs": runs} if sensitivity else None
+            measured = measure(
+                path, built, learning, asked, only=only, skip=skip, cache=cache, key=key, trust=trust, quiet=quiet
+            )
         analysis = analyze(
             path,
             energies=energy or DEFAULT_ENERGIES,
             only=only or (),
             skip=skip or (),
-            model=load_network(network, model_arg),
-            input_shapes=input_shape or (),
+            model=built,
+            input_shapes=input_shape or (measured.shapes if measured else ()),
             latency=latency,
             key=key,
             trust=trust,
@@ -102,18 +171,24 @@ def analyze(
         )
     document = analysis.to_dict(spectrum=spectrum)
     document["source"]["path"] = model or "-"
+    document |= measured.to_dict() if measured else {}
     rows = list(zip(document["layers"], analysis.layers, strict=True))
     if sort:
         rows = _sorted(rows, sort)
         document["layers"] = [row for row, _ in rows]
     if plot:
-        draw_spectra(analysis, plot)
+        if measured and measured.sensitivities:
+            draw_sensitivities(measured.sensitivities, plot)
+        else:
+            draw_spectra(analysis, plot)
     if report:
         write_page(analysis, document, report)
     if json:
         print_json(document, sys.stdout)
     else:
         _print(stdout(), document, [item for _, item in rows], analysis)
+        if measured:
+            measured.show(stdout())
 
 
 def _sorted(

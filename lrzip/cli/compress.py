@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from lrzip.cli import options
+from lrzip.cli.bounded import compress_bounded
+from lrzip.cli.calibrating import calibration_of
 from lrzip.cli.console import (
-    costs_text,
     goes_to_stdout,
     layer_progress,
     load_network,
@@ -20,19 +19,19 @@ from lrzip.cli.console import (
     model_path,
     output_path,
     print_json,
-    print_kept,
     printable,
+    refuse,
     set_threads,
-    shape_text,
     size_text,
     stderr,
     stdout,
 )
+from lrzip.cli.learning import make_learning, teaching_of
+from lrzip.cli.reporting import print_report
 from lrzip.errors import UsageError
 from lrzip.files.atomic import atomic_file, check_output
 
 if TYPE_CHECKING:
-    from lrzip.plan import Spent
     from lrzip.report import Report
 
 
@@ -96,7 +95,8 @@ def compress(
         Path | None, typer.Option(metavar="FILE", help="Write the plan, to edit and pass to --plan.")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Draw size against predicted loss, for several budgets.")
+        Path | None,
+        typer.Option("--plot", help="Draw size against predicted loss, for several budgets, or against the metric."),
     ] = None,
     min_ratio: Annotated[float | None, typer.Option(help="Exit with 3 if the result is less times smaller.")] = None,
     max_error: Annotated[float | None, typer.Option(help="Exit with 3 if a layer's relative error is larger.")] = None,
@@ -110,6 +110,71 @@ def compress(
     min_speedup: Annotated[
         float | None, typer.Option(help="Leave layers whole whose factors are not so many times faster here.")
     ] = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="Choose by what layers make of examples, without labels: file.npz and the like, as --data takes them. "
+            "Needs --model, or a program.",
+        ),
+    ] = None,
+    calibration_samples: Annotated[
+        int | None, typer.Option(min=1, help="Examples of --calibrate, picked at random.", show_default="1024")
+    ] = None,
+    calibration_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Of what --calibrate gathers at a time: 500MB.", show_default="2GiB"),
+    ] = None,
+    correct: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="What --calibrate makes up for: none, or some of bias, sequential, residual, refit.",
+            show_default="all",
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="D",
+            help="As small as the metric allows on validation data: D points of accuracy, or D of another metric's "
+            "units. Needs --model and --data, and tunes on the way.",
+        ),
+    ] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="Of --max-drop: global, adaptive, uniform, selective, avoid-critical, ratio or energy.",
+            show_default="global",
+        ),
+    ] = None,
+    data: options.Data = None,
+    val: options.Val = None,
+    val_fraction: options.ValFraction = 0.1,
+    test: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="Test set, looked at once, after everything is decided.")
+    ] = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    augment: options.Augment = None,
+    image_size: options.ImageSize = None,
+    loss: options.Loss = "auto",
+    metric: options.Metric = None,
+    teacher: options.Teacher = None,
+    temperature: options.Temperature = None,
+    teacher_share: options.TeacherShare = None,
+    optimizer: options.Optimizer = "adamw",
+    lr: options.Lr = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training set in each brief fine-tune.")] = 3,
+    steps: Annotated[int | None, typer.Option(help="Steps of each brief fine-tune, in place of epochs.")] = None,
+    batch_size: options.BatchSize = None,
+    amp: options.Amp = "auto",
+    freeze_batchnorm: options.FreezeBatchnorm = False,
+    workers: options.Workers = 0,
+    log: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append a line of JSON for each network that was tried.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what --log holds.")] = False,
     key: options.Key = None,
     trust: options.Trust = False,
     device: options.Device = "cpu",
@@ -119,8 +184,111 @@ def compress(
     quiet: options.Quiet = False,
     force: options.Force = False,
 ) -> None:
-    """Write a smaller checkpoint by a layer-wise plan."""
+    """Write a smaller checkpoint by a layer-wise plan, or as small as a bound on its metric allows."""
+    if max_drop is not None:
+        given = {
+            "--energy": energy,
+            "--ratio": ratio,
+            "--rank": rank,
+            "--vbmf": vbmf or None,
+            "--budget": budget,
+            "--rank-rule": rank_rule,
+            "--plan": plan,
+            "--layer": layer,
+            "--round-to": round_to,
+            "--force-factorize": force_factorize or None,
+            "--dtype": dtype if dtype != "keep" else None,
+            "--dry-run": dry_run or None,
+            "--max-error": max_error,
+            "--keep-optimizer": keep_optimizer or None,
+            "--input-shape": input_shape,
+            "--latency": latency or None,
+            "--min-speedup": min_speedup,
+        }
+        refuse(given, "`--max-drop` decides on all ranks itself, so it goes without `{}`.")
+        if network is None or data is None:
+            missing = "--model PKG.MOD:NET" if network is None else "--data SPEC"
+            raise UsageError(f"`--max-drop` measures networks, and needs `{missing}`.")
+        set_threads(threads)
+        found = compress_bounded(
+            model,
+            output,
+            load_network(network, model_arg),
+            make_learning(
+                data,
+                val=val,
+                val_fraction=val_fraction,
+                preparation=(mean, std, augment),
+                image_size=image_size,
+                loss=loss,
+                metrics=metric,
+                teacher=teacher,
+                teaching=teaching_of(temperature, teacher_share),
+                settings={
+                    "epochs": epochs,
+                    "steps": steps,
+                    "batch_size": batch_size,
+                    "optimizer": optimizer,
+                    "lr": lr,
+                    "amp": amp,
+                    "freeze_batchnorm": freeze_batchnorm,
+                    "seed": seed,
+                },
+                device=device,
+                workers=workers,
+            ),
+            plot,
+            save_plan,
+            json=json,
+            quiet=quiet,
+            options={
+                "max_drop": max_drop,
+                "strategy": strategy or "global",
+                "only": only or (),
+                "skip": skip or (),
+                "options": {
+                    "objective": objective,
+                    "svd": svd,
+                    "oversample": oversample,
+                    "power_iterations": power_iterations,
+                    "tolerance": tolerance,
+                },
+                "test": test,
+                "log": log,
+                "resume": resume,
+                "key": key,
+                "trust": trust,
+                "force": force,
+            },
+        )
+        _check_gates(found.report, min_ratio, None)
+        if found.interrupted:
+            raise typer.Exit(130)
+        return
+    refuse(
+        {
+            "--data": data,
+            "--val": val,
+            "--test": test,
+            "--strategy": strategy,
+            "--metric": metric,
+            "--teacher": teacher,
+            "--steps": steps,
+            "--log": log,
+            "--resume": resume or None,
+        },
+        "`{}` goes with `--max-drop D`, which is missing.",
+    )
     rules = dict(_rule(text) for text in layer or ())
+    calibration = calibration_of(
+        calibrate,
+        samples=calibration_samples,
+        memory=calibration_memory,
+        correct=correct,
+        mean=mean,
+        std=std,
+        seed=seed,
+    )
     if budget and "," in budget and dry_run:
         unfit = {
             "--save-plan": save_plan,
@@ -136,11 +304,7 @@ def compress(
             "--rank-rule": rank_rule,
             "--plan": plan,
         }
-        named = [name for name, value in unfit.items() if value is not None]
-        if named:
-            raise UsageError(
-                f"`--budget` with several amounts goes without `{named[0]}`. Give one amount, or leave it."
-            )
+        refuse(unfit, "`--budget` with several amounts goes without `{}`. Give one amount, or leave it.")
         set_threads(threads)
         _curve(
             model,
@@ -157,6 +321,8 @@ def compress(
                 "round_to": round_to,
                 "dtype": dtype,
                 "model": load_network(network, model_arg),
+                "calibrate": calibrate,
+                "calibration": calibration,
                 "input_shapes": input_shape or (),
                 "key": key,
                 "trust": trust,
@@ -196,6 +362,8 @@ def compress(
                 tolerance=tolerance,
                 dtype=dtype,
                 model=load_network(network, model_arg),
+                calibrate=calibrate,
+                calibration=calibration,
                 input_shapes=input_shape or (),
                 latency=latency,
                 min_speedup=min_speedup,
@@ -216,12 +384,8 @@ def compress(
     if json:
         print_json(report.to_dict(), sys.stderr if to_stdout else sys.stdout)
     elif not quiet:
-        _print(stderr() if to_stdout else stdout(), report)
-    failures = _failed_gates(report, min_ratio, max_error)
-    for failure in failures:
-        print(f"lrzip: {failure}", file=sys.stderr)
-    if failures:
-        raise typer.Exit(3)
+        print_report(stderr() if to_stdout else stdout(), report)
+    _check_gates(report, min_ratio, max_error)
 
 
 def _rule(text: str) -> tuple[str, str]:
@@ -276,6 +440,14 @@ def _point(report: "Report") -> dict[str, str]:
     return row | ({"MACs": f"{report.costs.macs_after:,}"} if report.costs else {})
 
 
+def _check_gates(report: "Report", min_ratio: float | None, max_error: float | None) -> None:
+    failures = _failed_gates(report, min_ratio, max_error)
+    for failure in failures:
+        print(f"lrzip: {failure}", file=sys.stderr)
+    if failures:
+        raise typer.Exit(3)
+
+
 def _failed_gates(report: "Report", min_ratio: float | None, max_error: float | None) -> list[str]:
     failures = []
     if min_ratio is not None and report.ratio < min_ratio:
@@ -287,71 +459,3 @@ def _failed_gates(report: "Report", min_ratio: float | None, max_error: float | 
         name = printable(worst.decision.layer.name)
         failures.append(f"Gate failed: the error of `{name}` is {worst.error:.3f}, `--max-error` allows {max_error:g}.")
     return failures
-
-
-def _table(report: "Report") -> dict[str, list[str]]:
-    """Return the columns of the table."""
-    decisions = report.plan.factorize
-    table = {
-        "layer": [decision.layer.name for decision in decisions],
-        "kind": [decision.layer.kind for decision in decisions],
-        "shape": [shape_text(decision.layer.weight.shape) for decision in decisions],
-        "rank": [", ".join(map(str, decision.ranks)) for decision in decisions],
-        "parameters": [f"{decision.parameters_before:,}" for decision in decisions],
-        "after": [f"{decision.parameters_after:,}" for decision in decisions],
-    }
-    if report.plan.budget:
-        table["predicted loss"] = [f"{decision.predicted_loss or 0:.4g}" for decision in decisions]
-    if report.results:
-        table["error"] = [f"{result.error:.4f}" for result in report.results]
-    if report.costs:
-        costs = [report.costs.layers[decision.layer.name] for decision in decisions]
-        table["MACs"] = [f"{cost.macs_before:,}" for cost in costs]
-        table["then"] = [f"{cost.macs_after:,}" for cost in costs]
-        if report.costs.latency:
-            table["faster"] = [f"{cost.latency.speedup:.2f}×" if cost.latency else "" for cost in costs]
-    return table
-
-
-def _budget_text(spent: "Spent") -> str:
-    """Return in one line what became of a budget."""
-    gap = spent.predicted_loss - spent.bound
-    proof = (
-        "the least possible" if gap <= 1e-9 * spent.predicted_loss else f"at most {gap:.2g} above the least possible"
-    )
-    return (
-        f"Budget: {spent.used:,} of {spent.limit:,} {spent.unit} used ({spent.limit - spent.used:,} left); "
-        f"predicted loss ({spent.objective}) {spent.predicted_loss:.4g}, {proof}"
-    )
-
-
-def _print(console: Console, report: "Report") -> None:
-    table = _table(report)
-    if report.plan.factorize:
-        console.print(make_table(list(table), list(zip(*table.values(), strict=True))))
-    print_kept(console, report.plan.keep)
-    for name, reason in report.dropped:
-        console.print(Text(printable(f"Left out: {name}: {reason}.")), soft_wrap=True)
-    count = len(report.plan.factorize)
-    console.print(
-        f"\n{count} layer{'s' if count != 1 else ''} factorized: "
-        f"{report.parameters_before:,} → {report.parameters_after:,} parameters ({report.ratio:.2f} times smaller), "
-        f"{size_text(report.nbytes_before)} → {size_text(report.nbytes_after)}"
-    )
-    if report.costs:
-        console.print(costs_text(report.costs))
-    if report.plan.budget:
-        console.print(Text(_budget_text(report.plan.budget)), soft_wrap=True)
-    if report.differences:
-        worst = max(report.differences, key=lambda difference: difference.relative)
-        text = f"Outputs differ by {worst.relative:.2g} (relative) at most, `{worst.output}`, on random inputs"
-        console.print(Text(printable(text)), soft_wrap=True)
-    if report.not_compared:
-        console.print(Text(printable(f"Outputs were not compared: {report.not_compared}")), soft_wrap=True)
-    if report.output:
-        where = "standard output" if str(report.output) == "-" else printable(str(report.output))
-        console.print(Text(f"Wrote {where} in {report.seconds:.1f} s"), soft_wrap=True)
-        if report.usage:
-            console.print(Text(report.usage), soft_wrap=True)
-    else:
-        console.print("Nothing was written: this was a dry run")

@@ -196,6 +196,13 @@ def close_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def refuse(given: Mapping[str, object], message: str) -> None:
+    """Raise a UsageError that names the first option that was given, if any was."""
+    named = [name for name, value in given.items() if value is not None]
+    if named:
+        raise UsageError(message.format(named[0]))
+
+
 def shape_text(shape: Sequence[int]) -> str:
     """Return a shape as `64×3×3×3`."""
     return "×".join(map(str, shape))

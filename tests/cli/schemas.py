@@ -34,7 +34,34 @@ LATENCY = strict(dense_ms=NUMBER, factorized_ms=NUMBER)
 COSTS = {"macs_before": COUNT, "macs_after": COUNT, "latency": LATENCY}
 COSTS_AT = {"type": "object", "additionalProperties": strict(("latency",), **COSTS)}
 
+SCORES = {"type": "object", "additionalProperties": OPTIONAL}
+SPREAD = strict(values=listed(OPTIONAL), mean=OPTIONAL, std=OPTIONAL, ci95=OPTIONAL)
+SENSITIVITY = strict(
+    metric=TEXT,
+    baseline=SCORES,
+    finetune_steps=COUNT,
+    runs=COUNT,
+    layers=listed(
+        strict(
+            name=TEXT,
+            energy=NUMBER,
+            rank=COUNT,
+            parameters_before=COUNT,
+            parameters_after=COUNT,
+            frobenius_norm=NUMBER,
+            removed_norm=NUMBER,
+            drop_before=OPTIONAL,
+            drop_after={"anyOf": [SPREAD, {"type": "null"}]},
+            drop_per_norm=OPTIONAL,
+            drop_per_removed_norm=OPTIONAL,
+        )
+    ),
+)
+
 ANALYZE = strict(
+    ("evaluation", "sensitivity"),
+    evaluation=strict(task=TEXT, val_examples=COUNT, metrics=SCORES),
+    sensitivity=SENSITIVITY,
     schema={"const": 1},
     lrzip=TEXT,
     source=strict(path=TEXT, format=TEXT, key=TEXT, nbytes=COUNT),
@@ -184,3 +211,37 @@ FINETUNE = strict(
     epochs=listed(strict(epoch=COUNT, step=COUNT, lr=NUMBER, loss=OPTIONAL, metrics=SCORES, seconds=NUMBER)),
     dropped=DROPPED,
 )
+
+
+RANKS = {"type": "object", "additionalProperties": COUNT}
+TRIED = strict(
+    what={"type": "object"},
+    parameters=COUNT,
+    before=SCORES,
+    scores=SCORES,
+    within={"type": "boolean"},
+    stopped=TEXT,
+    ranks=RANKS,
+    seconds=NUMBER,
+)
+BOUNDED = {
+    **COMPRESS,
+    "required": [*COMPRESS["required"], "search"],
+    "properties": COMPRESS["properties"]
+    | {
+        "search": strict(
+            strategy=TEXT,
+            max_drop=NUMBER,
+            manner=TEXT,
+            metric=TEXT,
+            drop=NUMBER,
+            before=SCORES,
+            after=SCORES,
+            test={"anyOf": [strict(before=SCORES, after=SCORES), {"type": "null"}]},
+            train_examples=COUNT,
+            val_examples=COUNT,
+            interrupted={"type": "boolean"},
+            tried=listed(TRIED),
+        )
+    },
+}

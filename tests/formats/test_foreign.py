@@ -174,3 +174,12 @@ def test_a_hostile_pickle_runs_nothing(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedCheckpoint, match=r"nothing\.pt` does not exist"):
         open_checkpoint(tmp_path / "nothing.pt")
+
+
+@pytest.mark.parametrize("length", [0x0380, 0x0480, 0x0580, 0x8B1F])
+def test_a_safetensors_header_may_be_as_long_as_magic_bytes_say(length: int, tmp_path: Path) -> None:
+    """A length of 896 begins like a pickle of protocol 3, one of 35615 like gzip."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}).encode().ljust(length)
+    (tmp_path / "w.safetensors").write_bytes(length.to_bytes(8, "little") + header + bytes(16))
+    with open_checkpoint(tmp_path / "w.safetensors") as checkpoint:
+        assert list(checkpoint.tensors()) == ["w"]

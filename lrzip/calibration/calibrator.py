@@ -1,0 +1,276 @@
+"""Calibration: what goes through a network decides what of its weights matters."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from lrzip.calibration.corrections import Corrections
+from lrzip.calibration.sequential import Fit, Fitted, Job, fit_in_sequence
+from lrzip.calibration.settings import DEFAULT_CORRECTIONS, CalibrationSettings
+from lrzip.data import read_inputs
+from lrzip.data.samples import Arrays, Samples
+from lrzip.errors import LrzipError, UsageError
+from lrzip.formats import Exported, Watchable
+from lrzip.inputs import described
+from lrzip.layers import Layer, tensor_name
+from lrzip.moments import Arguments, Moments, Observe, Statistics, Sums
+from lrzip.patches import Inputs
+from lrzip.taps import watch_network
+from lrzip.tracing import follow
+
+_ITEMSIZE = 8
+
+
+class Subject(Protocol):
+    """What runs on the examples of a calibration."""
+
+    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], see: Observe) -> None:
+        """Run on batches and show what layers are applied to."""
+        ...
+
+    @property
+    def correctable(self) -> bool:
+        """Whether it has a program of torch, in which layers can be fitted one after the other."""
+        ...
+
+    def program(self, arguments: Arguments) -> ExportedProgram:
+        """Return that program, of a run on inputs like these."""
+        ...
+
+    def weight_name(self, layer: Layer) -> str:
+        """Return the name of a layer's weight in the program."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of inputs of floating point, where that is known."""
+        ...
+
+
+@dataclass(frozen=True)
+class Network:
+    """A live network, in evaluation mode, with the weights that are to be compressed."""
+
+    model: nn.Module
+    correctable = True
+
+    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], see: Observe) -> None:
+        """Run on batches and show what layers are applied to."""
+        watch_network(self.model, {layer.name: layer for layer in layers}, batches, see)
+
+    def program(self, arguments: Arguments) -> ExportedProgram:
+        """Return what torch.export makes of the network."""
+        return follow(self.model, *arguments)
+
+    def weight_name(self, layer: Layer) -> str:
+        """Return the name of a layer's weight in the network."""
+        return tensor_name(layer.name, layer.kind, "weight")
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """That of its parameters."""
+        return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), None)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A program in a file."""
+
+    file: Watchable
+
+    @property
+    def correctable(self) -> bool:
+        """Whether it is one of torch."""
+        return isinstance(self.file, Exported)
+
+    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], see: Observe) -> None:
+        """Run on batches and show what layers are applied to."""
+        self.file.watch(layers, batches, see)
+
+    def program(self, arguments: Arguments) -> ExportedProgram:
+        """Return the program."""
+        del arguments
+        assert isinstance(self.file, Exported), "only what is correctable is asked"
+        return self.file.exported()
+
+    def weight_name(self, layer: Layer) -> str:
+        """Return the name of a layer's weight."""
+        return layer.weight.name
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Not known: a program takes what it takes."""
+        return None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What examples do in a network, and what that says of its layers.
+
+    Attributes:
+        examples: What people call them.
+        count: How many were used.
+        layers: The layers that were looked at.
+        statistics: Of those that the examples reach.
+        corrections: What factors will make up for.
+        run: Makes them: fits layers in the order in which they run. None where nothing is made up for.
+    """
+
+    examples: str
+    count: int
+    layers: Sequence[Layer]
+    statistics: Statistics
+    corrections: Corrections = field(default_factory=Corrections)
+    run: Callable[[Job], Fitted] | None = None
+
+    @property
+    def planned(self) -> Statistics:
+        """The moments that ranks are chosen by: without means, where those that are missed are made up for."""
+        if not self.corrections.bias:
+            return self.statistics
+        return {name: moments.centered for name, moments in self.statistics.items()}
+
+    @property
+    def scarce(self) -> Mapping[str, tuple[int, int]]:
+        """The layers that were seen in fewer positions than their weight has columns: both numbers, by name."""
+        sizes = {layer.name: layer.input_size for layer in self.layers if layer.kind != "embedding"}
+        counts = {name: moments.count for name, moments in self.statistics.items()}
+        return {name: (counts[name], size) for name, size in sizes.items() if counts.get(name, size) < size}
+
+    def fit(self, factorize: Sequence[Layer], fit: Fit) -> Fitted:
+        """Return the factors of some layers, which make up for each other, and other tensors that change with them.
+
+        Raises:
+            LrzipError: torch.export cannot follow the network.
+        """
+        if self.run is None:
+            return Fitted()
+        chosen = {layer.name for layer in factorize}
+        others = [layer for layer in self.layers if layer.name not in chosen and self.corrections.refit]
+        return self.run(
+            Job(
+                layers=[layer for layer in (*factorize, *others) if layer.name in self.statistics],
+                factorize=frozenset(chosen),
+                fit=fit,
+                statistics=self.statistics,
+                corrections=self.corrections,
+            )
+        )
+
+
+def calibrate(
+    subject: Subject, examples: str | Path | Tensor | Samples, layers: Sequence[Layer], settings: CalibrationSettings
+) -> Calibration:
+    """Run a network on examples and look at what its layers get, in as many passes as memory asks for.
+
+    Args:
+        subject: What to run.
+        examples: A tensor (n, …), what `--calibrate` names, or samples. Labels are not looked at.
+        layers: To look at.
+        settings: How many examples, and what to make up for.
+
+    Raises:
+        UsageError: Corrections are asked for that the subject cannot have.
+        LrzipError: The examples cannot be read, the network does not take them, or it makes NaN or Inf of them.
+    """
+    corrections = _corrections(subject, settings.corrections)
+    samples = _samples(examples, settings)
+    batches = list(_batches(samples, settings, subject.dtype))
+    found: dict[str, Moments] = {}
+    with _named(samples, batches[0]):
+        for part in _parts(layers, settings.memory):
+            found |= _moments(subject, part, batches)
+    for name, moments in found.items():
+        if not isfinite(float(moments.second.sum())):
+            raise LrzipError(f"`{name}` gets NaN or Inf on `{samples.name}`. Look at these inputs.")
+
+    def run(job: Job) -> Fitted:
+        program = subject.program(batches[0])
+        with _named(samples, batches[0]):
+            return fit_in_sequence(program, subject.weight_name, batches, job)
+
+    fits = run if corrections != Corrections() else None
+    count = len(batches) * min(settings.batch_size, len(samples))
+    return Calibration(samples.name, count, layers, found, corrections, fits)
+
+
+def _corrections(subject: Subject, asked: Corrections | None) -> Corrections:
+    if subject.correctable:
+        return DEFAULT_CORRECTIONS if asked is None else asked
+    if asked not in (None, Corrections()):
+        raise UsageError("`--correct` is for networks (`--model PKG.MOD:NET`) and `.pt2` programs. Leave it out.")
+    return Corrections()
+
+
+def _moments(subject: Subject, layers: Sequence[Layer], batches: Sequence[Arguments]) -> dict[str, Moments]:
+    sums: dict[str, Sums] = {}
+    by_name = {layer.name: layer for layer in layers}
+
+    def see(name: str, inputs: Inputs) -> None:
+        layer = by_name[name]
+        if name not in sums:
+            sums[name] = Sums(layer.input_size, layer.groups, diagonal=layer.kind == "embedding")
+        sums[name].add(inputs)
+
+    subject.watch(layers, batches, see)
+    return {name: seen.moments() for name, seen in sums.items()}
+
+
+@contextmanager
+def _named(samples: Samples, inputs: Arguments) -> Iterator[None]:
+    """Turn what goes wrong in running a network on examples into one line about the examples."""
+    try:
+        yield
+    except (LrzipError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, KeyError) as error:
+        said = " ".join(str(error).split())[:160].rstrip(".")
+        raise LrzipError(
+            f"The network does not take the inputs of `{samples.name}`, {described(inputs)}: "
+            f"{type(error).__name__}: {said}."
+        ) from error
+
+
+def _samples(examples: str | Path | Tensor | Samples, settings: CalibrationSettings) -> Samples:
+    if isinstance(examples, str | Path):
+        return read_inputs(str(examples), preparation=settings.preparation)
+    if isinstance(examples, Tensor):
+        return Samples("the examples", Arrays(examples, None, settings.preparation), augmented=False)
+    return examples.unaugmented()
+
+
+def _batches(samples: Samples, settings: CalibrationSettings, dtype: torch.dtype | None) -> Iterator[Arguments]:
+    """Yield batches of one size, since a program may take no other; a remainder is left out."""
+    generator = Generator().manual_seed(settings.seed)
+    order = torch.randperm(len(samples), generator=generator)[: settings.samples]
+    size = min(settings.batch_size, len(order))
+    for positions in torch.split(order[: len(order) // size * size], size):
+        x, _ = samples.fetch(positions.tolist(), seed=settings.seed)
+        cast = pytree.tree_map_only(Tensor, lambda value: value.to(dtype) if value.is_floating_point() else value, x)
+        if isinstance(cast, Mapping):
+            yield (), dict(cast)
+        else:
+            yield (tuple(cast) if isinstance(cast, tuple | list) else (cast,)), {}
+
+
+def _parts(layers: Sequence[Layer], memory: int) -> Iterator[list[Layer]]:
+    """Yield the layers in parts whose second moments take so many bytes together; one layer is the least."""
+    part: list[Layer] = []
+    taken = 0
+    for layer in layers:
+        nbytes = _ITEMSIZE * layer.groups * layer.input_size ** (1 if layer.kind == "embedding" else 2)
+        if part and taken + nbytes > memory:
+            yield part
+            part, taken = [], 0
+        part.append(layer)
+        taken += nbytes
+    if part:
+        yield part

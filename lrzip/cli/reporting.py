@@ -1,0 +1,99 @@
+"""What a compression did, for people."""
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from lrzip.cli.console import costs_text, make_table, print_kept, printable, shape_text, size_text
+
+if TYPE_CHECKING:
+    from lrzip.plan import Spent
+    from lrzip.report import Calibrated, Report
+
+
+def _table(report: "Report") -> dict[str, list[str]]:
+    """Return the columns of the table."""
+    decisions = report.plan.factorize
+    table = {
+        "layer": [decision.layer.name for decision in decisions],
+        "kind": [decision.layer.kind for decision in decisions],
+        "shape": [shape_text(decision.layer.weight.shape) for decision in decisions],
+        "rank": [", ".join(map(str, decision.ranks)) for decision in decisions],
+        "parameters": [f"{decision.parameters_before:,}" for decision in decisions],
+        "after": [f"{decision.parameters_after:,}" for decision in decisions],
+    }
+    if report.plan.budget:
+        table["predicted loss"] = [f"{decision.predicted_loss or 0:.4g}" for decision in decisions]
+    if report.results:
+        table["error"] = [f"{result.error:.4f}" for result in report.results]
+    if report.calibrated and report.results:
+        table["of outputs"] = [f"{result.output_error or 0:.4f}" for result in report.results]
+    if report.costs:
+        costs = [report.costs.layers[decision.layer.name] for decision in decisions]
+        table["MACs"] = [f"{cost.macs_before:,}" for cost in costs]
+        table["then"] = [f"{cost.macs_after:,}" for cost in costs]
+        if report.costs.latency:
+            table["faster"] = [f"{cost.latency.speedup:.2f}×" if cost.latency else "" for cost in costs]
+    return table
+
+
+def _budget_text(spent: "Spent") -> str:
+    """Return in one line what became of a budget."""
+    gap = spent.predicted_loss - spent.bound
+    proof = (
+        "the least possible" if gap <= 1e-9 * spent.predicted_loss else f"at most {gap:.2g} above the least possible"
+    )
+    return (
+        f"Budget: {spent.used:,} of {spent.limit:,} {spent.unit} used ({spent.limit - spent.used:,} left); "
+        f"predicted loss ({spent.objective}) {spent.predicted_loss:.4g}, {proof}"
+    )
+
+
+def _calibrated_text(seen: "Calibrated") -> str:
+    """Return in one line by what ranks and factors were chosen, and in another what was too little."""
+    text = f"Calibrated on {seen.count} examples of {seen.examples}, corrections: {seen.corrections}"
+    if seen.changed:
+        text += f"; {len(seen.changed)} other tensors have new values"
+    if seen.scarce:
+        name, (positions, columns) = next(iter(seen.scarce.items()))
+        text += (
+            f"\nFew examples for {len(seen.scarce)} layers, whose factors follow the weight where nothing was seen: "
+            f"`{name}` was seen in {positions} positions and has {columns} columns"
+        )
+    return text
+
+
+def print_report(console: Console, report: "Report") -> None:
+    """Print a report: layers, what stays whole, and totals."""
+    table = _table(report)
+    if report.plan.factorize:
+        console.print(make_table(list(table), list(zip(*table.values(), strict=True))))
+    print_kept(console, report.plan.keep)
+    for name, reason in report.dropped:
+        console.print(Text(printable(f"Left out: {name}: {reason}.")), soft_wrap=True)
+    count = len(report.plan.factorize)
+    console.print(
+        f"\n{count} layer{'s' if count != 1 else ''} factorized: "
+        f"{report.parameters_before:,} → {report.parameters_after:,} parameters ({report.ratio:.2f} times smaller), "
+        f"{size_text(report.nbytes_before)} → {size_text(report.nbytes_after)}"
+    )
+    if report.calibrated:
+        console.print(Text(printable(_calibrated_text(report.calibrated))), soft_wrap=True)
+    if report.costs:
+        console.print(costs_text(report.costs))
+    if report.plan.budget:
+        console.print(Text(_budget_text(report.plan.budget)), soft_wrap=True)
+    if report.differences:
+        worst = max(report.differences, key=lambda difference: difference.relative)
+        text = f"Outputs differ by {worst.relative:.2g} (relative) at most, `{worst.output}`, on random inputs"
+        console.print(Text(printable(text)), soft_wrap=True)
+    if report.not_compared:
+        console.print(Text(printable(f"Outputs were not compared: {report.not_compared}")), soft_wrap=True)
+    if report.output:
+        where = "standard output" if str(report.output) == "-" else printable(str(report.output))
+        console.print(Text(f"Wrote {where} in {report.seconds:.1f} s"), soft_wrap=True)
+        if report.usage:
+            console.print(Text(report.usage), soft_wrap=True)
+    else:
+        console.print("Nothing was written: this was a dry run")
