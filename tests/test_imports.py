@@ -48,6 +48,7 @@ LADDER = [
         "models",
         "inputs",
         "programs",
+        "retraining",
         "taps",
         "selection",
         "parallel",
@@ -56,7 +57,7 @@ LADDER = [
     ["data"],
     ["training"],
     ["formats", "decompositions", "ranks"],
-    ["planning", "loading", "tracing", "costs", "hf", "results", "evaluation", "rewriting"],
+    ["planning", "loading", "study", "tracing", "costs", "hf", "results", "evaluation", "rewriting"],
     ["calibration"],
     [
         "analysis",

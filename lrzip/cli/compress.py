@@ -172,7 +172,7 @@ def compress(
     epochs: Annotated[int, typer.Option(help="Passes over the training set in each brief fine-tune.")] = 3,
     steps: Annotated[int | None, typer.Option(help="Steps of each brief fine-tune, in place of epochs.")] = None,
     batch_size: options.BatchSize = None,
-    amp: options.Amp = "no",
+    amp: options.Amp = "auto",
     freeze_batchnorm: options.FreezeBatchnorm = False,
     workers: options.Workers = 0,
     log: Annotated[
