@@ -163,7 +163,10 @@ class Bench:
 
     @cached_property
     def identity(self) -> str:
-        """A digest of all that results depend on but the network, the settings of a fine-tune and its seed."""
+        """A digest of all that results depend on but the network, the settings of a fine-tune and its seed.
+
+        It takes a pass over the data.
+        """
         learning = self.learning
         return key_of(
             lrzip.__version__,
