@@ -1,9 +1,10 @@
 """Compress: a checkpoint in, a smaller one out."""
 
+import copy
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from time import perf_counter
@@ -12,6 +13,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 import lrzip
+from lrzip.calibration.calibrator import Calibrator, Network, Stored, Subject
+from lrzip.calibration.sequential import Fitted
+from lrzip.calibration.settings import CalibrationSettings
 from lrzip.costs import Profile, costs_of, keep_slow, meter_of, profile_of
 from lrzip.errors import LrzipError, NotCompared, UsageError
 from lrzip.factors import Factors
@@ -22,16 +26,19 @@ from lrzip.formats import (
     Guarded,
     Runnable,
     Source,
+    Watchable,
     not_carried,
     open_checkpoint,
     output_format,
     rewrite,
 )
-from lrzip.inference import is_parameter
+from lrzip.inference import is_parameter, match
 from lrzip.inputs import InputShape
 from lrzip.layers import FACTORIZABLE_DTYPES, Layer
 from lrzip.linalg.svd import METHODS, Solver
+from lrzip.loading import load_into
 from lrzip.modules import Architecture
+from lrzip.moments import Moments, Statistics
 from lrzip.objectives import DEFAULT_OBJECTIVE, objective_of
 from lrzip.parallel import map_in_order
 from lrzip.plan import Factorize, Plan
@@ -44,6 +51,7 @@ from lrzip.planning import (
     make_plan,
     memory_of,
     read_weight,
+    selected,
 )
 from lrzip.progress import Progress, silent
 from lrzip.ranks import RankRule, parse_rule
@@ -75,6 +83,8 @@ def compress(
     tolerance: float = 1e-3,
     dtype: str = "keep",
     model: nn.Module | None = None,
+    calibrate: str | Tensor | None = None,
+    calibration: CalibrationSettings | None = None,
     input_shapes: Sequence[str] = (),
     latency: bool = False,
     min_speedup: float | None = None,
@@ -120,6 +130,9 @@ def compress(
             misses it is computed exactly; infinite leaves sketches as they are.
         dtype: Of the factors: `keep`, `float32`, `float64`, `float16` or `bfloat16`.
         model: The network that the checkpoint belongs to, which says what its layers are; its weights do not matter.
+        calibrate: Examples of what the network gets, without labels: a tensor (n, …), or what `lrzip.data.read_data`
+            takes. Ranks and factors then follow from what the layers make of them. It takes the network, or a program.
+        calibration: How many examples, and what they may change.
         input_shapes: One for each input of the network, such as `1,3,32,32`, to tell what a run of it costs.
         latency: Measure dense against factorized on this machine.
         min_speedup: Leave layers whole whose factors do not run so many times faster on this machine.
@@ -160,6 +173,8 @@ def compress(
     destination = Path(output) if output is not None else default_output(source)
     check_device(device)
     architecture = Architecture.of(model) if model else None
+    if calibration and calibrate is None:
+        raise UsageError("How to calibrate says nothing without examples. Give them with `--calibrate`.")
     if not dry_run:
         check_output(destination, source, force=force)
     with ExitStack() as resources:
@@ -171,6 +186,13 @@ def compress(
         costs_asked = latency or min_speedup is not None or unit == "macs"
         found = profile_of(checkpoint, model, input_shapes, needed=costs_asked)
         scratch = None if dry_run else resources.enter_context(scratch_beside(destination))
+        calibrator = None
+        if calibrate is not None:
+            subject = subject_of(checkpoint, model, key=key, trust=trust)
+            calibrator = Calibrator(subject, calibrate, calibration or CalibrationSettings())
+        items = selected(checkpoint, request, architecture) if request and calibrator else ()
+        candidates = [item for item in items if isinstance(item, Layer)]
+        statistics = calibrator.statistics(candidates) if calibrator else None
         if request:
             decisions = make_plan(
                 checkpoint,
@@ -181,6 +203,7 @@ def compress(
                 architecture=architecture,
                 scratch=scratch,
                 meter=meter_for(request, checkpoint, solver, found),
+                statistics=statistics,
             )
         else:
             decisions = load_plan(
@@ -190,16 +213,20 @@ def compress(
                 architecture=architecture,
                 force_factorize=force_factorize,
             )
+            statistics = calibrator.statistics([d.layer for d in decisions.factorize]) if calibrator else None
         if found and min_speedup is not None:
             decisions = keep_slow(found, decisions, min_speedup)
         lost = not_carried(format_, checkpoint, optimizer=bool(decisions.factorize) and not keep_optimizer)
         results: list[LayerResult] = []
         if scratch:
-            work = Work(checkpoint, solver, scratch, device, seed)
-            with rewrite(destination, checkpoint, decisions, drop=list(lost)) as rewriter:
+            work = Work(checkpoint, solver, scratch, device, seed, statistics or {})
+            fitted = fit(calibrator, decisions, candidates, work) if calibrator else Fitted()
+            work = replace(work, fitted=fitted.factors)
+            changed = by_file_names(fitted.tensors, checkpoint, architecture)
+            with rewrite(destination, checkpoint, decisions, drop=list(lost), changed=changed) as rewriter:
                 for decision, factors, seconds in factorize_all(decisions, work, progress):
                     rewriter.put(decision.layer, factors)
-                    results.append(LayerResult(decision, factors.error, factors.method, factors.excess, seconds))
+                    results.append(LayerResult.of(decision, factors, seconds))
         differences, not_compared = compare(checkpoint, destination) if results else ((), None)
         costs = costs_of(found, decisions.factorize, latency=latency) if found else None
         if costs and results and latency and isinstance(checkpoint, Runnable) and not model:
@@ -261,13 +288,18 @@ def size_on_disk(path: Path, format_: str) -> int:
 
 @dataclass(frozen=True)
 class Work:
-    """What pass 2 does for each decision: read a layer, and factorize it."""
+    """What pass 2 does for each decision: read a layer, and factorize it, by its inputs if their moments are known.
+
+    Layers of which there are factors already, by name in `fitted`, get these.
+    """
 
     checkpoint: Source
     solver: Solver
     scratch: Scratch | None
     device: str
     seed: int
+    statistics: Statistics = field(default_factory=dict)
+    fitted: Mapping[str, Factors] = field(default_factory=dict)
 
     def load(self, decision: Factorize) -> Tensor:
         """Read the weight of a layer."""
@@ -277,6 +309,14 @@ class Work:
         """Return the factors of a layer, and the seconds they took."""
         start = perf_counter()
         layer = decision.layer
+        if layer.name in self.fitted:
+            return self.fitted[layer.name], perf_counter() - start
+        factors = self.fit(decision, weight, self.statistics.get(layer.name))
+        return factors, perf_counter() - start
+
+    def fit(self, decision: Factorize, weight: Tensor, moments: Moments | None) -> Factors:
+        """Return the factors of a weight in the place of a layer's."""
+        layer = decision.layer
         if not is_finite(weight):
             raise LrzipError(f"`{layer.name}` contains NaN or Inf. Take it out of the plan.")
         factors = decomposition_of(decision.decomposition, self.solver).factorize(
@@ -285,11 +325,49 @@ class Work:
             decision.ranks,
             dtype=getattr(torch, decision.dtype),
             generator=_generator(self.seed, layer),
-            subspaces=self.scratch.take(layer.name, self.device) if self.scratch else (),
+            subspaces=self.scratch.take(layer.name, self.device) if self.scratch and not moments else (),
+            moments=moments,
         )
         if not isfinite(factors.error):
             raise LrzipError(f"`{layer.name}` overflows in {decision.dtype}. Use `--dtype bfloat16` or `--skip` it.")
-        return factors, perf_counter() - start
+        return factors
+
+
+def fit(calibrator: Calibrator, plan: Plan, candidates: Sequence[Layer], work: Work) -> Fitted:
+    """Return the factors of a plan that make up for each other, and what changes with them."""
+    decisions = {decision.layer.name: decision for decision in plan.factorize}
+    kept = {keep.tensor.name for keep in plan.keep}
+    return calibrator.fit(
+        [decision.layer for decision in plan.factorize if decision.layer.name in work.statistics],
+        [layer for layer in candidates if layer.weight.name in kept and layer.name in work.statistics],
+        work.statistics,
+        lambda layer, weight, moments: work.fit(decisions[layer.name], weight, moments),
+    )
+
+
+def subject_of(checkpoint: Checkpoint, model: nn.Module | None, *, key: str | None, trust: bool) -> Subject:
+    """Return what a calibration runs: the network with the weights of the checkpoint, or the program in it.
+
+    Raises:
+        UsageError: There is neither.
+    """
+    if model:
+        return Network(load_into(copy.deepcopy(model), checkpoint.path, key=key, trust=trust).eval())
+    if isinstance(checkpoint, Watchable):
+        return Stored(checkpoint)
+    raise UsageError(
+        f"`--calibrate` runs the network, and `{checkpoint.path}` holds only weights. Give `--model PKG.MOD:NET`."
+    )
+
+
+def by_file_names(
+    tensors: Mapping[str, Tensor], checkpoint: Checkpoint, architecture: Architecture | None
+) -> Mapping[str, Tensor]:
+    """Return tensors of a network by their names in its checkpoint."""
+    if architecture is None or not tensors:
+        return tensors
+    names = match(checkpoint.path, checkpoint.tensors(), architecture)
+    return {names[name].name: tensor for name, tensor in tensors.items()}
 
 
 def factorize_all(plan: Plan, work: Work, progress: Progress) -> Iterator[tuple[Factorize, Factors, float]]:

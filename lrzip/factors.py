@@ -33,13 +33,16 @@ class Factors:
         error: Relative Frobenius error of the composed weights against the layer's, measured on what is stored.
         method: How they were computed.
         excess: Bound on the error, before it is stored, over that of the best factors of these ranks, less 1; None
-            where it was not checked.
+            where it was not checked. Where moments of inputs are given, of the error on these inputs.
+        output_error: Relative error of what the layer makes of its inputs, ‖(W − W′)X‖_F / ‖WX‖_F, where their moments
+            are given.
     """
 
     weights: tuple[Tensor, ...]
     error: float
     method: str
     excess: float | None = None
+    output_error: float | None = None
 
 
 @dataclass(frozen=True)

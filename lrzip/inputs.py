@@ -84,3 +84,10 @@ def outputs_of(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[Te
     with torch.no_grad():
         leaves = torch.utils._pytree.tree_leaves(model(*inputs))
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def described(inputs: Any) -> str:
+    """Return shapes and dtypes of one example's inputs, for people."""
+    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    texts = [f"{str(leaf.dtype).removeprefix('torch.')} {tuple(leaf.shape[1:])}" for leaf in leaves]
+    return " and ".join(texts) or type(inputs).__name__

@@ -60,6 +60,16 @@ class Layer:
         rows = self.weight.shape[0]
         return rows // self.groups, self.weight.numel // rows
 
+    @property
+    def inputs_are_rows(self) -> bool:
+        """Whether inputs multiply the rows of the channel unfolding, and not its columns."""
+        return self.kind in ("embedding", "linear_transposed") or self.kind.startswith("conv_transpose")
+
+    @property
+    def input_size(self) -> int:
+        """Elements of what a row or column of the unfolding of one group is multiplied by."""
+        return self.matrix_shape[0 if self.inputs_are_rows else 1]
+
     def key(self, suffix: str) -> str:
         """Return the tensor name of `suffix` (such as `0.weight`) inside this layer's module."""
         return f"{self.module}.{suffix}" if self.module else suffix

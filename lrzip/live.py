@@ -2,17 +2,23 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
-from lrzip.compression import Work, factorize_all, meter_for, request_of, rule_of, solver_of
+from lrzip.calibration.calibrator import Calibrator, Network
+from lrzip.calibration.sequential import Fitted
+from lrzip.calibration.settings import CalibrationSettings
+from lrzip.compression import Work, factorize_all, fit, meter_for, request_of, rule_of, solver_of
+from lrzip.data.samples import Samples
 from lrzip.errors import UsageError
 from lrzip.factors import Chain
 from lrzip.inference import find_layers
 from lrzip.layers import Keep, Layer, TensorSpec
 from lrzip.modules import Architecture
-from lrzip.planning import make_plan
+from lrzip.planning import make_plan, selected
 from lrzip.progress import Progress, silent
 from lrzip.ranks.budget import Budget
 from lrzip.surgery import leave_fast_paths, replaced
@@ -35,6 +41,8 @@ def factorize(
     oversample: int = 10,
     power_iterations: int = 2,
     tolerance: float = 1e-3,
+    calibrate: str | Tensor | Samples | None = None,
+    calibration: CalibrationSettings | None = None,
     device: str | None = None,
     seed: int = 0,
     inplace: bool = False,
@@ -61,6 +69,8 @@ def factorize(
         oversample: Sketch vectors beyond the rank.
         power_iterations: Of a sketch.
         tolerance: By which share a layer's error may exceed the best possible one of its rank.
+        calibrate: Examples of what the network gets, by which ranks and factors are chosen, as in `compress`.
+        calibration: How many examples, and what they may change.
         device: Where to compute; by default where the network's parameters are.
         seed: Of all sketches.
         inplace: Change `model` itself instead of a copy.
@@ -81,18 +91,30 @@ def factorize(
     solver = solver_of(svd, oversample, power_iterations, tolerance)
     source = LiveSource(model)
     where = device or str(next((parameter.device for parameter in model.parameters()), "cpu"))
+    architecture = Architecture.of(model)
+    calibrator, candidates = None, []
+    if calibrate is not None:
+        calibrator = Calibrator(Network(copy.deepcopy(model).eval()), calibrate, calibration or CalibrationSettings())
+        candidates = [item for item in selected(source, request, architecture) if isinstance(item, Layer)]
+    statistics = calibrator.statistics(candidates) if calibrator else None
     plan = make_plan(
         source,
         request,
         solver,
         device=where,
         progress=progress,
-        architecture=Architecture.of(model),
+        architecture=architecture,
         meter=meter_for(request, source, solver, None),
+        statistics=statistics,
     )
-    work = Work(source, solver, None, where, seed)
+    work = Work(source, solver, None, where, seed, statistics or {})
+    fitted = fit(calibrator, plan, candidates, work) if calibrator else Fitted()
+    work = replace(work, fitted=fitted.factors)
     made = [(decision, factors) for decision, factors, _ in factorize_all(plan, work, progress)]
     result: nn.Module = model if inplace else copy.deepcopy(model)
+    with torch.no_grad():
+        for name, tensor in fitted.tensors.items():
+            result.state_dict(keep_vars=True)[name].copy_(tensor)
     for decision, factors in made:
         layer = decision.layer
         result = replaced(result, Chain(layer.module, decision.outputs, layer.bias, layer.kind), factors.weights)

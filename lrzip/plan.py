@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -153,8 +153,13 @@ class Plan:
         after = sum(spec.nbytes for decision in self.factorize for spec in decision.outputs)
         return sum(decision.layer.weight.nbytes for decision in self.factorize) - after
 
-    def layout(self, tensors: Mapping[str, TensorSpec]) -> tuple[Entry, ...]:
-        """Return every tensor of the output: chains in the places of weights, biases renamed to the last stage."""
+    def layout(self, tensors: Mapping[str, TensorSpec], changed: Container[str] = ()) -> tuple[Entry, ...]:
+        """Return every tensor of the output: chains in the places of weights, biases renamed to the last stage.
+
+        Args:
+            tensors: Of the source.
+            changed: Names of those, beside the weights of chains, that will have other values.
+        """
         weights = {decision.layer.weight.name: decision for decision in self.factorize}
         biases = {
             decision.layer.bias.name: decision.layer.key(f"{len(decision.stages) - 1}.bias")
@@ -167,7 +172,7 @@ class Plan:
                 kind = weights[name].layer.kind
                 entries += [Entry(output, name, copied=False, kind=kind) for output in weights[name].outputs]
             else:
-                entries.append(Entry(spec.renamed(biases.get(name, name)), name, copied=True))
+                entries.append(Entry(spec.renamed(biases.get(name, name)), name, copied=name not in changed))
         return tuple(entries)
 
     def to_dict(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from lrzip.layers import Keep, Layer
 from lrzip.linalg.gram import largest_element
 from lrzip.linalg.svd import Solver
 from lrzip.modules import Architecture
+from lrzip.moments import Statistics
 from lrzip.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, Objective
 from lrzip.parallel import map_in_order
 from lrzip.plan import Choice, Factorize, Plan, Spent, fingerprint, read_plan
@@ -67,6 +68,7 @@ def make_plan(
     architecture: Architecture | None = None,
     scratch: Scratch | None = None,
     meter: Meter | None = None,
+    statistics: Statistics | None = None,
 ) -> Plan:
     """Choose ranks for the layers of a checkpoint.
 
@@ -79,6 +81,7 @@ def make_plan(
         architecture: Of the network, where it is known.
         scratch: Where subspaces are kept that the factors can be made of. None if there will be no factors.
         meter: Of a budget, which needs it.
+        statistics: Of the inputs of layers, by which then singular values are those of what layers make of them.
 
     Raises:
         LrzipError: It has no layer that can be factorized, or a budget cannot be met.
@@ -92,6 +95,7 @@ def make_plan(
         progress=progress,
         architecture=architecture,
         scratch=scratch,
+        statistics=statistics,
     )
     return decide(checkpoint, seen, request, decomposition_of(request.decomposition, solver), meter)
 
@@ -105,22 +109,44 @@ def look_at(
     progress: Progress,
     architecture: Architecture | None = None,
     scratch: Scratch | None = None,
+    statistics: Statistics | None = None,
 ) -> Sequence[Candidate | Keep]:
     """Return the layers with what their rules need to know, and what stays whole; arguments as for `make_plan`."""
     decomposition = decomposition_of(request.decomposition, solver)
-    found = checkpoint.layers(architecture)
-    refuse_if_hopeless(checkpoint, found)
-    items = select(found, only=request.only, skip=request.skip, named=list(request.rules))
+    items = selected(checkpoint, request, architecture)
+    if statistics is not None:
+        items = [item if isinstance(item, Keep) else _reached(item, statistics) for item in items]
 
     def look(candidate: Candidate, weight: Tensor) -> tuple[Spectrum, ...]:
         rule = request.rule_of(candidate.layer)
-        return _spectra(candidate, weight, rule, decomposition, scratch) if rule and rule.needs_spectra else ()
+        if not (rule and rule.needs_spectra):
+            return ()
+        if statistics is not None:
+            return decomposition.spectra(candidate.layer, weight, statistics[candidate.layer.name])
+        return _spectra(candidate, weight, rule, decomposition, scratch)
 
     seen: list[Candidate | Keep] = []
     for item in survey(checkpoint, items, decomposition, look, device=device, progress=progress):
         rule = request.rule_of(item.layer) if isinstance(item, Candidate) else None
         seen.append(item if rule or isinstance(item, Keep) else _keep(item.layer, "kept by `--layer`"))
     return seen
+
+
+def selected(checkpoint: Source, request: Request, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
+    """Return the layers of a checkpoint that a request takes, and what stays whole.
+
+    Raises:
+        LrzipError: It has no layer that can be factorized.
+    """
+    found = checkpoint.layers(architecture)
+    refuse_if_hopeless(checkpoint, found)
+    return select(found, only=request.only, skip=request.skip, named=list(request.rules))
+
+
+def _reached(layer: Layer, statistics: Statistics) -> Layer | Keep:
+    if layer.name in statistics:
+        return layer
+    return _keep(layer, "the calibration does not reach it")
 
 
 def decide(

@@ -8,7 +8,6 @@ import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -28,6 +27,7 @@ from lrzip.files.atomic import atomic_file
 from lrzip.inference import not_a_weight, wrapper_prefix
 from lrzip.inputs import InputShape, examples
 from lrzip.layers import Keep, Layer, TensorSpec
+from lrzip.operators import OPERATORS, Operator, bias_of, groups_of, is_layer, signature
 from lrzip.plan import Entry
 from lrzip.report import Difference, Latency, Timing
 from lrzip.timing import in_turns
@@ -37,33 +37,6 @@ _ATEN = torch.ops.aten
 _ROUNDS = 12
 
 
-@dataclass(frozen=True)
-class _Operator:
-    """What layer an operator is, and where among its arguments the weight, the bias, the input and the groups stand."""
-
-    kind: str
-    weight: int = 1
-    bias: int | None = 2
-    x: int = 0
-    groups: int | None = None
-
-
-_OPERATORS: Mapping[Any, _Operator] = {
-    _ATEN.linear.default: _Operator("linear"),
-    _ATEN.embedding.default: _Operator("embedding", weight=0, bias=None, x=1),
-    _ATEN.addmm.default: _Operator("linear_transposed", weight=2, bias=0, x=1),
-    _ATEN.mm.default: _Operator("linear_transposed", bias=None),
-    _ATEN.matmul.default: _Operator("linear_transposed", bias=None),
-    _ATEN.conv1d.default: _Operator("conv1d", groups=6),
-    _ATEN.conv2d.default: _Operator("conv2d", groups=6),
-    _ATEN.conv3d.default: _Operator("conv3d", groups=6),
-    _ATEN.conv1d.padding: _Operator("conv1d", groups=6),
-    _ATEN.conv2d.padding: _Operator("conv2d", groups=6),
-    _ATEN.conv3d.padding: _Operator("conv3d", groups=6),
-    _ATEN.conv_transpose1d.default: _Operator("conv_transpose1d", groups=6),
-    _ATEN.conv_transpose2d.input: _Operator("conv_transpose2d", groups=6),
-    _ATEN.conv_transpose3d.input: _Operator("conv_transpose3d", groups=6),
-}
 _CONVS = {"conv1d": _ATEN.conv1d.default, "conv2d": _ATEN.conv2d.default, "conv3d": _ATEN.conv3d.default}
 
 
@@ -110,6 +83,14 @@ def rewrite(program: ExportedProgram, layout: Sequence[Entry], computed: Mapping
             graph.rename(origin, name)
     state = {e.spec.name: program.state_dict[e.origin] if e.copied else fresh[e.spec.name] for e in layout}
     return graph.program(state)
+
+
+def tensors_of(program: ExportedProgram) -> Mapping[Node, tuple[str, Any]]:
+    """Return the parameters, buffers and constants of a program, by their placeholder, with their names."""
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    stored = {**program.constants, **program.state_dict}
+    named = {spec.arg.name: str(spec.target) for spec in program.graph_signature.input_specs if spec.target is not None}
+    return {nodes[place]: (name, stored[name]) for place, name in named.items() if name in stored}
 
 
 def load_program(path: Path) -> ExportedProgram:
@@ -330,21 +311,21 @@ class _Graph:
         if not weight.users:
             return "not used by the program"
         for user in weight.users:
-            if not _is_layer(user, weight):
+            if not is_layer(user, weight):
                 return self._said(user)
-        if len({_signature(user) for user in weight.users}) > 1:
+        if len({signature(user) for user in weight.users}) > 1:
             return "used by layers of different kinds"
         return None
 
-    def operator(self, name: str) -> tuple[_Operator, int]:
+    def operator(self, name: str) -> tuple[Operator, int]:
         """Return what layer a weight is of, and its groups."""
         user = next(iter(self._placeholders[name].users))
-        return _OPERATORS[user.target], _groups(user)
+        return OPERATORS[user.target], groups_of(user)
 
     def bias(self, name: str) -> str | None:
         """Return the name of the bias that all layers with a weight, and nothing else, use."""
         users = self._placeholders[name].users
-        biases = {_bias(user) for user in users}
+        biases = {bias_of(user) for user in users}
         found = [fqn for fqn, node in self._placeholders.items() if biases == {node} and set(node.users) <= set(users)]
         return found[0] if len(found) == 1 and found[0] not in self._changed else None
 
@@ -403,38 +384,10 @@ class _Graph:
         return f"used by `{user.target}`, not as the weight of a layer{advice}"
 
 
-def _is_layer(user: Node, weight: Node) -> bool:
-    """Tell whether a node is a layer with this weight, which it uses for nothing else."""
-    operator = _OPERATORS.get(user.target)
-    if operator is None or user.kwargs:
-        return False
-    places = [index for index, argument in enumerate(user.args) if argument is weight]
-    matrix = len(weight.meta["val"].shape) == 2
-    bias = _bias(user)
-    fits = bias is None or len(bias.meta["val"].shape) == 1  # a matrix may be added in a product, but is no bias
-    return places == [operator.weight] and fits and (matrix or operator.kind.startswith("conv"))
-
-
-def _signature(user: Node) -> tuple[str, int]:
-    return _OPERATORS[user.target].kind, _groups(user)
-
-
-def _groups(user: Node) -> int:
-    place = _OPERATORS[user.target].groups
-    groups = user.args[place] if place is not None and len(user.args) > place else 1
-    return groups if isinstance(groups, int) else 1
-
-
-def _bias(user: Node) -> Node | None:
-    place = _OPERATORS[user.target].bias
-    bias = user.args[place] if place is not None and len(user.args) > place else None
-    return bias if isinstance(bias, Node) else None
-
-
 def _replace(user: Node, first: Node, second: Node) -> None:
     """Make a layer the second stage of a chain, after a new node that is the first."""
-    kind, groups = _signature(user)
-    x, bias, rest = user.args[_OPERATORS[user.target].x], _bias(user), user.args[2:]
+    kind, groups = signature(user)
+    x, bias, rest = user.args[OPERATORS[user.target].x], bias_of(user), user.args[2:]
     if kind.startswith("linear"):
         before = _before(user, _ATEN.linear.default, (x, first))
         user.target, user.args = _ATEN.linear.default, (before, second, bias)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lrzip.factors import Factors
 from lrzip.plan import SCHEMA, Factorize, Plan
 
 
@@ -18,6 +19,7 @@ class LayerResult:
         method: How the factors were computed.
         excess: Bound on the error over the best possible one, less 1; None where it was not checked.
         seconds: Wall time of reading and factorizing.
+        output_error: Relative error of what the layer makes of the inputs of a calibration.
     """
 
     decision: Factorize
@@ -25,6 +27,12 @@ class LayerResult:
     method: str
     excess: float | None
     seconds: float
+    output_error: float | None = None
+
+    @classmethod
+    def of(cls, decision: Factorize, factors: Factors, seconds: float) -> "LayerResult":
+        """Return what is told of factors."""
+        return cls(decision, factors.error, factors.method, factors.excess, seconds, factors.output_error)
 
 
 @dataclass(frozen=True)
@@ -196,5 +204,5 @@ def _layer(decision: Factorize, result: LayerResult | None) -> dict[str, Any]:
             "method": result.method,
             "excess": result.excess,
             "seconds": round(result.seconds, 4),
-        }
+        } | ({} if result.output_error is None else {"output_error": result.output_error})
     return document

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,12 +98,8 @@ def _dynamic_axes(program: ExportedProgram) -> list[dict[int, str]]:
 def _export(model: nn.Module, inputs: Sequence[InputShape], batches: Sequence[int]) -> ExportedProgram | None:
     """Return a program, if it runs with all these sizes of the batch where the network does."""
     axes = tuple({axis: Dim.AUTO for axis, name in enumerate(shape.names) if name} for shape in inputs)
+    program = follow(model, examples(inputs, batches[0]), {}, axes)
     with quiet(), torch.no_grad():
-        try:
-            program = torch.export.export(model, examples(inputs, batches[0]), dynamic_shapes=axes)
-        except Exception as error:
-            said = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())[:200].rstrip(".")
-            raise LrzipError(f"torch.export cannot follow the network: {type(error).__name__}: {said}.") from error
         module = program.module()
         try:
             for batch in batches:
@@ -110,6 +107,22 @@ def _export(model: nn.Module, inputs: Sequence[InputShape], batches: Sequence[in
         except Exception:
             return None
     return program
+
+
+def follow(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_shapes: Any = None
+) -> ExportedProgram:
+    """Return what torch.export makes of a call of a network.
+
+    Raises:
+        LrzipError: It cannot follow what the network does.
+    """
+    with quiet(), torch.no_grad():
+        try:
+            return torch.export.export(model, args, dict(kwargs), dynamic_shapes=dynamic_shapes)
+        except Exception as error:
+            said = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())[:200].rstrip(".")
+            raise LrzipError(f"torch.export cannot follow the network: {type(error).__name__}: {said}.") from error
 
 
 def save_pt2(traced: Traced, destination: Path) -> Sequence[Difference]:

@@ -72,6 +72,16 @@ def read_data(
     return Data(train.subset(order[count:].sort().values), train.subset(order[:count].sort().values).unaugmented())
 
 
+def read_inputs(spec: str, *, preparation: Preparation) -> Samples:
+    """Return the examples that `--calibrate` names, as `read_data` takes them, without random changes.
+
+    Raises:
+        LrzipError: They cannot be read, or are a test part.
+    """
+    parts = read_parts(spec, preparation=preparation, option="--calibrate")
+    return _chosen(spec, parts, "train", "--calibrate").unaugmented()
+
+
 def read_parts(
     spec: str, *, preparation: Preparation, image_size: int | None = None, option: str = "--data"
 ) -> dict[str, Samples]:
@@ -118,7 +128,7 @@ def _chosen(spec: str, parts: dict[str, Samples], wanted: str, option: str) -> S
         return parts[wanted]
     usable = [part for part in parts if part != "test"]
     if not usable:
-        raise UsageError(f"`{option} {spec}` is test data, which never steers a training. Give another part.")
+        raise UsageError(f"`{option} {spec}` is test data, which steers nothing. Give another part.")
     return parts[usable[0]]
 
 

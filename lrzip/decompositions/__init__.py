@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 from lrzip.factors import Factors, StageSpec
 from lrzip.layers import Layer
 from lrzip.linalg.subspace import Subspace
+from lrzip.moments import Moments
 from lrzip.registry import Registry
 from lrzip.spectrum import Spectrum
 
@@ -26,8 +27,8 @@ class Decomposition(Protocol):
         """Return the largest rank of each unfolding."""
         ...
 
-    def spectra(self, layer: Layer, weight: Tensor) -> tuple[Spectrum, ...]:
-        """Return the spectrum of each unfolding of a weight, to the precision of its dtype."""
+    def spectra(self, layer: Layer, weight: Tensor, moments: Moments | None = None) -> tuple[Spectrum, ...]:
+        """Return the spectrum of each unfolding of a weight, or of what it makes of its inputs."""
         ...
 
     def subspaces(self, layer: Layer, weight: Tensor, rank: int) -> tuple[Subspace, ...]:
@@ -47,6 +48,10 @@ class Decomposition(Protocol):
         dtype: torch.dtype,
         generator: Generator,
         subspaces: Sequence[Subspace] = (),
+        moments: Moments | None = None,
     ) -> Factors:
-        """Return the chain, stored in `dtype` on the CPU, from subspaces of the same weight where there are some."""
+        """Return the chain, stored in `dtype` on the CPU, from subspaces of the same weight where there are some.
+
+        It is nearest to the weight, or in what it makes of inputs where their moments are given.
+        """
         ...

@@ -18,6 +18,8 @@ from lrzip.layers import Layer
 from lrzip.linalg.gram import gram, product, squared_norm, tall
 from lrzip.linalg.subspace import Subspace, compute_dtype, full_subspace
 from lrzip.linalg.svd import SUBSPACE_METHODS, Solver, TruncatedSVD, find_subspace, singular_values, truncated_svd
+from lrzip.linalg.whitening import Whitening
+from lrzip.moments import Moments
 from lrzip.spectrum import Spectrum
 
 # Below this share of ‖W‖_F² a difference of sums loses too many digits to tell an error.
@@ -42,12 +44,16 @@ class SVD:
         """Return the smaller side of the unfolding."""
         return (min(layer.matrix_shape),)
 
-    def spectra(self, layer: Layer, weight: Tensor) -> tuple[Spectrum, ...]:
+    def spectra(self, layer: Layer, weight: Tensor, moments: Moments | None = None) -> tuple[Spectrum, ...]:
         """Return the one spectrum, exact to the precision of the weight's dtype.
 
         With groups, its i-th value is the root of the sum of squares of the groups' i-th ones: energies stay right.
         """
-        squares = torch.stack([singular_values(matrix).cpu().square() for matrix in _unfolded(layer, weight)])
+        matrices = _unfolded(layer, weight)
+        if moments:
+            pairs = zip(matrices, _whitenings(moments), strict=True)
+            matrices = tuple(_seen(layer, matrix, whitening) for matrix, whitening in pairs)
+        squares = torch.stack([singular_values(matrix).cpu().square() for matrix in matrices])
         eps = torch.finfo(compute_dtype(weight.dtype)).eps
         return (Spectrum(squares.sum(0).sqrt(), layer.matrix_shape, eps),)
 
@@ -82,16 +88,20 @@ class SVD:
         dtype: torch.dtype,
         generator: Generator,
         subspaces: Sequence[Subspace] = (),
+        moments: Moments | None = None,
     ) -> Factors:
         """Return the two stages, with singular values split as square roots over both.
 
         Balanced factors lose least in half precision, and fine-tuning unbalanced ones diverges.
         """
         (rank,) = ranks
-        parts = [
-            self._split(matrix, rank, dtype, generator, subspaces[0] if subspaces else None)
-            for matrix in _unfolded(layer, weight)
-        ]
+        matrices = _unfolded(layer, weight)
+        if moments:
+            pairs = zip(matrices, _whitenings(moments), strict=True)
+            parts = [self._split_whitened(layer, matrix, rank, dtype, generator, white) for matrix, white in pairs]
+        else:
+            subspace = subspaces[0] if subspaces else None
+            parts = [self._split(matrix, rank, dtype, generator, subspace) for matrix in matrices]
         left, right = (torch.cat([getattr(part, side) for part in parts]) for side in ("left", "right"))
         if layer.kind == "embedding":
             pair = left, right.mT
@@ -102,14 +112,13 @@ class SVD:
         else:
             pair = right, left
         stages = zip(pair, self.blueprint(layer, ranks), strict=True)
-        energy = sum(part.energy for part in parts)
-        missed = sum(part.error**2 * part.energy for part in parts)
         bounds = [part.excess for part in parts if part.excess is not None]
         return Factors(
             weights=tuple(matrix.cpu().reshape(stage.shape).contiguous() for matrix, stage in stages),
-            error=parts[0].error if len(parts) == 1 else sqrt(missed / energy) if energy else 0.0,
+            error=_mean_error([(part.error, part.energy) for part in parts]),
             method=" and ".join(dict.fromkeys(part.method for part in parts)),
             excess=max(bounds) if len(bounds) == len(parts) else None,
+            output_error=_mean_error([part.seen for part in parts if part.seen]) if moments else None,
         )
 
     def _split(
@@ -121,13 +130,33 @@ class SVD:
             return _within(matrix, subspace, rank, dtype)
         return _within(matrix, find_subspace(matrix, rank, solver=self.solver, generator=generator), rank, dtype)
 
+    def _split_whitened(
+        self, layer: Layer, matrix: Tensor, rank: int, dtype: torch.dtype, generator: Generator, white: Whitening
+    ) -> "_Split":
+        """Return the product that is nearest on given inputs."""
+        seen = _seen(layer, matrix, white)
+        found = truncated_svd(seen, rank, solver=self.solver, generator=generator)
+        if layer.inputs_are_rows:
+            left, right = _rebalanced(white.undo((found.u * found.s).mT).mT, found.vh)
+        else:
+            left, right = _rebalanced(found.u, white.undo(found.s[:, None] * found.vh))
+        left, right = left.to(dtype), right.to(dtype)
+        missed = _seen(layer, matrix - (left.float() @ right.float()).to(matrix.device), white)
+        energy, output_energy = squared_norm(matrix), squared_norm(seen)
+        output_error = sqrt(squared_norm(missed) / output_energy) if output_energy else 0.0
+        error = relative_error(matrix, left, right)
+        return _Split(left, right, energy, error, found.method, found.excess, (output_error, output_energy))
+
     def _suffices(self, subspace: Subspace, rank: int) -> bool:
         return rank <= subspace.vectors.shape[1] and subspace.excess(rank) <= self.solver.tolerance
 
 
 @dataclass(frozen=True)
 class _Split:
-    """A matrix as a product: A ≈ left · right, both in the stored dtype, with ‖A‖_F² and the relative error."""
+    """A matrix as a product: A ≈ left · right, both in the stored dtype, with ‖A‖_F² and the relative error.
+
+    `seen` is the relative error of its outputs, with their squared norm, for given inputs.
+    """
 
     left: Tensor
     right: Tensor
@@ -135,6 +164,32 @@ class _Split:
     error: float
     method: str
     excess: float | None
+    seen: tuple[float, float] | None = None
+
+
+def _mean_error(parts: Sequence[tuple[float, float]]) -> float:
+    """Return the relative error of several matrices together, from that and the squared norm of each."""
+    if len(parts) == 1:
+        return parts[0][0]
+    energy = sum(energy for _, energy in parts)
+    return sqrt(sum(error**2 * energy for error, energy in parts) / energy) if energy else 0.0
+
+
+def _whitenings(moments: Moments) -> list[Whitening]:
+    return [Whitening.of(second) for second in moments.second]
+
+
+def _seen(layer: Layer, matrix: Tensor, white: Whitening) -> Tensor:
+    """Return what a matrix makes of its inputs, up to a rotation of them."""
+    return white.apply(matrix.mT).mT if layer.inputs_are_rows else white.apply(matrix)
+
+
+def _rebalanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Return factors (m, k), (k, n) of the same product whose Gram matrices are the same diagonal one."""
+    (q, r), (p, t) = torch.linalg.qr(left.double()), torch.linalg.qr(right.double().mT)
+    u, s, vh = torch.linalg.svd(r @ t.mT)
+    root = s.sqrt()
+    return (q @ (u * root)).to(left.dtype), ((p @ vh.mT) * root).mT.to(right.dtype)
 
 
 def _unfolded(layer: Layer, weight: Tensor) -> tuple[Tensor, ...]:

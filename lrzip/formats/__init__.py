@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self, runtime_checkable
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
@@ -16,9 +16,13 @@ from lrzip.formats.nesting import optimizer_entries
 from lrzip.inputs import InputShape
 from lrzip.layers import Keep, Layer, TensorSpec
 from lrzip.modules import Architecture
+from lrzip.moments import Arguments, Observe
 from lrzip.plan import Entry, Plan
 from lrzip.registry import Registry
 from lrzip.report import Difference, Timing
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 FORMATS = Registry(
     "format",
@@ -153,6 +157,25 @@ class Runnable(Protocol):
         ...
 
 
+@runtime_checkable
+class Watchable(Protocol):
+    """A checkpoint whose layers can be watched while it runs."""
+
+    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], see: Observe) -> None:
+        """Run on batches and show what layers are applied to.
+
+        Args:
+            layers: To be watched.
+            batches: Arguments of the calls, positional and named.
+            see: Gets the name of each layer, and its inputs, for every call.
+        """
+        ...
+
+    def exported(self) -> "ExportedProgram | None":
+        """Return the program, if it is one of torch."""
+        ...
+
+
 class Writer(Protocol):
     """The write side of a format: takes the tensors that are computed; all others it copies itself."""
 
@@ -257,12 +280,22 @@ def _refuse_unrecognizable(destination: Path, source: Checkpoint, layout: Sequen
 
 
 @contextmanager
-def rewrite(destination: Path, source: Checkpoint, plan: Plan, *, drop: Sequence[str] = ()) -> Iterator[Rewriter]:
-    """Write a checkpoint with the layers of a plan replaced; all else is copied as it is."""
-    layout = plan.layout(source.tensors())
+def rewrite(
+    destination: Path,
+    source: Checkpoint,
+    plan: Plan,
+    *,
+    drop: Sequence[str] = (),
+    changed: Mapping[str, Tensor] = MappingProxyType({}),
+) -> Iterator[Rewriter]:
+    """Write a checkpoint with the layers of a plan replaced, and tensors changed; all else is copied as it is."""
+    layout = plan.layout(source.tensors(), changed)
     format_ = output_format(destination, source.format)
     with create(destination, source, layout, format_=format_, drop=drop) as writer:
         yield Rewriter(writer)
+        for entry in layout:
+            if entry.origin in changed:
+                writer.put(entry.spec.name, changed[entry.origin])
 
 
 def output_format(destination: Path, default: str) -> str:

@@ -26,6 +26,7 @@ from lrzip.formats.raw import RawFile, refuse_other_dtypes
 from lrzip.inputs import InputShape
 from lrzip.layers import Keep, Layer
 from lrzip.modules import Architecture
+from lrzip.moments import Arguments, Observe
 from lrzip.plan import Entry
 from lrzip.report import Difference, Timing
 
@@ -143,6 +144,17 @@ class ProgramFile(RawFile):
             return None
         layers = [item for item in self.layers() if isinstance(item, Layer)]
         return time(self.program(), load_program(output), layers, inputs)
+
+    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], see: Observe) -> None:
+        """Run the program on batches and show what layers are applied to."""
+        from lrzip.taps import watch_program
+
+        watch_program(self.exported(), {layer.weight.name: layer for layer in layers}, batches, see)
+
+    def exported(self) -> "ExportedProgram":
+        """Return the program."""
+        self.refuse_replacing(self.format)
+        return self.program()
 
     def refuse_replacing(self, format_: str) -> None:
         """Refuse to write a program without trust."""

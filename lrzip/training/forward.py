@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lrzip.data.samples import Samples
 from lrzip.errors import LrzipError
+from lrzip.inputs import described
 
 _EXAMPLES = 2
 
@@ -75,10 +76,3 @@ def images_last(model: nn.Module, samples: Samples) -> bool:
         model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         return False
     return True
-
-
-def described(inputs: Any) -> str:
-    """Return shapes and dtypes of one example's inputs, for people."""
-    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    texts = [f"{str(leaf.dtype).removeprefix('torch.')} {tuple(leaf.shape[1:])}" for leaf in leaves]
-    return " and ".join(texts) or type(inputs).__name__

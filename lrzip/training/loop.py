@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 from lrzip.data import Data
 from lrzip.data.samples import Batch, seed_of
 from lrzip.errors import LrzipError, UsageError
+from lrzip.inputs import described
 from lrzip.training.batches import Batches
-from lrzip.training.forward import described, images_last
+from lrzip.training.forward import images_last
 from lrzip.training.interruption import Interruption, interruption
 from lrzip.training.losses import Objective
 from lrzip.training.metrics import Scorer

@@ -1,0 +1,1 @@
+"""Calibration: ranks and factors by what layers make of examples."""

@@ -1,0 +1,214 @@
+"""Sequential, asymmetric calibration (Zhang et al. 2015, section 3.3): each layer makes up for those before it.
+
+A program runs twice at the same time, with its own weights and with compressed ones, which are found as the run
+reaches them. A layer is fitted to what the *dense* network puts out there, from what reaches it in the *compressed*
+one: W* = argmin E‖t − Wx′‖² + λ‖W − W₀‖², and its factors are the best of their rank on x′.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import Interpreter, Node
+
+from lrzip.calibration.corrections import Corrections
+from lrzip.calibration.landing import Landing, landings_of
+from lrzip.factors import Factors, compose
+from lrzip.layers import Layer
+from lrzip.linalg.whitening import regress
+from lrzip.moments import Arguments, Moments, Statistics, Sums
+from lrzip.operators import OPERATORS
+from lrzip.programs import tensors_of
+from lrzip.taps import arguments_of, call_of, inputs_of, window_of
+
+Fit = Callable[[Layer, Tensor, Moments], Factors]
+"""Makes the factors of a layer of a weight, for inputs with some moments."""
+
+
+@dataclass
+class Fitted:
+    """What a walk found.
+
+    Attributes:
+        factors: By layer name.
+        tensors: Other tensors that were changed, by their name in the program: biases, running means, whole weights.
+    """
+
+    factors: dict[str, Factors] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a walk is to do.
+
+    Attributes:
+        layers: All layers that take part, by the name of their weight in the program.
+        factorize: Names of the layers to factorize.
+        refit: Names of the layers that stay whole, but may be fitted again.
+        fit: Makes factors.
+        statistics: Of the dense network, for layers that cannot be fitted in sequence.
+        corrections: What may be changed.
+    """
+
+    layers: Mapping[str, Layer]
+    factorize: frozenset[str]
+    refit: frozenset[str]
+    fit: Fit
+    statistics: Statistics
+    corrections: Corrections
+
+
+def fit_in_sequence(program: ExportedProgram, batches: Sequence[Arguments], job: Job) -> Fitted:
+    """Return factors and changed tensors that bring the outputs of a compressed program near to its own.
+
+    Args:
+        program: In evaluation mode.
+        batches: What to run it on. The activations of all of them that are still needed are held in memory, twice.
+        job: What to do.
+    """
+    with torch.no_grad():
+        walk = _Walk(program, batches, job)
+        walk.run()
+    return walk.found
+
+
+class _Walk:
+    def __init__(self, program: ExportedProgram, batches: Sequence[Arguments], job: Job) -> None:
+        self._job, self.found = job, Fitted()
+        self._interpreter = Interpreter(program.graph_module)
+        nodes = [node for node in program.graph.nodes if node.op == "placeholder"]
+        runs = [arguments_of(program, args, kwargs) for args, kwargs in batches]
+        self._dense: list[dict[Node, Any]] = [dict(zip(nodes, run, strict=True)) for run in runs]
+        self._small: list[dict[Node, Any]] = [dict(zip(nodes, run, strict=True)) for run in runs]
+        self._names = {node: name for node, (name, _) in tensors_of(program).items()}
+        self._nodes = [node for node in program.graph.nodes if node.op not in ("placeholder", "output")]
+        calls = [node for node in self._nodes if call_of(node, job.layers, self._names)]
+        self._landings = landings_of(calls, residual=job.corrections.residual)
+
+    def run(self) -> None:
+        """Walk through the program."""
+        order = self._order()
+        last = {used: index for index, node in enumerate(order) for used in self._needs(node)}
+        frees: dict[int, list[Node]] = {}
+        for node, index in last.items():
+            frees.setdefault(index, []).append(node)
+        for index, node in enumerate(order):
+            called = call_of(node, self._job.layers, self._names)
+            self._step(node, self._dense)
+            if called and called[0].name not in self.found.factors:
+                self._fit(node, *called)
+            self._step(node, self._small)
+            for dead in frees.get(index, []):
+                for env in (*self._dense, *self._small):
+                    env.pop(dead, None)
+
+    def _step(self, node: Node, envs: Sequence[dict[Node, Any]]) -> None:
+        for env in envs:
+            self._interpreter.env = env
+            env[node] = self._interpreter.run_node(node)
+
+    def _needs(self, node: Node) -> list[Node]:
+        """Return the nodes whose values have to be there when one is reached."""
+        landing = self._landings.get(node)
+        others = [landing.other] if landing and landing.other else []
+        norm = landing.norm.all_input_nodes if landing and landing.norm else []
+        return [*node.all_input_nodes, *others, *(n for n in norm if n.op == "placeholder")]
+
+    def _order(self) -> list[Node]:
+        """Return the nodes in an order in which what a layer's target needs comes before it."""
+        order: dict[Node, None] = {}
+        for node in self._nodes:
+            pending = [node]
+            while pending:
+                first = pending[-1]
+                missing = [n for n in self._needs(first) if n not in order and n.op not in ("placeholder", "output")]
+                if missing:
+                    pending += missing
+                else:
+                    order.setdefault(pending.pop())
+        return list(order)
+
+    def _fit(self, node: Node, layer: Layer, weight: Node) -> None:
+        """Find the weight of a layer in the compressed program."""
+        factorize = layer.name in self._job.factorize
+        if not factorize and layer.name not in self._job.refit:
+            return
+        old: Tensor = self._dense[0][weight]
+        landing = self._landings[node]
+        shift = self._shift(landing)
+        if len(weight.users) > 1 or layer.kind == "embedding" or layer.kind.startswith("conv_transpose"):
+            # Several calls would have several targets; the outputs of others are no products with inputs by position.
+            if factorize:
+                self._settle(weight, layer, self._job.fit(layer, old, self._job.statistics[layer.name]))
+            return
+        sums = self._sums(node, layer, old, landing)
+        inputs, targets = sums.moments(), sums.targets()
+        # Without a bias to make up for it, a mean that is missed counts as an error like any other.
+        about, goal = (inputs.centered, targets.centered(inputs)) if shift else (inputs, targets)
+        prior = _unfolded(layer, old)
+        fitted = torch.stack([regress(*each) for each in zip(goal.cross, about.second, prior, strict=True)])
+        best = _folded(layer, fitted, old)
+        if factorize:
+            self._settle(weight, layer, self._job.fit(layer, best, about))
+        else:
+            self._change(weight, best)
+        if shift:
+            new = _unfolded(layer, self._small[0][weight])
+            means = torch.einsum("gmn,gn->gm", new.double(), inputs.first)
+            shift(targets.first.flatten() - means.flatten())
+
+    def _sums(self, node: Node, layer: Layer, old: Tensor, landing: Landing) -> Sums:
+        """Return the moments of what reaches a layer in the compressed program, with what it should make of it."""
+        groups, rows, columns = _unfolded(layer, old).shape
+        sums = Sums(columns, groups, outputs=rows)
+        x = node.args[OPERATORS[node.target].x]
+        assert isinstance(x, Node), "a layer's input is computed"
+        axis = 1 if layer.kind.startswith("conv") else -1
+        for dense, small in zip(self._dense, self._small, strict=True):
+            given = small[x] if self._job.corrections.sequential else dense[x]
+            target = landing.target(dense[node], dense, small)
+            sums.add(inputs_of(layer, given, window_of(node, old)), target.chunk(groups, axis))
+        return sums
+
+    def _settle(self, weight: Node, layer: Layer, factors: Factors) -> None:
+        old: Tensor = self._dense[0][weight]
+        dense = compose(factors.weights, layer.kind).to(old)
+        error = float(torch.linalg.vector_norm(old - dense) / torch.linalg.vector_norm(old))
+        self.found.factors[layer.name] = replace(factors, error=error)
+        self._set(weight, dense)
+
+    def _change(self, node: Node, value: Tensor) -> None:
+        changed = value.to(self._dense[0][node])
+        self.found.tensors[self._names[node]] = changed
+        self._set(node, changed)
+
+    def _set(self, node: Node, value: Tensor) -> None:
+        for env in self._small:
+            env[node] = value
+
+    def _shift(self, landing: Landing) -> Callable[[Tensor], None] | None:
+        """Return what makes the outputs W′x of a layer have the mean that is wanted, if anything can."""
+        if not self._job.corrections.bias:
+            return None
+        bias, mean = landing.bias, landing.running_mean
+        if bias is not None and bias in self._names and len(bias.users) == 1:
+            return lambda missing: self._change(bias, missing)
+        if mean is not None and mean in self._names and len(mean.users) == 1:
+            own = self._dense[0][bias].double() if bias is not None else 0.0
+            return lambda missing: self._change(mean, self._dense[0][mean].double() + own - missing)
+        return None
+
+
+def _unfolded(layer: Layer, weight: Tensor) -> Tensor:
+    """Return the weight of a layer as (groups, outputs, columns)."""
+    matrix = weight.mT if layer.kind == "linear_transposed" else weight.flatten(1)
+    return torch.stack(matrix.chunk(layer.groups))
+
+
+def _folded(layer: Layer, matrices: Tensor, like: Tensor) -> Tensor:
+    matrix = matrices.flatten(0, 1)
+    return (matrix.mT if layer.kind == "linear_transposed" else matrix.reshape(like.shape)).to(like.dtype)

@@ -1,0 +1,36 @@
+"""How to calibrate."""
+
+from dataclasses import dataclass, field
+
+from lrzip.calibration.corrections import Corrections
+from lrzip.data.augmentation import Preparation
+from lrzip.errors import UsageError
+
+DEFAULT_CORRECTIONS = Corrections(bias=True, sequential=True, residual=True, refit=True)
+_GIGABYTE = 1 << 30
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """How to calibrate.
+
+    Attributes:
+        samples: How many of the given examples are used, picked at random; all where there are fewer.
+        batch_size: Examples that go through the network at a time.
+        corrections: What is made up for; None for all that is possible.
+        preparation: What becomes of inputs of files before the network gets them.
+        memory: Bytes that second moments may take at a time; more layers than that make several passes.
+        seed: Of the choice of examples.
+    """
+
+    samples: int = 1024
+    batch_size: int = 128
+    corrections: Corrections | None = None
+    preparation: Preparation = field(default_factory=Preparation)
+    memory: int = 2 * _GIGABYTE
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "batch_size", "memory"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"`{name.replace('_', '-')}` must be at least 1, got {getattr(self, name)}.")

@@ -1,0 +1,70 @@
+"""What the operators of a program's graph are: layers, by where their weight, bias and input stand."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+_ATEN = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What layer an operator is, and where among its arguments the weight, the bias, the input and the groups stand."""
+
+    kind: str
+    weight: int = 1
+    bias: int | None = 2
+    x: int = 0
+    groups: int | None = None
+
+
+OPERATORS: Mapping[Any, Operator] = {
+    _ATEN.linear.default: Operator("linear"),
+    _ATEN.embedding.default: Operator("embedding", weight=0, bias=None, x=1),
+    _ATEN.addmm.default: Operator("linear_transposed", weight=2, bias=0, x=1),
+    _ATEN.mm.default: Operator("linear_transposed", bias=None),
+    _ATEN.matmul.default: Operator("linear_transposed", bias=None),
+    _ATEN.conv1d.default: Operator("conv1d", groups=6),
+    _ATEN.conv2d.default: Operator("conv2d", groups=6),
+    _ATEN.conv3d.default: Operator("conv3d", groups=6),
+    _ATEN.conv1d.padding: Operator("conv1d", groups=6),
+    _ATEN.conv2d.padding: Operator("conv2d", groups=6),
+    _ATEN.conv3d.padding: Operator("conv3d", groups=6),
+    _ATEN.conv_transpose1d.default: Operator("conv_transpose1d", groups=6),
+    _ATEN.conv_transpose2d.input: Operator("conv_transpose2d", groups=6),
+    _ATEN.conv_transpose3d.input: Operator("conv_transpose3d", groups=6),
+}
+
+
+def is_layer(user: Node, weight: Node) -> bool:
+    """Tell whether a node is a layer with this weight, which it uses for nothing else."""
+    operator = OPERATORS.get(user.target)
+    if operator is None or user.kwargs:
+        return False
+    places = [index for index, argument in enumerate(user.args) if argument is weight]
+    matrix = len(weight.meta["val"].shape) == 2
+    bias = bias_of(user)
+    fits = bias is None or len(bias.meta["val"].shape) == 1  # a matrix may be added in a product, but is no bias
+    return places == [operator.weight] and fits and (matrix or operator.kind.startswith("conv"))
+
+
+def signature(user: Node) -> tuple[str, int]:
+    """Return the kind and the groups of a layer."""
+    return OPERATORS[user.target].kind, groups_of(user)
+
+
+def groups_of(user: Node) -> int:
+    """Return the groups of a convolution, or 1."""
+    place = OPERATORS[user.target].groups
+    groups = user.args[place] if place is not None and len(user.args) > place else 1
+    return groups if isinstance(groups, int) else 1
+
+
+def bias_of(user: Node) -> Node | None:
+    """Return the node of a layer's bias, if it has one."""
+    place = OPERATORS[user.target].bias
+    bias = user.args[place] if place is not None and len(user.args) > place else None
+    return bias if isinstance(bias, Node) else None

@@ -1,0 +1,135 @@
+"""Where the inputs of layers are seen: in a live network by hooks, in a program by running its graph."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import Interpreter, Node
+from torch.utils import _pytree as pytree
+
+from lrzip.attention import PROJECTIONS
+from lrzip.layers import Layer
+from lrzip.moments import Arguments, Observe
+from lrzip.operators import OPERATORS, is_layer
+from lrzip.patches import Inputs, Window
+from lrzip.programs import tensors_of
+
+
+def watch_network(model: nn.Module, layers: Mapping[str, Layer], batches: Sequence[Arguments], see: Observe) -> None:
+    """Run a network in evaluation mode and show what its layers are applied to.
+
+    Args:
+        model: The network.
+        layers: By the path of their module, or that of an nn.MultiheadAttention with `.in_proj`.
+        batches: What to run it on.
+        see: Gets the name of each layer, and its inputs, for every call.
+    """
+    with ExitStack() as hooks, torch.no_grad():
+        fast = torch.backends.mha.get_fastpath_enabled()
+        hooks.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        torch.backends.mha.set_fastpath_enabled(False)  # its kernels run no layers
+        for path, layer in layers.items():
+            module = model.get_submodule(path.removesuffix("in_proj").removesuffix(".") if _attends(layer) else path)
+            hook = module.register_forward_pre_hook(_hook(layer, see), with_kwargs=True)
+            hooks.callback(hook.remove)
+        for args, kwargs in batches:
+            model(*args, **kwargs)
+
+
+def _attends(layer: Layer) -> bool:
+    return layer.kind == "attention"
+
+
+def _hook(layer: Layer, see: Observe) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if _attends(layer):
+            named = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+            see(layer.name, Inputs(layer.kind, (named["query"], named["key"], named["value"])))
+            return
+        x = args[0] if args else next(iter(kwargs.values()))
+        window = _window_of(module) if layer.kind.startswith("conv") else None
+        see(layer.name, inputs_of(layer, x, window))
+
+    return hook
+
+
+def inputs_of(layer: Layer, x: Tensor, window: Window | None) -> Inputs:
+    """Return the inputs of a layer, by the groups of its weight."""
+    if layer.kind.startswith("conv_transpose"):
+        return Inputs(layer.kind, (x,))
+    if window:
+        batched = x if x.dim() == len(window.kernel) + 2 else x[None]
+        return Inputs(layer.kind, tuple(batched.chunk(layer.groups, 1)), window)
+    return Inputs(layer.kind, (x,) * (PROJECTIONS if _attends(layer) else 1))
+
+
+def _window_of(module: nn.Module) -> Window:
+    values = [getattr(module, name) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")]
+    return Window.of(*values)
+
+
+def watch_program(
+    program: ExportedProgram, layers: Mapping[str, Layer], batches: Sequence[Arguments], see: Observe
+) -> None:
+    """Run a program and show what its layers are applied to.
+
+    Args:
+        program: The program.
+        layers: By the name of their weight in the program.
+        batches: What to run it on.
+        see: Gets the name of each layer, and its inputs, for every call.
+    """
+    interpreter = _Watching(program, layers, see)
+    with torch.no_grad():
+        for args, kwargs in batches:
+            interpreter.run(*arguments_of(program, args, kwargs))
+
+
+def arguments_of(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """Return what all placeholders of a program's graph stand for in a call: its tensors, and the inputs."""
+    given = iter(pytree.tree_leaves((args, kwargs)))
+    stored = tensors_of(program)
+    nodes = [node for node in program.graph.nodes if node.op == "placeholder"]
+    return [stored[node][1] if node in stored else next(given) for node in nodes]
+
+
+def call_of(node: Node, layers: Mapping[str, Layer], names: Mapping[Node, str]) -> tuple[Layer, Node] | None:
+    """Return the layer that a node is a call of, and the node of its weight.
+
+    Args:
+        node: Of a program's graph.
+        layers: By the name of their weight.
+        names: Of the program's tensors, by placeholder.
+    """
+    for weight in node.all_input_nodes if node.target in OPERATORS else ():
+        layer = layers.get(names.get(weight, ""))
+        if layer and is_layer(node, weight):
+            return layer, weight
+    return None
+
+
+def window_of(node: Node, weight: Tensor) -> Window | None:
+    """Return the window of a call of a convolution, by its arguments; None for other layers."""
+    if not OPERATORS[node.target].kind.startswith("conv"):
+        return None
+    given = dict(enumerate(node.args))
+    return Window.of(weight.shape[2:], given.get(3, 1), given.get(4, 0), given.get(5, 1))
+
+
+class _Watching(Interpreter):
+    def __init__(self, program: ExportedProgram, layers: Mapping[str, Layer], see: Observe) -> None:
+        super().__init__(program.graph_module)
+        self._names = {node: name for node, (name, _) in tensors_of(program).items()}
+        self._layers, self._see = layers, see
+
+    def run_node(self, n: Node) -> Any:
+        """Run one node, and show the inputs of a layer."""
+        called = call_of(n, self._layers, self._names)
+        if called:
+            layer, weight = called
+            x = self.env[n.args[OPERATORS[n.target].x]]  # type: ignore[index]
+            self._see(layer.name, inputs_of(layer, x, window_of(n, self.env[weight])))
+        return super().run_node(n)
