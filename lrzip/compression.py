@@ -2,9 +2,10 @@
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from time import perf_counter
@@ -13,8 +14,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 import lrzip
-from lrzip.calibration.calibrator import Calibrator, Network, Stored, Subject
-from lrzip.calibration.sequential import Fitted
+from lrzip.calibration.calibrator import Calibration, Network, Stored, Subject
+from lrzip.calibration.calibrator import calibrate as run_calibration
 from lrzip.calibration.settings import CalibrationSettings
 from lrzip.costs import Profile, costs_of, keep_slow, meter_of, profile_of
 from lrzip.errors import LrzipError, NotCompared, UsageError
@@ -34,7 +35,7 @@ from lrzip.formats import (
 )
 from lrzip.inference import is_parameter, match
 from lrzip.inputs import InputShape
-from lrzip.layers import FACTORIZABLE_DTYPES, Layer
+from lrzip.layers import FACTORIZABLE_DTYPES, Keep, Layer
 from lrzip.linalg.svd import METHODS, Solver
 from lrzip.loading import load_into
 from lrzip.modules import Architecture
@@ -56,7 +57,7 @@ from lrzip.planning import (
 from lrzip.progress import Progress, silent
 from lrzip.ranks import RankRule, parse_rule
 from lrzip.ranks.budget import Budget, Meter
-from lrzip.report import Difference, LayerResult, Report
+from lrzip.report import Calibrated, Difference, LayerResult, Report
 from lrzip.scratch import Scratch, scratch_beside
 
 
@@ -83,7 +84,7 @@ def compress(
     tolerance: float = 1e-3,
     dtype: str = "keep",
     model: nn.Module | None = None,
-    calibrate: str | Tensor | None = None,
+    calibrate: str | Path | Tensor | None = None,
     calibration: CalibrationSettings | None = None,
     input_shapes: Sequence[str] = (),
     latency: bool = False,
@@ -114,8 +115,8 @@ def compress(
             `nbytes=10MB` of tensors, or `macs=40%` of a run's multiply-accumulates, for the whole checkpoint.
         rank_rule: Any of the rules above by name: `energy:0.8`, `ratio:4`, `rank:16`, `vbmf`, `budget:params=50%`.
         plan: A plan file that decides instead of a rule. Exactly one of these seven is needed.
-        objective: What predicts the loss of a rank: `relative-energy`, `energy`, `log-energy`, `scaled-log-energy` (the
-            default) or `operator-norm`.
+        objective: What predicts the loss of a rank: `relative-energy`, `energy`, `log-energy`, `scaled-log-energy`,
+            `operator-norm` or `fisher`; by default `fisher` for calibrated networks, else `scaled-log-energy`.
         layers: Rules of some layers by glob: `energy:0.8`, `ratio:4`, `rank:16` or `keep`; the last match wins.
         only: Globs of the layers to take. A name in full also settles doubts about what a layer is.
         skip: Globs of the layers to leave.
@@ -186,14 +187,12 @@ def compress(
         costs_asked = latency or min_speedup is not None or unit == "macs"
         found = profile_of(checkpoint, model, input_shapes, needed=costs_asked)
         scratch = None if dry_run else resources.enter_context(scratch_beside(destination))
-        calibrator = None
-        if calibrate is not None:
-            subject = subject_of(checkpoint, model, key=key, trust=trust)
-            calibrator = Calibrator(subject, calibrate, calibration or CalibrationSettings())
-        items = selected(checkpoint, request, architecture) if request and calibrator else ()
-        candidates = [item for item in items if isinstance(item, Layer)]
-        statistics = calibrator.statistics(candidates) if calibrator else None
+        subject = subject_of(checkpoint, model, key=key, trust=trust) if calibrate is not None else None
+        look = partial(look_at_inputs, subject, calibrate, calibration)
         if request:
+            seen = look(selected(checkpoint, request, architecture)) if subject else None
+            if seen and not objective:
+                request = with_objective(request, seen.objective)
             decisions = make_plan(
                 checkpoint,
                 request,
@@ -203,7 +202,7 @@ def compress(
                 architecture=architecture,
                 scratch=scratch,
                 meter=meter_for(request, checkpoint, solver, found),
-                statistics=statistics,
+                statistics=seen.planned if seen else None,
             )
         else:
             decisions = load_plan(
@@ -213,16 +212,15 @@ def compress(
                 architecture=architecture,
                 force_factorize=force_factorize,
             )
-            statistics = calibrator.statistics([d.layer for d in decisions.factorize]) if calibrator else None
+            seen = look([decision.layer for decision in decisions.factorize])
         if found and min_speedup is not None:
             decisions = keep_slow(found, decisions, min_speedup)
         lost = not_carried(format_, checkpoint, optimizer=bool(decisions.factorize) and not keep_optimizer)
         results: list[LayerResult] = []
+        changed: Mapping[str, Tensor] = {}
         if scratch:
-            work = Work(checkpoint, solver, scratch, device, seed, statistics or {})
-            fitted = fit(calibrator, decisions, candidates, work) if calibrator else Fitted()
-            work = replace(work, fitted=fitted.factors)
-            changed = by_file_names(fitted.tensors, checkpoint, architecture)
+            work, others = calibrated(Work(checkpoint, solver, scratch, device, seed), decisions, seen)
+            changed = by_file_names(others, checkpoint, architecture)
             with rewrite(destination, checkpoint, decisions, drop=list(lost), changed=changed) as rewriter:
                 for decision, factors, seconds in factorize_all(decisions, work, progress):
                     rewriter.put(decision.layer, factors)
@@ -245,6 +243,7 @@ def compress(
             costs=costs,
             usage=FORMATS[format_].usage if results else None,
             not_compared=not_compared,
+            calibrated=told(seen, changed) if seen else None,
         )
 
 
@@ -333,16 +332,34 @@ class Work:
         return factors
 
 
-def fit(calibrator: Calibrator, plan: Plan, candidates: Sequence[Layer], work: Work) -> Fitted:
-    """Return the factors of a plan that make up for each other, and what changes with them."""
+def look_at_inputs(
+    subject: Subject | None,
+    examples: str | Path | Tensor | None,
+    settings: CalibrationSettings | None,
+    items: Sequence[Layer | Keep],
+) -> Calibration | None:
+    """Return what examples do in a network and in those of its layers that may be factorized; None without examples."""
+    if subject is None or examples is None:
+        return None
+    layers = [item for item in items if isinstance(item, Layer)]
+    return run_calibration(subject, examples, layers, settings or CalibrationSettings())
+
+
+def calibrated(work: Work, plan: Plan, seen: Calibration | None) -> tuple[Work, Mapping[str, Tensor]]:
+    """Return the work with what a calibration says of it, and the other tensors that change with the factors."""
+    if seen is None:
+        return work, {}
     decisions = {decision.layer.name: decision for decision in plan.factorize}
-    kept = {keep.tensor.name for keep in plan.keep}
-    return calibrator.fit(
-        [decision.layer for decision in plan.factorize if decision.layer.name in work.statistics],
-        [layer for layer in candidates if layer.weight.name in kept and layer.name in work.statistics],
-        work.statistics,
+    fitted = seen.fit(
+        [decision.layer for decision in plan.factorize],
         lambda layer, weight, moments: work.fit(decisions[layer.name], weight, moments),
     )
+    return replace(work, statistics=seen.statistics, fitted=fitted.factors), fitted.tensors
+
+
+def told(seen: Calibration, changed: Iterable[str]) -> Calibrated:
+    """Return what a report says of a calibration."""
+    return Calibrated(seen.examples, seen.count, str(seen.corrections), tuple(changed), dict(seen.scarce))
 
 
 def subject_of(checkpoint: Checkpoint, model: nn.Module | None, *, key: str | None, trust: bool) -> Subject:
@@ -428,17 +445,23 @@ def request_of(
     rules = {pattern: None if text == "keep" else parse_rule(text) for pattern, text in layers.items()}
     if any(isinstance(own, Budget) for own in rules.values()):
         raise UsageError("`--layer` takes no budget: there is one for all layers. Give it with `--budget`.")
-    predicted_by = objective_of(objective or DEFAULT_OBJECTIVE)
-    return Request(
-        rule=replace(rule, objective=predicted_by) if isinstance(rule, Budget) else rule,
+    made = Request(
+        rule=rule,
         rules=rules,
         only=only,
         skip=skip,
         round_to=round_to,
         dtype=None if dtype == "keep" else dtype,
         force_factorize=force_factorize,
-        objective=predicted_by,
     )
+    return with_objective(made, objective or DEFAULT_OBJECTIVE)
+
+
+def with_objective(request: Request, name: str) -> Request:
+    """Return the same request with another objective."""
+    objective, rule = objective_of(name), request.rule
+    own = replace(rule, objective=objective) if isinstance(rule, Budget) else rule
+    return replace(request, rule=own, objective=objective)
 
 
 def meter_for(request: Request, checkpoint: Source, solver: Solver, found: Profile | None) -> Meter | None:

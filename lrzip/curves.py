@@ -6,10 +6,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 import lrzip
-from lrzip.compression import meter_for, request_of
+from lrzip.calibration.settings import CalibrationSettings
+from lrzip.compression import look_at_inputs, meter_for, request_of, subject_of, told, with_objective
 from lrzip.costs import costs_of, profile_of
 from lrzip.formats import open_checkpoint
 from lrzip.inference import is_parameter
@@ -17,7 +18,7 @@ from lrzip.linalg.svd import Solver
 from lrzip.modules import Architecture
 from lrzip.objectives import DEFAULT_OBJECTIVE, objective_of
 from lrzip.plan import SCHEMA
-from lrzip.planning import check_device, decide, decomposition_of, look_at
+from lrzip.planning import check_device, decide, decomposition_of, look_at, selected
 from lrzip.progress import Progress, silent
 from lrzip.ranks.budget import parse_budgets
 from lrzip.report import Report
@@ -48,6 +49,8 @@ def curve(
     round_to: int | None = None,
     dtype: str = "keep",
     model: nn.Module | None = None,
+    calibrate: str | Path | Tensor | None = None,
+    calibration: CalibrationSettings | None = None,
     input_shapes: Sequence[str] = (),
     key: str | None = None,
     trust: bool = False,
@@ -66,6 +69,8 @@ def curve(
         round_to: Ranks are multiples of it, where any saves.
         dtype: Of the factors.
         model: The network that the checkpoint belongs to.
+        calibrate: Examples of what the network gets.
+        calibration: How many examples, and what they may change.
         input_shapes: One for each input of the network.
         key: Which entry of a nested file holds the weights.
         trust: Allow what would run code from the file.
@@ -84,13 +89,32 @@ def curve(
     architecture = Architecture.of(model) if model else None
     with open_checkpoint(Path(path), key=key, trust=trust) as checkpoint:
         found = profile_of(checkpoint, model, input_shapes, needed=rules[0].unit == "macs")
-        seen = look_at(checkpoint, request, solver, device=device, progress=progress, architecture=architecture)
+        subject = subject_of(checkpoint, model, key=key, trust=trust) if calibrate is not None else None
+        items = selected(checkpoint, request, architecture) if subject else ()
+        inputs = look_at_inputs(subject, calibrate, calibration, items)
+        if inputs and not objective:
+            request = with_objective(request, inputs.objective)
+        seen = look_at(
+            checkpoint,
+            request,
+            solver,
+            device=device,
+            progress=progress,
+            architecture=architecture,
+            statistics=inputs.planned if inputs else None,
+        )
         meter = meter_for(request, checkpoint, solver, found)
         points: list[Report] = []
         for rule in rules:
             start = perf_counter()
             decomposition = decomposition_of(request.decomposition, solver)
-            plan = decide(checkpoint, seen, replace(request, rule=rule), decomposition, meter)
+            plan = decide(
+                checkpoint,
+                seen,
+                replace(request, rule=replace(rule, objective=request.objective)),
+                decomposition,
+                meter,
+            )
             points.append(
                 Report(
                     plan=plan,
@@ -103,6 +127,7 @@ def curve(
                     seconds=perf_counter() - start,
                     version=lrzip.__version__,
                     costs=costs_of(found, plan.factorize, latency=False) if found else None,
+                    calibrated=told(inputs, ()) if inputs else None,
                 )
             )
     return Curve(str(path), lrzip.__version__, points)

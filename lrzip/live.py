@@ -2,16 +2,15 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from lrzip.calibration.calibrator import Calibrator, Network
-from lrzip.calibration.sequential import Fitted
+from lrzip.calibration.calibrator import Network
+from lrzip.calibration.calibrator import calibrate as run_calibration
 from lrzip.calibration.settings import CalibrationSettings
-from lrzip.compression import Work, factorize_all, fit, meter_for, request_of, rule_of, solver_of
+from lrzip.compression import Work, calibrated, factorize_all, meter_for, request_of, rule_of, solver_of, with_objective
 from lrzip.data.samples import Samples
 from lrzip.errors import UsageError
 from lrzip.factors import Chain
@@ -41,7 +40,7 @@ def factorize(
     oversample: int = 10,
     power_iterations: int = 2,
     tolerance: float = 1e-3,
-    calibrate: str | Tensor | Samples | None = None,
+    calibrate: str | Path | Tensor | Samples | None = None,
     calibration: CalibrationSettings | None = None,
     device: str | None = None,
     seed: int = 0,
@@ -92,11 +91,12 @@ def factorize(
     source = LiveSource(model)
     where = device or str(next((parameter.device for parameter in model.parameters()), "cpu"))
     architecture = Architecture.of(model)
-    calibrator, candidates = None, []
+    seen = None
     if calibrate is not None:
-        calibrator = Calibrator(Network(copy.deepcopy(model).eval()), calibrate, calibration or CalibrationSettings())
         candidates = [item for item in selected(source, request, architecture) if isinstance(item, Layer)]
-    statistics = calibrator.statistics(candidates) if calibrator else None
+        network = Network(copy.deepcopy(model).eval())
+        seen = run_calibration(network, calibrate, candidates, calibration or CalibrationSettings())
+        request = request if objective else with_objective(request, seen.objective)
     plan = make_plan(
         source,
         request,
@@ -105,15 +105,13 @@ def factorize(
         progress=progress,
         architecture=architecture,
         meter=meter_for(request, source, solver, None),
-        statistics=statistics,
+        statistics=seen.planned if seen else None,
     )
-    work = Work(source, solver, None, where, seed, statistics or {})
-    fitted = fit(calibrator, plan, candidates, work) if calibrator else Fitted()
-    work = replace(work, fitted=fitted.factors)
+    work, changed = calibrated(Work(source, solver, None, where, seed), plan, seen)
     made = [(decision, factors) for decision, factors, _ in factorize_all(plan, work, progress)]
     result: nn.Module = model if inplace else copy.deepcopy(model)
     with torch.no_grad():
-        for name, tensor in fitted.tensors.items():
+        for name, tensor in changed.items():
             result.state_dict(keep_vars=True)[name].copy_(tensor)
     for decision, factors in made:
         layer = decision.layer

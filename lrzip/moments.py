@@ -1,7 +1,7 @@
 """Second moments of what layers are applied to, which say what of a weight matters."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,8 +10,11 @@ from torch import Tensor
 from lrzip.linalg.gram import gram
 from lrzip.patches import Inputs
 
-# Of the pieces in which inputs are unfolded: large enough for full speed, small enough that float32 sums lose nothing.
+# Bytes and rows of the pieces in which inputs are unfolded: large enough for full speed, small enough that sums of so
+# many products in float32 lose nothing.
 PIECE = 1 << 25
+_ROWS = 1 << 13
+_ITEMSIZE = 4
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,14 @@ class Moments:
             (groups, n), the shares of the indices.
         first: E[x], (groups, n) float64.
         count: Positions that were averaged over.
+        influence: What errors of the layer's outputs count, as `lrzip.calibration.influence` has it; None where it is
+            not known.
     """
 
     second: Tensor
     first: Tensor
     count: int
+    influence: float | None = None
 
     @property
     def centered(self) -> "Moments":
@@ -35,7 +41,7 @@ class Moments:
         if self.second.dim() == self.first.dim():
             return self
         outer = self.first[:, :, None] * self.first[:, None, :]
-        return Moments(self.second - outer, torch.zeros_like(self.first), self.count)
+        return replace(self, second=self.second - outer, first=torch.zeros_like(self.first))
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ class Sums:
             self._count += inputs.parts[0].numel()
             return
         groups = len(self._second)
-        for piece in inputs.rows(PIECE, targets):
+        for piece in inputs.rows(min(PIECE, _ROWS * _ITEMSIZE * self._second.shape[-1]), targets):
             products: dict[int, tuple[Tensor, Tensor]] = {}  # groups may see the same
             for group, rows in enumerate(piece[:groups]):
                 if rows.data_ptr() not in products:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrzip.allocation import Allocation, Options, least_maximum, least_sum
-from lrzip.errors import UnknownName
+from lrzip.errors import UnknownName, UsageError
 from lrzip.spectrum import Spectrum
 
 Losses = NDArray[np.float64]
@@ -62,6 +62,16 @@ def _scaled_log_energy(spectrum: Spectrum) -> Losses:
     return spectrum.frobenius_norm * _log_energy(spectrum)
 
 
+def _fisher(spectrum: Spectrum) -> Losses:
+    """Return √(influence · ‖WX‖²) · log-energy of outputs: what the network's outputs would lose with all of a layer's.
+
+    The root makes up for what layers in a row have in common: less is lost than each of them alone predicts.
+    """
+    if spectrum.influence is None:
+        raise UsageError("`--objective fisher` takes a calibration of a network: `--model` and `--calibrate`.")
+    return float(np.sqrt(spectrum.influence)) * _scaled_log_energy(spectrum)
+
+
 def _operator_norm(spectrum: Spectrum) -> Losses:
     """Return ‖W − W_r‖₂ / ‖W‖₂ = σ_{r+1} / σ₁ (Liebenwein et al. 2021)."""
     values: Losses = spectrum.values.numpy()
@@ -75,10 +85,13 @@ OBJECTIVES: Mapping[str, Objective] = {
         Objective("energy", _energy),
         Objective("log-energy", _log_energy),
         Objective("scaled-log-energy", _scaled_log_energy),
+        Objective("fisher", _fisher),
         Objective("operator-norm", _operator_norm, by_maximum=True),
     )
 }
 DEFAULT_OBJECTIVE = "scaled-log-energy"
+CALIBRATED_OBJECTIVE = "fisher"
+"""The default where there is a calibration of a network."""
 
 
 def objective_of(name: str) -> Objective:

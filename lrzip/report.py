@@ -115,6 +115,36 @@ class Costs:
 
 
 @dataclass(frozen=True)
+class Calibrated:
+    """By what ranks and factors were chosen, other than by weights alone.
+
+    Attributes:
+        examples: What people call the examples that the network ran on.
+        count: How many there were.
+        corrections: What was made up for, as `--correct` takes it.
+        changed: Names of the tensors, beside the weights of factorized layers, that have other values.
+        scarce: For layers that were seen in fewer positions than their weight has columns both numbers, by name.
+    """
+
+    examples: str
+    count: int
+    corrections: str
+    changed: Sequence[str]
+    scarce: Mapping[str, tuple[int, int]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the calibration as `--json` prints it."""
+        scarce = [{"name": name, "positions": seen, "columns": size} for name, (seen, size) in self.scarce.items()]
+        return {
+            "examples": self.examples,
+            "count": self.count,
+            "corrections": self.corrections,
+            "changed": list(self.changed),
+            "scarce": scarce,
+        }
+
+
+@dataclass(frozen=True)
 class Report:
     """What a compression did, or with no `results` would do.
 
@@ -132,6 +162,7 @@ class Report:
         costs: What a run costs, where the network and its inputs are known.
         usage: What it takes to load the output, for people, if it takes anything.
         not_compared: Why that is not known, for a program that could not be run.
+        calibrated: By what ranks and factors were chosen, where that was not weights alone.
     """
 
     plan: Plan
@@ -147,6 +178,7 @@ class Report:
     costs: Costs | None = None
     usage: str | None = None
     not_compared: str | None = None
+    calibrated: Calibrated | None = None
 
     @property
     def parameters_after(self) -> int:
@@ -192,7 +224,7 @@ class Report:
             "dropped": [{"name": name, "reason": reason} for name, reason in self.dropped],
             "differences": [difference.to_dict() for difference in self.differences],
             "not_compared": self.not_compared,
-        }
+        } | ({"calibration": self.calibrated.to_dict()} if self.calibrated else {})
 
 
 def _layer(decision: Factorize, result: LayerResult | None) -> dict[str, Any]:

@@ -22,12 +22,14 @@ class Spectrum:
         shape: (m, n).
         eps: Relative precision with which the values are known, of the dtype the matrix was computed in.
         slack: Bound on the error of a sum of squares, for each value in it.
+        influence: What errors in the outputs of a layer count; None where it is not known.
     """
 
     values: Tensor
     shape: tuple[int, int]
     eps: float
     slack: float = 0.0
+    influence: float | None = None
 
     @classmethod
     def of(cls, subspace: Subspace) -> "Spectrum":

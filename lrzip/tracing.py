@@ -228,7 +228,7 @@ def _checked_file(destination: Path, suffix: str) -> Iterator[Path]:
 def quiet() -> Iterator[None]:
     """Keep torch's exporters from talking to people."""
     disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

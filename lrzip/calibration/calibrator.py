@@ -1,11 +1,11 @@
 """Calibration: what goes through a network decides what of its weights matters."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor, nn
@@ -13,20 +13,24 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from lrzip.calibration.corrections import Corrections
+from lrzip.calibration.influence import influences
 from lrzip.calibration.sequential import Fit, Fitted, Job, fit_in_sequence
 from lrzip.calibration.settings import DEFAULT_CORRECTIONS, CalibrationSettings
 from lrzip.data import read_inputs
 from lrzip.data.samples import Arrays, Samples
 from lrzip.errors import LrzipError, UsageError
-from lrzip.formats import Watchable
+from lrzip.formats import Exported, Watchable
 from lrzip.inputs import described
 from lrzip.layers import Layer, tensor_name
 from lrzip.moments import Arguments, Moments, Observe, Statistics, Sums
+from lrzip.objectives import CALIBRATED_OBJECTIVE, DEFAULT_OBJECTIVE
 from lrzip.patches import Inputs
 from lrzip.taps import watch_network
 from lrzip.tracing import follow
 
 _ITEMSIZE = 8
+# A mean over some hundred examples says well enough which layers matter.
+_INFLUENCE_BATCHES = 2
 
 
 class Subject(Protocol):
@@ -36,8 +40,13 @@ class Subject(Protocol):
         """Run on batches and show what layers are applied to."""
         ...
 
-    def program(self, arguments: Arguments) -> ExportedProgram | None:
-        """Return the program of a run on inputs like these, in which layers can be fitted; None where there is none."""
+    @property
+    def correctable(self) -> bool:
+        """Whether it has a program of torch, in which layers can be fitted one after the other."""
+        ...
+
+    def program(self, arguments: Arguments) -> ExportedProgram:
+        """Return that program, of a run on inputs like these."""
         ...
 
     def weight_name(self, layer: Layer) -> str:
@@ -55,6 +64,7 @@ class Network:
     """A live network, in evaluation mode, with the weights that are to be compressed."""
 
     model: nn.Module
+    correctable = True
 
     def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], see: Observe) -> None:
         """Run on batches and show what layers are applied to."""
@@ -80,13 +90,19 @@ class Stored:
 
     file: Watchable
 
+    @property
+    def correctable(self) -> bool:
+        """Whether it is one of torch."""
+        return isinstance(self.file, Exported)
+
     def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], see: Observe) -> None:
         """Run on batches and show what layers are applied to."""
         self.file.watch(layers, batches, see)
 
-    def program(self, arguments: Arguments) -> ExportedProgram | None:
-        """Return the program, if it is one of torch."""
+    def program(self, arguments: Arguments) -> ExportedProgram:
+        """Return the program."""
         del arguments
+        assert isinstance(self.file, Exported), "only what is correctable is asked"
         return self.file.exported()
 
     def weight_name(self, layer: Layer) -> str:
@@ -99,94 +115,156 @@ class Stored:
         return None
 
 
-class Calibrator:
-    """Looks at what examples do in a network, and finds factors by it.
+@dataclass(frozen=True)
+class Calibration:
+    """What examples do in a network, and what that says of its layers.
+
+    Attributes:
+        examples: What people call them.
+        count: How many were used.
+        layers: The layers that were looked at.
+        statistics: Of those that the examples reach.
+        corrections: What factors will make up for.
+        run: Makes them: fits layers in the order in which they run. None where nothing is made up for.
+    """
+
+    examples: str
+    count: int
+    layers: Sequence[Layer]
+    statistics: Statistics
+    corrections: Corrections = field(default_factory=Corrections)
+    run: Callable[[Job], Fitted] | None = None
+
+    @property
+    def planned(self) -> Statistics:
+        """The moments that ranks are chosen by: without means, where those that are missed are made up for."""
+        if not self.corrections.bias:
+            return self.statistics
+        return {name: moments.centered for name, moments in self.statistics.items()}
+
+    @property
+    def objective(self) -> str:
+        """The objective by which ranks are chosen best with what is known."""
+        known = all(moments.influence is not None for moments in self.statistics.values())
+        return CALIBRATED_OBJECTIVE if known and self.statistics else DEFAULT_OBJECTIVE
+
+    @property
+    def scarce(self) -> Mapping[str, tuple[int, int]]:
+        """The layers that were seen in fewer positions than their weight has columns: both numbers, by name."""
+        sizes = {layer.name: layer.input_size for layer in self.layers if layer.kind != "embedding"}
+        counts = {name: moments.count for name, moments in self.statistics.items()}
+        return {name: (counts[name], size) for name, size in sizes.items() if counts.get(name, size) < size}
+
+    def fit(self, factorize: Sequence[Layer], fit: Fit) -> Fitted:
+        """Return the factors of some layers, which make up for each other, and other tensors that change with them.
+
+        Raises:
+            LrzipError: torch.export cannot follow the network.
+        """
+        if self.run is None:
+            return Fitted()
+        chosen = {layer.name for layer in factorize}
+        others = [layer for layer in self.layers if layer.name not in chosen and self.corrections.refit]
+        return self.run(
+            Job(
+                layers=[layer for layer in (*factorize, *others) if layer.name in self.statistics],
+                factorize=frozenset(chosen),
+                fit=fit,
+                statistics=self.statistics,
+                corrections=self.corrections,
+            )
+        )
+
+
+def calibrate(
+    subject: Subject, examples: str | Path | Tensor | Samples, layers: Sequence[Layer], settings: CalibrationSettings
+) -> Calibration:
+    """Run a network on examples and look at what its layers get, in as many passes as memory asks for.
 
     Args:
         subject: What to run.
-        examples: Inputs: a tensor (n, …), what `--calibrate` names, or samples. Labels are not looked at.
-        settings: How many, and what to do with them.
+        examples: A tensor (n, …), what `--calibrate` names, or samples. Labels are not looked at.
+        layers: To look at.
+        settings: How many examples, and what to make up for.
 
     Raises:
-        LrzipError: The examples cannot be read.
+        UsageError: Corrections are asked for that the subject cannot have.
+        LrzipError: The examples cannot be read, the network does not take them, or it makes NaN or Inf of them.
     """
+    samples = _samples(examples, settings)
+    batches = list(_batches(samples, settings, subject.dtype))
+    program, corrections = _program(subject, settings.corrections, batches[0])
+    found: dict[str, Moments] = {}
+    with _named(samples, batches[0]):
+        for part in _parts(layers, settings.memory):
+            found |= moments_of(subject, part, batches)
+    for name, moments in found.items():
+        if not isfinite(float(moments.second.sum())):
+            raise LrzipError(f"`{name}` gets NaN or Inf on `{samples.name}`. Look at these inputs.")
 
-    def __init__(self, subject: Subject, examples: "str | Tensor | Samples", settings: CalibrationSettings) -> None:
-        self._subject, self._settings = subject, settings
-        self.samples = _samples(examples, settings)
-        self.batches = list(_batches(self.samples, settings, subject.dtype))
+    count = len(batches) * min(settings.batch_size, len(samples))
+    if program is None:
+        return Calibration(samples.name, count, layers, found, corrections)
+    with _named(samples, batches[0]):
+        named = {subject.weight_name(layer): layer for layer in layers if layer.name in found}
+        counts = influences(program, named, batches[:_INFLUENCE_BATCHES], seed=settings.seed)
+    weighed = {name: replace(moments, influence=counts.get(name, 0.0)) for name, moments in found.items()}
 
-    @property
-    def corrections(self) -> Corrections:
-        """What is made up for."""
-        return self._settings.corrections if self._settings.corrections is not None else DEFAULT_CORRECTIONS
+    def run(job: Job) -> Fitted:
+        with _named(samples, batches[0]):
+            return fit_in_sequence(program, subject.weight_name, batches, job)
 
-    def statistics(self, layers: Sequence[Layer]) -> Statistics:
-        """Return the moments of the inputs of all layers that the examples reach, in as many passes as memory asks for.
+    fits = run if corrections != Corrections() else None
+    return Calibration(samples.name, count, layers, weighed, corrections, fits)
 
-        Raises:
-            LrzipError: The network does not take the examples, or makes NaN or Inf of them.
-        """
-        found: dict[str, Moments] = {}
-        for part in _parts(layers, self._settings.memory):
-            found |= self._run(partial(self._moments, part))
-        for name, moments in found.items():
-            if not isfinite(float(moments.second.sum())):
-                raise LrzipError(f"`{name}` gets NaN or Inf on `{self.samples.name}`. Look at these inputs.")
-        return found
 
-    def _moments(self, layers: Sequence[Layer]) -> dict[str, Moments]:
-        sums: dict[str, Sums] = {}
-        by_name = {layer.name: layer for layer in layers}
-
-        def see(name: str, inputs: Inputs) -> None:
-            layer = by_name[name]
-            if name not in sums:
-                sums[name] = Sums(layer.input_size, layer.groups, diagonal=layer.kind == "embedding")
-            sums[name].add(inputs)
-
-        self._subject.watch(layers, self.batches, see)
-        return {name: seen.moments() for name, seen in sums.items()}
-
-    def fit(self, factorize: Sequence[Layer], refit: Sequence[Layer], statistics: Statistics, fit: Fit) -> Fitted:
-        """Return factors of layers, and other tensors that change with them; nothing where nothing is to be corrected.
-
-        Raises:
-            LrzipError: The network cannot be followed.
-        """
-        if self.corrections == Corrections():
-            return Fitted()
-        program = self._subject.program(self.batches[0])
-        if program is None:
-            if self._settings.corrections is None:
-                return Fitted()
-            raise UsageError("`--correct` needs the network: `--model PKG.MOD:NET`, or a `.pt2` program. Leave it out.")
-        again = refit if self.corrections.refit else ()
-        job = Job(
-            layers={self._subject.weight_name(layer): layer for layer in (*factorize, *again)},
-            factorize=frozenset(layer.name for layer in factorize),
-            refit=frozenset(layer.name for layer in again),
-            fit=fit,
-            statistics=statistics,
-            corrections=self.corrections,
-        )
-        fitted: Fitted = self._run(partial(fit_in_sequence, program, self.batches, job))
-        return fitted
-
-    def _run(self, work: Callable[[], Any]) -> Any:
-        try:
-            return work()
-        except (LrzipError, MemoryError, torch.OutOfMemoryError):
+def _program(
+    subject: Subject, asked: Corrections | None, arguments: Arguments
+) -> tuple[ExportedProgram | None, Corrections]:
+    """Return the program of a subject, if it has one, and what can be made up for in it."""
+    if not subject.correctable:
+        if asked not in (None, Corrections()):
+            raise UsageError("`--correct` is for networks (`--model PKG.MOD:NET`) and `.pt2` programs. Leave it out.")
+        return None, Corrections()
+    try:
+        return subject.program(arguments), DEFAULT_CORRECTIONS if asked is None else asked
+    except LrzipError:
+        if asked not in (None, Corrections()):
             raise
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, KeyError) as error:
-            said = " ".join(str(error).split())[:160].rstrip(".")
-            raise LrzipError(
-                f"The network does not take the inputs of `{self.samples.name}`, {described(self.batches[0])}: "
-                f"{type(error).__name__}: {said}."
-            ) from error
+        return None, Corrections()
 
 
-def _samples(examples: "str | Tensor | Samples", settings: CalibrationSettings) -> Samples:
+def moments_of(subject: Subject, layers: Sequence[Layer], batches: Sequence[Arguments]) -> dict[str, Moments]:
+    """Return the moments of what layers get, by name, for those that are reached."""
+    sums: dict[str, Sums] = {}
+    by_name = {layer.name: layer for layer in layers}
+
+    def see(name: str, inputs: Inputs) -> None:
+        layer = by_name[name]
+        if name not in sums:
+            sums[name] = Sums(layer.input_size, layer.groups, diagonal=layer.kind == "embedding")
+        sums[name].add(inputs)
+
+    subject.watch(layers, batches, see)
+    return {name: seen.moments() for name, seen in sums.items()}
+
+
+@contextmanager
+def _named(samples: Samples, inputs: Arguments) -> Iterator[None]:
+    """Turn what goes wrong in running a network on examples into one line about the examples."""
+    try:
+        yield
+    except (LrzipError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, KeyError) as error:
+        said = " ".join(str(error).split())[:160].rstrip(".")
+        raise LrzipError(
+            f"The network does not take the inputs of `{samples.name}`, {described(inputs)}: "
+            f"{type(error).__name__}: {said}."
+        ) from error
+
+
+def _samples(examples: str | Path | Tensor | Samples, settings: CalibrationSettings) -> Samples:
     if isinstance(examples, str | Path):
         return read_inputs(str(examples), preparation=settings.preparation)
     if isinstance(examples, Tensor):

@@ -46,39 +46,42 @@ class Job:
     """What a walk is to do.
 
     Attributes:
-        layers: All layers that take part, by the name of their weight in the program.
-        factorize: Names of the layers to factorize.
-        refit: Names of the layers that stay whole, but may be fitted again.
+        layers: All that take part.
+        factorize: Names of those to factorize; the others stay whole, and are fitted again.
         fit: Makes factors.
         statistics: Of the dense network, for layers that cannot be fitted in sequence.
         corrections: What may be changed.
     """
 
-    layers: Mapping[str, Layer]
+    layers: Sequence[Layer]
     factorize: frozenset[str]
-    refit: frozenset[str]
     fit: Fit
     statistics: Statistics
     corrections: Corrections
 
 
-def fit_in_sequence(program: ExportedProgram, batches: Sequence[Arguments], job: Job) -> Fitted:
+def fit_in_sequence(
+    program: ExportedProgram, weight_name: Callable[[Layer], str], batches: Sequence[Arguments], job: Job
+) -> Fitted:
     """Return factors and changed tensors that bring the outputs of a compressed program near to its own.
 
     Args:
         program: In evaluation mode.
+        weight_name: Of the name of a layer's weight in the program.
         batches: What to run it on. The activations of all of them that are still needed are held in memory, twice.
         job: What to do.
     """
     with torch.no_grad():
-        walk = _Walk(program, batches, job)
+        walk = _Walk(program, {weight_name(layer): layer for layer in job.layers}, batches, job)
         walk.run()
     return walk.found
 
 
 class _Walk:
-    def __init__(self, program: ExportedProgram, batches: Sequence[Arguments], job: Job) -> None:
-        self._job, self.found = job, Fitted()
+    def __init__(
+        self, program: ExportedProgram, layers: Mapping[str, Layer], batches: Sequence[Arguments], job: Job
+    ) -> None:
+        self._job, self._layers, self.found = job, layers, Fitted()
         self._interpreter = Interpreter(program.graph_module)
         nodes = [node for node in program.graph.nodes if node.op == "placeholder"]
         runs = [arguments_of(program, args, kwargs) for args, kwargs in batches]
@@ -86,7 +89,7 @@ class _Walk:
         self._small: list[dict[Node, Any]] = [dict(zip(nodes, run, strict=True)) for run in runs]
         self._names = {node: name for node, (name, _) in tensors_of(program).items()}
         self._nodes = [node for node in program.graph.nodes if node.op not in ("placeholder", "output")]
-        calls = [node for node in self._nodes if call_of(node, job.layers, self._names)]
+        calls = [node for node in self._nodes if call_of(node, layers, self._names)]
         self._landings = landings_of(calls, residual=job.corrections.residual)
 
     def run(self) -> None:
@@ -97,7 +100,7 @@ class _Walk:
         for node, index in last.items():
             frees.setdefault(index, []).append(node)
         for index, node in enumerate(order):
-            called = call_of(node, self._job.layers, self._names)
+            called = call_of(node, self._layers, self._names)
             self._step(node, self._dense)
             if called and called[0].name not in self.found.factors:
                 self._fit(node, *called)
@@ -135,8 +138,6 @@ class _Walk:
     def _fit(self, node: Node, layer: Layer, weight: Node) -> None:
         """Find the weight of a layer in the compressed program."""
         factorize = layer.name in self._job.factorize
-        if not factorize and layer.name not in self._job.refit:
-            return
         old: Tensor = self._dense[0][weight]
         landing = self._landings[node]
         shift = self._shift(landing)

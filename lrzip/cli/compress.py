@@ -10,6 +10,7 @@ import typer
 
 from lrzip.cli import options
 from lrzip.cli.bounded import compress_bounded
+from lrzip.cli.calibrating import calibration_of
 from lrzip.cli.console import (
     goes_to_stdout,
     layer_progress,
@@ -54,8 +55,8 @@ def compress(
     objective: Annotated[
         str | None,
         typer.Option(
-            help="Predicts losses: relative-energy, energy, log-energy, scaled-log-energy, operator-norm.",
-            show_default="scaled-log-energy",
+            help="Predicts losses: relative-energy, energy, log-energy, scaled-log-energy, operator-norm, fisher.",
+            show_default="fisher with --calibrate and a network, else scaled-log-energy",
         ),
     ] = None,
     plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Do what a plan file says.")] = None,
@@ -108,6 +109,29 @@ def compress(
     latency: Annotated[bool, typer.Option("--latency", help="Time dense against factorized on this machine.")] = False,
     min_speedup: Annotated[
         float | None, typer.Option(help="Leave layers whole whose factors are not so many times faster here.")
+    ] = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="Choose by what layers make of examples, without labels: file.npz and the like, as --data takes them. "
+            "Needs --model, or a program.",
+        ),
+    ] = None,
+    calibration_samples: Annotated[
+        int | None, typer.Option(min=1, help="Examples of --calibrate, picked at random.", show_default="1024")
+    ] = None,
+    calibration_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Of what --calibrate gathers at a time: 500MB.", show_default="2GiB"),
+    ] = None,
+    correct: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="What --calibrate makes up for: none, or some of bias, sequential, residual, refit.",
+            show_default="all",
+        ),
     ] = None,
     max_drop: Annotated[
         float | None,
@@ -256,6 +280,15 @@ def compress(
         "`{}` goes with `--max-drop D`, which is missing.",
     )
     rules = dict(_rule(text) for text in layer or ())
+    calibration = calibration_of(
+        calibrate,
+        samples=calibration_samples,
+        memory=calibration_memory,
+        correct=correct,
+        mean=mean,
+        std=std,
+        seed=seed,
+    )
     if budget and "," in budget and dry_run:
         unfit = {
             "--save-plan": save_plan,
@@ -288,6 +321,8 @@ def compress(
                 "round_to": round_to,
                 "dtype": dtype,
                 "model": load_network(network, model_arg),
+                "calibrate": calibrate,
+                "calibration": calibration,
                 "input_shapes": input_shape or (),
                 "key": key,
                 "trust": trust,
@@ -327,6 +362,8 @@ def compress(
                 tolerance=tolerance,
                 dtype=dtype,
                 model=load_network(network, model_arg),
+                calibrate=calibrate,
+                calibration=calibration,
                 input_shapes=input_shape or (),
                 latency=latency,
                 min_speedup=min_speedup,

@@ -9,7 +9,7 @@ from lrzip.cli.console import costs_text, make_table, print_kept, printable, sha
 
 if TYPE_CHECKING:
     from lrzip.plan import Spent
-    from lrzip.report import Report
+    from lrzip.report import Calibrated, Report
 
 
 def _table(report: "Report") -> dict[str, list[str]]:
@@ -27,6 +27,8 @@ def _table(report: "Report") -> dict[str, list[str]]:
         table["predicted loss"] = [f"{decision.predicted_loss or 0:.4g}" for decision in decisions]
     if report.results:
         table["error"] = [f"{result.error:.4f}" for result in report.results]
+    if report.calibrated and report.results:
+        table["of outputs"] = [f"{result.output_error or 0:.4f}" for result in report.results]
     if report.costs:
         costs = [report.costs.layers[decision.layer.name] for decision in decisions]
         table["MACs"] = [f"{cost.macs_before:,}" for cost in costs]
@@ -48,6 +50,20 @@ def _budget_text(spent: "Spent") -> str:
     )
 
 
+def _calibrated_text(seen: "Calibrated") -> str:
+    """Return in one line by what ranks and factors were chosen, and in another what was too little."""
+    text = f"Calibrated on {seen.count} examples of {seen.examples}, corrections: {seen.corrections}"
+    if seen.changed:
+        text += f"; {len(seen.changed)} other tensors have new values"
+    if seen.scarce:
+        name, (positions, columns) = next(iter(seen.scarce.items()))
+        text += (
+            f"\nFew examples for {len(seen.scarce)} layers, whose factors follow the weight where nothing was seen: "
+            f"`{name}` was seen in {positions} positions and has {columns} columns"
+        )
+    return text
+
+
 def print_report(console: Console, report: "Report") -> None:
     """Print a report: layers, what stays whole, and totals."""
     table = _table(report)
@@ -62,6 +78,8 @@ def print_report(console: Console, report: "Report") -> None:
         f"{report.parameters_before:,} → {report.parameters_after:,} parameters ({report.ratio:.2f} times smaller), "
         f"{size_text(report.nbytes_before)} → {size_text(report.nbytes_after)}"
     )
+    if report.calibrated:
+        console.print(Text(printable(_calibrated_text(report.calibrated))), soft_wrap=True)
     if report.costs:
         console.print(costs_text(report.costs))
     if report.plan.budget:

@@ -55,7 +55,8 @@ class SVD:
             matrices = tuple(_seen(layer, matrix, whitening) for matrix, whitening in pairs)
         squares = torch.stack([singular_values(matrix).cpu().square() for matrix in matrices])
         eps = torch.finfo(compute_dtype(weight.dtype)).eps
-        return (Spectrum(squares.sum(0).sqrt(), layer.matrix_shape, eps),)
+        influence = moments.influence if moments else None
+        return (Spectrum(squares.sum(0).sqrt(), layer.matrix_shape, eps, influence=influence),)
 
     def subspaces(self, layer: Layer, weight: Tensor, rank: int) -> tuple[Subspace, ...]:
         """Return the whole spectrum and the leading `rank` singular vectors, if the solver makes use of them."""

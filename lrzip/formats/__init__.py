@@ -171,8 +171,17 @@ class Watchable(Protocol):
         """
         ...
 
-    def exported(self) -> "ExportedProgram | None":
-        """Return the program, if it is one of torch."""
+
+@runtime_checkable
+class Exported(Protocol):
+    """A checkpoint that holds a program of torch.export."""
+
+    def exported(self) -> "ExportedProgram":
+        """Return the program.
+
+        Raises:
+            UntrustedFile: Loading it would run code, and trust was not given.
+        """
         ...
 
 

@@ -152,6 +152,19 @@ class Budget:
         )
 
 
+def parse_size(option: str, text: str) -> int:
+    """Return the bytes that `500MB` or `2GiB` stands for.
+
+    Raises:
+        UsageError: It stands for none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)", text.strip())
+    if not found or found[2] not in {"", *_BYTES}:
+        raise UsageError(f"`{option}` takes a size such as 500MB or 2GiB, got `{text}`.")
+    scale: int = _BYTES.get(found[2], 1)
+    return floor(float(found[1]) * scale)
+
+
 def parse_budgets(text: str, objective: Objective) -> tuple[Budget, ...]:
     """Return the budgets of a list such as `params=10%,20%,30%`; the unit stands once.
 

@@ -1,0 +1,45 @@
+"""Calibration on the command line."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lrzip.cli.console import refuse
+
+if TYPE_CHECKING:
+    from lrzip.calibration.settings import CalibrationSettings
+
+
+def calibration_of(
+    examples: str | None,
+    *,
+    samples: int | None,
+    memory: str | None,
+    correct: str | None,
+    mean: str | None,
+    std: str | None,
+    seed: int,
+) -> "CalibrationSettings | None":
+    """Return what options say of a calibration, or None without one."""
+    if examples is None:
+        given = {
+            "--calibration-samples": samples,
+            "--calibration-memory": memory,
+            "--correct": correct,
+            "--mean": mean,
+            "--std": std,
+        }
+        refuse(given, "`{}` goes with `--calibrate SPEC`, which is missing.")
+        return None
+    from lrzip.calibration.corrections import Corrections
+    from lrzip.calibration.settings import CalibrationSettings
+    from lrzip.data.augmentation import Preparation
+    from lrzip.ranks.budget import parse_size
+
+    settings = CalibrationSettings(preparation=Preparation.parse(mean, std, None), seed=seed)
+    if samples is not None:
+        settings = replace(settings, samples=samples)
+    if memory is not None:
+        settings = replace(settings, memory=parse_size("--calibration-memory", memory))
+    if correct is not None:
+        settings = replace(settings, corrections=Corrections.parse(correct))
+    return settings
