@@ -9,11 +9,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from lrzip.calibration.calibrator import Calibrator, Network
-from lrzip.calibration.corrections import Corrections
-from lrzip.calibration.settings import CalibrationSettings
 from lrzip.data.samples import Samples
-from lrzip.errors import LrzipError
 from lrzip.factors import Chain, compose, find_chains
 from lrzip.inference import is_parameter
 from lrzip.layers import TensorSpec, tensor_name
@@ -41,14 +37,14 @@ class Forms:
         architecture: Of it.
         candidates: The layers that may be factorized, in order, with their spectra.
         options: Of `lrzip.factorize`: how factors are computed.
-        calibration: Of `lrzip.factorize`: by which examples factors are chosen, and how; empty for plain ones.
+        examples: What the network gets, by which factors are chosen; None for plain ones.
     """
 
     model: nn.Module
     architecture: Architecture
     candidates: Sequence[Candidate]
     options: Mapping[str, Any]
-    calibration: Mapping[str, Any]
+    examples: Samples | None
 
     @classmethod
     def of(
@@ -80,7 +76,7 @@ class Forms:
 
         seen = survey(source, items, decomposition, look, device="cpu", progress=silent)
         candidates = [item for item in seen if isinstance(item, Candidate)]
-        return cls(model, architecture, candidates, options or {}, _calibration(model, examples) if examples else {})
+        return cls(model, architecture, candidates, options or {}, examples)
 
     def with_weights(self, dense: nn.Module) -> "Forms":
         """Return the forms of the same network with other weights."""
@@ -96,12 +92,12 @@ class Forms:
         if not ranks:
             return copy.deepcopy(self.model)
         rules = {escape(name): f"rank:{rank}" for name, rank in ranks.items()}
-        return factorize(self.model, rank=1, layers=rules, only=list(rules), **self.calibration, **self.options)
+        return factorize(self.model, rank=1, layers=rules, only=list(rules), calibrate=self.examples, **self.options)
 
     def within(self, parameters: int) -> nn.Module:
         """Return a copy with the ranks that a budget of parameters gives all layers together."""
         names = [escape(candidate.layer.name) for candidate in self.candidates]
-        return factorize(self.model, budget=f"params={parameters}", only=names, **self.calibration, **self.options)
+        return factorize(self.model, budget=f"params={parameters}", only=names, calibrate=self.examples, **self.options)
 
     def alone(self, candidate: Candidate, rank: int) -> nn.Module:
         """Return a copy with one layer at some rank, also where that saves nothing."""
@@ -172,16 +168,6 @@ class Forms:
             fits = self.parameters(choose(middle)) <= parameters
             low, high = (middle, high) if fits else (low, middle)
         return choose(low)
-
-
-def _calibration(model: nn.Module, examples: Samples) -> Mapping[str, Any]:
-    """Return how to calibrate by examples: with corrections where torch.export can follow the network."""
-    network, settings = Network(copy.deepcopy(model).eval()), CalibrationSettings()
-    try:
-        network.program(Calibrator(network, examples, settings).batches[0])
-    except LrzipError:
-        settings = CalibrationSettings(corrections=Corrections())
-    return {"calibrate": examples, "calibration": settings}
 
 
 def _saved(candidate: Candidate, rank: int) -> int:

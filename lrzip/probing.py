@@ -139,7 +139,7 @@ class Prober:
 
     def __post_init__(self) -> None:
         names = [candidate.layer.name for candidate in self.forms.candidates]
-        digest, calibrated = network_digest(self.forms.model), bool(self.forms.calibration)
+        digest, calibrated = network_digest(self.forms.model), self.forms.examples is not None
         data = self.bench.identity if self.results.lasting else ""
         self._begin = key_of(digest, data, names, dict(self.forms.options), calibrated)
         self._again: dict[str, Callable[[], Mapping[str, Tensor]]] = {}
