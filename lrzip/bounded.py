@@ -100,6 +100,7 @@ def compress_within(
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
+    calibrate: bool | None = None,
     test: str | None = None,
     log: str | Path | None = None,
     resume: bool = False,
@@ -125,6 +126,8 @@ def compress_within(
         only: Globs of the layers to take.
         skip: Globs of the layers to leave.
         options: Of `lrzip.factorize`: how factors are computed and budgets spent.
+        calibrate: Whether examples of the training set, without labels, choose factors, and ranks within a budget; by
+            default for `global` alone, since the others are there for comparison.
         test: Where the test set is.
         log: File that gets a line of JSON for each network that was tried. Beside it, in `LOG.states`, are the networks
             to go on from, and in the end the best.
@@ -148,7 +151,9 @@ def compress_within(
     logged = _log(log, resume=resume, force=force)
     tested = read_test(test, learning) if test is not None else None
     bench = make_bench(source, model, learning, distil=True, key=key, trust=trust)
-    forms = Forms.of(bench.model, only=only, skip=skip, options={"seed": learning.settings.seed, **(options or {})})
+    calibrated = strategy == "global" if calibrate is None else calibrate
+    chosen = {"seed": learning.settings.seed, **(options or {})}
+    forms = Forms.of(bench.model, only=only, skip=skip, options=chosen, examples=bench.train if calibrated else None)
     prober = Prober(
         bench,
         forms,

@@ -117,14 +117,14 @@ class Bench:
     scorer: Scorer
 
     def score(self, model: nn.Module, samples: Samples | None = None) -> dict[str, float]:
-        """Return the metrics of a network on the validation set, or on other examples; it moves to the device."""
+        """Return the metrics of a network on the validation set, or on other examples; it stays where it is."""
         device = torch.device(self.learning.device)
         if self.teacher is not None:
             self.teacher.to(device).eval()
         amp = self.learning.settings.amp
         with torch.autocast(device.type, _DTYPES.get(amp), enabled=amp != "no"):
             return self.scorer(
-                model.to(device),
+                model if device.type == "cpu" else copy.deepcopy(model).to(device),
                 samples or self.val,
                 target=self._objective.target if self.teacher is not None else None,
                 device=device,
@@ -163,7 +163,10 @@ class Bench:
 
     @cached_property
     def identity(self) -> str:
-        """A digest of all that results depend on but the network, the settings of a fine-tune and its seed."""
+        """A digest of all that results depend on but the network, the settings of a fine-tune and its seed.
+
+        It takes a pass over the data.
+        """
         learning = self.learning
         return key_of(
             lrzip.__version__,

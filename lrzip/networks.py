@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from lrzip.data.samples import Samples
 from lrzip.factors import Chain, compose, find_chains
 from lrzip.inference import is_parameter
 from lrzip.layers import TensorSpec, tensor_name
@@ -36,12 +37,14 @@ class Forms:
         architecture: Of it.
         candidates: The layers that may be factorized, in order, with their spectra.
         options: Of `lrzip.factorize`: how factors are computed.
+        examples: What the network gets, by which factors are chosen; None for plain ones.
     """
 
     model: nn.Module
     architecture: Architecture
     candidates: Sequence[Candidate]
     options: Mapping[str, Any]
+    examples: Samples | None
 
     @classmethod
     def of(
@@ -51,6 +54,7 @@ class Forms:
         only: Sequence[str] = (),
         skip: Sequence[str] = (),
         options: Mapping[str, Any] | None = None,
+        examples: Samples | None = None,
     ) -> "Forms":
         """Return the forms of a network with its weights.
 
@@ -72,7 +76,7 @@ class Forms:
 
         seen = survey(source, items, decomposition, look, device="cpu", progress=silent)
         candidates = [item for item in seen if isinstance(item, Candidate)]
-        return cls(model, architecture, candidates, options or {})
+        return cls(model, architecture, candidates, options or {}, examples)
 
     def with_weights(self, dense: nn.Module) -> "Forms":
         """Return the forms of the same network with other weights."""
@@ -88,12 +92,12 @@ class Forms:
         if not ranks:
             return copy.deepcopy(self.model)
         rules = {escape(name): f"rank:{rank}" for name, rank in ranks.items()}
-        return factorize(self.model, rank=1, layers=rules, only=list(rules), **self.options)
+        return factorize(self.model, rank=1, layers=rules, only=list(rules), calibrate=self.examples, **self.options)
 
     def within(self, parameters: int) -> nn.Module:
         """Return a copy with the ranks that a budget of parameters gives all layers together."""
         names = [escape(candidate.layer.name) for candidate in self.candidates]
-        return factorize(self.model, budget=f"params={parameters}", only=names, **self.options)
+        return factorize(self.model, budget=f"params={parameters}", only=names, calibrate=self.examples, **self.options)
 
     def alone(self, candidate: Candidate, rank: int) -> nn.Module:
         """Return a copy with one layer at some rank, also where that saves nothing."""

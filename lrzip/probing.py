@@ -139,8 +139,9 @@ class Prober:
 
     def __post_init__(self) -> None:
         names = [candidate.layer.name for candidate in self.forms.candidates]
-        digest = network_digest(self.forms.model)
-        self._begin = key_of(digest, self.bench.identity, names, dict(self.forms.options))
+        digest, calibrated = network_digest(self.forms.model), self.forms.examples is not None
+        data = self.bench.identity if self.results.lasting else ""
+        self._begin = key_of(digest, data, names, dict(self.forms.options), calibrated)
         self._again: dict[str, Callable[[], Mapping[str, Tensor]]] = {}
         self._fresh = False
         self._twins: dict[tuple[str, str], str] = {}

@@ -44,6 +44,11 @@ class Results:
     def __len__(self) -> int:
         return len(self._known)
 
+    @property
+    def lasting(self) -> bool:
+        """Whether they outlive the process, so that keys must tell all apart that another one may ask for."""
+        return self._path is not None
+
     def get(self, key: str) -> Mapping[str, Any] | None:
         """Return what is known of a key."""
         return self._known.get(key)

@@ -274,7 +274,7 @@ class _Work:
         return self._known({"what": what, "settings": asdict(settings)}, compute)
 
     def _known(self, of: Mapping[str, Any], compute: Callable[[], dict[str, float]]) -> dict[str, float]:
-        key = key_of(self.digest, self.bench.identity, of)
+        key = key_of(self.digest, self.bench.identity if self.results.lasting else "", of)
         found = self.results.get(key)
         if found is None:
             scores = compute()

@@ -137,12 +137,14 @@ def _most_aggressive(prober: Prober, origin: Tried, name: str, lowest: float, se
 
 
 def _tuned_on(prober: Prober, tried: Tried, settings: Settings) -> Tried:
-    """Return a network tuned until it is within the bound, or given up."""
+    """Return a network tuned until it is within the bound, or given up: too far from it, or too slow to come near."""
     missing = prober.shortfall(tried)
     for round_ in range(2, 2 + _MORE_ROUNDS):
-        if tried.within or not 0 < missing <= prober.bound + MARGIN or tried.stopped != "finished":
+        improved = prober.bench.gain(tried.scores) > prober.bench.gain(tried.before)
+        if tried.within or not improved or missing > prober.bound + MARGIN:
             break
-        tried = prober.try_(tried, {"tune": "on", "round": round_}, None, settings)
+        other = replace(settings, seed=settings.seed + round_)
+        tried = prober.try_(tried, {"tune": "on", "round": round_}, None, other)
         if prober.shortfall(tried) > missing / 2:
             break
         missing = prober.shortfall(tried)

@@ -7,7 +7,7 @@ from lrzip.inference import is_parameter
 from lrzip.live import LiveSource
 from lrzip.networks import Forms
 from tests.networks import seeded
-from tests.tasks import Classifier
+from tests.tasks import Classifier, samples_of
 
 
 class Mixed(nn.Module):
@@ -88,3 +88,22 @@ def test_only_and_skip_choose_the_candidates() -> None:
     assert [item.layer.name for item in forms.candidates] == ["head"]
     with pytest.raises(lrzip.LrzipError, match="matches no layer"):
         Forms.of(seeded(Mixed), only=["nothing"])
+
+
+class Branching(Classifier):
+    """A network that torch.export cannot follow: what it does depends on what it gets."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if bool(x.sum() > 1e9) else x + 1)
+
+
+@pytest.mark.parametrize("kind", [Classifier, Branching])
+def test_examples_choose_the_factors_also_of_what_cannot_be_exported(kind: type[nn.Module]) -> None:
+    x = torch.randn(200, 12, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -3, 12)
+    model = seeded(kind).eval()
+    plain, calibrated = (Forms.of(model, examples=examples) for examples in (None, samples_of(x, None)))
+    both = plain, calibrated
+    for pair in ([forms.within(400) for forms in both], [forms.factorized({"fc1": 4}) for forms in both]):
+        with torch.no_grad():
+            errors = [float((network(x) - model(x)).norm()) for network in pair]
+        assert errors[1] < errors[0]

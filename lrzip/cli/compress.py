@@ -208,6 +208,10 @@ def compress(
             "--input-shape": input_shape,
             "--latency": latency or None,
             "--min-speedup": min_speedup,
+            "--calibrate": calibrate,
+            "--calibration-samples": calibration_samples,
+            "--calibration-memory": calibration_memory,
+            "--correct": correct,
         }
         refuse(given, "`--max-drop` decides on all ranks itself, so it goes without `{}`.")
         if network is None or data is None:
