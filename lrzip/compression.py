@@ -219,7 +219,7 @@ def compress(
         results: list[LayerResult] = []
         changed: Mapping[str, Tensor] = {}
         if scratch:
-            work, others = calibrated(Work(checkpoint, solver, scratch, device, seed), decisions, seen)
+            work, others = calibrated(Work(checkpoint, solver, scratch, device, seed), decisions, seen, progress)
             changed = by_file_names(others, checkpoint, architecture)
             with rewrite(destination, checkpoint, decisions, drop=list(lost), changed=changed) as rewriter:
                 for decision, factors, seconds in factorize_all(decisions, work, progress):
@@ -351,7 +351,7 @@ def look_at_inputs(
         return None
     chosen, found = settings or CalibrationSettings(), [item for item in layers() if isinstance(item, Layer)]
     if isinstance(examples, str | Path) and holds_statistics(Path(examples)):
-        if chosen.corrections or chosen.save:
+        if chosen.corrections or chosen.save or chosen.reconstruct:
             raise UsageError(f"`{examples}` is what a calibration saw, so there is nothing to run, correct or save.")
         return load_statistics(Path(examples), found)
     if chosen.save:
@@ -362,8 +362,14 @@ def look_at_inputs(
     return seen
 
 
-def calibrated(work: Work, plan: Plan, seen: Calibration | None) -> tuple[Work, Mapping[str, Tensor]]:
-    """Return the work with what a calibration says of it, and the other tensors that change with the factors."""
+def calibrated(
+    work: Work, plan: Plan, seen: Calibration | None, progress: Progress
+) -> tuple[Work, Mapping[str, Tensor]]:
+    """Return the work with what a calibration says of it, and the other tensors that change with the factors.
+
+    Raises:
+        UsageError: A reconstruction is asked for, and there is no network to train.
+    """
     if seen is None:
         return work, {}
     decisions = {decision.layer.name: decision for decision in plan.factorize}
@@ -371,7 +377,17 @@ def calibrated(work: Work, plan: Plan, seen: Calibration | None) -> tuple[Work, 
         [decision.layer for decision in plan.factorize],
         lambda layer, weight, moments: work.fit(decisions[layer.name], weight, moments),
     )
-    return replace(work, statistics=seen.statistics, fitted=fitted.factors), fitted.tensors
+    work = replace(work, statistics=seen.statistics, fitted=fitted.factors)
+    if not seen.settings.reconstruct:
+        return work, fitted.tensors
+    if seen.network is None or seen.samples is None:
+        raise UsageError("`--reconstruct` trains a network, so it needs `--model PKG.MOD:NET` and examples.")
+    from lrzip.reconstruction import reconstruct  # which takes the packages that train
+
+    factors = {decision.layer.name: found for decision, found, _ in factorize_all(plan, work, progress)}
+    steps, seed = seen.settings.reconstruct, seen.settings.seed
+    done = reconstruct(seen.network, plan, factors, fitted.tensors, seen.samples, steps=steps, seed=seed)
+    return replace(work, fitted=done.factors), done.tensors
 
 
 def told(seen: Calibration, changed: Iterable[str]) -> Calibrated:

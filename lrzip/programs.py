@@ -26,7 +26,7 @@ from lrzip.errors import LrzipError
 from lrzip.files.atomic import atomic_file
 from lrzip.inference import not_a_weight, wrapper_prefix
 from lrzip.inputs import InputShape, examples
-from lrzip.layers import Keep, Layer, TensorSpec
+from lrzip.layers import ROOT, Keep, Layer, TensorSpec
 from lrzip.operators import OPERATORS, Operator, bias_of, groups_of, is_layer, signature
 from lrzip.plan import Entry
 from lrzip.report import Difference, Latency, Timing
@@ -275,7 +275,7 @@ def _layer(
     """Return what a tensor is. One that is not called `weight` makes a module of its own name."""
     leaf = spec.name.rpartition(".")[2]
     module = spec.name.removesuffix("weight").removesuffix(".") if leaf == "weight" else spec.name
-    name = module.removeprefix(prefix) or "(root)"
+    name = module.removeprefix(prefix) or ROOT
     reason = untouchable.get(spec.name) or not_a_weight(spec) or graph.obstacle(spec.name)
     if reason:
         return Keep(name, spec, reason)

@@ -58,7 +58,7 @@ LADDER = [
     ["training"],
     ["formats", "decompositions", "ranks"],
     ["planning", "loading", "study", "tracing", "costs", "hf", "results", "evaluation", "rewriting"],
-    ["calibration"],
+    ["calibration", "reconstruction"],
     [
         "analysis",
         "compression",

@@ -17,8 +17,8 @@ def calibration_of(
     memory: str | None,
     correct: str | None,
     save: Path | None,
-    mean: str | None,
-    std: str | None,
+    reconstruct: int,
+    preparation: tuple[str | None, str | None, str | None],
     seed: int,
 ) -> "CalibrationSettings | None":
     """Return what options say of a calibration, or None without one."""
@@ -28,8 +28,8 @@ def calibration_of(
             "--calibration-memory": memory,
             "--correct": correct,
             "--save-statistics": save,
-            "--mean": mean,
-            "--std": std,
+            "--reconstruct": reconstruct or None,
+            **dict(zip(("--mean", "--std", "--augment"), preparation, strict=True)),
         }
         refuse(given, "`{}` goes with `--calibrate SPEC`, which is missing.")
         return None
@@ -38,7 +38,9 @@ def calibration_of(
     from lrzip.data.augmentation import Preparation
     from lrzip.ranks.budget import parse_size
 
-    settings = CalibrationSettings(preparation=Preparation.parse(mean, std, None), seed=seed, save=save)
+    settings = CalibrationSettings(
+        preparation=Preparation.parse(*preparation), seed=seed, reconstruct=reconstruct, save=save
+    )
     if samples is not None:
         settings = replace(settings, samples=samples)
     if memory is not None:

@@ -125,6 +125,14 @@ def compress(
         str | None,
         typer.Option(metavar="SIZE", help="Of what --calibrate gathers at a time: 500MB.", show_default="2GiB"),
     ] = None,
+    reconstruct: Annotated[
+        int,
+        typer.Option(
+            metavar="STEPS",
+            min=0,
+            help="After --calibrate, train on its examples, without labels, to put out what the dense network does.",
+        ),
+    ] = 0,
     save_statistics: Annotated[
         Path | None,
         typer.Option(metavar="FILE.safetensors", help="Write what --calibrate saw, to give to --calibrate later."),
@@ -294,8 +302,8 @@ def compress(
         memory=calibration_memory,
         correct=correct,
         save=save_statistics,
-        mean=mean,
-        std=std,
+        reconstruct=reconstruct,
+        preparation=(mean, std, augment),
         seed=seed,
     )
     if budget and "," in budget and dry_run:
