@@ -113,7 +113,8 @@ def compress(
         rank: One rank for all layers.
         vbmf: Keep what stands out from noise, by variational Bayes.
         budget: The ranks of all layers with the least predicted loss within `params=50%` or `1.2M` of parameters,
-            `nbytes=10MB` of tensors, or `macs=40%` of a run's multiply-accumulates, for the whole checkpoint.
+            `nbytes=10MB` of tensors, `macs=40%` of a run's multiply-accumulates, or `latency=60%` or `5ms` of its time
+            on this machine, for the whole checkpoint.
         rank_rule: Any of the rules above by name: `energy:0.8`, `ratio:4`, `rank:16`, `vbmf`, `budget:params=50%`.
         plan: A plan file that decides instead of a rule. Exactly one of these seven is needed.
         objective: What predicts the loss of a rank: `relative-energy`, `energy`, `log-energy`, `scaled-log-energy`,
@@ -185,7 +186,7 @@ def compress(
         check_program(checkpoint, format_, destination, force_factorize=force_factorize)
         if isinstance(checkpoint, Guarded) and not dry_run:
             checkpoint.refuse_replacing(format_)
-        costs_asked = latency or min_speedup is not None or unit == "macs"
+        costs_asked = latency or min_speedup is not None or unit in ("macs", "latency")
         found = profile_of(checkpoint, model, input_shapes, needed=costs_asked)
         scratch = None if dry_run else resources.enter_context(scratch_beside(destination))
         look = partial(look_at_inputs, checkpoint, model, calibrate, calibration, key=key, trust=trust)

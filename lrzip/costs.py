@@ -4,9 +4,12 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from math import prod
+from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,6 +28,9 @@ from lrzip.ranks.budget import Meter
 from lrzip.report import Costs, Latency, LayerCost
 from lrzip.surgery import leave_fast_paths, replacement
 from lrzip.timing import in_turns
+
+# Of the largest rank, at which chains are timed.
+_TIMED_SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
@@ -170,7 +176,7 @@ def meter_of(
     """Return what counts the parameters, the bytes of tensors or the multiply-accumulates of a checkpoint.
 
     Args:
-        unit: `params`, `nbytes` or `macs`.
+        unit: `params`, `nbytes`, `macs` or `latency`, which is measured here and now.
         tensors: All of the checkpoint.
         decomposition: Of the layers that are replaced.
         dtype: Of the factors, or None for that of each layer.
@@ -191,12 +197,42 @@ def meter_of(
         assert found, "a run of the network is asked for before"
         return found.macs_with(layer, stages(layer, ranks))
 
+    if unit == "latency":
+        if not isinstance(found, NetworkProfile):
+            raise UsageError("A budget of `latency` times layers. Give `--model PKG.MOD:NET` and `--input-shape`.")
+        return _clock(found, decomposition)
     if unit == "macs":
         assert found, "a run of the network is asked for before"
         return Meter(found.macs, macs)
     if unit == "nbytes":
         return Meter(sum(spec.nbytes for spec in tensors), nbytes)
     return Meter(sum(spec.numel for spec in tensors if is_parameter(spec)), parameters)
+
+
+def _clock(found: NetworkProfile, decomposition: Decomposition) -> Meter:
+    """Return what times layers, dense and at a few ranks; in between, times are interpolated, and never fall."""
+    curves: dict[str, tuple[int, list[int], list[float]]] = {}
+
+    def curve(layer: Layer) -> tuple[int, list[int], list[float]]:
+        (most,) = decomposition.max_ranks(layer)
+        ranks = sorted({max(round(share * most), 1) for share in _TIMED_SHARES})
+        decisions = [
+            Factorize(layer, "svd", (rank,), decomposition.blueprint(layer, (rank,)), layer.weight.dtype)
+            for rank in ranks
+        ]
+        times = [latency for decision in decisions if (latency := layer_latency(found, decision))]
+        if not times:  # it does not run on these inputs, so that it takes no time in any form
+            return 0, ranks, [0.0] * len(ranks)
+        dense = round(1e9 * median(latency.dense for latency in times))
+        return dense, ranks, list(accumulate((1e9 * latency.factorized for latency in times), max))
+
+    def cost(layer: Layer, ranks: tuple[int, ...] | None) -> int:
+        if layer.name not in curves:
+            curves[layer.name] = curve(layer)
+        dense, at, times = curves[layer.name]
+        return dense if ranks is None else round(float(np.interp(ranks[0], at, times)))
+
+    return Meter(round(1e9 * whole_latency(found, ()).dense), cost, affine=False)
 
 
 def costs_of(found: Profile, decisions: Sequence[Factorize], *, latency: bool) -> Costs:

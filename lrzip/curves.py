@@ -89,7 +89,7 @@ def curve(
     solver = Solver()
     architecture = Architecture.of(model) if model else None
     with open_checkpoint(Path(path), key=key, trust=trust) as checkpoint:
-        found = profile_of(checkpoint, model, input_shapes, needed=rules[0].unit == "macs")
+        found = profile_of(checkpoint, model, input_shapes, needed=rules[0].unit in ("macs", "latency"))
         candidates = partial(selected, checkpoint, request, architecture)
         inputs = look_at_inputs(checkpoint, model, calibrate, calibration, candidates, key=key, trust=trust)
         if inputs and not objective:

@@ -83,8 +83,10 @@ def factorize(
     rule = rule_of({"energy": energy, "ratio": ratio, "rank": rank, "vbmf": vbmf or None, "budget": budget})
     request = request_of(rule, layers or {}, only, skip, round_to, "keep", objective=objective)
     assert request, "there is no plan file among the choices"
-    if isinstance(request.rule, Budget) and request.rule.unit == "macs":
-        raise UsageError("A budget of `macs` is for `lrzip.compress` with a network and input shapes. Give another.")
+    if isinstance(request.rule, Budget) and request.rule.unit in ("macs", "latency"):
+        raise UsageError(
+            f"A budget of `{request.rule.unit}` is for `lrzip.compress` with a network and input shapes. Give another."
+        )
     solver = solver_of(svd, oversample, power_iterations, tolerance)
     source = LiveSource(model)
     where = device or str(next((parameter.device for parameter in model.parameters()), "cpu"))

@@ -76,7 +76,7 @@ class Spent:
     """What became of a budget.
 
     Attributes:
-        unit: `params`, `nbytes` or `macs`.
+        unit: `params`, `nbytes`, `macs` or `latency`, in nanoseconds.
         whole: Of the checkpoint as it is.
         limit: The budget.
         used: What the plan comes to, with all that stays whole.

@@ -12,6 +12,7 @@ from torch import nn
 import lrzip
 from lrzip.errors import LrzipError, UnknownName, UsageError
 from lrzip.objectives import OBJECTIVES, objective_of
+from lrzip.report import Latency
 from lrzip.spectrum import Spectrum
 from tests.checkpoints import BUILDERS
 from tests.matrices import slow, zero
@@ -148,7 +149,13 @@ def test_a_budget_of_multiply_accumulates_is_that_of_the_report(path: Path) -> N
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_larger_budgets_never_lose_more(objective: str, path: Path) -> None:
-    points = lrzip.curve(path, "params=20%,35%,50%,65%,80%,95%,100%", objective=objective).points
+    points = lrzip.curve(
+        path,
+        "params=20%,35%,50%,65%,80%,95%,100%",
+        objective=objective,
+        model=Net(),
+        calibrate=torch.randn(32, 3, 16, 16) if objective == "fisher" else None,
+    ).points
     losses = [point.plan.budget.predicted_loss for point in points if point.plan.budget]
     assert len(losses) == 7
     assert losses == sorted(losses, reverse=True)
@@ -193,21 +200,27 @@ def test_exact_low_rank_costs_no_loss(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_losses_fall_to_nothing_with_the_rank(name: str) -> None:
     for values in (slow(30), zero(30)):
-        losses = objective_of(name).losses(Spectrum(values, (30, 40), 1e-7))
+        losses = objective_of(name).losses(Spectrum(values, (30, 40), 1e-7, influence=3.0))
         assert losses.shape == (30,)
         assert losses.tolist() == sorted(losses.tolist(), reverse=True)
         assert losses[-1] == 0
 
 
+def test_an_objective_of_influence_needs_a_calibration(path: Path) -> None:
+    with pytest.raises(UsageError, match="takes a calibration"):
+        lrzip.compress(path, budget="params=50%", objective="fisher", dry_run=True)
+
+
 def test_objectives_are_what_they_are_called() -> None:
     values = torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64)
-    found = {name: objective_of(name).loss(Spectrum(values, (3, 5), 1e-7), 1) for name in OBJECTIVES}
+    found = {name: objective_of(name).loss(Spectrum(values, (3, 5), 1e-7, influence=4.0), 1) for name in OBJECTIVES}
     assert found == pytest.approx(
         {
             "relative-energy": 5 / 21,
             "energy": 5,
             "log-energy": 0.27193371548,  # ln(21 / 16)
             "scaled-log-energy": 1.24615683521,  # √21 ln(21 / 16)
+            "fisher": 2.49231367042,  # √4 times that
             "operator-norm": 0.5,
         }
     )
@@ -283,3 +296,32 @@ def test_layers_that_do_not_run_cost_nothing(tmp_path: Path) -> None:
     torch.save(Half().state_dict(), tmp_path / "net.pt")
     report = lrzip.compress(tmp_path / "net.pt", budget="macs=50%", model=Half(), input_shapes=["1,40"], dry_run=True)
     assert set(ranks(report)) == {"used"}
+
+
+def test_a_budget_of_time_is_met_by_what_was_timed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times are made up: as many microseconds as a layer or chain has weights, and one more for each layer."""
+
+    def timed(_: Any, decision: Any) -> Latency:
+        return Latency((decision.parameters_before + 1) * 1e-6, (decision.parameters_after + 1) * 1e-6)
+
+    whole = sum(tensor.numel() for tensor in Net().parameters()) * 1e-6
+    monkeypatch.setattr("lrzip.costs.layer_latency", timed)
+    monkeypatch.setattr("lrzip.costs.whole_latency", lambda *_: Latency(whole, whole))
+    options: Any = {"model": Net(), "input_shapes": ["2,3,16,16"], "dry_run": True}
+    by_time = lrzip.compress(path, budget="latency=50%", **options)
+    by_size = lrzip.compress(path, budget="params=50%", **options)
+    spent = by_time.plan.budget
+    assert spent
+    assert spent.unit == "latency"
+    assert spent.whole == round(whole * 1e9)
+    assert spent.used <= spent.limit
+    sizes = [report.parameters_after for report in (by_time, by_size)]
+    # What is linear in the rank is interpolated exactly; a microsecond is a weight.
+    assert abs(sizes[0] - sizes[1]) <= 0.01 * by_size.parameters_before
+
+
+def test_a_budget_of_time_needs_a_network(path: Path) -> None:
+    with pytest.raises(UsageError, match="`--model PKG"):
+        lrzip.compress(path, budget="latency=50%", dry_run=True)
+    with pytest.raises(UsageError, match="A budget of `latency` is for"):
+        lrzip.factorize(Net(), budget="latency=50%")

@@ -45,7 +45,8 @@ def compress(
         str | None,
         typer.Option(
             metavar="UNIT=AMOUNT",
-            help="Best ranks within params=50% or 1.2M, nbytes=10MB, macs=40%; params=20%,40%,60% with --dry-run.",
+            help="Best ranks within params=50% or 1.2M, nbytes=10MB, macs=40%, latency=60% or 5ms; "
+            "params=20%,40%,60% with --dry-run.",
         ),
     ] = None,
     rank_rule: Annotated[

@@ -4,8 +4,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lrzip.allocation import Options, least_cost
 from lrzip.errors import LrzipError, UsageError
@@ -22,8 +24,12 @@ UNITS: Mapping[str, tuple[str, Mapping[str, int], str]] = {
     "params": ("parameters", _THOUSANDS, "50%, 1.2M or 120000"),
     "nbytes": ("bytes of tensors", {"": 1} | _BYTES, "50%, 10MB or 64KiB"),
     "macs": ("multiply-accumulates", _THOUSANDS, "40%, 20M or 1.5G"),
+    "latency": ("nanoseconds of a run", {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}, "60%, 5ms or 800us"),
 }
 """By unit: what it counts, what its suffixes stand for, and examples of amounts."""
+
+
+Ranks: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -33,10 +39,12 @@ class Meter:
     Attributes:
         whole: Of the checkpoint as it is.
         cost: Of a layer whole, for None, or as a chain with some ranks.
+        affine: Whether that is affine in the rank, as all counts are of stages that each have one side of the rank.
     """
 
     whole: int
     cost: Callable[[Layer, tuple[int, ...] | None], int]
+    affine: bool = True
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ class Budget:
     """The ranks of all layers with the least predicted loss within a budget, where a layer may also stay whole.
 
     Attributes:
-        unit: `params`, `nbytes` or `macs`.
+        unit: `params`, `nbytes`, `macs` or `latency`.
         amount: Share of the whole checkpoint, or a count.
         is_share: Which of both.
         objective: What is to be made small.
@@ -64,8 +72,6 @@ class Budget:
             UsageError: It stands for none.
         """
         unit, _, amount = text.partition("=")
-        if unit == "latency":
-            raise UsageError("A budget of `latency` is not there yet. Give `macs`, which needs no measurement.")
         if unit not in UNITS:
             known = ", ".join(f"{name}=…" for name in UNITS)
             raise UsageError(f"`--budget` takes {known}, such as `params=50%`, got `{text}`.")
@@ -139,10 +145,7 @@ class Budget:
         ranks = np.arange(1, candidate.break_even_rank + 1)
         multiples = ranks[round_to - 1 :: round_to]
         ranks = multiples if len(multiples) else ranks
-        # Every stage has one side of the rank, so all that a budget counts is affine in it.
-        first = meter.cost(candidate.layer, (1,)) if len(ranks) else 0
-        step = meter.cost(candidate.layer, (2,)) - first if len(ranks) and ranks[-1] > 1 else 0
-        costs = first + step * (ranks - 1)
+        costs = _costs(candidate.layer, meter, ranks)
         losses = self.objective.losses(candidate.spectra[0])[ranks - 1] if len(ranks) else np.zeros(0)
         saves = costs < dense
         return Options.of(
@@ -150,6 +153,15 @@ class Budget:
             np.append(losses[saves], 0.0),
             np.append(ranks[saves], 0).astype(np.int64),
         )
+
+
+def _costs(layer: Layer, meter: Meter, ranks: Ranks) -> Ranks:
+    """Return what a layer counts at each rank."""
+    if not meter.affine:
+        return np.array([meter.cost(layer, (int(rank),)) for rank in ranks], dtype=np.int64)
+    first = meter.cost(layer, (1,)) if len(ranks) else 0
+    step = meter.cost(layer, (2,)) - first if len(ranks) and ranks[-1] > 1 else 0
+    return first + step * (ranks - 1)
 
 
 def parse_size(option: str, text: str) -> int:

@@ -333,3 +333,20 @@ def test_corrections_that_make_no_sense(text: str) -> None:
 def test_corrections_are_written_as_they_are_read() -> None:
     for text in ("none", "bias", "bias,sequential,refit"):
         assert str(Corrections.parse(text)) == text
+
+
+def test_a_program_gets_what_its_network_gets(tmp_path: Path) -> None:
+    x = images(32)
+    model = trained(resnet(1), x)
+    torch.export.save(torch.export.export(model, (x[:16],)), tmp_path / "model.pt2")
+    how = settings("bias,sequential,residual,refit")
+    report = lrzip.compress(
+        tmp_path / "model.pt2", tmp_path / "small.pt2", budget="params=50%", calibrate=x, calibration=how, trust=True
+    )
+    live = lrzip.factorize(model, budget="params=50%", calibrate=x, calibration=how)
+    loaded = torch.export.load(tmp_path / "small.pt2").module()
+    assert report.calibrated
+    assert "bn1.running_mean" in report.calibrated.changed
+    with torch.no_grad():
+        # Batches in another order of sums: the difference is that of float32 moments.
+        assert error(live, loaded, x[:16]) < 1e-3

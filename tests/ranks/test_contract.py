@@ -117,7 +117,7 @@ def test_break_even_is_the_largest_rank_that_still_saves(shape: tuple[int, int])
         ("vbmf:", "`vbmf` takes no number"),
         ("size:3", "Unknown rule"),
         ("size:3", "energy:X, ratio:X, rank:X, vbmf, budget:X"),
-        ("budget", "`--budget` takes params=…, nbytes=…, macs=…, such as `params=50%`, got ``"),
+        ("budget", "`--budget` takes params=…, nbytes=…, macs=…, latency=…, such as `params=50%`, got ``"),
         ("budget:50%", "got `50%`"),
         ("budget:size=50%", "got `size=50%`"),
         ("budget:params=", "such as 50%, 1.2M or 120000, got ``"),
@@ -129,7 +129,7 @@ def test_break_even_is_the_largest_rank_that_still_saves(shape: tuple[int, int])
         ("budget:nbytes=10M", "such as 50%, 10MB or 64KiB, got `10M`"),
         ("budget:params=100.1%", "`--budget params=100.1%` is more than the whole"),
         ("budget:params=10%,20%", "names several budgets"),
-        ("budget:latency=5ms", "`latency` is not there yet"),
+        ("budget:latency=5", "`--budget latency` takes an amount such as 60%, 5ms or 800us, got `5`"),
     ],
 )
 def test_numbers_out_of_range_are_usage_errors(text: str, message: str) -> None:
