@@ -78,9 +78,10 @@ class Sums:
         self._cross = torch.zeros(groups, outputs, columns, dtype=torch.float64)
         self._target = torch.zeros(groups, outputs, dtype=torch.float64)
         self._count = 0
+        self._calls = 0
 
-    def add(self, inputs: Inputs, targets: tuple[Tensor, ...] = ()) -> None:
-        """Take the inputs of one call, and what each group should put out."""
+    def add(self, inputs: Inputs, targets: tuple[Tensor, ...] = (), *, most: int | None = None) -> None:
+        """Take the inputs of one call, and what each group should put out, at about so many positions at most."""
         if self._second.dim() == self._first.dim():
             for group, part in enumerate(inputs.parts):
                 self._second[group] += torch.bincount(part.flatten().cpu(), minlength=self._second.shape[1])
@@ -88,7 +89,9 @@ class Sums:
             self._count += inputs.parts[0].numel()
             return
         groups = len(self._second)
-        for piece in inputs.rows(min(PIECE, _ROWS * _ITEMSIZE * self._second.shape[-1]), targets):
+        self._calls += 1
+        thinned = inputs if most is None else inputs.thinned(most, self._calls)
+        for piece in thinned.rows(min(PIECE, _ROWS * _ITEMSIZE * self._second.shape[-1]), targets):
             products: dict[int, tuple[Tensor, Tensor]] = {}  # groups may see the same
             for group, rows in enumerate(piece[:groups]):
                 if rows.data_ptr() not in products:

@@ -1,7 +1,7 @@
 """What the rows of a layer's unfolded weight are multiplied by: its inputs, one position a row, in bounded pieces."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -43,11 +43,27 @@ class Inputs:
         parts: For each group of the weight what it sees, with channels last, or as axis 1 for convolutions; indices
             for an embedding.
         window: Of a convolution that is not transposed.
+        step: Every how many lines of positions count.
+        offset: The first of them.
     """
 
     kind: str
     parts: tuple[Tensor, ...]
     window: Window | None = None
+    step: int = 1
+    offset: int = 0
+
+    def thinned(self, most: int, number: int) -> "Inputs":
+        """Return about as many positions, evenly spread: of an image every few lines, beginning elsewhere each time.
+
+        Args:
+            most: Positions to keep.
+            number: Of the call, which decides where to begin.
+        """
+        view = self._views()[0]
+        axes = len(self.window.kernel) if self.window else 0
+        step = min(max(prod(view.shape[: len(view.shape) - 1 - axes]) // most, 1), view.shape[1])
+        return replace(self, step=step, offset=number % step)
 
     def rows(self, nbytes: int, outputs: tuple[Tensor, ...] = ()) -> Iterator[tuple[Tensor, ...]]:
         """Yield pieces: for each group a matrix (positions, columns of its part of the unfolded weight), float32.
@@ -57,21 +73,23 @@ class Inputs:
             outputs: What belongs to the positions, shaped as the layer puts it out; for each of them a matrix
                 (positions, channels) follows.
         """
-        if self.window:
-            views = [_patches(part, self.window) for part in self.parts]
-            beside = [value.movedim(1, -1) for value in outputs]
-        elif self.kind.startswith("conv_transpose"):
-            views = [part.movedim(1, -1).flatten(1, -2) for part in self.parts]
-            beside = []
-        else:
-            views = [part.reshape(1, -1, part.shape[-1]) for part in self.parts]
-            beside = [value.reshape(1, -1, value.shape[-1]) for value in outputs]
-        first, axes = views[0], len(self.window.kernel) if self.window else 0
-        widths = [prod(view.shape[-1 - axes :]) for view in views] + [value.shape[-1] for value in beside]
+        axes = len(self.window.kernel) if self.window else 0
+        beside = [value.movedim(1, -1) if axes else value.reshape(1, -1, value.shape[-1]) for value in outputs]
+        views = [view[:, self.offset :: self.step] for view in (*self._views(), *beside)]
+        first, count = views[0], len(self.parts)
+        widths = [prod(view.shape[-1 - axes :]) if n < count else view.shape[-1] for n, view in enumerate(views)]
         lines, most = first.shape[1], max(nbytes // (_ITEMSIZE * first[:1, :1].numel()), 1)
-        for batch in zip(*(torch.split(view, max(most // lines, 1)) for view in [*views, *beside]), strict=True):
+        for batch in zip(*(torch.split(view, max(most // lines, 1)) for view in views), strict=True):
             for piece in zip(*(torch.split(part, min(most, lines), 1) for part in batch), strict=True):
                 yield tuple(part.reshape(-1, width).float() for part, width in zip(piece, widths, strict=True))
+
+    def _views(self) -> list[Tensor]:
+        """Return for each group (examples, *positions, channels, *kernel)."""
+        if self.window:
+            return [_patches(part, self.window) for part in self.parts]
+        if self.kind.startswith("conv_transpose"):
+            return [part.movedim(1, -1).flatten(1, -2) for part in self.parts]
+        return [part.reshape(1, -1, part.shape[-1]) for part in self.parts]
 
 
 def _patches(x: Tensor, window: Window) -> Tensor:

@@ -178,6 +178,7 @@ class Calibration:
                 fit=fit,
                 statistics=self.statistics,
                 corrections=self.corrections,
+                positions=self.settings.positions,
             )
         )
 
@@ -203,7 +204,7 @@ def calibrate(
     found: dict[str, Moments] = {}
     with _named(samples, batches[0]):
         for part in _parts(layers, settings.memory):
-            found |= moments_of(subject, part, batches)
+            found |= moments_of(subject, part, batches, settings.positions)
     for name, moments in found.items():
         if not isfinite(float(moments.second.sum())):
             raise LrzipError(f"`{name}` gets NaN or Inf on `{samples.name}`. Look at these inputs.")
@@ -243,16 +244,19 @@ def _program(
         return None, Corrections()
 
 
-def moments_of(subject: Subject, layers: Sequence[Layer], batches: Sequence[Arguments]) -> dict[str, Moments]:
-    """Return the moments of what layers get, by name, for those that are reached."""
+def moments_of(
+    subject: Subject, layers: Sequence[Layer], batches: Sequence[Arguments], positions: int
+) -> dict[str, Moments]:
+    """Return the moments of what layers get, at about so many positions, by name, for those that are reached."""
     sums: dict[str, Sums] = {}
+    most = max(positions // len(batches), 1)
     by_name = {layer.name: layer for layer in layers}
 
     def see(name: str, inputs: Inputs) -> None:
         layer = by_name[name]
         if name not in sums:
             sums[name] = Sums(layer.input_size, layer.groups, diagonal=layer.kind == "embedding")
-        sums[name].add(inputs)
+        sums[name].add(inputs, most=most)
 
     subject.watch(layers, batches, see)
     return {name: seen.moments() for name, seen in sums.items()}

@@ -51,6 +51,7 @@ class Job:
         fit: Makes factors.
         statistics: Of the dense network, for layers that cannot be fitted in sequence.
         corrections: What may be changed.
+        positions: About how many positions of a layer are looked at.
     """
 
     layers: Sequence[Layer]
@@ -58,6 +59,7 @@ class Job:
     fit: Fit
     statistics: Statistics
     corrections: Corrections
+    positions: int
 
 
 def fit_in_sequence(
@@ -168,11 +170,12 @@ class _Walk:
         sums = Sums(columns, groups, outputs=rows)
         x = node.args[OPERATORS[node.target].x]
         assert isinstance(x, Node), "a layer's input is computed"
+        most = max(self._job.positions // len(self._dense), 1)
         axis = 1 if layer.kind.startswith("conv") else -1
         for dense, small in zip(self._dense, self._small, strict=True):
             given = small[x] if self._job.corrections.sequential else dense[x]
             target = landing.target(dense[node], dense, small)
-            sums.add(inputs_of(layer, given, window_of(node, old)), target.chunk(groups, axis))
+            sums.add(inputs_of(layer, given, window_of(node, old)), target.chunk(groups, axis), most=most)
         return sums
 
     def _settle(self, weight: Node, layer: Layer, factors: Factors) -> None:

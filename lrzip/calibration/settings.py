@@ -20,6 +20,7 @@ class CalibrationSettings:
         batch_size: Examples that go through the network at a time.
         corrections: What is made up for; None for all that is possible.
         preparation: What becomes of inputs of files before the network gets them.
+        positions: About how many positions of a layer are looked at, over all examples; of images, every few lines.
         memory: Bytes that second moments may take at a time; more layers than that make several passes.
         seed: Of the choice of examples.
         reconstruct: Steps of a training that brings the outputs of the factorized network near to those of its own, at
@@ -31,13 +32,14 @@ class CalibrationSettings:
     batch_size: int = 128
     corrections: Corrections | None = None
     preparation: Preparation = field(default_factory=Preparation)
+    positions: int = 1 << 17
     memory: int = 2 * _GIGABYTE
     seed: int = 0
     reconstruct: int = 0
     save: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("samples", "batch_size", "memory"):
+        for name in ("samples", "batch_size", "positions", "memory"):
             if getattr(self, name) < 1:
                 raise UsageError(f"`{name.replace('_', '-')}` must be at least 1, got {getattr(self, name)}.")
         if self.reconstruct < 0:

@@ -58,14 +58,14 @@ def test_hooks_and_the_graph_see_the_same() -> None:
     model = seeded(Zoo).eval()
     batch: Arguments = (Zoo.inputs(4), {})
     layers = layers_of(model)
-    by_hooks = moments_of(Network(model), layers, [batch])
+    by_hooks = moments_of(Network(model), layers, [batch], 1 << 20)
     program = follow(model, *batch)
 
     class Graph(Network):
         def watch(self, layers, batches, see) -> None:  # type: ignore[no-untyped-def]
             watch_program(program, {self.weight_name(layer): layer for layer in layers}, batches, see)
 
-    by_graph = moments_of(Graph(model), layers, [batch])
+    by_graph = moments_of(Graph(model), layers, [batch], 1 << 20)
     assert set(by_hooks) == set(by_graph) == {"stem", "grouped", "up", "words", "attention.in_proj", "mix", "head"}
     for name, seen in by_hooks.items():
         assert seen.count == by_graph[name].count

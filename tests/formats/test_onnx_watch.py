@@ -35,7 +35,7 @@ def seen_in(path: Path, x: torch.Tensor) -> tuple[Layer, Moments]:
     with open_checkpoint(path) as checkpoint:
         assert isinstance(checkpoint, Watchable)
         (layer,) = (item for item in checkpoint.layers() if isinstance(item, Layer))
-        return layer, moments_of(Stored(checkpoint), [layer], [((x,), {})])[layer.name]
+        return layer, moments_of(Stored(checkpoint), [layer], [((x,), {})], 1 << 20)[layer.name]
 
 
 @pytest.mark.parametrize(("model", "size"), CASES.values(), ids=CASES)
