@@ -32,7 +32,7 @@ class CalibrationSettings:
     batch_size: int = 128
     corrections: Corrections | None = None
     preparation: Preparation = field(default_factory=Preparation)
-    positions: int = 1 << 17
+    positions: int = 1 << 16
     memory: int = 2 * _GIGABYTE
     seed: int = 0
     reconstruct: int = 0
