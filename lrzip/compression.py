@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,6 +17,7 @@ import lrzip
 from lrzip.calibration.calibrator import Calibration, Network, Stored, Subject
 from lrzip.calibration.calibrator import calibrate as run_calibration
 from lrzip.calibration.settings import CalibrationSettings
+from lrzip.calibration.stored import holds_statistics, load_statistics, save_statistics
 from lrzip.costs import Profile, costs_of, keep_slow, meter_of, profile_of
 from lrzip.errors import LrzipError, NotCompared, UsageError
 from lrzip.factors import Factors
@@ -187,10 +188,9 @@ def compress(
         costs_asked = latency or min_speedup is not None or unit == "macs"
         found = profile_of(checkpoint, model, input_shapes, needed=costs_asked)
         scratch = None if dry_run else resources.enter_context(scratch_beside(destination))
-        subject = subject_of(checkpoint, model, key=key, trust=trust) if calibrate is not None else None
-        look = partial(look_at_inputs, subject, calibrate, calibration)
+        look = partial(look_at_inputs, checkpoint, model, calibrate, calibration, key=key, trust=trust)
         if request:
-            seen = look(selected(checkpoint, request, architecture)) if subject else None
+            seen = look(partial(selected, checkpoint, request, architecture))
             if seen and not objective:
                 request = with_objective(request, seen.objective)
             decisions = make_plan(
@@ -212,14 +212,14 @@ def compress(
                 architecture=architecture,
                 force_factorize=force_factorize,
             )
-            seen = look([decision.layer for decision in decisions.factorize])
+            seen = look(lambda: [decision.layer for decision in decisions.factorize])
         if found and min_speedup is not None:
             decisions = keep_slow(found, decisions, min_speedup)
         lost = not_carried(format_, checkpoint, optimizer=bool(decisions.factorize) and not keep_optimizer)
         results: list[LayerResult] = []
         changed: Mapping[str, Tensor] = {}
         if scratch:
-            work, others = calibrated(Work(checkpoint, solver, scratch, device, seed), decisions, seen)
+            work, others = calibrated(Work(checkpoint, solver, scratch, device, seed), decisions, seen, progress)
             changed = by_file_names(others, checkpoint, architecture)
             with rewrite(destination, checkpoint, decisions, drop=list(lost), changed=changed) as rewriter:
                 for decision, factors, seconds in factorize_all(decisions, work, progress):
@@ -333,20 +333,43 @@ class Work:
 
 
 def look_at_inputs(
-    subject: Subject | None,
+    checkpoint: Checkpoint,
+    model: nn.Module | None,
     examples: str | Path | Tensor | None,
     settings: CalibrationSettings | None,
-    items: Sequence[Layer | Keep],
+    layers: Callable[[], Sequence[Layer | Keep]],
+    *,
+    key: str | None,
+    trust: bool,
 ) -> Calibration | None:
-    """Return what examples do in a network and in those of its layers that may be factorized; None without examples."""
-    if subject is None or examples is None:
+    """Return what examples do in the network of a checkpoint and in some of its layers; None without examples.
+
+    Raises:
+        UsageError: There is no network to run.
+    """
+    if examples is None:
         return None
-    layers = [item for item in items if isinstance(item, Layer)]
-    return run_calibration(subject, examples, layers, settings or CalibrationSettings())
+    chosen, found = settings or CalibrationSettings(), [item for item in layers() if isinstance(item, Layer)]
+    if isinstance(examples, str | Path) and holds_statistics(Path(examples)):
+        if chosen.corrections or chosen.save or chosen.reconstruct:
+            raise UsageError(f"`{examples}` is what a calibration saw, so there is nothing to run, correct or save.")
+        return load_statistics(Path(examples), found)
+    if chosen.save:
+        check_output(chosen.save, checkpoint.path, force=False)
+    seen = run_calibration(subject_of(checkpoint, model, key=key, trust=trust), examples, found, chosen)
+    if chosen.save:
+        save_statistics(seen, chosen.save)
+    return seen
 
 
-def calibrated(work: Work, plan: Plan, seen: Calibration | None) -> tuple[Work, Mapping[str, Tensor]]:
-    """Return the work with what a calibration says of it, and the other tensors that change with the factors."""
+def calibrated(
+    work: Work, plan: Plan, seen: Calibration | None, progress: Progress
+) -> tuple[Work, Mapping[str, Tensor]]:
+    """Return the work with what a calibration says of it, and the other tensors that change with the factors.
+
+    Raises:
+        UsageError: A reconstruction is asked for, and there is no network to train.
+    """
     if seen is None:
         return work, {}
     decisions = {decision.layer.name: decision for decision in plan.factorize}
@@ -354,7 +377,17 @@ def calibrated(work: Work, plan: Plan, seen: Calibration | None) -> tuple[Work, 
         [decision.layer for decision in plan.factorize],
         lambda layer, weight, moments: work.fit(decisions[layer.name], weight, moments),
     )
-    return replace(work, statistics=seen.statistics, fitted=fitted.factors), fitted.tensors
+    work = replace(work, statistics=seen.statistics, fitted=fitted.factors)
+    if not seen.settings.reconstruct:
+        return work, fitted.tensors
+    if seen.network is None or seen.samples is None:
+        raise UsageError("`--reconstruct` trains a network, so it needs `--model PKG.MOD:NET` and examples.")
+    from lrzip.reconstruction import reconstruct  # which takes the packages that train
+
+    factors = {decision.layer.name: found for decision, found, _ in factorize_all(plan, work, progress)}
+    steps, seed = seen.settings.reconstruct, seen.settings.seed
+    done = reconstruct(seen.network, plan, factors, fitted.tensors, seen.samples, steps=steps, seed=seed)
+    return replace(work, fitted=done.factors), done.tensors
 
 
 def told(seen: Calibration, changed: Iterable[str]) -> Calibrated:

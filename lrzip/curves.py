@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 import lrzip
 from lrzip.calibration.settings import CalibrationSettings
-from lrzip.compression import look_at_inputs, meter_for, request_of, subject_of, told, with_objective
+from lrzip.compression import look_at_inputs, meter_for, request_of, told, with_objective
 from lrzip.costs import costs_of, profile_of
 from lrzip.formats import open_checkpoint
 from lrzip.inference import is_parameter
@@ -89,9 +90,8 @@ def curve(
     architecture = Architecture.of(model) if model else None
     with open_checkpoint(Path(path), key=key, trust=trust) as checkpoint:
         found = profile_of(checkpoint, model, input_shapes, needed=rules[0].unit == "macs")
-        subject = subject_of(checkpoint, model, key=key, trust=trust) if calibrate is not None else None
-        items = selected(checkpoint, request, architecture) if subject else ()
-        inputs = look_at_inputs(subject, calibrate, calibration, items)
+        candidates = partial(selected, checkpoint, request, architecture)
+        inputs = look_at_inputs(checkpoint, model, calibrate, calibration, candidates, key=key, trust=trust)
         if inputs and not objective:
             request = with_objective(request, inputs.objective)
         seen = look_at(

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from math import isfinite
 from pathlib import Path
@@ -259,7 +259,7 @@ def task_of(model: nn.Module, data: Data, loss: str) -> Task:
         LrzipError: One of them does not.
     """
     task = _task_of(model, data.train, loss)
-    if data.val is not None and _task_of(model, data.val, loss) != task:
+    if data.val is not None and replace(_task_of(model, data.val, loss), labelled=task.labelled) != task:
         raise LrzipError(f"`{data.val.name}` has labels of another kind than `{data.train.name}`.")
     return task
 

@@ -1,6 +1,5 @@
 """Finetune: train a compressed checkpoint to recover what it lost."""
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,19 +10,17 @@ from typing import Any
 from torch import nn
 
 import lrzip
+from lrzip.compression import check_program
 from lrzip.data import Data, read_data
 from lrzip.data.augmentation import Preparation
 from lrzip.errors import LrzipError, UsageError
 from lrzip.evaluation import task_of
-from lrzip.factors import find_chains
 from lrzip.files.atomic import check_output
-from lrzip.formats import FORMATS, Checkpoint, not_carried, open_checkpoint, output_format
-from lrzip.inference import match
-from lrzip.loading import load_into
-from lrzip.modules import Architecture
+from lrzip.formats import Checkpoint, Guarded, not_carried, open_checkpoint, output_format
 from lrzip.plan import SCHEMA, Entry
 from lrzip.results import network_digest
 from lrzip.rewriting import write_state
+from lrzip.study import study_of
 from lrzip.training.loop import train
 from lrzip.training.losses import Objective, Teaching, make_loss
 from lrzip.training.metrics import Scorer
@@ -42,7 +39,6 @@ class FinetuneReport:
         task: What was learned.
         examples: Numbers of examples of the training and the validation set.
         outcome: Of the training; its `state` is what was written.
-        settings: How it was trained.
         options: What else decided the result: data, loss, metrics, teacher.
         dropped: Entries of the source that were not carried over, each with its reason.
         version: Of lrzip.
@@ -53,7 +49,6 @@ class FinetuneReport:
     task: Task
     examples: tuple[int, int]
     outcome: Outcome
-    settings: Settings
     options: Mapping[str, Any]
     dropped: Sequence[tuple[str, str]]
     version: str
@@ -80,7 +75,7 @@ class FinetuneReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document that `--json` prints."""
-        outcome = self.outcome
+        outcome, settings = self.outcome, self.outcome.settings
         return {
             "schema": SCHEMA,
             "lrzip": self.version,
@@ -95,7 +90,7 @@ class FinetuneReport:
             "steps": outcome.steps,
             "seconds": round(outcome.seconds, 3),
             "stopped": outcome.stopped,
-            "settings": {**asdict(self.settings), "lr": self.settings.rate, "weight_decay": self.settings.decay},
+            "settings": {**asdict(settings), "lr": settings.rate, "weight_decay": settings.decay},
             "options": dict(self.options),
             "epochs": [epoch.to_dict() for epoch in outcome.epochs],
             "dropped": [{"name": name, "reason": reason} for name, reason in self.dropped],
@@ -106,7 +101,7 @@ def finetune(
     path: str | Path,
     output: str | Path | None = None,
     *,
-    model: nn.Module,
+    model: nn.Module | None = None,
     data: str | Data,
     val: str | None = None,
     val_fraction: float = 0.1,
@@ -134,7 +129,8 @@ def finetune(
     Args:
         path: A checkpoint, factorized or dense.
         output: Where to write; by default `small.tuned.pt` beside `small.pt`.
-        model: An instance of the dense architecture, changed in place.
+        model: An instance of the dense architecture, changed in place. A program or a module, which a trusted file
+            holds, can do without: it brings its own, and so must the teacher then.
         data: As `lrzip.data.read_data` takes it, or its result.
         val: Where the validation set is, where it is not in `data`.
         val_fraction: Share of the training set that becomes the validation set where there is no other.
@@ -167,8 +163,11 @@ def finetune(
     begun, taught = settings or Settings(), teaching or Teaching()
     if teacher is None and teaching is not None:
         raise UsageError("`--temperature`, `--teacher-share` and `--match-layers` say how to learn from a `--teacher`.")
-    networks = _networks(source, model, teacher, key=key, trust=trust)
-    student = networks.student
+    _check_format(source, destination, key=key, trust=trust)
+    study = study_of(source, model, Path(teacher) if teacher is not None else None, key=key, trust=trust)
+    student = study.student
+    if taught.layers and not study.modules:
+        raise UsageError(f"`--match-layers` compares outputs of factorized layers, and `{source}` has none to look at.")
     found = (
         data
         if isinstance(data, Data)
@@ -194,7 +193,7 @@ def finetune(
     outcome = train(
         student,
         found,
-        Objective(task, function, teacher=networks.teacher, teaching=taught, modules=networks.modules),
+        Objective(task, function, teacher=study.teacher, teaching=taught, modules=study.modules),
         scorer,
         chosen,
         device=device,
@@ -204,9 +203,9 @@ def finetune(
         watch=watch,
         log=_Log(Path(log)) if log is not None else None,
     )
-    dropped = _write(source, destination, outcome, networks.names, key=key, trust=trust)
+    dropped = _write(source, destination, outcome, study.names, key=key, trust=trust)
     return FinetuneReport(
-        source, destination, task, examples, outcome, chosen, options, tuple(dropped.items()), lrzip.__version__
+        source, destination, task, examples, outcome, options, tuple(dropped.items()), lrzip.__version__
     )
 
 
@@ -216,39 +215,13 @@ def default_output(source: Path) -> Path:
     return path.with_name(f"{path.name}.tuned" if path.is_dir() else f"{path.stem}.tuned{path.suffix}")
 
 
-@dataclass(frozen=True)
-class _Networks:
-    """What is trained and by what.
-
-    Attributes:
-        student: With the checkpoint in it.
-        teacher: If there is one.
-        names: Of the student's tensors, by those of the file.
-        modules: Names of the factorized layers.
-    """
-
-    student: nn.Module
-    teacher: nn.Module | None
-    names: Mapping[str, str]
-    modules: Sequence[str]
-
-
-def _networks(source: Path, model: nn.Module, teacher: str | Path | None, *, key: str | None, trust: bool) -> _Networks:
-    tutor = copy.deepcopy(model) if teacher is not None else None
+def _check_format(source: Path, destination: Path, *, key: str | None, trust: bool) -> None:
+    """Refuse an output that could not be written, before any work is done."""
     with open_checkpoint(source, key=key, trust=trust) as checkpoint:
-        if FORMATS[checkpoint.format].is_program:
-            raise LrzipError(
-                f"`{source}` is a program, which cannot be trained. Finetune the weights, then export them."
-            )
-        architecture = Architecture.of(model)
-        specs = match(source, checkpoint.tensors(), architecture)
-        chains = find_chains({name: spec.renamed(name) for name, spec in specs.items()}, architecture.kinds)
-    student = load_into(model, source, key=key, trust=trust)
-    if tutor is not None and teacher is not None:
-        load_into(tutor, teacher, trust=trust)
-    # The input projections of attention are no module of their own whose outputs could be compared.
-    modules = [chain.module for chain in chains if chain.kind != "attention"]
-    return _Networks(student, tutor, {spec.name: name for name, spec in specs.items()}, modules)
+        format_ = output_format(destination, checkpoint.format)
+        check_program(checkpoint, format_, destination, force_factorize=False)
+        if isinstance(checkpoint, Guarded):
+            checkpoint.refuse_replacing(format_)
 
 
 def _write(

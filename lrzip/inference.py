@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lrzip.errors import LrzipError
 from lrzip.factors import find_chains
-from lrzip.layers import FACTORIZABLE_DTYPES, Keep, Layer, TensorSpec, by_module, tensor_name
+from lrzip.layers import FACTORIZABLE_DTYPES, ROOT, Keep, Layer, TensorSpec, by_module, tensor_name
 from lrzip.modules import Architecture
 
 _CONV = {3: "conv1d", 4: "conv2d", 5: "conv3d"}
@@ -124,7 +124,7 @@ def known_layers(
         if reason is None and what and what.kind and not what.reason:
             bias = names.get(tensor_name(module, what.kind, "bias"))
             path = spec.name.removesuffix(tensor_name("x", what.kind, "weight")[1:]).removesuffix("weight")
-            found.append(Layer(module or "(root)", path, what.kind, spec, bias, what.groups))
+            found.append(Layer(module or ROOT, path, what.kind, spec, bias, what.groups))
             continue
         if reason is None:
             of = architecture.classes.get(module, "a module that the network does not have")
@@ -219,7 +219,7 @@ def _infer(
 ) -> Layer | Keep:
     tensors = surroundings.tensors
     module = spec.name.removesuffix("weight").removesuffix(".")
-    name = module.removeprefix(prefix) or "(root)"
+    name = module.removeprefix(prefix) or ROOT
     bias = tensors.get(spec.name.removesuffix("weight") + "bias") if spec.name.endswith("weight") else None
     reason = untouchable.get(spec.name) or not_a_weight(spec)
     if not reason and spec.name in kinds:

@@ -8,6 +8,10 @@ FACTORIZABLE_DTYPES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes an element, of the dtypes that can be factorized."""
 
 
+ROOT = "(root)"
+"""What people call the layer that is a whole network."""
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """Name, shape, dtype and size in bytes of a stored tensor; holds no data.
@@ -59,6 +63,16 @@ class Layer:
         """Shape of the channel unfolding, of one group: its first dimension, and all others together."""
         rows = self.weight.shape[0]
         return rows // self.groups, self.weight.numel // rows
+
+    @property
+    def path(self) -> str:
+        """The module's path in the network itself, without wrapper prefixes; "" for the root module."""
+        return "" if self.name == ROOT else self.name
+
+    def stage_names(self, count: int) -> list[str]:
+        """Return the names of the weights of a chain in the network itself."""
+        prefix = f"{self.path}." if self.path else ""
+        return [f"{prefix}{index}.weight" for index in range(count)]
 
     @property
     def inputs_are_rows(self) -> bool:

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from lrzip.calibration.calibrator import Network
@@ -13,14 +12,13 @@ from lrzip.calibration.settings import CalibrationSettings
 from lrzip.compression import Work, calibrated, factorize_all, meter_for, request_of, rule_of, solver_of, with_objective
 from lrzip.data.samples import Samples
 from lrzip.errors import UsageError
-from lrzip.factors import Chain
 from lrzip.inference import find_layers
 from lrzip.layers import Keep, Layer, TensorSpec
 from lrzip.modules import Architecture
 from lrzip.planning import make_plan, selected
 from lrzip.progress import Progress, silent
 from lrzip.ranks.budget import Budget
-from lrzip.surgery import leave_fast_paths, replaced
+from lrzip.surgery import assemble
 
 
 def factorize(
@@ -107,17 +105,9 @@ def factorize(
         meter=meter_for(request, source, solver, None),
         statistics=seen.planned if seen else None,
     )
-    work, changed = calibrated(Work(source, solver, None, where, seed), plan, seen)
-    made = [(decision, factors) for decision, factors, _ in factorize_all(plan, work, progress)]
-    result: nn.Module = model if inplace else copy.deepcopy(model)
-    with torch.no_grad():
-        for name, tensor in changed.items():
-            result.state_dict(keep_vars=True)[name].copy_(tensor)
-    for decision, factors in made:
-        layer = decision.layer
-        result = replaced(result, Chain(layer.module, decision.outputs, layer.bias, layer.kind), factors.weights)
-    leave_fast_paths(result)
-    return result
+    work, changed = calibrated(Work(source, solver, None, where, seed), plan, seen, progress)
+    made = {decision.layer.name: factors for decision, factors, _ in factorize_all(plan, work, progress)}
+    return assemble(model if inplace else copy.deepcopy(model), plan, made, changed)
 
 
 class LiveSource:

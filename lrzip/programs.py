@@ -26,7 +26,7 @@ from lrzip.errors import LrzipError
 from lrzip.files.atomic import atomic_file
 from lrzip.inference import not_a_weight, wrapper_prefix
 from lrzip.inputs import InputShape, examples
-from lrzip.layers import Keep, Layer, TensorSpec
+from lrzip.layers import ROOT, Keep, Layer, TensorSpec
 from lrzip.operators import OPERATORS, Operator, bias_of, groups_of, is_layer, signature
 from lrzip.plan import Entry
 from lrzip.report import Difference, Latency, Timing
@@ -58,12 +58,12 @@ def program_layers(
 
 
 def rewrite(program: ExportedProgram, layout: Sequence[Entry], computed: Mapping[str, Tensor]) -> ExportedProgram:
-    """Return a program with layers replaced by chains of two; the one given is used up.
+    """Return a program with tensors replaced by others, and layers by chains of two; the one given is used up.
 
     Args:
         program: A program in memory, such as torch.export.export or torch.export.load returns.
         layout: Every tensor of the result, as `Plan.layout` returns it.
-        computed: The weights of the chains, by name.
+        computed: Other tensors, and the weights of the chains, by name.
     """
     graph = _Graph(program)
     names: dict[str, list[str]] = {}
@@ -73,6 +73,10 @@ def rewrite(program: ExportedProgram, layout: Sequence[Entry], computed: Mapping
     fresh: dict[str, Tensor] = {}
     for origin in replaced:
         old = program.state_dict[origin]
+        if names[origin] == [origin]:
+            value = computed[origin].to(old.device).clone()
+            fresh[origin] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
+            continue
         pair = [nn.Parameter(computed[name].to(old.device).clone(), old.requires_grad) for name in names[origin]]
         if len(pair) != 2:
             raise LrzipError(f"`{origin}` has {len(pair)} stages; a program takes chains of two.")
@@ -271,7 +275,7 @@ def _layer(
     """Return what a tensor is. One that is not called `weight` makes a module of its own name."""
     leaf = spec.name.rpartition(".")[2]
     module = spec.name.removesuffix("weight").removesuffix(".") if leaf == "weight" else spec.name
-    name = module.removeprefix(prefix) or "(root)"
+    name = module.removeprefix(prefix) or ROOT
     reason = untouchable.get(spec.name) or not_a_weight(spec) or graph.obstacle(spec.name)
     if reason:
         return Keep(name, spec, reason)

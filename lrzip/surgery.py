@@ -1,6 +1,6 @@
 """Replace modules of a live network by chains of modules."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from lrzip.attention import PROJECTIONS, SplitAttention
 from lrzip.errors import LrzipError
-from lrzip.factors import Chain, dense_shape, groups_of
+from lrzip.factors import Chain, Factors, dense_shape, groups_of
 from lrzip.layers import tensor_name
 from lrzip.modules import known
+from lrzip.plan import Plan
 
 _Ordinary: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _Transposed: TypeAlias = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -102,6 +103,32 @@ def replaced(model: nn.Module, chain: Chain, weights: Sequence[Tensor]) -> nn.Mo
         return module
     model.set_submodule(path, module)
     return model
+
+
+def assemble(model: nn.Module, plan: Plan, factors: Mapping[str, Factors], tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Replace the layers of a plan by chains, and change other tensors, in place.
+
+    Args:
+        model: The network.
+        plan: Of its layers.
+        factors: Of each of them, by its name.
+        tensors: New values of others, by their name in the network.
+
+    Returns:
+        The network, or the chain where that stands for the network itself.
+    """
+    state = model.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            state[name].copy_(tensor)
+    result = model
+    for decision in plan.factorize:
+        layer = decision.layer
+        names = layer.stage_names(len(decision.stages))
+        specs = tuple(spec.renamed(name) for spec, name in zip(decision.outputs, names, strict=True))
+        result = replaced(result, Chain(layer.path, specs, layer.bias, layer.kind), factors[layer.name].weights)
+    leave_fast_paths(result)
+    return result
 
 
 def _embedding(layer: nn.Embedding, shapes: Sequence[tuple[int, ...]]) -> list[nn.Module]:

@@ -253,7 +253,7 @@ NAN = np.array([[0.0], [np.nan], [np.inf]])
         ({"x": np.zeros((0, 4)), "y": np.zeros(0)}, r"`x` of shape \(0, 4\) holds no examples"),
         ({"x": np.array(1.0)}, r"`x` of shape \(\) holds no examples"),
         ({"x": np.zeros(3, dtype=complex)}, "`x` is complex"),
-        ({"x": np.array(["a", "b"])}, r"The data in .* cannot be read: "),
+        ({"x": np.array(["a", "b"])}, r"`x` holds texts"),
         ({"x": np.array([{}])}, r"The data in .* cannot be read: Object arrays cannot be loaded"),
         ({"x": np.zeros((1, 1)), "y": np.zeros(1)}, None),
     ],
@@ -300,6 +300,7 @@ def test_damaged_files_are_named(damaged: str, content: bytes, tmp_path: Path) -
     [
         (("1,x", None, None), "`--mean` takes numbers such as"),
         ((None, "0.2,0", None), "`--std` takes numbers above 0"),
+        (("nan", None, None), "`--mean` takes finite numbers"),
         ((None, None, "crop,spin"), "`--augment` takes crop, flip, got `spin`"),
     ],
 )

@@ -164,7 +164,7 @@ def test_outputs_of_factorized_layers_are_learned_too(folder: Path) -> None:
         return float((model.fc1(classes()[0]) - dense.fc1(classes()[0])).norm().detach())
 
     tune(folder, "without.pt", **options)
-    tune(folder, "with.pt", teaching=Teaching(share=1.0, layers=10.0), **options)
+    tune(folder, "with.pt", teaching=Teaching(layers=10.0), **options)
     assert difference("with.pt") < 0.5 * difference("without.pt")
 
 
@@ -194,7 +194,7 @@ def test_test_arrays_steer_nothing(folder: Path) -> None:
     np.savez(folder / "parts.npz", **{name: array.numpy() for name, array in parts.items()})  # type: ignore[arg-type]
     report = tune(folder, data=str(folder / "parts.npz"))
     assert report.examples == (360, 40)
-    with pytest.raises(UsageError, match="is test data, which never steers"):
+    with pytest.raises(UsageError, match="is test data, which steers nothing"):
         tune(folder, data=f"{folder / 'parts.npz'}:test")
 
 
@@ -266,6 +266,7 @@ def test_default_outputs_stand_beside_the_source(tmp_path: Path) -> None:
             {},
             r"has numbers of shape \(3,\) for an example, but the network puts out \(4,\)",
         ),
+        ({"y": torch.zeros(400, 2, dtype=torch.int64)}, {}, r"has classes of shape \(2,\) for an example, but"),
         ({"x": torch.zeros(400, 11)}, {}, r"does not take the inputs of .*, float32 \(11,\)"),
         ({"y": None}, {}, "no labels. Give the dense checkpoint as `--teacher`"),
         ({}, {"loss": "mse"}, "`--loss mse` does not fit the data, which is classification"),
@@ -291,11 +292,121 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert not (folder / "tuned.pt").exists()
 
 
+def test_texts_are_no_labels(folder: Path) -> None:
+    x, y = classes()
+    np.savez(folder / "data.npz", x=x.numpy(), y=y.numpy().astype(str))
+    with pytest.raises(LrzipError, match=r"`y` holds texts \(<U21\). Give numbers"):
+        tune(folder)
+
+
+def test_a_teacher_needs_labels_for_validation_alone(folder: Path) -> None:
+    x, y = classes()
+    write_data(folder / "train.npz", x[40:])
+    write_data(folder / "val.npz", x[:40], y[:40])
+    options: dict[str, Any] = {"data": str(folder / "train.npz"), "val": str(folder / "val.npz")}
+    report = tune(folder, teacher=folder / "dense.pt", settings=Settings(steps=1), **options)
+    model = lrzip.load_into(Classifier(), folder / "small.pt").eval()
+    assert report.before["accuracy"] == pytest.approx(float((model(x[:40]).argmax(1) == y[:40]).float().mean()))
+    with pytest.raises(LrzipError, match=r"no labels\. Give the dense checkpoint as `--teacher`"):
+        tune(folder, **options)
+
+
 def test_labels_of_validation_sets_are_checked_too(folder: Path) -> None:
     x, y = classes(40)
     write_data(folder / "val.npz", x, y + 1)
     with pytest.raises(LrzipError, match="has the label 4 in row 3"):
         tune(folder, val=str(folder / "val.npz"))
+
+
+def exported(path: Path, model: nn.Module, *, dynamic: bool = True) -> Path:
+    """Write a network as a program of any batch size, or of five."""
+    shapes = {0: torch.export.Dim("batch")} if dynamic else None
+    program = torch.export.export(model, (torch.zeros(5, 12),), dynamic_shapes=({} if shapes is None else shapes,))
+    torch.export.save(program, path)
+    return path
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_program_is_trained_as_its_network_is_and_stays_a_program(training: bool, folder: Path) -> None:
+    """Whichever mode it was exported in; the dense program teaches."""
+    for name in ("dense", "small"):
+        model = lrzip.load_into(Classifier(), folder / f"{name}.pt").train(training)
+        exported(folder / f"{name}.pt2", model)
+    settings = Settings(epochs=2, batch_size=32, lr=1e-2)
+    report = lrzip.finetune(
+        folder / "small.pt2",
+        data=str(folder / "data.npz"),
+        teacher=folder / "dense.pt2",
+        settings=settings,
+        trust=True,
+    )
+    expected = tune(folder, teacher=folder / "dense.pt", settings=settings)
+    assert report.after == expected.after
+    assert report.output == folder / "small.tuned.pt2"
+    tuned = torch.export.load(report.output)
+    for name, tensor in expected.outcome.state.items():
+        assert torch.equal(tuned.state_dict[name], tensor), name
+    x, _ = classes(7)
+    # In the mode of the export: with the statistics of these seven or with those that were learned.
+    model = lrzip.load_into(Classifier(), folder / "tuned.pt").train(training)
+    assert torch.allclose(tuned.module()(x), model(x), atol=1e-6)
+
+
+def test_a_compressed_program_is_trained(folder: Path) -> None:
+    path = exported(folder / "dense.pt2", lrzip.load_into(Classifier(), folder / "dense.pt").eval())
+    lrzip.compress(path, folder / "small.pt2", rank=4, layers={"fc2": "keep"}, trust=True)
+    options: dict[str, Any] = {"data": str(folder / "data.npz"), "settings": FAST, "trust": True}
+    report = lrzip.finetune(folder / "small.pt2", **options)
+    assert report.before["accuracy"] < 0.6 < 0.95 < report.after["accuracy"]
+    module: nn.Module = torch.export.load(report.output).module()
+    x, y = classes()
+    assert float((module(x).argmax(1) == y).float().mean()) > 0.9
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_module_is_trained_and_stays_a_module(compressed: bool, folder: Path) -> None:
+    torch.save(lrzip.load_into(Classifier(), folder / "dense.pt").eval(), folder / "module.pt")
+    if compressed:
+        lrzip.compress(folder / "module.pt", folder / "module.lrzip.pt", rank=4, layers={"fc2": "keep"}, trust=True)
+    source = folder / ("module.lrzip.pt" if compressed else "module.pt")
+    report = lrzip.finetune(
+        source,
+        data=str(folder / "data.npz"),
+        settings=FAST,
+        teacher=folder / "module.pt",
+        teaching=Teaching(layers=1.0) if compressed else None,
+        trust=True,
+    )
+    module = torch.load(report.output, weights_only=False)
+    assert isinstance(module, Classifier)
+    assert isinstance(module.fc1, nn.Sequential if compressed else nn.Linear)
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, report.outcome.state[name]), name
+    before = torch.load(source, weights_only=False).state_dict()
+    assert not torch.equal(module.state_dict()["bn.running_mean"], before["bn.running_mean"])
+
+
+def test_what_brings_no_network_or_cannot_be_trained_is_said_before_training(folder: Path) -> None:
+    model = lrzip.load_into(Classifier(), folder / "dense.pt").eval()
+    program, fixed = exported(folder / "a.pt2", model), exported(folder / "b.pt2", model, dynamic=False)
+    torch.save(model, folder / "module.pt")
+    attention = nn.TransformerEncoderLayer(12, 2, 8).train()
+    noisy = exported(folder / "c.pt2", nn.Sequential(nn.Unflatten(1, (1, 12)), attention).train())
+    options: dict[str, Any] = {"data": str(folder / "data.npz"), "trust": True}
+    for source, change, message in (
+        (folder / "small.pt", {}, "holds weights alone"),
+        (program, {"trust": False}, "Pass `--trust`"),
+        (folder / "module.pt", {"trust": False}, "Pass `--trust`"),
+        (program, {"output": folder / "x.txt"}, "must end in .pt2"),
+        (folder / "small.pt", {"output": folder / "x.pt2", "model": Classifier()}, "holds weights and no program"),
+        (program, {"teacher": folder / "dense.pt"}, "holds weights alone"),
+        (program, {"teacher": program, "teaching": Teaching(layers=1.0)}, "has none to look at"),
+        (fixed, {}, r"of shape \(5, 12\) alone. Export it with a dynamic first dimension"),
+        (noisy, {}, "exported in training mode with `aten.scaled_dot_product_attention.default`"),
+    ):
+        with pytest.raises(LrzipError, match=message) as error:
+            lrzip.finetune(source, **{**options, **change})
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

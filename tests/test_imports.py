@@ -48,6 +48,7 @@ LADDER = [
         "models",
         "inputs",
         "programs",
+        "retraining",
         "taps",
         "selection",
         "parallel",
@@ -56,8 +57,8 @@ LADDER = [
     ["data"],
     ["training"],
     ["formats", "decompositions", "ranks"],
-    ["planning", "loading", "tracing", "costs", "hf", "results", "evaluation", "rewriting"],
-    ["calibration"],
+    ["planning", "loading", "study", "tracing", "costs", "hf", "results", "evaluation", "rewriting"],
+    ["calibration", "reconstruction"],
     [
         "analysis",
         "compression",

@@ -68,7 +68,7 @@ class Network:
 
     def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], see: Observe) -> None:
         """Run on batches and show what layers are applied to."""
-        watch_network(self.model, {layer.name: layer for layer in layers}, batches, see)
+        watch_network(self.model, {layer.path: layer for layer in layers}, batches, see)
 
     def program(self, arguments: Arguments) -> ExportedProgram:
         """Return what torch.export makes of the network."""
@@ -76,7 +76,7 @@ class Network:
 
     def weight_name(self, layer: Layer) -> str:
         """Return the name of a layer's weight in the network."""
-        return tensor_name(layer.name, layer.kind, "weight")
+        return tensor_name(layer.path, layer.kind, "weight")
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -126,6 +126,9 @@ class Calibration:
         statistics: Of those that the examples reach.
         corrections: What factors will make up for.
         run: Makes them: fits layers in the order in which they run. None where nothing is made up for.
+        samples: What was used; None where it is not at hand.
+        settings: How it was done.
+        network: That ran; None if it is a program.
     """
 
     examples: str
@@ -134,6 +137,9 @@ class Calibration:
     statistics: Statistics
     corrections: Corrections = field(default_factory=Corrections)
     run: Callable[[Job], Fitted] | None = None
+    samples: Samples | None = None
+    settings: CalibrationSettings = field(default_factory=CalibrationSettings)
+    network: nn.Module | None = None
 
     @property
     def planned(self) -> Statistics:
@@ -192,7 +198,7 @@ def calibrate(
         LrzipError: The examples cannot be read, the network does not take them, or it makes NaN or Inf of them.
     """
     samples = _samples(examples, settings)
-    batches = list(_batches(samples, settings, subject.dtype))
+    batches = list(_batches(samples.unaugmented(), settings, subject.dtype))
     program, corrections = _program(subject, settings.corrections, batches[0])
     found: dict[str, Moments] = {}
     with _named(samples, batches[0]):
@@ -203,8 +209,12 @@ def calibrate(
             raise LrzipError(f"`{name}` gets NaN or Inf on `{samples.name}`. Look at these inputs.")
 
     count = len(batches) * min(settings.batch_size, len(samples))
+    network = subject.model if isinstance(subject, Network) else None
+    seen = Calibration(
+        samples.name, count, layers, found, corrections, samples=samples, settings=settings, network=network
+    )
     if program is None:
-        return Calibration(samples.name, count, layers, found, corrections)
+        return seen
     with _named(samples, batches[0]):
         named = {subject.weight_name(layer): layer for layer in layers if layer.name in found}
         counts = influences(program, named, batches[:_INFLUENCE_BATCHES], seed=settings.seed)
@@ -214,8 +224,7 @@ def calibrate(
         with _named(samples, batches[0]):
             return fit_in_sequence(program, subject.weight_name, batches, job)
 
-    fits = run if corrections != Corrections() else None
-    return Calibration(samples.name, count, layers, weighed, corrections, fits)
+    return replace(seen, statistics=weighed, run=run if corrections != Corrections() else None)
 
 
 def _program(
@@ -265,20 +274,22 @@ def _named(samples: Samples, inputs: Arguments) -> Iterator[None]:
 
 
 def _samples(examples: str | Path | Tensor | Samples, settings: CalibrationSettings) -> Samples:
+    """Return as many of the examples as are wanted, picked at random."""
     if isinstance(examples, str | Path):
-        return read_inputs(str(examples), preparation=settings.preparation)
-    if isinstance(examples, Tensor):
-        return Samples("the examples", Arrays(examples, None, settings.preparation), augmented=False)
-    return examples.unaugmented()
+        found = read_inputs(str(examples), preparation=settings.preparation)
+    elif isinstance(examples, Tensor):
+        found = Samples("the examples", Arrays(examples, None, settings.preparation))
+    else:
+        found = examples
+    order = torch.randperm(len(found), generator=Generator().manual_seed(settings.seed))
+    return found.subset(order[: settings.samples])
 
 
 def _batches(samples: Samples, settings: CalibrationSettings, dtype: torch.dtype | None) -> Iterator[Arguments]:
     """Yield batches of one size, since a program may take no other; a remainder is left out."""
-    generator = Generator().manual_seed(settings.seed)
-    order = torch.randperm(len(samples), generator=generator)[: settings.samples]
-    size = min(settings.batch_size, len(order))
-    for positions in torch.split(order[: len(order) // size * size], size):
-        x, _ = samples.fetch(positions.tolist(), seed=settings.seed)
+    size = min(settings.batch_size, len(samples))
+    for start in range(0, len(samples) // size * size, size):
+        x, _ = samples.fetch(range(start, start + size), seed=settings.seed)
         cast = pytree.tree_map_only(Tensor, lambda value: value.to(dtype) if value.is_floating_point() else value, x)
         if isinstance(cast, Mapping):
             yield (), dict(cast)

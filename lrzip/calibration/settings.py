@@ -1,6 +1,7 @@
 """How to calibrate."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from lrzip.calibration.corrections import Corrections
 from lrzip.data.augmentation import Preparation
@@ -21,6 +22,9 @@ class CalibrationSettings:
         preparation: What becomes of inputs of files before the network gets them.
         memory: Bytes that second moments may take at a time; more layers than that make several passes.
         seed: Of the choice of examples.
+        reconstruct: Steps of a training that brings the outputs of the factorized network near to those of its own, at
+            the end; the preparation's random changes are for it alone.
+        save: File for what is seen, which can take the place of examples later.
     """
 
     samples: int = 1024
@@ -29,8 +33,14 @@ class CalibrationSettings:
     preparation: Preparation = field(default_factory=Preparation)
     memory: int = 2 * _GIGABYTE
     seed: int = 0
+    reconstruct: int = 0
+    save: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("samples", "batch_size", "memory"):
             if getattr(self, name) < 1:
                 raise UsageError(f"`{name.replace('_', '-')}` must be at least 1, got {getattr(self, name)}.")
+        if self.reconstruct < 0:
+            raise UsageError(f"`reconstruct` takes a number of steps, got {self.reconstruct}.")
+        if self.preparation.augment and not self.reconstruct:
+            raise UsageError("`--augment` is for what is trained. With `--calibrate` it goes with `--reconstruct`.")

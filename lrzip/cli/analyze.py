@@ -92,7 +92,7 @@ def analyze(
     teacher: options.Teacher = None,
     lr: options.Lr = None,
     batch_size: options.BatchSize = None,
-    amp: options.Amp = "no",
+    amp: options.Amp = "auto",
     freeze_batchnorm: options.FreezeBatchnorm = False,
     workers: options.Workers = 0,
     seed: Annotated[int, typer.Option(help="Of splits, order, augmentation and dropout.")] = 0,

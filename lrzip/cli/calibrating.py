@@ -1,6 +1,7 @@
 """Calibration on the command line."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrzip.cli.console import refuse
@@ -15,8 +16,9 @@ def calibration_of(
     samples: int | None,
     memory: str | None,
     correct: str | None,
-    mean: str | None,
-    std: str | None,
+    save: Path | None,
+    reconstruct: int,
+    preparation: tuple[str | None, str | None, str | None],
     seed: int,
 ) -> "CalibrationSettings | None":
     """Return what options say of a calibration, or None without one."""
@@ -25,8 +27,9 @@ def calibration_of(
             "--calibration-samples": samples,
             "--calibration-memory": memory,
             "--correct": correct,
-            "--mean": mean,
-            "--std": std,
+            "--save-statistics": save,
+            "--reconstruct": reconstruct or None,
+            **dict(zip(("--mean", "--std", "--augment"), preparation, strict=True)),
         }
         refuse(given, "`{}` goes with `--calibrate SPEC`, which is missing.")
         return None
@@ -35,7 +38,9 @@ def calibration_of(
     from lrzip.data.augmentation import Preparation
     from lrzip.ranks.budget import parse_size
 
-    settings = CalibrationSettings(preparation=Preparation.parse(mean, std, None), seed=seed)
+    settings = CalibrationSettings(
+        preparation=Preparation.parse(*preparation), seed=seed, reconstruct=reconstruct, save=save
+    )
     if samples is not None:
         settings = replace(settings, samples=samples)
     if memory is not None:

@@ -114,8 +114,8 @@ def compress(
         str | None,
         typer.Option(
             metavar="SPEC",
-            help="Choose by what layers make of examples, without labels: file.npz and the like, as --data takes them. "
-            "Needs --model, or a program.",
+            help="Choose by what layers make of examples, without labels: file.npz and the like, as --data takes them, "
+            "with --model or of a program; or what --save-statistics wrote.",
         ),
     ] = None,
     calibration_samples: Annotated[
@@ -124,6 +124,18 @@ def compress(
     calibration_memory: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="Of what --calibrate gathers at a time: 500MB.", show_default="2GiB"),
+    ] = None,
+    reconstruct: Annotated[
+        int,
+        typer.Option(
+            metavar="STEPS",
+            min=0,
+            help="After --calibrate, train on its examples, without labels, to put out what the dense network does.",
+        ),
+    ] = 0,
+    save_statistics: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.safetensors", help="Write what --calibrate saw, to give to --calibrate later."),
     ] = None,
     correct: Annotated[
         str | None,
@@ -168,7 +180,7 @@ def compress(
     epochs: Annotated[int, typer.Option(help="Passes over the training set in each brief fine-tune.")] = 3,
     steps: Annotated[int | None, typer.Option(help="Steps of each brief fine-tune, in place of epochs.")] = None,
     batch_size: options.BatchSize = None,
-    amp: options.Amp = "no",
+    amp: options.Amp = "auto",
     freeze_batchnorm: options.FreezeBatchnorm = False,
     workers: options.Workers = 0,
     log: Annotated[
@@ -289,8 +301,9 @@ def compress(
         samples=calibration_samples,
         memory=calibration_memory,
         correct=correct,
-        mean=mean,
-        std=std,
+        save=save_statistics,
+        reconstruct=reconstruct,
+        preparation=(mean, std, augment),
         seed=seed,
     )
     if budget and "," in budget and dry_run:

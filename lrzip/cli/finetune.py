@@ -62,10 +62,13 @@ def finetune(
     epochs: Annotated[int, typer.Option(help="Passes over the training set.")] = 10,
     steps: Annotated[int | None, typer.Option(help="Steps in all, in place of epochs.")] = None,
     batch_size: options.BatchSize = None,
-    amp: options.Amp = "no",
+    amp: options.Amp = "auto",
     freeze_batchnorm: options.FreezeBatchnorm = False,
     patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without a better score.")] = None,
     workers: options.Workers = 0,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Share out weights and optimizer among the processes of torchrun (FSDP).")
+    ] = False,
     resume: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep the state here, and go on from it if it exists.")
     ] = None,
@@ -81,9 +84,8 @@ def finetune(
     force: options.Force = False,
 ) -> None:
     """Recover accuracy of a compressed checkpoint by training it."""
-    if network is None or data is None:
-        missing = "--model PKG.MOD:NET" if network is None else "--data SPEC"
-        raise UsageError(f"finetune needs `{missing}`. See `lrzip finetune --help`.")
+    if data is None:
+        raise UsageError("finetune needs `--data SPEC`. See `lrzip finetune --help`.")
     from lrzip.data.augmentation import Preparation
     from lrzip.finetuning import finetune
     from lrzip.training.settings import Settings
@@ -103,11 +105,11 @@ def finetune(
         freeze_batchnorm=freeze_batchnorm,
         patience=patience,
         seed=seed,
+        shard=shard,
     )
     to_stdout = goes_to_stdout(output, model)
     with model_path(model) as source, output_path(output, to_stdout=to_stdout) as destination:
         built = load_network(network, model_arg)
-        assert built is not None
         with redirect_stdout(sys.stderr), training_progress(quiet=quiet, label="finetune") as (_, watch):
             report = finetune(
                 source,

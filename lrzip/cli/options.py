@@ -88,7 +88,12 @@ Teacher: TypeAlias = Annotated[
     typer.Option("--teacher", metavar="DENSE", help="Learn from this checkpoint.", show_default="MODEL itself"),
 ]
 Temperature: TypeAlias = Annotated[
-    float | None, typer.Option("--temperature", help="Of a teacher's classes.", show_default="4")
+    float | None,
+    typer.Option(
+        "--temperature",
+        help="Compare classes with a teacher's as distributions of this temperature.",
+        show_default="logits are compared",
+    ),
 ]
 TeacherShare: TypeAlias = Annotated[
     float | None,
@@ -110,7 +115,14 @@ BatchSize: TypeAlias = Annotated[
         show_default="128, fewer for few examples",
     ),
 ]
-Amp: TypeAlias = Annotated[str, typer.Option("--amp", help="Compute in bf16 or fp16, with weights in float32.")]
+Amp: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--amp",
+        help="What to compute in, with weights in float32: bf16, fp16, no (float32), or auto, which is bf16 for "
+        "convolutions of images on devices that have it.",
+    ),
+]
 FreezeBatchnorm: TypeAlias = Annotated[
     bool, typer.Option("--freeze-batchnorm", help="Keep the running statistics of batch norms.")
 ]

@@ -73,13 +73,13 @@ def read_data(
 
 
 def read_inputs(spec: str, *, preparation: Preparation) -> Samples:
-    """Return the examples that `--calibrate` names, as `read_data` takes them, without random changes.
+    """Return the examples that `--calibrate` names, as `read_data` takes them.
 
     Raises:
         LrzipError: They cannot be read, or are a test part.
     """
     parts = read_parts(spec, preparation=preparation, option="--calibrate")
-    return _chosen(spec, parts, "train", "--calibrate").unaugmented()
+    return _chosen(spec, parts, "train", "--calibrate")
 
 
 def read_parts(

@@ -58,11 +58,18 @@ def _loaded(path: Path) -> Mapping[str, Tensor]:
         # By handle, since NumPy leaves files that it opened itself open where they are damaged.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             # Other arrays, such as names of features, may be of types that torch does not have.
-            return {name: torch.from_numpy(file[name]) if name in wanted else torch.empty(0) for name in file.files}
+            return {name: _tensor(path, name, file) if name in wanted else torch.empty(0) for name in file.files}
     content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, dict):
         raise LrzipError(f"`{path}` holds a {type(content).__name__}, not a dict of tensors.")
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _tensor(path: Path, name: str, file: Mapping[str, np.ndarray]) -> Tensor:
+    array = file[name]
+    if array.dtype.kind in "USV":
+        raise LrzipError(f"`{path}`: `{name}` holds texts ({array.dtype}). Give numbers; classes count from 0.")
+    return torch.from_numpy(array)
 
 
 def _part(path: Path, arrays: Mapping[str, Tensor], x_name: str, y_name: str) -> Arrays:

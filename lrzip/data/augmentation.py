@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -48,9 +49,12 @@ class Preparation:
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in text.split(",")) if text else ()
+        numbers = tuple(float(part) for part in text.split(",")) if text else ()
     except ValueError as error:
         raise UsageError(f"`{option}` takes numbers such as `0.5,0.4,0.4`, got `{text}`.") from error
+    if not all(isfinite(number) for number in numbers):
+        raise UsageError(f"`{option}` takes finite numbers, got `{text}`.")
+    return numbers
 
 
 def prepare(x: Tensor, preparation: Preparation) -> Tensor:
@@ -109,18 +113,15 @@ def augment(x: Tensor, names: Sequence[str], draws: Tensor) -> Tensor:
     """
     if x.ndim != 4:
         raise LrzipError(f"`--augment` is for images, but inputs have shape {tuple(x.shape[1:])}.")
+    count, (height, width) = len(x), x.shape[2:]
+    rows = torch.arange(height).expand(count, height)
+    columns = torch.arange(width).expand(count, width)
     if "crop" in names:
-        x = _shifted(x, draws[:, 0], draws[:, 1])
+        by = height // _SHIFT, width // _SHIFT
+        x = F.pad(x, (by[1], by[1], by[0], by[0]))
+        rows = rows + (draws[:, :1] * (2 * by[0] + 1)).long()
+        columns = columns + (draws[:, 1:2] * (2 * by[1] + 1)).long()
     if "flip" in names:
-        x = torch.where((draws[:, 2] < 0.5)[:, None, None, None], x.flip(3), x)
-    return x
-
-
-def _shifted(x: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    height, width = x.shape[2:]
-    by = height // _SHIFT, width // _SHIFT
-    padded = F.pad(x, (by[1], by[1], by[0], by[0]))
-    rows = (down * (2 * by[0] + 1)).long()[:, None] + torch.arange(height)  # (n, height)
-    columns = (right * (2 * by[1] + 1)).long()[:, None] + torch.arange(width)  # (n, width)
-    images = torch.arange(len(x))[:, None, None]
-    return padded[images, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        columns = torch.where(draws[:, 2:] < 0.5, columns.flip(1), columns)
+    images = torch.arange(count)[:, None, None]
+    return x[images, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -107,6 +107,21 @@ class UserDataset:
 
 
 @dataclass(frozen=True)
+class Unlabelled:
+    """Examples whose labels are not looked at."""
+
+    source: Source
+    labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def fetch(self, numbers: Tensor, seed: int, epoch: int | None) -> Batch:
+        """Return a batch."""
+        return self.source.fetch(numbers, seed, epoch)[0], None
+
+
+@dataclass(frozen=True)
 class Samples:
     """Some of the examples of a source, in a fixed order.
 
@@ -132,6 +147,10 @@ class Samples:
     def unaugmented(self) -> "Samples":
         """Return the same examples without random changes."""
         return replace(self, augmented=False)
+
+    def unlabelled(self) -> "Samples":
+        """Return the same examples without labels."""
+        return replace(self, source=Unlabelled(self.source))
 
     @property
     def labels(self) -> Tensor | None:

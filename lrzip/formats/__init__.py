@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrzip.errors import LrzipError, UnsupportedCheckpoint
 from lrzip.factors import Factors
@@ -154,6 +154,20 @@ class Runnable(Protocol):
 
     def time(self, output: Path, inputs: Sequence[InputShape]) -> Timing | None:
         """Return how long this and what was made of it run, or None where they cannot be run."""
+        ...
+
+
+@runtime_checkable
+class Bringing(Protocol):
+    """A checkpoint that brings its own network."""
+
+    def network(self) -> nn.Module:
+        """Return the network with its weights in it, for the caller to change. Loading it may run code from the file.
+
+        Raises:
+            UntrustedFile: The file is not trusted.
+            UnsupportedCheckpoint: It cannot be loaded, or not be trained.
+        """
         ...
 
 

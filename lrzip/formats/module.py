@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrzip.errors import LrzipError, UnsupportedCheckpoint
+from lrzip.errors import LrzipError, UnsupportedCheckpoint, UntrustedFile
 from lrzip.factors import Chain
 from lrzip.files.atomic import atomic_file
 from lrzip.files.inert import outermost_class
@@ -54,6 +54,15 @@ class ModuleFile(PickledFile):
         if not isinstance(module, nn.Module):
             raise UnsupportedCheckpoint(f"`{self.path}` holds `{self.kind}`, which is no module.")
         return module
+
+    def network(self) -> nn.Module:
+        """Return the module."""
+        if not self.trust:
+            raise UntrustedFile(
+                f"`{self.path}` is a module of class `{self.kind}`, and loading it can run code from the file. Pass "
+                "`--trust` if you know where it came from, or build the network by `--model`."
+            )
+        return self.load()
 
     def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
         """Return what each tensor is, as the module says if it is trusted."""
@@ -110,8 +119,9 @@ def _write_module(destination: Path, source: ModuleFile, layout: Sequence[Entry]
 
 
 def _rewritten(source: ModuleFile, layout: Sequence[Entry], computed: Mapping[str, Tensor]) -> nn.Module:
-    """Return the module with the layers of a layout replaced by chains."""
+    """Return the module with tensors of a layout replaced by others, and layers by chains."""
     result = source.load()
+    own = result.state_dict()
     kinds = {item.weight.name: item for item in source.layers() if isinstance(item, Layer)}
     renamed: dict[str, Any] = {e.origin: e.spec for e in layout if e.copied and e.origin != e.spec.name}
     stages: dict[str, list[Entry]] = {}
@@ -119,6 +129,9 @@ def _rewritten(source: ModuleFile, layout: Sequence[Entry], computed: Mapping[st
         if not entry.copied:
             stages.setdefault(entry.origin, []).append(entry)
     for name, entries in stages.items():
+        if [entry.spec.name for entry in entries] == [name]:
+            own[name].copy_(computed[name])
+            continue
         if name not in kinds or len(entries) < 2:
             raise LrzipError(
                 f"`{name}` is no layer that a chain can replace in a module. Write it with `-o weights.pt`."

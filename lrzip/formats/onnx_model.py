@@ -15,9 +15,11 @@ from lrzip.formats.onnx_costs import positions_and_macs
 from lrzip.formats.onnx_data import chunks_of, external_file, spec_of
 from lrzip.formats.onnx_graph import constants_of, find_layers, graphs_of, tensor_of
 from lrzip.formats.onnx_run import compare, time
+from lrzip.formats.onnx_watch import watch_model
 from lrzip.inputs import InputShape
 from lrzip.layers import Keep, Layer, TensorSpec
 from lrzip.modules import Architecture
+from lrzip.moments import Arguments, Observe
 from lrzip.report import Difference, Timing
 
 
@@ -92,6 +94,10 @@ class OnnxFile:
         if isinstance(outcome, NotCompared):
             raise outcome
         return outcome
+
+    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], see: Observe) -> None:
+        """Run the model on batches in onnxruntime and show what layers are applied to."""
+        watch_model(self.path, self.nbytes, layers, batches, see)
 
     def measure(self, inputs: Sequence[InputShape]) -> tuple[Mapping[str, int], int] | None:
         """Return the positions and products of a run, by the shapes that onnx infers."""

@@ -147,12 +147,39 @@ def _random(generator: np.random.Generator, kind: str, shape: tuple[int, ...]) -
     return np.asarray(generator.integers(_INTEGER_LIMIT, size=shape)).astype(dtype)
 
 
-def _session(onnxruntime: Any, path: Path) -> Any:
+def start(model: bytes) -> Any:
+    """Return a session of a model in memory.
+
+    Raises:
+        LrzipError: onnxruntime is not installed, or cannot run it.
+    """
+    try:
+        return _session(_runtime(), model)
+    except NotCompared as error:
+        raise LrzipError(f"To run the model takes onnxruntime: {error}") from error
+    except Exception as error:
+        raise LrzipError(f"onnxruntime cannot run the model: {_line(error)}.") from error
+
+
+def run(session: Any, names: Sequence[str], feed: Arrays) -> Arrays:
+    """Return some outputs of a model.
+
+    Raises:
+        ValueError: It does not take the inputs.
+    """
+    try:
+        return dict(zip(names, session.run(names, feed), strict=True))
+    except Exception as error:
+        raise ValueError(_line(error)) from error
+
+
+def _session(onnxruntime: Any, model: Path | bytes) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
     options.use_deterministic_compute = True
     options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(str(path.absolute()), options, providers=["CPUExecutionProvider"])
+    where = str(model.absolute()) if isinstance(model, Path) else model
+    return onnxruntime.InferenceSession(where, options, providers=["CPUExecutionProvider"])
 
 
 def _run(onnxruntime: Any, session: Any, feed: Arrays) -> Arrays:

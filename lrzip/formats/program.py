@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrzip.errors import LrzipError, UnsupportedCheckpoint, UntrustedFile
 from lrzip.files.archive import checked_members
@@ -99,6 +99,17 @@ class ProgramFile(RawFile):
             raise UnsupportedCheckpoint(
                 f"`{self.path}` is damaged, or needs operators that are not installed: {said}."
             ) from error
+
+    def network(self) -> nn.Module:
+        """Return the program as a network that can be trained."""
+        from lrzip.retraining import network_of
+
+        if not self.trust:
+            raise UntrustedFile(
+                f"`{self.path}` is a program, which must be loaded to be trained, and that can run code from the file. "
+                "Pass `--trust` if you know where it came from."
+            )
+        return network_of(self.program(), self.path)
 
     def extra_files(self) -> Mapping[str, str]:
         """Return the texts stored beside the program, by name."""
@@ -222,8 +233,10 @@ class Program:
             )
         source.refuse_replacing(source.format)
         stages = Counter(entry.origin for entry in layout if not entry.copied)
-        if any(count != 2 for count in stages.values()):
-            raise LrzipError(f"`{destination}` would be a program, in which lrzip puts chains of two and nothing else.")
+        if any(count > 2 for count in stages.values()):
+            raise LrzipError(
+                f"`{destination}` would be a program, in which lrzip puts chains of two and no longer ones."
+            )
         refuse_other_dtypes(source, layout)
         with atomic_file(destination) as temporary:
             writer = ProgramWriter()

@@ -1,7 +1,7 @@
 """The training loop."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from time import perf_counter
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
@@ -23,10 +24,11 @@ from lrzip.training.interruption import Interruption, interruption
 from lrzip.training.losses import Objective
 from lrzip.training.metrics import Scorer
 from lrzip.training.outcomes import Epoch, Log, Moment, Outcome, Watch
-from lrzip.training.processes import make_accelerator, reproducible, synchronize_batchnorm
+from lrzip.training.processes import make_accelerator, precision, reproducible, synchronize_batchnorm
 from lrzip.training.resuming import load_state, save_state
 from lrzip.training.schedules import factor, idle
-from lrzip.training.settings import Settings, make_optimizer
+from lrzip.training.settings import Settings
+from lrzip.training.weights import place
 
 _SAVE_SECONDS = 60.0
 
@@ -66,9 +68,14 @@ def train(
     Raises:
         LrzipError: A batch does not fit the network or the labels, or `resume` is of another training.
     """
+    networks = [network for network in (model, objective.teacher) if network is not None]
+    images = [images_last(network, data.train) for network in networks]
+    settings = replace(settings, amp=precision(settings.amp, device, images=all(images)))
     accelerator = make_accelerator(device, settings.amp)
     with reproducible(accelerator.device), interruption() as asked:
-        run = _Run(accelerator, model, data, objective, scorer, settings, asked, workers, resume, watch, log)
+        run = _Run(
+            accelerator, model, data, objective, scorer, settings, all(images), asked, workers, resume, watch, log
+        )
         with objective.attached(model):
             return run.done({**vars(settings), **(identity or {})})
 
@@ -83,6 +90,7 @@ class _Run:
     objective: Objective
     scorer: Scorer
     settings: Settings
+    images_last: bool
     asked: Interruption
     workers: int
     resume: Path | None
@@ -109,11 +117,13 @@ class _Run:
                 self._epoch(self.step // self.per_epoch + 1)
         scored = [epoch for epoch in self.history if epoch.scores]
         best = max(scored, key=lambda epoch: self.scorer.gain(epoch.scores)) if scored else self.history[-1]
-        state = self.best or self._state()
+        state = self.best if scored else self.weights.state()
         self.accelerator.wait_for_everyone()
-        self.accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)
+        self.weights.release()
         main = self.accelerator.is_main_process
-        return Outcome(state, self.history, best, self.step, self._elapsed(), self.stopped, self.step, main)
+        return Outcome(
+            state, self.history, best, self.step, self._elapsed(), self.stopped, self.step, main, self.settings
+        )
 
     def _set_up(self) -> None:
         accelerator, settings = self.accelerator, self.settings
@@ -126,9 +136,8 @@ class _Run:
         self.steps = settings.steps or settings.epochs * self.per_epoch
         if self.part[1] > 1 and not settings.freeze_batchnorm:
             self.model = synchronize_batchnorm(self.model, accelerator.device)
-        self.images_last = images_last(self.model, self.data.train)
-        optimizer = make_optimizer(self.model.parameters(), settings)
-        self.network, self.optimizer = accelerator.prepare(self.model, optimizer)
+        self.weights = place(self.model, settings, accelerator)
+        self.network, self.optimizer = self.weights.network, self.weights.optimizer
         if self.objective.teacher is not None:
             self.objective.teacher.to(accelerator.device).eval().requires_grad_(False)
         kept = load_state(self.resume, self._begun_with) if self.resume else None
@@ -136,8 +145,7 @@ class _Run:
             self._continue(kept)
 
     def _continue(self, kept: Mapping[str, Any]) -> None:
-        self.model.load_state_dict(kept["model"])
-        self.optimizer.load_state_dict(kept["optimizer"])
+        self.weights.load(kept["model"], kept["optimizer"])
         if self.accelerator.scaler is not None and kept["scaler"]:
             self.accelerator.scaler.load_state_dict(kept["scaler"])
         self.best, self.step, self.losses = kept["best"], kept["step"], kept["loss"]
@@ -159,10 +167,11 @@ class _Run:
             self.losses.append(loss)
             if self.watch:
                 self.watch(Moment(number, self.step, self.steps, loss, self.history[-1]))
-            if self._interrupted():
+            interrupted, due = self._agreed(self.asked.requested, perf_counter() - self._saved > _SAVE_SECONDS)
+            if interrupted:
                 self.stopped = "interrupted"
                 break
-            if perf_counter() - self._saved > _SAVE_SECONDS and self._within():
+            if due and self._within():
                 self._save()
         if self._within():
             self._save()  # as it is without the evaluation that follows, which a whole training does not do
@@ -197,6 +206,7 @@ class _Run:
         try:
             with accelerator.autocast():
                 loss = self.objective(self.network, inputs, target)
+            _check_loss(loss)
         except LrzipError:
             raise
         except torch.OutOfMemoryError as error:
@@ -212,7 +222,7 @@ class _Run:
             return value
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(self.model.parameters(), settings.clip or float("inf"))
-        if accelerator.scaler is None and not bool(torch.isfinite(norm)):
+        if accelerator.scaler is None and not isfinite(norm.full_tensor() if isinstance(norm, DTensor) else norm):
             self.stopped = "not finite"
             return value
         self.optimizer.step()
@@ -234,7 +244,7 @@ class _Run:
         self.history.append(epoch)
         self.losses = []
         if scores and (not before or self.scorer.gain(scores) > max(before)):
-            self.best = self._state()
+            self.best = self.weights.state()
         if self.log and self.accelerator.is_main_process:
             self.log(epoch)
 
@@ -254,27 +264,27 @@ class _Run:
     def _gains(self) -> list[float]:
         return [self.scorer.gain(epoch.scores) for epoch in self.history if epoch.scores]
 
-    def _state(self) -> dict[str, Tensor]:
-        state = self.model.state_dict()
-        return {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in state.items()}
-
-    def _interrupted(self) -> bool:
+    def _agreed(self, *wishes: bool) -> Sequence[bool]:
+        """Return which wishes any of the processes has."""
         if self.part[1] == 1:
-            return self.asked.requested
-        asked = torch.tensor(float(self.asked.requested), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(asked, reduction="sum") > 0)
+            return wishes
+        told = torch.tensor([float(wish) for wish in wishes], device=self.accelerator.device)
+        return [bool(count > 0) for count in self.accelerator.reduce(told, reduction="sum")]
 
     def _save(self) -> None:
         self._saved = perf_counter()
-        if not self.resume or not self.accelerator.is_main_process:
+        if not self.resume:
+            return
+        model, optimizer = self.weights.state(), self.weights.optimizer_state()
+        if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
         save_state(
             self.resume,
             {
                 "settings": dict(self._begun_with),
-                "model": self._state(),
-                "optimizer": self.optimizer.state_dict(),
+                "model": model,
+                "optimizer": optimizer,
                 "scaler": scaler.state_dict() if scaler is not None else {},
                 "best": dict(self.best),
                 "step": self.step,
@@ -286,6 +296,15 @@ class _Run:
 
     def _elapsed(self) -> float:
         return self.seconds + perf_counter() - self._start
+
+
+def _check_loss(loss: Any) -> None:
+    if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+        what = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise LrzipError(
+            f"The loss, {what}, is no scalar tensor that depends on weights which can be trained. Check `--loss`, and "
+            "`requires_grad` in the network."
+        )
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -105,20 +106,42 @@ class Scorer:
         rank, count = part
         positions = range(rank, len(samples), count)
         with evaluating(model), torch.no_grad():
-            for start in range(0, len(positions), batch_size):
-                inputs, labels = _moved(samples.fetch(positions[start : start + batch_size]), device)
+            # All processes run the network equally often, since weights that are shared out take them all.
+            for start in range(0, len(range(0, len(samples), count)), batch_size):
+                here = positions[start : start + batch_size]
+                inputs, labels = _moved(samples.fetch(here or [0]), device)
+                output = apply(model, inputs).float()
+                if not here:
+                    continue
                 wanted = target(inputs, labels) if target else labels
                 if wanted is None:
                     raise LrzipError(f"`{samples.name}` has no labels, so nothing can be measured.")
-                self._update(apply(model, inputs).float(), wanted)
-        return {name: float(metric.compute()) for name, metric in self.metrics.items()}
+                self._update(output, wanted)
+        return {name: _called(name, partial(_value, metric)) for name, metric in self.metrics.items()}
 
     def _update(self, output: Tensor, target: Tensor) -> None:
         if self._task.kind == CLASSIFICATION:
             output = class_first(output, target)
         for name, metric in self.metrics.items():
             flat = name in METRICS and self._task.kind == REGRESSION
-            metric.update(*((output.flatten(), target.flatten()) if flat else (output, target)))
+            arguments = (output.flatten(), target.flatten()) if flat else (output, target)
+            _called(name, partial(metric.update, *arguments))
+
+
+def _value(metric: Metric) -> float:
+    return float(metric.compute())
+
+
+def _called(name: str, function: Callable[[], Any]) -> Any:
+    """Call what may be code of the user's."""
+    try:
+        return function()
+    except Exception as error:
+        said = " ".join(str(error).split())[:160].rstrip(".")
+        raise LrzipError(
+            f"`--metric {name}` failed: {type(error).__name__}: {said}. It takes all outputs and all labels, and "
+            "returns one number."
+        ) from error
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lrzip.training.settings import Settings
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -68,6 +70,7 @@ class Outcome:
         stopped: `finished`, `patience`, `interrupted` or `not finite`.
         at: Number of the step at which it stopped.
         main: Whether this is the process that writes.
+        settings: How it was trained, with the precision that `auto` stood for.
     """
 
     state: Mapping[str, Tensor]
@@ -78,3 +81,4 @@ class Outcome:
     stopped: str
     at: int
     main: bool
+    settings: Settings

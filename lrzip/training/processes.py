@@ -1,11 +1,11 @@
 """The processes that train together: one, or those of torchrun."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-import torch.distributed.nn.functional as collective
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ def make_accelerator(device: str, amp: str) -> Accelerator:
 
     Args:
         device: `cpu`, `cuda`, `cuda:1`; under torchrun each process takes the GPU of its number.
-        amp: Precision to compute in.
+        amp: Precision to compute in: `no`, `bf16` or `fp16`.
     """
     wanted = _checked_device(device)
     # accelerate keeps the first settings of a process for good; each training of ours has its own.
@@ -29,6 +29,30 @@ def make_accelerator(device: str, amp: str) -> Accelerator:
     if amp == "fp16" and wanted.type == "cpu":
         raise LrzipError("`--amp fp16` needs a GPU. On the CPU there is `--amp bf16`.")
     return Accelerator(cpu=wanted.type == "cpu", mixed_precision=amp)
+
+
+def precision(amp: str, device: str, *, images: bool) -> str:
+    """Return what `auto` stands for: `bf16` where that halves the time of a step, else `no`.
+
+    A step of ResNet-20 took 0.59 of the time on a core with AVX512-BF16; what is not convolved gains little or loses.
+
+    Args:
+        amp: Precision that was asked for.
+        device: Where to compute.
+        images: Whether the network convolves images.
+    """
+    if amp != "auto":
+        return amp
+    return "bf16" if images and _computes_bf16(_checked_device(device)) else "no"
+
+
+def _computes_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    able: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def _checked_device(name: str) -> torch.device:
@@ -94,8 +118,23 @@ class _GlobalBatchNorm:
         module.running_var.lerp_(variance, float(share or 0))
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, on whose gradient each of them has a part."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:
+        del context
+        summed = values.clone()
+        torch.distributed.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        return _Sum.forward(context, gradients[0])
+
+
 def _summed(values: Tensor) -> Tensor:
-    summed: Tensor = collective.all_reduce(values)  # type: ignore[no-untyped-call]
+    summed: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
     return summed
 
 

@@ -31,6 +31,8 @@ def load_state(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None
     """
     if not path.exists():
         return None
+    if path.is_dir():
+        raise LrzipError(f"`--resume {path}` is a folder. Give the name of a file.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

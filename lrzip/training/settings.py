@@ -10,7 +10,7 @@ from lrzip.errors import UsageError
 from lrzip.training.schedules import SCHEDULES
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
-PRECISIONS = ("no", "bf16", "fp16")
+PRECISIONS = ("auto", "no", "bf16", "fp16")
 _BATCH, _SMALLEST_BATCH, _STEPS_AN_EPOCH = 128, 16, 32
 # Of 3e-4, 1e-3 and 3e-3, by validation sets: the best for small perceptrons and convolutional networks on ten epochs of
 # 1100 to 14 000 examples, and of the last two for 150 steps of a ResNet-20; none diverged, nor did SGD at 5e-2.
@@ -33,10 +33,12 @@ class Settings:
         schedule: `cosine`, `plateau` or `constant`.
         warmup: Share of the steps over which the rate rises.
         clip: Norm that gradients are clipped to; 0 leaves them.
-        amp: `no`, `bf16` or `fp16`: what the network computes in, with float32 weights.
+        amp: What the network computes in, with float32 weights: `no` for float32, `bf16` or `fp16`; `auto` is `bf16`
+            for networks that convolve images where the device computes in it natively, else `no`.
         freeze_batchnorm: Keep the running statistics of batch norms, and normalize by them.
         patience: Epochs without a better score after which training stops; None goes on.
         seed: Of order, augmentation and dropout.
+        shard: Share out weights, gradients and the optimizer's state among the processes of torchrun.
     """
 
     epochs: int = 10
@@ -48,10 +50,11 @@ class Settings:
     schedule: str = "cosine"
     warmup: float = 0.05
     clip: float = 1.0
-    amp: str = "no"
+    amp: str = "auto"
     freeze_batchnorm: bool = False
     patience: int | None = None
     seed: int = 0
+    shard: bool = False
 
     def __post_init__(self) -> None:
         for option, value, known in (
@@ -61,6 +64,8 @@ class Settings:
         ):
             if value not in known:
                 raise UsageError(f"`{option}` takes {', '.join(known)}, got `{value}`.")
+        if self.shard and self.amp == "fp16":
+            raise UsageError("`--shard` computes in bf16 or float32. Leave out `--amp fp16`.")
         for option, count in (("--epochs", self.epochs), ("--batch-size", self.batch_size), ("--steps", self.steps)):
             if count is not None and count < 1:
                 raise UsageError(f"`{option}` takes a whole number from 1 on, got {count}.")
@@ -101,4 +106,4 @@ def make_optimizer(parameters: Iterable[nn.Parameter], settings: Settings) -> to
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, settings.rate, momentum=0.9, nesterov=True)
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, settings.rate)
+    return kind(groups, settings.rate, fused=True)

@@ -54,6 +54,12 @@ def find_task(samples: Samples, output: Tensor, *, distance: str | None = None) 
             f"`{samples.name}` has integer labels, which are classes, but the network puts out "
             f"{tuple(output.shape[1:])} for an example. Give labels as floating-point numbers for a regression."
         )
+    expected = class_first(output, target).shape[2:]
+    if target.shape[1:] != expected:
+        raise LrzipError(
+            f"`{samples.name}` has classes of shape {tuple(target.shape[1:])} for an example, but the network puts out "
+            f"{tuple(output.shape[1:])}, which takes {tuple(expected)}."
+        )
     if labels is not None:
         check_classes(labels, classes, samples.name)
     return Task(CLASSIFICATION, classes, labelled=True)
@@ -75,7 +81,7 @@ def check_numbers(output: Tensor, target: Tensor, name: str) -> None:
     if output[:1].numel() != target[:1].numel():
         raise LrzipError(
             f"`{name}` has numbers of shape {tuple(target.shape[1:])} for an example, but the network puts out "
-            f"{tuple(output.shape[1:])}."
+            f"{tuple(output.shape[1:])}. Classes are integers."
         )
 
 

@@ -262,6 +262,37 @@ def test_a_plan_is_followed(tmp_path: Path) -> None:
     assert report.calibrated
 
 
+def test_what_was_seen_is_kept_and_used_without_the_network(tmp_path: Path) -> None:
+    x = images()
+    model = trained(resnet(1), x)
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    kept = tmp_path / "seen.safetensors"
+    how = CalibrationSettings(corrections=Corrections(), save=kept)
+    outputs = [tmp_path / name for name in ("a.pt", "b.pt")]
+    lrzip.compress(tmp_path / "model.pt", outputs[0], ratio=2, model=ResNet(1), calibrate=x, calibration=how)
+    report = lrzip.compress(tmp_path / "model.pt", outputs[1], ratio=2, calibrate=kept)
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+    assert report.calibrated
+    assert report.calibrated.examples == str(kept)
+    curve = lrzip.curve(tmp_path / "model.pt", "params=40%,60%", calibrate=kept)
+    assert [point.plan.budget.objective for point in curve.points if point.plan.budget] == ["fisher"] * 2
+
+
+def test_what_another_network_saw_is_refused(tmp_path: Path) -> None:
+    kept = tmp_path / "seen.safetensors"
+    torch.save(nn.Sequential(nn.Linear(12, 20)).state_dict(), tmp_path / "model.pt")
+    torch.save(nn.Sequential(nn.Linear(16, 20)).state_dict(), tmp_path / "other.pt")
+    options = CalibrationSettings(save=kept)
+    model = nn.Sequential(nn.Linear(12, 20))
+    lrzip.compress(
+        tmp_path / "model.pt", rank=2, model=model, calibrate=torch.randn(9, 12), calibration=options, dry_run=True
+    )
+    with pytest.raises(LrzipError, match=r"`0` has .* 12.* in it and .* 16.* here"):
+        lrzip.compress(tmp_path / "other.pt", rank=2, calibrate=kept)
+    with pytest.raises(UsageError, match="nothing to run"):
+        lrzip.compress(tmp_path / "model.pt", rank=2, calibrate=kept, calibration=settings("bias"))
+
+
 BAD = {
     "shape": (torch.rand(40, 3, 5), "does not take the inputs of `the examples`, float32 (3, 5)"),
     "NaN": (torch.full((40, 3, 16, 16), float("nan")), "gets NaN or Inf on `the examples`"),

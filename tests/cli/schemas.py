@@ -194,6 +194,7 @@ FINETUNE = strict(
         freeze_batchnorm={"type": "boolean"},
         patience={"type": ["integer", "null"]},
         seed={"type": "integer"},
+        shard={"type": "boolean"},
     ),
     options=strict(
         ("temperature", "share", "layers"),
@@ -202,7 +203,7 @@ FINETUNE = strict(
         label_smoothing=NUMBER,
         metrics=listed(TEXT),
         teacher={"type": ["string", "null"]},
-        temperature=NUMBER,
+        temperature={"type": ["number", "null"]},
         share=NUMBER,
         layers=NUMBER,
         preparation=strict(mean=listed(NUMBER), std=listed(NUMBER), augment=listed(TEXT)),

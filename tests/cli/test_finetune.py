@@ -35,6 +35,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "share_wrong.higher_is_better = False\n"
         "def broken(output, target):\n"
         "    return output.no_such_thing\n"
+        "def number(output, target):\n"
+        "    return 1.0\n"
+        "def each(output, target):\n"
+        "    return torch.nn.functional.cross_entropy(output, target, reduction='none')\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
@@ -88,6 +92,9 @@ def test_a_checkpoint_comes_and_goes_through_pipes(folder: Path) -> None:
         ((*FAST, "--mean", "1,2"), 1, "`--mean` and `--std` take 1 or 12 numbers"),
         ((*FAST, "--temperature", "0"), 2, "`--temperature` takes a number above 0"),
         ((*FAST, "--loss", "my_code:broken"), 1, "Step 1, on inputs float32 (12,): AttributeError: "),
+        ((*FAST, "--loss", "my_code:number"), 1, "The loss, float, is no scalar tensor that depends on weights"),
+        ((*FAST, "--loss", "my_code:each"), 1, "The loss, of shape (32,), is no scalar tensor"),
+        ((*FAST, "--metric", "my_code:broken"), 1, "`--metric my_code:broken` failed: AttributeError: "),
         ((*FAST, "--loss", "my_code:lost"), 1, "`my_code` has no `lost`"),
         (("--model", "tests.tasks:Classifier", "--data", "missing.npz"), 1, "`--data missing.npz` does not exist"),
         (("--model", "tests.tasks:Classifier", "--data", "data.npz:test"), 1, "there is no part `test`"),

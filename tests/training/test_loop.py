@@ -63,11 +63,11 @@ def test_random_numbers_of_the_caller_stay() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("workers", "amp"), [(0, "no"), (1, "no"), (0, "bf16")])
 def test_convolutions_and_dropout_resume_bit_for_bit(
-    optimizer: str, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    optimizer: str, workers: int, amp: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings(epochs=2, batch_size=24, optimizer=optimizer)
+    settings = Settings(epochs=2, batch_size=24, optimizer=optimizer, amp=amp)
     whole = fit(seeded(Images), pictures(), settings, workers=workers)
     monkeypatch.setattr("lrzip.training.loop._SAVE_SECONDS", 0.0)
 

@@ -48,6 +48,14 @@ def test_a_teacher_of_temperature_counts_by_its_share() -> None:
     assert torch.allclose(objective(student, x, y), 0.25 * distance + 0.75 * loss(student(x), y), atol=1e-6)
 
 
+def test_without_a_temperature_outputs_are_compared_as_they_are() -> None:
+    student, teacher, x, y = Linear(1), Linear(2), normal(8, 3), torch.arange(8) % 4
+    loss = make_loss("auto", CLASSES)
+    objective = Objective(CLASSES, loss, teacher=teacher, teaching=Teaching(share=0.25))
+    expected = 0.25 * (student(x) - teacher(x)).square().mean() + 0.75 * loss(student(x), y)
+    assert torch.allclose(objective(student, x, y), expected, atol=1e-6)
+
+
 def test_without_labels_the_teacher_is_all_there_is() -> None:
     task = Task(CLASSIFICATION, 4, labelled=False)
     student, teacher, x = Linear(1), Linear(2), normal(8, 3)

@@ -1,0 +1,66 @@
+"""What a calibration saw, in a file: safetensors with the moments of each layer."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from lrzip.calibration.calibrator import Calibration
+from lrzip.errors import LrzipError
+from lrzip.files.atomic import atomic_file
+from lrzip.layers import Layer
+from lrzip.moments import Moments
+
+_KEY = "lrzip.calibration"
+
+
+def save_statistics(calibration: Calibration, path: Path) -> None:
+    """Write what a calibration saw; it appears when it is complete."""
+    seen = calibration.statistics
+    tensors = {f"{name}.{part}": getattr(seen[name], part) for name in seen for part in ("second", "first")}
+    layers = {name: {"count": moments.count, "influence": moments.influence} for name, moments in seen.items()}
+    document = {"examples": calibration.examples, "count": calibration.count, "layers": layers}
+    with atomic_file(path) as temporary:
+        save_file(tensors, temporary, {_KEY: json.dumps(document)})
+
+
+def holds_statistics(path: Path) -> bool:
+    """Tell whether a file is what `save_statistics` wrote."""
+    return path.suffix == ".safetensors" and path.is_file() and _document(path) is not None
+
+
+def load_statistics(path: Path, layers: Sequence[Layer]) -> Calibration:
+    """Read what a calibration saw of some layers. There is nothing to run, so that nothing can be made up for.
+
+    Raises:
+        LrzipError: It saw layers of other sizes, or none of these.
+    """
+    document = _document(path)
+    assert document is not None, "callers ask first"
+    found: dict[str, Moments] = {}
+    with safe_open(path, "pt") as file:
+        for layer in layers:
+            if layer.name not in document["layers"]:
+                continue
+            second, first = (file.get_tensor(f"{layer.name}.{part}") for part in ("second", "first"))
+            if first.shape != (layer.groups, layer.input_size):
+                raise LrzipError(
+                    f"`{path}` is of another network: `{layer.name}` has (groups, columns) {tuple(first.shape)} in it "
+                    f"and {(layer.groups, layer.input_size)} here. Calibrate again."
+                )
+            found[layer.name] = Moments(second, first, **document["layers"][layer.name])
+    if not found:
+        raise LrzipError(f"`{path}` knows none of these layers. Calibrate again, with `--save-statistics`.")
+    return Calibration(str(path), document["count"], layers, found)
+
+
+def _document(path: Path) -> Any:
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(_KEY)
+    except Exception:  # a damaged file is named where it is read as examples
+        return None
+    return None if text is None else json.loads(text)
