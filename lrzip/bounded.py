@@ -100,7 +100,7 @@ def compress_within(
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
-    calibrate: bool | None = None,
+    calibrate: bool = False,
     test: str | None = None,
     log: str | Path | None = None,
     resume: bool = False,
@@ -126,8 +126,8 @@ def compress_within(
         only: Globs of the layers to take.
         skip: Globs of the layers to leave.
         options: Of `lrzip.factorize`: how factors are computed and budgets spent.
-        calibrate: Whether examples of the training set, without labels, choose factors, and ranks within a budget; by
-            default for `global` alone, since the others are there for comparison.
+        calibrate: Whether examples of the training set, without labels, choose factors, and ranks within a budget. It
+            may take longer than a brief fine-tune, which makes up for much of what it saves.
         test: Where the test set is.
         log: File that gets a line of JSON for each network that was tried. Beside it, in `LOG.states`, are the networks
             to go on from, and in the end the best.
@@ -151,9 +151,8 @@ def compress_within(
     logged = _log(log, resume=resume, force=force)
     tested = read_test(test, learning) if test is not None else None
     bench = make_bench(source, model, learning, distil=True, key=key, trust=trust)
-    calibrated = strategy == "global" if calibrate is None else calibrate
     chosen = {"seed": learning.settings.seed, **(options or {})}
-    forms = Forms.of(bench.model, only=only, skip=skip, options=chosen, examples=bench.train if calibrated else None)
+    forms = Forms.of(bench.model, only=only, skip=skip, options=chosen, examples=bench.train if calibrate else None)
     prober = Prober(
         bench,
         forms,

@@ -22,11 +22,12 @@ from lrzip.inference import match
 from lrzip.loading import load_into
 from lrzip.modules import Architecture
 from lrzip.results import key_of, network_digest, samples_digest
-from lrzip.training.forward import probe
+from lrzip.training.forward import images_last, probe
 from lrzip.training.loop import train
 from lrzip.training.losses import Objective, Teaching, make_loss
 from lrzip.training.metrics import Scorer
 from lrzip.training.outcomes import Outcome, Watch
+from lrzip.training.processes import precision
 from lrzip.training.settings import Settings
 from lrzip.training.tasks import Task, find_task
 
@@ -221,6 +222,9 @@ def make_bench(
     if data.val is None or not len(data.val):
         raise UsageError("There is no validation set. Give `--val SPEC`, or a `--val-fraction` above 0.")
     task = task_of(model, data, learning.loss)
+    images = images_last(copy.deepcopy(model), data.train)
+    amp = precision(learning.settings.amp, learning.device, images=images)
+    learning = replace(learning, settings=replace(learning.settings, amp=amp))
     return Bench(model, teacher, data.train, data.val, learning, task, Scorer(learning.metrics, task))
 
 

@@ -19,6 +19,8 @@ from lrzip.training.settings import Settings
 
 Build = Callable[[Forms], nn.Module]
 """Makes a factorized network of the forms of a whole one."""
+# Metrics come as float32; one that meets the bound exactly must count as met.
+_ROUNDING = 1e-6
 NOT_SMALLER = "not smaller"
 
 
@@ -152,7 +154,8 @@ class Prober:
             whole = Tried(self._begin, {"dense": True}, {}, self.forms.parameters({}), scores, scores)
             self._put(whole, None)
         self.dense = self._known(self._begin)
-        self.floor = self.gain(self.dense) - self.bound
+        best = self.gain(self.dense)
+        self.floor = best - self.bound - _ROUNDING * max(abs(best), 1.0)
         if not isfinite(self.floor):
             raise LrzipError(f"The {self.bench.scorer.first} of the dense network on the validation set is no number.")
 

@@ -79,8 +79,15 @@ def test_nothing_is_tried_twice_and_what_is_written_is_the_smallest_within(folde
     within = [one for one in found.tried if one.within]
     assert found.best.parameters == min(one.parameters for one in within)
     assert all(later.parameters <= earlier.parameters for earlier, later in pairwise(within))
-    floor = found.dense.scores["accuracy"] - 0.05
+    floor = found.dense.scores["accuracy"] - 0.05 - 1e-6
     assert all(one.within == (one.scores["accuracy"] >= floor) for one in found.tried if one.stopped == "finished")
+
+
+def test_examples_of_the_training_set_may_choose_the_factors(folder: Path) -> None:
+    found = [compress(folder, calibrate=calibrate) for calibrate in (False, True)]
+    assert found[0].tried[0].key != found[1].tried[0].key
+    assert all(one.best.scores["accuracy"] >= one.dense.scores["accuracy"] - 0.05 - 1e-6 for one in found)
+    assert lrzip.load_into(Deep(), folder / "small.pt")
 
 
 def test_where_anything_goes_all_ranks_become_one(folder: Path) -> None:
