@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lrzip.linalg.gram import gram
+from lrzip.linalg.whitening import DAMPING
 from lrzip.patches import Inputs
 
 # Bytes and rows of the pieces in which inputs are unfolded: large enough for full speed, small enough that sums of so
@@ -34,6 +35,14 @@ class Moments:
     first: Tensor
     count: int
     influence: float | None = None
+
+    @property
+    def damping(self) -> float:
+        """What is to be added in all directions, as a share of the mean moment: the more, the fewer positions.
+
+        Of n columns seen in p positions, estimates of moments are off by about the share n / p of their mean.
+        """
+        return DAMPING + self.first.shape[1] / max(self.count, 1)
 
     @property
     def centered(self) -> "Moments":

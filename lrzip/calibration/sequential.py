@@ -153,7 +153,8 @@ class _Walk:
         # Without a bias to make up for it, a mean that is missed counts as an error like any other.
         about, goal = (inputs.centered, targets.centered(inputs)) if shift else (inputs, targets)
         prior = _unfolded(layer, old)
-        fitted = torch.stack([regress(*each) for each in zip(goal.cross, about.second, prior, strict=True)])
+        groups = zip(goal.cross, about.second, prior, strict=True)
+        fitted = torch.stack([regress(*each, inputs.damping) for each in groups])
         best = _folded(layer, fitted, old)
         if factorize:
             self._settle(weight, layer, self._job.fit(layer, best, about))

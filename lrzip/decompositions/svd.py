@@ -177,7 +177,7 @@ def _mean_error(parts: Sequence[tuple[float, float]]) -> float:
 
 
 def _whitenings(moments: Moments) -> list[Whitening]:
-    return [Whitening.of(second) for second in moments.second]
+    return [Whitening.of(second, moments.damping) for second in moments.second]
 
 
 def _seen(layer: Layer, matrix: Tensor, white: Whitening) -> Tensor:
