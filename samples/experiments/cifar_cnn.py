@@ -28,9 +28,9 @@ CONV_RANKS: tuple[int, ...] = (8, 16, 24, 32)
 CONV_EPOCHS = (0, 5)
 OVERSAMPLES = (0, 5, 10, 15)
 METHODS = ("algorithm 11", "algorithm 4", "basic")
-TRAINING = Settings(epochs=6, batch_size=128, optimizer="adam", lr=1e-3, amp="bf16")
+TRAINING = Settings(epochs=5, batch_size=128, optimizer="adam", lr=1e-3, amp="bf16")
 # An epoch of retraining is over so many images, always the same ones.
-IMAGES = 5000
+IMAGES = 4000
 RETRAINING = replace(TRAINING, epochs=5, schedule="constant", warmup=0)
 LINEAR_RATE, CONV_RATE = 1e-4, 3e-4
 
