@@ -164,8 +164,8 @@ def draw(results: Results, figure: Figure) -> None:
             axes.plot(
                 row["parameters"], row["accuracy"], marker="s", linestyle="", label=f"{row['name']}, from scratch"
             )
-    for row in (*ranks, *results["factorized"]):
-        axes.annotate(row["name"], (row["parameters"], row["accuracy"]), textcoords="offset points", xytext=(4, -10))
+    for row in ranks:
+        axes.annotate(row["name"], (row["parameters"], row["accuracy"]), textcoords="offset points", xytext=(4, -14))
     published = [PUBLISHED[name] for name in ("rank 8", "rank 16", "rank 24", "rank 32", "rank 48", "rank 64")]
     axes.plot(*zip(*published, strict=True), color="grey", linestyle=":", marker="o", label="published, 60 epochs")
     axes.plot(*PUBLISHED["base"], color="grey", marker="s", linestyle="", label="published, base")
