@@ -72,9 +72,8 @@ class Encoder(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         x = self.first(h)
-        heads = [
-            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
-        ]
+        projections = [layer(x) for layer in (self.query, self.key, self.value)]
+        heads = [projected.unflatten(-1, (self.heads, -1)).transpose(1, 2) for projected in projections]
         h = h + self.out(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
         out: Tensor = h + self.down(F.gelu(self.up(self.second(h))))
         return out
@@ -138,7 +137,7 @@ def found(
     seed: int = 0,
     *,
     images: bool = False,
-) -> Mapping[str, Any]:
+) -> dict[str, Any]:
     """Compress, and return what came of it."""
     augment = ("crop", "flip") if images else ()
     settings = {
@@ -197,10 +196,10 @@ def document(rows: Sequence[Mapping[str, Any]]) -> str:
     text = [
         "# Accuracy by budget, with unlabelled examples\n",
         f"{rows[0]['hardware']}. {rows[0]['versions']}.\n",
-        f"Top-1 in percent on the test set (10,000 images, computed in bfloat16) by the share of all parameters that is "
-        f"kept; {IMAGES:,} unlabelled training images; mean ± standard deviation over calibration seeds "
-        f"{', '.join(map(str, SEEDS))}. `{TRAINED}`: {STEPS} steps of 128 on the same images (shifts and flips, of digits "
-        "none).\n",
+        "Top-1 in percent on the test set (10,000 images, computed in bfloat16) by the share of all parameters that "
+        f"is kept; {IMAGES:,} unlabelled training images; mean ± standard deviation over calibration seeds "
+        f"{', '.join(map(str, SEEDS))}. `{TRAINED}`: {STEPS} steps of 128 on the same images (shifts and flips, of "
+        "digits none). Seconds are those of one thread, without the measurement.\n",
         f"| network (dense) | method | {' | '.join(f'{share} %' for share in SHARES)} | CPU seconds |",
         f"| --- | --- |{' ---: |' * (len(SHARES) + 1)}",
     ]
@@ -230,9 +229,8 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             found = {share: cells(rows, network, method, share) for share in SHARES}
             found = {share: values for share, values in found.items() if values}
             spread = [stdev(values) if len(values) > 1 else 0.0 for values in found.values()]
-            axes.errorbar(
-                list(found), [mean(v) for v in found.values()], spread, marker="o", markersize=3, label=method
-            )
+            means = [mean(values) for values in found.values()]
+            axes.errorbar(list(found), means, spread, marker="o", markersize=3, label=method)
         axes.axhline(cells(rows, network, "dense", 100)[0], color="grey", linewidth=0.8, linestyle=":")
         axes.set(title=network, xlabel="parameters kept (%)")
         if not place:
