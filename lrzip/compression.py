@@ -24,6 +24,7 @@ from lrzip.factors import Factors
 from lrzip.files.atomic import check_output
 from lrzip.formats import (
     FORMATS,
+    Bringing,
     Checkpoint,
     Guarded,
     Runnable,
@@ -60,6 +61,7 @@ from lrzip.ranks import RankRule, parse_rule
 from lrzip.ranks.budget import Budget, Meter
 from lrzip.report import Calibrated, Difference, LayerResult, Report
 from lrzip.scratch import Scratch, scratch_beside
+from lrzip.surgery import assemble
 
 
 def compress(
@@ -402,13 +404,37 @@ def subject_of(checkpoint: Checkpoint, model: nn.Module | None, *, key: str | No
     Raises:
         UsageError: There is neither.
     """
-    if model:
-        return Network(load_into(copy.deepcopy(model), checkpoint.path, key=key, trust=trust).eval())
+    network = network_in(checkpoint, model, key=key, trust=trust)
+    if network is not None:
+        return Network(network.eval())
     if isinstance(checkpoint, Watchable):
         return Stored(checkpoint)
     raise UsageError(
         f"`--calibrate` runs the network, and `{checkpoint.path}` holds only weights. Give `--model PKG.MOD:NET`."
     )
+
+
+def network_in(checkpoint: Checkpoint, model: nn.Module | None, *, key: str | None, trust: bool) -> nn.Module | None:
+    """Return a network with the weights of a checkpoint: a copy of the model, or what the file brings, if it does.
+
+    A program is none, since its modules only hold tensors.
+    """
+    if model is not None:
+        return load_into(copy.deepcopy(model), checkpoint.path, key=key, trust=trust)
+    if isinstance(checkpoint, Bringing) and not FORMATS[checkpoint.format].is_program:
+        return checkpoint.network()
+    return None
+
+
+def applied(model: nn.Module, plan: Plan, work: Work, seen: Calibration | None, progress: Progress) -> nn.Module:
+    """Replace the layers of a plan by their factors, in place, with what a calibration makes up for.
+
+    Returns:
+        The network, or the chain where that stands for the network itself.
+    """
+    work, changed = calibrated(work, plan, seen, progress)
+    made = {decision.layer.name: factors for decision, factors, _ in factorize_all(plan, work, progress)}
+    return assemble(model, plan, made, changed)
 
 
 def by_file_names(
