@@ -191,7 +191,7 @@ def compress(
         costs_asked = latency or min_speedup is not None or unit in ("macs", "latency")
         found = profile_of(checkpoint, model, input_shapes, needed=costs_asked)
         scratch = None if dry_run else resources.enter_context(scratch_beside(destination))
-        look = partial(look_at_inputs, checkpoint, model, calibrate, calibration, key=key, trust=trust)
+        look = partial(look_at_inputs, checkpoint, model, calibrate, calibration, key=key, trust=trust, force=force)
         if request:
             seen = look(partial(selected, checkpoint, request, architecture))
             if seen and not objective:
@@ -344,6 +344,7 @@ def look_at_inputs(
     *,
     key: str | None,
     trust: bool,
+    force: bool,
 ) -> Calibration | None:
     """Return what examples do in the network of a checkpoint and in some of its layers; None without examples.
 
@@ -358,7 +359,7 @@ def look_at_inputs(
             raise UsageError(f"`{examples}` is what a calibration saw, so there is nothing to run, correct or save.")
         return load_statistics(Path(examples), found)
     if chosen.save:
-        check_output(chosen.save, checkpoint.path, force=False)
+        check_output(chosen.save, checkpoint.path, force=force)
     seen = run_calibration(subject_of(checkpoint, model, key=key, trust=trust), examples, found, chosen)
     if chosen.save:
         save_statistics(seen, chosen.save)

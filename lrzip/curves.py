@@ -89,6 +89,7 @@ def curve(
     trust: bool = False,
     device: str = "cpu",
     seed: int = 0,
+    force: bool = False,
     progress: Progress = silent,
 ) -> Curve:
     """Plan for several budgets, measure the plans where there are data, and write nothing.
@@ -118,6 +119,7 @@ def curve(
         trust: Allow what would run code from the file.
         device: Where to compute.
         seed: Of all sketches.
+        force: Overwrite an existing file of statistics.
         progress: Called before each layer.
 
     Raises:
@@ -132,9 +134,14 @@ def curve(
     architecture = Architecture.of(model) if model else None
     with open_checkpoint(Path(path), key=key, trust=trust) as checkpoint:
         bench, dense = _bench(checkpoint, model, learning, key=key, trust=trust) if learning else (None, None)
-        found = profile_of(checkpoint, model, input_shapes, needed=rules[0].unit in ("macs", "latency"))
+        costs_asked = rules[0].unit in ("macs", "latency")
+        if bench and costs_asked:
+            input_shapes = input_shapes or bench.input_shapes()
+        found = profile_of(checkpoint, model, input_shapes, needed=costs_asked)
         candidates = partial(selected, checkpoint, request, architecture)
-        inputs = look_at_inputs(checkpoint, model, calibrate, calibration, candidates, key=key, trust=trust)
+        inputs = look_at_inputs(
+            checkpoint, model, calibrate, calibration, candidates, key=key, trust=trust, force=force
+        )
         if inputs and not objective:
             request = with_objective(request, inputs.objective)
         seen = look_at(

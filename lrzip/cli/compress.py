@@ -367,6 +367,7 @@ def compress(
                 "trust": trust,
                 "device": device,
                 "seed": seed,
+                "force": force,
             },
         )
         return

@@ -52,14 +52,14 @@ def _budget_text(spent: "Spent") -> str:
 
 def _calibrated_text(seen: "Calibrated") -> str:
     """Return in one line by what ranks and factors were chosen, and in another what was too little."""
-    text = f"Calibrated on {seen.count} examples of {seen.examples}, corrections: {seen.corrections}"
+    text = f"Calibrated on {seen.count} examples of {printable(seen.examples)}, corrections: {seen.corrections}"
     if seen.changed:
         text += f"; {len(seen.changed)} other tensors have new values"
     if seen.scarce:
         name, (positions, columns) = next(iter(seen.scarce.items()))
         text += (
             f"\nFew examples for {len(seen.scarce)} layers, whose factors follow the weight where nothing was seen: "
-            f"`{name}` was seen in {positions} positions and has {columns} columns"
+            f"`{printable(name)}` was seen in {positions} positions and has {columns} columns"
         )
     return text
 
@@ -79,7 +79,7 @@ def print_report(console: Console, report: "Report") -> None:
         f"{size_text(report.nbytes_before)} → {size_text(report.nbytes_after)}"
     )
     if report.calibrated:
-        console.print(Text(printable(_calibrated_text(report.calibrated))), soft_wrap=True)
+        console.print(Text(_calibrated_text(report.calibrated)), soft_wrap=True)
     if report.costs:
         console.print(costs_text(report.costs))
     if report.plan.budget:
