@@ -98,6 +98,14 @@ def tensors_of(program: ExportedProgram) -> Mapping[Node, tuple[str, Any]]:
     return {nodes[place]: (name, stored[name]) for place, name in named.items() if name in stored}
 
 
+def fixed_batch(program: ExportedProgram) -> int | None:
+    """Return the first size of a program's first input, or None where it is dynamic."""
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    inputs = [nodes[name] for name in program.graph_signature.user_inputs if isinstance(name, str) and name in nodes]
+    sizes = [node.meta["val"].shape for node in inputs if getattr(node.meta.get("val"), "shape", ())]
+    return sizes[0][0] if sizes and isinstance(sizes[0][0], int) else None
+
+
 def load_program(path: Path) -> ExportedProgram:
     """Load a program.
 

@@ -16,7 +16,7 @@ from torch.fx import Interpreter, Node
 
 from lrzip.calibration.corrections import Corrections
 from lrzip.calibration.landing import Landing, landings_of
-from lrzip.factors import Factors, compose
+from lrzip.factors import Factors, compose, relative_difference
 from lrzip.layers import Layer
 from lrzip.linalg.whitening import regress
 from lrzip.moments import Arguments, Moments, Statistics, Sums
@@ -182,7 +182,7 @@ class _Walk:
     def _settle(self, weight: Node, layer: Layer, factors: Factors) -> None:
         old: Tensor = self._dense[0][weight]
         dense = compose(factors.weights, layer.kind).to(old)
-        error = float(torch.linalg.vector_norm(old - dense) / torch.linalg.vector_norm(old))
+        error = relative_difference(old, dense)
         self.found.factors[layer.name] = replace(factors, error=error)
         self._set(weight, dense)
 
