@@ -27,8 +27,9 @@ def _table(report: "Report") -> dict[str, list[str]]:
         table["predicted loss"] = [f"{decision.predicted_loss or 0:.4g}" for decision in decisions]
     if report.results:
         table["error"] = [f"{result.error:.4f}" for result in report.results]
-    if report.calibrated and report.results:
-        table["of outputs"] = [f"{result.output_error or 0:.4f}" for result in report.results]
+    seen = [result.output_error for result in report.results]
+    if any(error is not None for error in seen):
+        table["of outputs"] = ["" if error is None else f"{error:.4f}" for error in seen]
     if report.costs:
         costs = [report.costs.layers[decision.layer.name] for decision in decisions]
         table["MACs"] = [f"{cost.macs_before:,}" for cost in costs]

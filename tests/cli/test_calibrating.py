@@ -11,6 +11,7 @@ import torch
 from tests.checkpoints import huggingface
 from tests.cli.schemas import COMPRESS, CURVE
 from tests.cli.shell import error_of, run
+from tests.graphs import conv, feeds, save
 from tests.networks import seeded
 from tests.tasks import Classifier, classes, write_data, write_trained
 
@@ -79,6 +80,7 @@ def test_reconstruction_ends_the_chain(folder: Path, tmp_path: Path) -> None:
     document = json.loads(run("compress", "dense.pt", *options, cwd=folder).stdout)
     jsonschema.validate(document, COMPRESS)
     assert [row["method"].endswith(", trained") for row in document["layers"]] == [True]
+    assert all("output_error" not in row for row in document["layers"])
     assert {"bn.weight", "bn.bias"} <= set(document["calibration"]["changed"])
 
 
@@ -220,3 +222,19 @@ def test_other_files_are_one_line_too(
     file: str, options: tuple[str, ...], code: int, message: str, folder: Path
 ) -> None:
     assert message in error_of(run("compress", file, *BUDGET, *options, "-o", "out.bin", cwd=folder), code)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--correct", "bias"), "`--correct` is for networks (`--model PKG.MOD:NET`) and `.pt2` programs"),
+        (("--reconstruct", "3"), "`--reconstruct` trains a network, so it needs `--model PKG.MOD:NET`"),
+    ],
+)
+def test_what_onnx_cannot_have_is_refused(options: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    path = save(conv((24, 16, 3, 3), (9, 9)), tmp_path / "a.onnx")
+    (inputs,) = feeds(path).values()
+    np.savez(tmp_path / "x.npz", x=np.repeat(inputs[:1], 4, 0))
+    given = ("compress", path, *BUDGET, "--calibrate", tmp_path / "x.npz")
+    assert message in error_of(run(*given, *options), 2)
+    assert run(*given).returncode == 0
