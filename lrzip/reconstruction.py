@@ -82,7 +82,9 @@ def _read_back(
         weights = tuple(stage.to(like) for stage, like in zip(stages, old.weights, strict=True))
         weight = dense[tensor_name(layer.path, layer.kind, "weight")].float()
         error = relative_difference(weight, compose(weights, layer.kind).float())
-        found[layer.name] = replace(old, weights=weights, error=error, method=f"{old.method}, trained")
+        method = f"{old.method}, trained"
+        # What was told of the factors before says nothing of these.
+        found[layer.name] = replace(old, weights=weights, error=error, method=method, excess=None, output_error=None)
         if layer.bias:
             last = layer.stage_names(len(stages))[-1].removesuffix("weight") + "bias"
             left[tensor_name(layer.path, layer.kind, "bias")] = left.pop(last)
