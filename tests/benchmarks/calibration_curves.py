@@ -112,7 +112,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
         images, labels = load(arguments.data / "test.npz", None)
         pool, _ = load(arguments.data / "train_1.npz", None)
 
-    shares = TRAINED_SHARES if arguments.reconstruct else SHARES
+    shares: tuple[int, ...] = TRAINED_SHARES if arguments.reconstruct else SHARES
     if arguments.shares:
         shares = tuple(int(share) for share in arguments.shares.split(","))
 
