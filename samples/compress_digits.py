@@ -4,7 +4,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from digits import Net, accuracy  # type: ignore[import-not-found]
+from digits import Net, accuracy
 from torch import Tensor, nn
 
 import lrzip

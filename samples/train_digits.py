@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from digits import Net, accuracy, digits  # type: ignore[import-not-found]
+from digits import Net, accuracy, digits
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
