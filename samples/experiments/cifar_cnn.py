@@ -175,8 +175,8 @@ Test accuracy in percent, in bfloat16, of one run (seed {TRAINING.seed}). The wh
 What differs from the published schedule: one network for both parts, trained for {TRAINING.epochs} epochs by Adam at
 0.001 with a cosine; an epoch of retraining is over {IMAGES:,} images, always the same ones, instead of 50,000, which is
 12 times fewer steps and recovers less; it is at {LINEAR_RATE} for the linear layers, as published, and at {CONV_RATE}
-for the convolution, where the published rate is not told; of the linear layers, ranks 16 and 64 are left out. Images are
-shifted and mirrored at random; the batch is {TRAINING.batch_size}.
+for the convolution, where the published rate is not told; of the linear layers, ranks 16 and 64 are left out. Images
+are shifted and mirrored at random; the batch is {TRAINING.batch_size}.
 
 Algorithm 11 is a power scheme that orthonormalizes once, with as many vectors beyond the rank as the rank; algorithm
 4 is subspace iteration with 10 vectors beyond the rank; both iterate twice. The basic sketch has 10 vectors beyond

@@ -23,8 +23,8 @@ from lrzip.training.settings import Settings
 
 RANKS = (8, 16, 32, 64)
 WIDTHS = (3, 64, 64, 128, 128)
-TRAINING = Settings(steps=700, batch_size=128, optimizer="sgd", amp="bf16")
-RETRAINING = replace(TRAINING, steps=150, lr=1e-2)
+TRAINING = Settings(steps=400, batch_size=128, optimizer="sgd", amp="bf16")
+RETRAINING = replace(TRAINING, steps=100, lr=1e-2)
 # Parameters and test accuracy after 60 epochs; ranks 24 and 48 are left out here.
 PUBLISHED = {
     "base": (261_834, 87.7),
