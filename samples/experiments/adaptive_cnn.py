@@ -30,7 +30,7 @@ GIVEN = """It came as a checkpoint, of 24 epochs of AdamW with one cycle up to 0
 and mirrored; its own 45,000 training images have most of the validation images here among them, on which accuracy is
 higher than on others, therefore."""
 RECIPE = Recipe(
-    (Stage("params=8.3%", 900), Stage("params=5%", 900)),
+    (Stage("params=8.3%", 1200), Stage("params=5%", 1400)),
     Settings(batch_size=128, lr=2e-3, amp="bf16"),
     Teaching(share=1.0),
     CalibrationSettings(samples=1024),
