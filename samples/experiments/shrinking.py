@@ -176,7 +176,7 @@ cosine, in bfloat16, batches of {settings.batch_size} shifted and mirrored image
 without labels. {VALIDATION:,} of the training images are held back, and the state after the epoch (of
 {(50_000 - VALIDATION) // (settings.batch_size or 1)} steps) that is best on them is kept; the validation columns are
 accuracy on them before and after tuning. Test images were looked at once for each network in the table, at its end, and
-nothing was chosen by them. The times are CPU time of one thread, calibration and validation included.
+nothing was chosen by them. The schedule is short, a few epochs a stage. The times are CPU time of one thread, calibration and validation included.
 """.strip()
 
 
@@ -214,14 +214,18 @@ def published_table(results: Results, published: Sequence[Published]) -> str:
 def draw_beside(results: Results, published: Sequence[Published], figure: Figure) -> None:
     """Draw test accuracy, and its change, against how much smaller networks are, with the published ones."""
     whole = results["dense"]
-    smaller = [whole["parameters"] / row["parameters"] for row in results["rows"]]
-    tests = [row["test"] for row in results["rows"]]
-    for axes, what in zip(figure.subplots(1, 2), ("test accuracy, %", "change of test accuracy, points"), strict=True):
-        absolute = what.startswith("test")
-        ours = [test - (0 if absolute else whole["test"]) for test in [whole["test"], *tests]]
-        axes.plot([1, *smaller], ours, marker="o", markersize=4, label="lrzip")
-        for one in published:
-            axes.plot(one.smaller, one.test - (0 if absolute else one.dense), "x", color="C1")
-            axes.annotate(one.name, (one.smaller, one.test - (0 if absolute else one.dense)), fontsize="small")
-        axes.set(xlabel="times fewer parameters", ylabel=what)
+    smaller = [1, *(whole["parameters"] / row["parameters"] for row in results["rows"])]
+    tests = [whole["test"], *(row["test"] for row in results["rows"])]
+    left, right = figure.subplots(1, 2)
+    left.plot(smaller, tests, marker="o", markersize=4, label="lrzip")
+    right.plot(smaller, [test - whole["test"] for test in tests], marker="o", markersize=4, label="lrzip")
+    for number, one in enumerate(published):
+        for axes, height in ((left, one.test), (right, one.test - one.dense)):
+            axes.plot(one.smaller, height, "x", color="C1", label=None if number else "published")
+            offset = (5, -9 if number % 2 else 3)
+            axes.annotate(one.name, (one.smaller, height), offset, textcoords="offset points", fontsize="small")
+    for axes, title in ((left, "test accuracy, %"), (right, "change of test accuracy, points")):
+        axes.set(xlabel="times fewer parameters", ylabel=title)
+        axes.margins(x=0.12)
         axes.grid(alpha=0.3)
+        axes.legend(loc="lower left")
