@@ -47,7 +47,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "SRFT": {"svd": "srft"},
     "deterministic": {"svd": "exact"},
 }
-TRAINING = Settings(epochs=5, batch_size=128, optimizer="adam", lr=1e-3, schedule="constant", warmup=0, clip=0)
+TRAINING = Settings(
+    epochs=5, batch_size=128, optimizer="adam", lr=1e-3, schedule="constant", warmup=0, clip=0, amp="no"
+)
 RETRAINING = replace(TRAINING, lr=5e-4)
 
 PUBLISHED_DENSE = 97.81
