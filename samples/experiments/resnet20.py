@@ -92,7 +92,7 @@ def document(results: Results) -> str:
 Accuracy in percent, in float32, of one run (seed {RECIPE.settings.seed}). The published network was trained on all
 50,000 training images, those for validation too, so that accuracy on these is higher than on others.
 
-{told(RECIPE)}
+{told(RECIPE, results)}
 
 {stages_table(results)}
 
