@@ -169,7 +169,7 @@ def _stage(
 def told(recipe: Recipe, results: Results) -> str:
     """Return what a reader of the tables has to know of the way to them."""
     cut = [
-        f"Stage {row['budget']} was interrupted after {row['steps']} of {stage.steps} steps, at a high rate."
+        f"Stage {row['budget']} was interrupted after {row['steps']} of {stage.steps} steps, at a high rate. "
         for stage, row in zip(recipe.stages, results["rows"], strict=True)
         if row["steps"] < stage.steps
     ]
@@ -181,8 +181,8 @@ cosine, in bfloat16, batches of {settings.batch_size} shifted and mirrored image
 without labels. {VALIDATION:,} of the training images are held back, and the state after the epoch (of
 {(50_000 - VALIDATION) // (settings.batch_size or 1)} steps) that is best on them is kept; the validation columns are
 accuracy on them before and after tuning. Test images were looked at once for each network in the table, at its end, and
-nothing was chosen by them. The schedule is short, a few epochs a stage. {" ".join(cut)}
-The times are CPU time of one thread, calibration and validation included.
+nothing was chosen by them. The schedule is short, a few epochs a stage. {"".join(cut)}The times are
+CPU time of one thread, calibration and validation included.
 """.strip()
 
 
