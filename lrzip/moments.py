@@ -65,10 +65,10 @@ class Targets:
     cross: Tensor
     first: Tensor
 
-    def centered(self, inputs: Moments) -> "Targets":
-        """Return the same of the differences from the means."""
-        outer = self.first[:, :, None] * inputs.first[:, None, :]
-        return Targets(self.cross - outer, torch.zeros_like(self.first))
+    def less(self, constants: Tensor, inputs: Moments) -> "Targets":
+        """Return the same of t − c, for constants (groups, m)."""
+        outer = constants[:, :, None] * inputs.first[:, None, :]
+        return Targets(self.cross - outer, self.first - constants)
 
 
 class Sums:
@@ -100,7 +100,7 @@ class Sums:
         groups = len(self._second)
         self._calls += 1
         thinned = inputs if most is None else inputs.thinned(most, self._calls)
-        for piece in thinned.rows(min(PIECE, _ROWS * _ITEMSIZE * self._second.shape[-1]), targets):
+        for piece in thinned.rows(piece_size(self._second.shape[-1]), targets):
             products: dict[int, tuple[Tensor, Tensor]] = {}  # groups may see the same
             for group, rows in enumerate(piece[:groups]):
                 if rows.data_ptr() not in products:
@@ -120,6 +120,11 @@ class Sums:
     def targets(self) -> Targets:
         """Return the means with the targets so far."""
         return Targets(self._cross / max(self._count, 1), self._target / max(self._count, 1))
+
+
+def piece_size(columns: int) -> int:
+    """Return the bytes of the pieces in which inputs of so many columns are looked at."""
+    return min(PIECE, _ROWS * _ITEMSIZE * columns)
 
 
 Statistics = Mapping[str, Moments]

@@ -142,8 +142,8 @@ def compress(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="What --calibrate makes up for: none, or some of bias, sequential, residual, refit.",
-            show_default="all",
+            help="What --calibrate makes up for: none, or some of bias, sequential, residual, refit, response.",
+            show_default="all but response",
         ),
     ] = None,
     max_drop: Annotated[
