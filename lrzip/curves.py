@@ -91,7 +91,10 @@ def curve(
     with open_checkpoint(Path(path), key=key, trust=trust) as checkpoint:
         found = profile_of(checkpoint, model, input_shapes, needed=rules[0].unit in ("macs", "latency"))
         candidates = partial(selected, checkpoint, request, architecture)
-        inputs = look_at_inputs(checkpoint, model, calibrate, calibration, candidates, key=key, trust=trust)
+        measured = request.objective.measured
+        inputs = look_at_inputs(
+            checkpoint, model, calibrate, calibration, candidates, measured=measured, key=key, trust=trust
+        )
         if inputs and not objective:
             request = with_objective(request, inputs.objective)
         seen = look_at(

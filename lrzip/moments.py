@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lrzip.linalg.gram import gram
 from lrzip.linalg.whitening import DAMPING
+from lrzip.measured import Measured
 from lrzip.patches import Inputs
 
 # Bytes and rows of the pieces in which inputs are unfolded: large enough for full speed, small enough that sums of so
@@ -29,12 +30,14 @@ class Moments:
         count: Positions that were averaged over.
         influence: What errors of the layer's outputs count, as `lrzip.calibration.influence` has it; None where it is
             not known.
+        measured: What some ranks of the layer do to the network's outputs, where that was measured.
     """
 
     second: Tensor
     first: Tensor
     count: int
     influence: float | None = None
+    measured: Measured | None = None
 
     @property
     def damping(self) -> float:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lrzip.layers import Layer
 from lrzip.linalg.whitening import regress
 from lrzip.moments import Moments, Targets
 
@@ -56,3 +57,15 @@ class Regression:
         """Return weights with the constants that go with them."""
         means = torch.einsum("gmn,gn->gm", matrices, self.inputs.first)
         return Affine(matrices, targets.first - means if self.free else self.prior.constants)
+
+
+def unfolded(layer: Layer, weight: Tensor) -> Tensor:
+    """Return the weight of a layer as (groups, outputs, columns)."""
+    matrix = weight.mT if layer.kind == "linear_transposed" else weight.flatten(1)
+    return torch.stack(matrix.chunk(layer.groups))
+
+
+def folded(layer: Layer, matrices: Tensor, like: Tensor) -> Tensor:
+    """Return the weight (groups, outputs, columns) as a layer has it, in the shape and the dtype of another."""
+    matrix = matrices.flatten(0, 1)
+    return (matrix.mT if layer.kind == "linear_transposed" else matrix.reshape(like.shape)).to(like.dtype)

@@ -16,7 +16,7 @@ from torch.fx import Interpreter, Node
 
 from lrzip.calibration.corrections import Corrections
 from lrzip.calibration.landing import Landing, inverse, landings_of
-from lrzip.calibration.regression import Affine, Regression
+from lrzip.calibration.regression import Affine, Regression, folded, unfolded
 from lrzip.calibration.response import refine
 from lrzip.factors import Factors, compose
 from lrzip.layers import Layer
@@ -153,10 +153,10 @@ class _Walk:
             return
         sums = self._sums(node, layer, old, landing)
         inputs, targets = sums.moments(), sums.targets()
-        prior = Affine(_unfolded(layer, old).double(), self._bias(landing, like=targets.first))
+        prior = Affine(unfolded(layer, old).double(), self._bias(landing, like=targets.first))
         regression = Regression(inputs, prior, free=shift is not None)
         self._put(weight, layer, regression.matrices(targets), regression.about)
-        found = regression.completed(_unfolded(layer, self._small[0][weight]).double(), targets)
+        found = regression.completed(unfolded(layer, self._small[0][weight]).double(), targets)
         if self._job.corrections.response and landing.rectified:
             better = self._respond(node, layer, landing, regression, found)
             if better is not found:
@@ -180,8 +180,8 @@ class _Walk:
         def solve(targets: Targets) -> Affine:
             matrices = behind.matrices(targets)
             if layer.name in self._job.factorize:
-                factors = self._job.fit(layer, _folded(layer, matrices, old), behind.about)
-                matrices = _unfolded(layer, compose(factors.weights, layer.kind)).double()
+                factors = self._job.fit(layer, folded(layer, matrices, old), behind.about)
+                matrices = unfolded(layer, compose(factors.weights, layer.kind)).double()
             return behind.completed(matrices, targets)
 
         first = start.then(scale, shift)
@@ -220,7 +220,7 @@ class _Walk:
 
     def _sums(self, node: Node, layer: Layer, old: Tensor, landing: Landing) -> Sums:
         """Return the moments of what reaches a layer in the compressed program, with what it should make of it."""
-        groups, rows, columns = _unfolded(layer, old).shape
+        groups, rows, columns = unfolded(layer, old).shape
         sums = Sums(columns, groups, outputs=rows)
         axis = 1 if layer.kind.startswith("conv") else -1
         for dense, small in zip(self._dense, self._small, strict=True):
@@ -231,7 +231,7 @@ class _Walk:
 
     def _put(self, weight: Node, layer: Layer, matrices: Tensor, about: Moments) -> None:
         """Give a layer a new weight, or the factors that come nearest to it on its inputs."""
-        new = _folded(layer, matrices, self._dense[0][weight])
+        new = folded(layer, matrices, self._dense[0][weight])
         if layer.name in self._job.factorize:
             self._settle(weight, layer, self._job.fit(layer, new, about))
         else:
@@ -264,14 +264,3 @@ class _Walk:
             own = self._dense[0][bias].double() if bias is not None else 0.0
             return lambda missing: self._change(mean, self._dense[0][mean].double() + own - missing)
         return None
-
-
-def _unfolded(layer: Layer, weight: Tensor) -> Tensor:
-    """Return the weight of a layer as (groups, outputs, columns)."""
-    matrix = weight.mT if layer.kind == "linear_transposed" else weight.flatten(1)
-    return torch.stack(matrix.chunk(layer.groups))
-
-
-def _folded(layer: Layer, matrices: Tensor, like: Tensor) -> Tensor:
-    matrix = matrices.flatten(0, 1)
-    return (matrix.mT if layer.kind == "linear_transposed" else matrix.reshape(like.shape)).to(like.dtype)

@@ -56,7 +56,8 @@ def compress(
     objective: Annotated[
         str | None,
         typer.Option(
-            help="Predicts losses: relative-energy, energy, log-energy, scaled-log-energy, operator-norm, fisher.",
+            help="Predicts losses: relative-energy, energy, log-energy, scaled-log-energy, operator-norm, fisher, "
+            "sensitivity (measured).",
             show_default="fisher with --calibrate and a network, else scaled-log-energy",
         ),
     ] = None,

@@ -33,6 +33,7 @@ def rectified(norm: bool, convolution: bool) -> nn.Module:
         layer: nn.Module = nn.Conv2d(4, 24, 3, bias=not norm) if convolution else nn.Linear(36, 24, bias=not norm)
         norms = [nn.BatchNorm2d(24) if convolution else nn.BatchNorm1d(24)] if norm else []
         for each in norms:
+            assert each.running_mean is not None
             nn.init.normal_(each.weight)  # also negative
             nn.init.normal_(each.bias)
             nn.init.normal_(each.running_mean)
