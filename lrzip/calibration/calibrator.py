@@ -204,12 +204,12 @@ def calibrate(
         measured: Whether to measure what some ranks of each layer do to the outputs, which takes many runs.
 
     Raises:
-        UsageError: Corrections are asked for that the subject cannot have.
+        UsageError: Corrections or measurements are asked for that the subject cannot have.
         LrzipError: The examples cannot be read, the network does not take them, or it makes NaN or Inf of them.
     """
     samples = _samples(examples, settings)
     batches = list(_batches(samples.unaugmented(), settings, subject.dtype))
-    program, corrections = _program(subject, settings.corrections, batches[0])
+    program, corrections = _program(subject, settings.corrections, batches[0], measured=measured)
     found: dict[str, Moments] = {}
     with _named(samples, batches[0]):
         for part in _parts(layers, settings.memory):
@@ -244,17 +244,21 @@ def calibrate(
 
 
 def _program(
-    subject: Subject, asked: Corrections | None, arguments: Arguments
+    subject: Subject, asked: Corrections | None, arguments: Arguments, *, measured: bool
 ) -> tuple[ExportedProgram | None, Corrections]:
     """Return the program of a subject, if it has one, and what can be made up for in it."""
     if not subject.correctable:
         if asked not in (None, Corrections()):
             raise UsageError("`--correct` is for networks (`--model PKG.MOD:NET`) and `.pt2` programs. Leave it out.")
+        if measured:
+            raise UsageError(
+                "`--objective sensitivity` is for networks (`--model PKG.MOD:NET`) and `.pt2` programs. Choose another."
+            )
         return None, Corrections()
     try:
         return subject.program(arguments), DEFAULT_CORRECTIONS if asked is None else asked
     except LrzipError:
-        if asked not in (None, Corrections()):
+        if asked not in (None, Corrections()) or measured:
             raise
         return None, Corrections()
 
