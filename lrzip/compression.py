@@ -24,6 +24,7 @@ from lrzip.factors import Factors
 from lrzip.files.atomic import check_output
 from lrzip.formats import (
     FORMATS,
+    Bringing,
     Checkpoint,
     Guarded,
     Runnable,
@@ -60,6 +61,7 @@ from lrzip.ranks import RankRule, parse_rule
 from lrzip.ranks.budget import Budget, Meter
 from lrzip.report import Calibrated, Difference, LayerResult, Report
 from lrzip.scratch import Scratch, scratch_beside
+from lrzip.surgery import assemble
 
 
 def compress(
@@ -190,9 +192,16 @@ def compress(
         costs_asked = latency or min_speedup is not None or unit in ("macs", "latency")
         found = profile_of(checkpoint, model, input_shapes, needed=costs_asked)
         scratch = None if dry_run else resources.enter_context(scratch_beside(destination))
-        measured = bool(request and request.objective.measured)
         look = partial(
-            look_at_inputs, checkpoint, model, calibrate, calibration, measured=measured, key=key, trust=trust
+            look_at_inputs,
+            checkpoint,
+            model,
+            calibrate,
+            calibration,
+            measured=bool(request and request.objective.measured),
+            key=key,
+            trust=trust,
+            force=force,
         )
         if request:
             seen = look(partial(selected, checkpoint, request, architecture))
@@ -347,6 +356,7 @@ def look_at_inputs(
     measured: bool,
     key: str | None,
     trust: bool,
+    force: bool,
 ) -> Calibration | None:
     """Return what examples do in the network of a checkpoint and in some of its layers; None without examples.
 
@@ -361,7 +371,7 @@ def look_at_inputs(
             raise UsageError(f"`{examples}` is what a calibration saw, so there is nothing to run, correct or save.")
         return load_statistics(Path(examples), found)
     if chosen.save:
-        check_output(chosen.save, checkpoint.path, force=False)
+        check_output(chosen.save, checkpoint.path, force=force)
     subject = subject_of(checkpoint, model, key=key, trust=trust)
     seen = run_calibration(subject, examples, found, chosen, measured=measured)
     if chosen.save:
@@ -408,13 +418,37 @@ def subject_of(checkpoint: Checkpoint, model: nn.Module | None, *, key: str | No
     Raises:
         UsageError: There is neither.
     """
-    if model:
-        return Network(load_into(copy.deepcopy(model), checkpoint.path, key=key, trust=trust).eval())
+    network = network_in(checkpoint, model, key=key, trust=trust)
+    if network is not None:
+        return Network(network.eval())
     if isinstance(checkpoint, Watchable):
         return Stored(checkpoint)
     raise UsageError(
         f"`--calibrate` runs the network, and `{checkpoint.path}` holds only weights. Give `--model PKG.MOD:NET`."
     )
+
+
+def network_in(checkpoint: Checkpoint, model: nn.Module | None, *, key: str | None, trust: bool) -> nn.Module | None:
+    """Return a network with the weights of a checkpoint: a copy of the model, or what the file brings, if it does.
+
+    A program is none, since its modules only hold tensors.
+    """
+    if model is not None:
+        return load_into(copy.deepcopy(model), checkpoint.path, key=key, trust=trust)
+    if isinstance(checkpoint, Bringing) and not FORMATS[checkpoint.format].is_program:
+        return checkpoint.network()
+    return None
+
+
+def applied(model: nn.Module, plan: Plan, work: Work, seen: Calibration | None, progress: Progress) -> nn.Module:
+    """Replace the layers of a plan by their factors, in place, with what a calibration makes up for.
+
+    Returns:
+        The network, or the chain where that stands for the network itself.
+    """
+    work, changed = calibrated(work, plan, seen, progress)
+    made = {decision.layer.name: factors for decision, factors, _ in factorize_all(plan, work, progress)}
+    return assemble(model, plan, made, changed)
 
 
 def by_file_names(

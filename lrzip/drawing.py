@@ -54,16 +54,28 @@ def draw_spectra(analysis: Analysis, path: Path) -> None:
 
 
 def draw_curve(curve: Curve, path: Path) -> None:
-    """Draw the predicted loss of plans against their size, as a share of the whole."""
+    """Draw the predicted loss of plans against their size, as a share of the whole, and their metric if measured."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     axes = figure.subplots()
-    spent = sorted((point.plan.budget for point in curve.points if point.plan.budget), key=lambda budget: budget.used)
+    budgets = [point.plan.budget for point in curve.points if point.plan.budget]
+    order = sorted(range(len(budgets)), key=lambda index: budgets[index].used)
+    spent = [budgets[index] for index in order]
     shares = [100 * budget.used / max(budget.whole, 1) for budget in spent]
-    axes.plot(shares, [budget.predicted_loss for budget in spent], marker="o", markersize=4)
+    losses = [budget.predicted_loss for budget in spent]
+    axes.plot(shares, losses, marker="o", markersize=4, label="predicted loss")
     axes.set(xlabel=f"{spent[0].unit}, % of the whole", ylabel=f"predicted loss ({spent[0].objective})", ylim=(0, None))
     axes.grid(alpha=0.3)
+    if curve.dense:
+        metric, dense = next(iter(curve.dense.scores.items()))
+        measured = axes.twinx()
+        scores = [curve.measured[index].scores[metric] for index in order]
+        measured.plot(shares, scores, marker="s", markersize=4, color="tab:orange", label=_label(metric))
+        measured.axhline(dense, color="black", linewidth=0.7, linestyle="--", label="dense")
+        measured.set_ylabel(f"{_label(metric)} on the validation set")
+        lines = [*axes.get_lines(), *measured.get_lines()]
+        axes.legend(lines, [str(line.get_label()) for line in lines], fontsize="x-small", loc="center right")
     _save(figure, path)
 
 

@@ -113,6 +113,13 @@ def compose(weights: Sequence[Tensor], kind: str = "ordinary") -> Tensor:
     return dense.reshape(dense_shape([tuple(weight.shape) for weight in weights], kind))
 
 
+def relative_difference(weight: Tensor, other: Tensor) -> float:
+    """Return ‖A − B‖_F / ‖A‖_F; 0 where both are zero."""
+    missed = float(torch.linalg.vector_norm(weight - other, dtype=torch.float64))
+    scale = float(torch.linalg.vector_norm(weight, dtype=torch.float64))
+    return missed / scale if scale else missed
+
+
 def relative_error(matrix: Tensor, left: Tensor, right: Tensor) -> float:
     """Return ‖A − LR‖_F / ‖A‖_F, summed in float64; 0 for a zero matrix that is met exactly.
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lrzip.calibration.calibrator import Network
 from lrzip.calibration.calibrator import calibrate as run_calibration
 from lrzip.calibration.settings import CalibrationSettings
-from lrzip.compression import Work, calibrated, factorize_all, meter_for, request_of, rule_of, solver_of, with_objective
+from lrzip.compression import Work, applied, meter_for, request_of, rule_of, solver_of, with_objective
 from lrzip.data.samples import Samples
 from lrzip.errors import UsageError
 from lrzip.inference import find_layers
@@ -18,7 +18,6 @@ from lrzip.modules import Architecture
 from lrzip.planning import make_plan, selected
 from lrzip.progress import Progress, silent
 from lrzip.ranks.budget import Budget
-from lrzip.surgery import assemble
 
 
 def factorize(
@@ -108,9 +107,8 @@ def factorize(
         meter=meter_for(request, source, solver, None),
         statistics=seen.planned if seen else None,
     )
-    work, changed = calibrated(Work(source, solver, None, where, seed), plan, seen, progress)
-    made = {decision.layer.name: factors for decision, factors, _ in factorize_all(plan, work, progress)}
-    return assemble(model if inplace else copy.deepcopy(model), plan, made, changed)
+    work = Work(source, solver, None, where, seed)
+    return applied(model if inplace else copy.deepcopy(model), plan, work, seen, progress)
 
 
 class LiveSource:

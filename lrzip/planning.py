@@ -279,7 +279,7 @@ def memory_of(layer: Layer) -> int:
 def check_device(device: str) -> None:
     """Refuse a device that torch does not know or that is not there."""
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # which the device `meta` does not have
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise UsageError(f"The device `{device}` cannot be used: {reason[:120]}.") from error

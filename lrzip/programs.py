@@ -73,9 +73,10 @@ def rewrite(program: ExportedProgram, layout: Sequence[Entry], computed: Mapping
     fresh: dict[str, Tensor] = {}
     for origin in replaced:
         old = program.state_dict[origin]
-        if names[origin] == [origin]:
-            value = computed[origin].to(old.device).clone()
-            fresh[origin] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
+        if len(names[origin]) == 1:
+            (name,) = names[origin]
+            value = computed[name].to(old.device).clone()
+            fresh[name] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
             continue
         pair = [nn.Parameter(computed[name].to(old.device).clone(), old.requires_grad) for name in names[origin]]
         if len(pair) != 2:
@@ -83,7 +84,7 @@ def rewrite(program: ExportedProgram, layout: Sequence[Entry], computed: Mapping
         fresh |= dict(zip(names[origin], pair, strict=True))
         graph.replace(origin, dict(zip(names[origin], pair, strict=True)))
     for origin, (name, *_) in names.items():
-        if origin not in replaced and origin != name:
+        if len(names[origin]) == 1 and origin != name:
             graph.rename(origin, name)
     state = {e.spec.name: program.state_dict[e.origin] if e.copied else fresh[e.spec.name] for e in layout}
     return graph.program(state)
@@ -95,6 +96,14 @@ def tensors_of(program: ExportedProgram) -> Mapping[Node, tuple[str, Any]]:
     stored = {**program.constants, **program.state_dict}
     named = {spec.arg.name: str(spec.target) for spec in program.graph_signature.input_specs if spec.target is not None}
     return {nodes[place]: (name, stored[name]) for place, name in named.items() if name in stored}
+
+
+def fixed_batch(program: ExportedProgram) -> int | None:
+    """Return the first size of a program's first input, or None where it is dynamic."""
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    inputs = [nodes[name] for name in program.graph_signature.user_inputs if isinstance(name, str) and name in nodes]
+    sizes = [node.meta["val"].shape for node in inputs if getattr(node.meta.get("val"), "shape", ())]
+    return sizes[0][0] if sizes and isinstance(sizes[0][0], int) else None
 
 
 def load_program(path: Path) -> ExportedProgram:

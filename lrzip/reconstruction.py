@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lrzip.data import Data
 from lrzip.data.samples import Samples
-from lrzip.factors import Factors, compose
+from lrzip.factors import Factors, compose, relative_difference
 from lrzip.layers import tensor_name
 from lrzip.plan import Plan
 from lrzip.surgery import assemble
@@ -81,9 +81,10 @@ def _read_back(
         stages = [left.pop(name) for name in layer.stage_names(len(decision.stages))]
         weights = tuple(stage.to(like) for stage, like in zip(stages, old.weights, strict=True))
         weight = dense[tensor_name(layer.path, layer.kind, "weight")].float()
-        missed = torch.linalg.vector_norm(weight - compose(weights, layer.kind).float())
-        error = float(missed / torch.linalg.vector_norm(weight))
-        found[layer.name] = replace(old, weights=weights, error=error, method=f"{old.method}, trained")
+        error = relative_difference(weight, compose(weights, layer.kind).float())
+        method = f"{old.method}, trained"
+        # What was told of the factors before says nothing of these.
+        found[layer.name] = replace(old, weights=weights, error=error, method=method, excess=None, output_error=None)
         if layer.bias:
             last = layer.stage_names(len(stages))[-1].removesuffix("weight") + "bias"
             left[tensor_name(layer.path, layer.kind, "bias")] = left.pop(last)

@@ -28,6 +28,7 @@ from lrzip.moments import Arguments, Moments, Observe, Statistics, Sums
 from lrzip.objectives import CALIBRATED_OBJECTIVE, DEFAULT_OBJECTIVE
 from lrzip.patches import Inputs
 from lrzip.planning import decomposition_of
+from lrzip.programs import fixed_batch
 from lrzip.taps import watch_network
 from lrzip.tracing import follow
 
@@ -61,6 +62,11 @@ class Subject(Protocol):
         """Of inputs of floating point, where that is known."""
         ...
 
+    @property
+    def batch(self) -> int | None:
+        """The only size of a batch that it takes, if there is one."""
+        ...
+
 
 @dataclass(frozen=True)
 class Network:
@@ -80,6 +86,8 @@ class Network:
     def weight_name(self, layer: Layer) -> str:
         """Return the name of a layer's weight in the network."""
         return tensor_name(layer.path, layer.kind, "weight")
+
+    batch: int | None = None
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -116,6 +124,11 @@ class Stored:
     def dtype(self) -> torch.dtype | None:
         """Not known: a program takes what it takes."""
         return None
+
+    @property
+    def batch(self) -> int | None:
+        """That of the program, if it is fixed there."""
+        return fixed_batch(self.file.exported()) if isinstance(self.file, Exported) else None
 
 
 @dataclass(frozen=True)
@@ -207,6 +220,7 @@ def calibrate(
         UsageError: Corrections or measurements are asked for that the subject cannot have.
         LrzipError: The examples cannot be read, the network does not take them, or it makes NaN or Inf of them.
     """
+    settings = replace(settings, batch_size=subject.batch or settings.batch_size)
     samples = _samples(examples, settings)
     batches = list(_batches(samples.unaugmented(), settings, subject.dtype))
     program, corrections = _program(subject, settings.corrections, batches[0], measured=measured)

@@ -127,7 +127,8 @@ def _other(total: Node, layer: Node, last: Node) -> Node | None:
     if len(others) != 1 or not isinstance(others[0], Node) or others[0].op == "placeholder":
         return None
     other = others[0]
-    shapes = [getattr(n.meta.get("val"), "shape", None) for n in (other, last)]
+    # As texts, since sizes may be symbols.
+    shapes = [[str(size) for size in getattr(n.meta.get("val"), "shape", ())] for n in (other, last)]
     return other if shapes[0] == shapes[1] and _may_come_first(other, layer) else None
 
 

@@ -18,7 +18,7 @@ from lrzip.calibration.corrections import Corrections
 from lrzip.calibration.landing import Landing, inverse, landings_of
 from lrzip.calibration.regression import Affine, Regression, folded, unfolded
 from lrzip.calibration.response import refine
-from lrzip.factors import Factors, compose
+from lrzip.factors import Factors, compose, relative_difference
 from lrzip.layers import Layer
 from lrzip.moments import Arguments, Moments, Statistics, Sums, Targets, piece_size
 from lrzip.operators import OPERATORS
@@ -240,7 +240,7 @@ class _Walk:
     def _settle(self, weight: Node, layer: Layer, factors: Factors) -> None:
         old: Tensor = self._dense[0][weight]
         dense = compose(factors.weights, layer.kind).to(old)
-        error = float(torch.linalg.vector_norm(old - dense) / torch.linalg.vector_norm(old))
+        error = relative_difference(old, dense)
         self.found.factors[layer.name] = replace(factors, error=error)
         self._set(weight, dense)
 

@@ -41,7 +41,11 @@ class CalibrationSettings:
     def __post_init__(self) -> None:
         for name in ("samples", "batch_size", "positions", "memory"):
             if getattr(self, name) < 1:
-                raise UsageError(f"`{name.replace('_', '-')}` must be at least 1, got {getattr(self, name)}.")
+                raise UsageError(
+                    f"The {name.replace('_', ' ')} of a calibration must be at least 1, got {getattr(self, name)}."
+                )
+        if self.save and self.save.suffix != ".safetensors":
+            raise UsageError(f"`--save-statistics` takes a .safetensors file, got `{self.save}`.")
         if self.reconstruct < 0:
             raise UsageError(f"`reconstruct` takes a number of steps, got {self.reconstruct}.")
         if self.preparation.augment and not self.reconstruct:

@@ -4,7 +4,7 @@ import json as jsonlib
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,17 +15,16 @@ from lrzip.cli.console import (
     goes_to_stdout,
     layer_progress,
     load_network,
-    make_table,
     model_path,
     output_path,
     print_json,
     printable,
     refuse,
     set_threads,
-    size_text,
     stderr,
     stdout,
 )
+from lrzip.cli.curves import show_curve
 from lrzip.cli.learning import make_learning, teaching_of
 from lrzip.cli.reporting import print_report
 from lrzip.errors import UsageError
@@ -283,13 +282,11 @@ def compress(
         if found.interrupted:
             raise typer.Exit(130)
         return
+    several = bool(budget) and "," in str(budget) and dry_run
     refuse(
         {
-            "--data": data,
-            "--val": val,
             "--test": test,
             "--strategy": strategy,
-            "--metric": metric,
             "--teacher": teacher,
             "--steps": steps,
             "--log": log,
@@ -297,6 +294,11 @@ def compress(
         },
         "`{}` goes with `--max-drop D`, which is missing.",
     )
+    if not several:
+        measuring = {"--data": data, "--val": val, "--metric": metric}
+        refuse(measuring, "`{}` goes with `--max-drop D`, or with several budgets and `--dry-run`; neither is here.")
+    elif data is None:
+        refuse({"--val": val, "--metric": metric}, "`{}` goes with `--data SPEC`, which is missing.")
     rules = dict(_rule(text) for text in layer or ())
     calibration = calibration_of(
         calibrate,
@@ -305,10 +307,10 @@ def compress(
         correct=correct,
         save=save_statistics,
         reconstruct=reconstruct,
-        preparation=(mean, std, augment),
+        preparation=(mean, std, augment) if calibrate or data is None else (None, None, augment),
         seed=seed,
     )
-    if budget and "," in budget and dry_run:
+    if budget and several:
         unfit = {
             "--save-plan": save_plan,
             "--min-ratio": min_ratio,
@@ -325,7 +327,21 @@ def compress(
         }
         refuse(unfit, "`--budget` with several amounts goes without `{}`. Give one amount, or leave it.")
         set_threads(threads)
-        _curve(
+        learning = None
+        if data is not None:
+            learning = make_learning(
+                data,
+                val=val,
+                val_fraction=val_fraction,
+                preparation=(mean, std, None),
+                image_size=image_size,
+                loss=loss,
+                metrics=metric,
+                settings={"batch_size": batch_size, "amp": amp, "seed": seed},
+                device=device,
+                workers=workers,
+            )
+        show_curve(
             model,
             budget,
             plot,
@@ -338,14 +354,21 @@ def compress(
                 "only": only or (),
                 "skip": skip or (),
                 "round_to": round_to,
+                "svd": svd,
+                "oversample": oversample,
+                "power_iterations": power_iterations,
+                "tolerance": tolerance,
                 "dtype": dtype,
                 "model": load_network(network, model_arg),
                 "calibrate": calibrate,
                 "calibration": calibration,
+                "learning": learning,
                 "input_shapes": input_shape or (),
                 "key": key,
                 "trust": trust,
                 "device": device,
+                "seed": seed,
+                "force": force,
             },
         )
         return
@@ -412,51 +435,6 @@ def _rule(text: str) -> tuple[str, str]:
     if not found or not pattern:
         raise UsageError(f"`--layer` takes GLOB=RULE, such as 'fc*=ratio:4', got `{text}`.")
     return pattern, rule
-
-
-def _curve(
-    model: str | None,
-    budgets: str,
-    plot: Path | None,
-    *,
-    json: bool,
-    quiet: bool,
-    force: bool,
-    options: dict[str, Any],
-) -> None:
-    """Plan for several budgets, and show the plans beside each other."""
-    from lrzip.curves import curve
-    from lrzip.drawing import check_picture, draw_curve
-
-    with model_path(model) as source, layer_progress(quiet=quiet) as progress:
-        if plot:
-            check_picture(plot, source, force=force)
-        found = replace(curve(source, budgets, progress=progress, **options), source=model or "-")
-        if plot:
-            draw_curve(found, plot)
-    if json:
-        print_json(found.to_dict(), sys.stdout)
-    elif not quiet:
-        rows = [_point(point) for point in found.points]
-        stdout().print(make_table(list(rows[0]), [list(row.values()) for row in rows]))
-        stdout().print("\nNothing was written: this was a dry run")
-
-
-def _point(report: "Report") -> dict[str, str]:
-    """Return the row of one plan of a curve."""
-    spent = report.plan.budget
-    assert spent, "every plan of a curve is for a budget"
-    row = {
-        "budget": f"{spent.limit:,}",
-        "unused": f"{spent.limit - spent.used:,}",
-        "layers": str(len(report.plan.factorize)),
-        "parameters": f"{report.parameters_after:,}",
-        "smaller": f"{report.ratio:.2f}×",
-        "size": size_text(report.nbytes_after),
-        "predicted loss": f"{spent.predicted_loss:.4g}",
-        "at best": f"{spent.bound:.4g}",
-    }
-    return row | ({"MACs": f"{report.costs.macs_after:,}"} if report.costs else {})
 
 
 def _check_gates(report: "Report", min_ratio: float | None, max_error: float | None) -> None:

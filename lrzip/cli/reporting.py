@@ -27,8 +27,9 @@ def _table(report: "Report") -> dict[str, list[str]]:
         table["predicted loss"] = [f"{decision.predicted_loss or 0:.4g}" for decision in decisions]
     if report.results:
         table["error"] = [f"{result.error:.4f}" for result in report.results]
-    if report.calibrated and report.results:
-        table["of outputs"] = [f"{result.output_error or 0:.4f}" for result in report.results]
+    seen = [result.output_error for result in report.results]
+    if any(error is not None for error in seen):
+        table["of outputs"] = ["" if error is None else f"{error:.4f}" for error in seen]
     if report.costs:
         costs = [report.costs.layers[decision.layer.name] for decision in decisions]
         table["MACs"] = [f"{cost.macs_before:,}" for cost in costs]
@@ -52,14 +53,14 @@ def _budget_text(spent: "Spent") -> str:
 
 def _calibrated_text(seen: "Calibrated") -> str:
     """Return in one line by what ranks and factors were chosen, and in another what was too little."""
-    text = f"Calibrated on {seen.count} examples of {seen.examples}, corrections: {seen.corrections}"
+    text = f"Calibrated on {seen.count} examples of {printable(seen.examples)}, corrections: {seen.corrections}"
     if seen.changed:
         text += f"; {len(seen.changed)} other tensors have new values"
     if seen.scarce:
         name, (positions, columns) = next(iter(seen.scarce.items()))
         text += (
             f"\nFew examples for {len(seen.scarce)} layers, whose factors follow the weight where nothing was seen: "
-            f"`{name}` was seen in {positions} positions and has {columns} columns"
+            f"`{printable(name)}` was seen in {positions} positions and has {columns} columns"
         )
     return text
 
@@ -79,7 +80,7 @@ def print_report(console: Console, report: "Report") -> None:
         f"{size_text(report.nbytes_before)} → {size_text(report.nbytes_after)}"
     )
     if report.calibrated:
-        console.print(Text(printable(_calibrated_text(report.calibrated))), soft_wrap=True)
+        console.print(Text(_calibrated_text(report.calibrated)), soft_wrap=True)
     if report.costs:
         console.print(costs_text(report.costs))
     if report.plan.budget:

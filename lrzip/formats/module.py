@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,14 +122,15 @@ def _rewritten(source: ModuleFile, layout: Sequence[Entry], computed: Mapping[st
     result = source.load()
     own = result.state_dict()
     kinds = {item.weight.name: item for item in source.layers() if isinstance(item, Layer)}
-    renamed: dict[str, Any] = {e.origin: e.spec for e in layout if e.copied and e.origin != e.spec.name}
+    biases = {layer.bias.name for layer in kinds.values() if layer.bias}
+    renamed = {e.origin: e.spec for e in layout if e.origin in biases and e.origin != e.spec.name}
     stages: dict[str, list[Entry]] = {}
     for entry in layout:
         if not entry.copied:
             stages.setdefault(entry.origin, []).append(entry)
     for name, entries in stages.items():
-        if [entry.spec.name for entry in entries] == [name]:
-            own[name].copy_(computed[name])
+        if name in renamed or [entry.spec.name for entry in entries] == [name]:
+            own[name].copy_(computed[entries[0].spec.name])
             continue
         if name not in kinds or len(entries) < 2:
             raise LrzipError(

@@ -72,6 +72,6 @@ def regress(cross: Tensor, moment: Tensor, prior: Tensor, damping: float = DAMPI
 
 
 def _times(matrix: Tensor, square: Tensor) -> Tensor:
-    exact = matrix.double()
+    exact, square = matrix.double(), square.to(matrix.device)
     product = exact * square if square.dim() == 1 else exact @ square
     return product.to(matrix.dtype)

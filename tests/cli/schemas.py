@@ -24,7 +24,7 @@ def listed(item: dict[str, Any]) -> dict[str, Any]:
     return {"type": "array", "items": item}
 
 
-METHOD = "^([a-z-]+, then )?((gram|lanczos)( in float64)?|lapack|[a-z-]+)$"
+METHOD = "^([a-z-]+, then )?((gram|lanczos)( in float64)?|lapack|[a-z-]+)(, trained)?$"
 KEPT = listed(strict(name=TEXT, tensor=TEXT, reason=TEXT))
 DROPPED = listed(strict(name=TEXT, reason=TEXT))
 KINDS = [f"{kind}{n}d" for kind in ("conv", "conv_transpose") for n in (1, 2, 3)]
@@ -108,7 +108,15 @@ BUDGET = strict(
     bound=NUMBER,
 )
 DIFFERENCES = listed(strict(output=TEXT, absolute=NUMBER, relative=NUMBER))
+CALIBRATION = strict(
+    examples=TEXT,
+    count=COUNT,
+    corrections=TEXT,
+    changed=listed(TEXT),
+    scarce=listed(strict(name=TEXT, positions=COUNT, columns=COUNT)),
+)
 COMPRESS = strict(
+    ("calibration",),
     schema={"const": 1},
     lrzip=TEXT,
     input=TEXT,
@@ -128,7 +136,7 @@ COMPRESS = strict(
     ),
     layers=listed(
         strict(
-            ("predicted_loss", "error", "method", "excess", "seconds", *COSTS),
+            ("predicted_loss", "error", "method", "excess", "seconds", "output_error", *COSTS),
             **LAYER,
             **COSTS,
             predicted_loss=NUMBER,
@@ -141,15 +149,26 @@ COMPRESS = strict(
             method={"pattern": METHOD},
             excess=OPTIONAL,
             seconds=NUMBER,
+            output_error=NUMBER,
         )
     ),
     kept=KEPT,
     dropped=DROPPED,
     differences=DIFFERENCES,
     not_compared={"type": ["string", "null"]},
+    calibration=CALIBRATION,
 )
 
-CURVE = strict(schema={"const": 1}, lrzip=TEXT, input=TEXT, points={**listed(COMPRESS), "minItems": 1})
+EVALUATION = strict(task=TEXT, val_examples=COUNT, metrics=SCORES)
+POINT = {**COMPRESS, "properties": COMPRESS["properties"] | {"metrics": SCORES}}
+CURVE = strict(
+    ("evaluation",),
+    schema={"const": 1},
+    lrzip=TEXT,
+    input=TEXT,
+    evaluation=EVALUATION,
+    points={**listed(POINT), "minItems": 1},
+)
 
 EXPORT = strict(
     schema={"const": 1},
