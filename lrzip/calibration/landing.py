@@ -83,7 +83,7 @@ def landings_of(calls: Iterable[Node], *, residual: bool) -> dict[Node, Landing]
         norm, last = None, node
         while len(last.users) == 1:
             user = next(iter(last.users))
-            if norm is None and _is_norm(user, last):
+            if norm is None and _is_norm(user, last) and _has_channels(node):
                 norm = user
             elif not _is_same(user, last):
                 break
@@ -117,6 +117,11 @@ def _is_rectified(node: Node) -> bool:
 
 def _is_norm(node: Node, x: Node) -> bool:
     return node.target is _ATEN.batch_norm.default and node.args[0] is x and not node.args[5]
+
+
+def _has_channels(layer: Node) -> bool:
+    """Tell whether a batch norm's channels, on axis 1, are those of a layer."""
+    return OPERATORS[layer.target].kind.startswith("conv") or len(layer.meta["val"].shape) == 2
 
 
 def _other(total: Node, layer: Node, last: Node) -> Node | None:
