@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+
+from tests.networks import ResNet, seeded
 
 EXPERIMENTS = Path(__file__).parents[1] / "samples" / "experiments"
 RESULTS = sorted((EXPERIMENTS / "results").glob("*.json"))
@@ -29,7 +32,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         try:
             runpy.run_path(str(path), run_name="__main__")
         finally:
-            sys.modules.pop("common", None)
+            for shared in ("common", "shrinking"):
+                sys.modules.pop(shared, None)
         return tmp_path
 
     return run
@@ -106,6 +110,26 @@ def test_housing_keeps_to_the_ratios(run: Run, tmp_path: Path) -> None:
         assert 45_569 / ratio - 384 <= sizes[f"{ratio}×"] <= 45_569 / ratio
 
 
+def test_resnet_keeps_to_its_budgets(run: Run, tmp_path: Path) -> None:
+    torch.save({"state_dict": seeded(ResNet).state_dict()}, tmp_path / "resnet.pt")
+    options = ("--data", str(cifar10(tmp_path)), "--checkpoint", str(tmp_path / "resnet.pt"), "--quick")
+    results = measured(run("resnet20", *options), "resnet20")
+    whole = results["dense"]["parameters"]
+    assert whole == 269_722
+    for share, row in zip((0.4, 0.25, 0.15), results["rows"], strict=True):
+        # A budget is spent to within a rank of the largest layer, 64 · 9 + 64 parameters.
+        assert share * whole - 640 <= row["parameters"] <= share * whole
+
+
+def test_adaptive_cnn_is_trained_where_none_is_given(run: Run, tmp_path: Path) -> None:
+    results = measured(run("adaptive_cnn", "--data", str(cifar10(tmp_path)), "--quick"), "adaptive_cnn")
+    assert results["trained"]
+    assert results["dense"]["parameters"] == 1_571_466
+    for smaller, row in zip((12, 20), results["rows"], strict=True):
+        # To within a rank of the largest layer, 256 · 9 + 512 parameters.
+        assert 1_571_466 / smaller - 2 * 2816 <= row["parameters"] <= 1_571_466 / smaller
+
+
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_committed_tables_are_of_the_committed_measurements(path: Path, run: Run, tmp_path: Path) -> None:
     shutil.copy(path, tmp_path)
@@ -118,12 +142,13 @@ def test_committed_tables_are_of_the_committed_measurements(path: Path, run: Run
     ("options", "said"),
     [
         ((), "give either --data or --redraw"),
-        (("--data", "nowhere"), "there is no nowhere"),
+        (("--data", "nowhere", "--checkpoint", "nowhere"), "there is no nowhere"),
+        (("--data", "."), "--data needs --checkpoint here"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(
     options: tuple[str, ...], said: str, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        run("housing", *options)
+        run("resnet20", *options)
     assert said in capsys.readouterr().err

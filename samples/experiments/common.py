@@ -48,28 +48,39 @@ class Experiment:
 
     Attributes:
         name: Of its files in `results`.
-        measure: Takes the data's path and whether to hurry, and returns what it measured.
+        measure: Takes the data's path and whether to hurry, and returns what it measured. Where there is a checkpoint,
+            its path comes third, or None.
         document: Returns the Markdown for that, without its heading.
         draw: Draws it.
+        checkpoint: What to begin with, if it is a trained network.
+        trains: Whether it trains one where none is given.
     """
 
     name: str
-    measure: Callable[[Path, bool], Results]
+    measure: Callable[..., Results]
     document: Callable[[Results], str]
     draw: Callable[[Results, Figure], None]
+    checkpoint: str | None = None
+    trains: bool = False
 
     def run(self, description: str) -> None:
         """Measure, and write the results, as the command line says."""
         parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("--data", type=Path, help="where the data is")
+        if self.checkpoint:
+            parser.add_argument("--checkpoint", type=Path, help=self.checkpoint)
         parser.add_argument("--output", type=Path, help="folder to write to, by default `results` beside this file")
         parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
         parser.add_argument("--redraw", action="store_true", help="only write table and picture of what was measured")
         options = parser.parse_args()
         if options.redraw == bool(options.data):
             parser.error("give either --data or --redraw")
-        if options.data and not options.data.exists():
-            parser.error(f"there is no {options.data}")
+        inputs = [options.data, *([options.checkpoint] if self.checkpoint else [])]
+        if options.data and None in inputs and not self.trains:
+            parser.error("--data needs --checkpoint here")
+        for path in inputs:
+            if path and not path.exists():
+                parser.error(f"there is no {path}")
         if options.quick and not options.output:
             parser.error("--quick needs another --output: the results are of whole runs")
         folder: Path = options.output or Path(__file__).with_name("results")
@@ -77,7 +88,7 @@ class Experiment:
         kept = folder / f"{self.name}.json"
         if options.data:
             start = perf_counter()
-            results = {**self.measure(options.data, options.quick), "machine": machine()}
+            results = {**self.measure(inputs[0], options.quick, *inputs[1:]), "machine": machine()}
             results["seconds"] = round(perf_counter() - start)
             kept.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         results = json.loads(kept.read_text(encoding="utf-8"))
@@ -108,16 +119,18 @@ def machine() -> str:
     )
 
 
-def cifar10(folder: Path) -> tuple[Samples, Samples]:
+def cifar10(folder: Path, preparation: Preparation = CIFAR10) -> tuple[Samples, Samples]:
     """Return the training and the test images in a folder with `train_1.npz`, … and `test.npz`, each with x and y.
 
-    The training images are shifted and mirrored at random.
+    Args:
+        folder: Where the files are.
+        preparation: What becomes of images; by default the training images are shifted and mirrored at random.
     """
     parts = []
     for pattern in ("train_*.npz", "test.npz"):
         files = [np.load(path, allow_pickle=False) for path in sorted(folder.glob(pattern))]
         x, y = (torch.from_numpy(np.concatenate([file[name] for file in files])) for name in "xy")
-        parts.append(Samples(f"{folder}/{pattern}", Arrays(x, y.long(), CIFAR10)))
+        parts.append(Samples(f"{folder}/{pattern}", Arrays(x, y.long(), preparation)))
     return parts[0], parts[1].unaugmented()
 
 

@@ -1,0 +1,114 @@
+"""ResNet-20 on CIFAR-10 with 60 and 85 % fewer parameters.
+
+A published network of 269 722 parameters (He et al. 2016, section 4.2, with the shortcut that has none, trained by Y.
+Idelbayev) goes down in stages: calibrated by unlabelled training images, factorized for a budget, and tuned to the
+logits of the whole network, without labels.
+
+    python samples/experiments/resnet20.py --data cifar10 --checkpoint resnet20-12fca82f.th
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from common import Experiment, Results, cifar10
+from matplotlib.figure import Figure
+from shrinking import Published, Recipe, Stage, draw_beside, load, prepared, published_table, shrink, stages_table, told
+from torch import Tensor, nn
+
+from lrzip.calibration.settings import CalibrationSettings
+from lrzip.data.augmentation import Preparation
+from lrzip.training.losses import Teaching
+from lrzip.training.settings import Settings
+
+PREPARATION = Preparation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), ("crop", "flip"))
+RECIPE = Recipe(
+    (Stage("params=40%", 1400), Stage("params=25%", 300), Stage("params=15%", 1600)),
+    Settings(batch_size=128, lr=2e-3, amp="bf16"),
+    Teaching(share=1.0),
+    CalibrationSettings(samples=1024),
+)
+# The sizes are told as "about 60 %" and "85 % fewer parameters".
+PUBLISHED = (
+    Published("BATUDE", 1 / 0.4, 90.75, 90.98),
+    Published("PSTR-S", 1 / 0.4, 90.53, 90.98),
+    Published("PSTR-M", 1 / 0.15, 89.04, 90.98),
+)
+
+
+class Block(nn.Module):
+    """Two convolutions and a shortcut, which drops rows and columns and adds channels of zeros where the shape changes.
+
+    Args:
+        channels: That come in.
+        out: That go out.
+        stride: Of the first convolution.
+    """
+
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.added, self.stride = (out - channels) // 2, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (n, out, h / stride, w / stride) of (n, channels, h, w)."""
+        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.added, self.added))
+        inner = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(inner)) + shortcut)
+
+
+class ResNet20(nn.Module):
+    """Nine blocks of 16, 32 and 64 channels, with the names of the published checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = nn.Sequential(Block(16, 16, 1), Block(16, 16, 1), Block(16, 16, 1))
+        self.layer2 = nn.Sequential(Block(16, 32, 2), Block(32, 32, 1), Block(32, 32, 1))
+        self.layer3 = nn.Sequential(Block(32, 64, 2), Block(64, 64, 1), Block(64, 64, 1))
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (n, 10) of images (n, 3, 32, 32)."""
+        x = torch.relu(self.bn1(self.conv1(images)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: Tensor = self.linear(x.mean((2, 3)))
+        return logits
+
+
+def measure(data: Path, quick: bool, checkpoint: Path) -> Results:
+    """Return the sizes and accuracies of all stages."""
+    parts, test, recipe = prepared(*cifar10(data, PREPARATION), RECIPE, quick=quick)
+    return shrink(ResNet20, load(ResNet20, checkpoint), recipe, parts, test)
+
+
+def document(results: Results) -> str:
+    """Return the tables."""
+    return f"""
+Accuracy in percent, in float32, of one run (seed {RECIPE.settings.seed}). The published network was trained on all
+50,000 training images, those for validation too, so that accuracy on these is higher than on others.
+
+{told(RECIPE, results)}
+
+{stages_table(results)}
+
+## Beside the published results
+
+{published_table(results, PUBLISHED)}
+
+The published sizes are told as about 60 % and as 85 % fewer parameters; the methods begin with a network of their own.
+"""
+
+
+def draw(results: Results, figure: Figure) -> None:
+    """Draw what became of the accuracy."""
+    draw_beside(results, PUBLISHED, figure)
+
+
+if __name__ == "__main__":
+    trained = "resnet20-12fca82f.th of akamaster/pytorch_resnet_cifar10"
+    Experiment("resnet20", measure, document, draw, checkpoint=trained).run(__doc__)

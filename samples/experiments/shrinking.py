@@ -1,0 +1,237 @@
+"""Make a trained network smaller in stages: factorized for a budget, tuned with the whole one as its teacher.
+
+Each stage begins with what the one before came to, its factors multiplied back.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import process_time
+
+import torch
+from common import Results, accuracy, first, parameters, say, table
+from matplotlib.figure import Figure
+from torch import nn
+
+import lrzip
+from lrzip.calibration.settings import CalibrationSettings
+from lrzip.data import Data
+from lrzip.data.samples import Samples
+from lrzip.training.losses import Teaching
+from lrzip.training.outcomes import Moment
+from lrzip.training.settings import Settings
+
+VALIDATION = 5000
+_TOLD = 50
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage.
+
+    Attributes:
+        budget: Of the network, as `lrzip compress --budget` takes it.
+        steps: Of tuning.
+    """
+
+    budget: str
+    steps: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to go through stages.
+
+    Attributes:
+        stages: From large to small.
+        settings: Of tuning; steps are those of the stage.
+        teaching: How the teacher counts.
+        calibration: By how many training images, and how, to choose ranks and factors; None goes without.
+    """
+
+    stages: tuple[Stage, ...]
+    settings: Settings
+    teaching: Teaching
+    calibration: CalibrationSettings | None
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published result.
+
+    Attributes:
+        name: Of the method.
+        smaller: How many times fewer parameters.
+        test: Test accuracy in percent.
+        dense: That of the whole network.
+    """
+
+    name: str
+    smaller: float
+    test: float
+    dense: float
+
+
+def load(build: Callable[[], nn.Module], path: Path) -> nn.Module:
+    """Return a network with the weights of a checkpoint, in evaluation mode."""
+    return lrzip.load_into(build(), path).eval()
+
+
+def prepared(train: Samples, test: Samples, recipe: Recipe, *, quick: bool) -> tuple[Data, Samples, Recipe]:
+    """Hold back some training images, not augmented, for validation.
+
+    Args:
+        train: Training images.
+        test: Test images.
+        recipe: How the network will be made smaller.
+        quick: Whether to take few images, one step a stage, and no calibration.
+    """
+    held_back = VALIDATION
+    if quick:
+        train, test, held_back = first(train, 80), first(test, 80), 16
+        stages = tuple(replace(stage, steps=1) for stage in recipe.stages)
+        recipe = replace(recipe, stages=stages, calibration=None)
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(recipe.settings.seed))
+    data = Data(train.subset(order[held_back:]), train.subset(order[:held_back]).unaugmented())
+    return data, test, recipe
+
+
+def shrink(build: Callable[[], nn.Module], dense: nn.Module, recipe: Recipe, data: Data, test: Samples) -> Results:
+    """Go through the stages, and return what each came to.
+
+    Of each stage the best state by the validation images goes on; test images are looked at once for each, at its end.
+
+    Args:
+        build: Returns a network of the architecture.
+        dense: The network to begin with, the teacher of all.
+        recipe: How.
+        data: Training and validation images.
+        test: Test images.
+    """
+    assert data.val is not None
+    rows = []
+    whole = {"parameters": parameters(dense), "test": accuracy(dense, test)}
+    say(whole)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for path in (folder / "teacher.pt", folder / "0.pt"):
+            torch.save(dense.state_dict(), path)
+        for number, stage in enumerate(recipe.stages, 1):
+            start = process_time()
+            small, tuned, steps = _stage(build, folder, number, stage, recipe, data)
+            row = {
+                "budget": stage.budget,
+                "steps": steps,
+                "parameters": parameters(tuned),
+                "validation before": accuracy(small, data.val),
+                "validation": accuracy(tuned, data.val),
+                "cpu seconds": round(process_time() - start),
+            }
+            rows.append({**row, "test": accuracy(tuned, test)})
+            say(rows[-1])
+    return {"dense": whole, "rows": rows}
+
+
+def _stage(
+    build: Callable[[], nn.Module], folder: Path, number: int, stage: Stage, recipe: Recipe, data: Data
+) -> tuple[nn.Module, nn.Module, int]:
+    """Return a stage's network before and after tuning, and how many steps that took."""
+    source = folder / f"{number - 1}.pt"
+    small = lrzip.factorize(
+        load(build, source),
+        budget=stage.budget,
+        calibrate=data.train.unaugmented() if recipe.calibration else None,
+        calibration=recipe.calibration,
+    ).eval()
+    factorized, tuned, dense = (folder / f"{number}{suffix}.pt" for suffix in ("-factorized", "-tuned", ""))
+    torch.save(small.state_dict(), factorized)
+
+    def watch(moment: Moment) -> None:
+        if moment.step % _TOLD == 0:
+            say(stage.budget, moment.step, f"{moment.loss:.4f}", f"{process_time():.0f} s")
+
+    report = lrzip.finetune(
+        factorized,
+        tuned,
+        model=build(),
+        data=data,
+        teacher=folder / "teacher.pt",
+        teaching=recipe.teaching,
+        settings=replace(recipe.settings, steps=stage.steps),
+        watch=watch,
+    )
+    lrzip.export(tuned, "dense", dense, model=build())
+    return small, load(build, tuned).eval(), report.outcome.steps
+
+
+def told(recipe: Recipe, results: Results) -> str:
+    """Return what a reader of the tables has to know of the way to them."""
+    cut = [
+        f"Stage {row['budget']} was interrupted after {row['steps']} of {stage.steps} steps, at a high rate."
+        for stage, row in zip(recipe.stages, results["rows"], strict=True)
+        if row["steps"] < stage.steps
+    ]
+    settings, samples = recipe.settings, recipe.calibration.samples if recipe.calibration else 0
+    return f"""
+Each stage takes the network of the one before, its factors multiplied back, and factorizes it for the budget, with
+{samples:,} training images that calibrate without labels. Then AdamW tunes, at {settings.lr} with a
+cosine, in bfloat16, batches of {settings.batch_size} shifted and mirrored images to the logits of the whole network,
+without labels. {VALIDATION:,} of the training images are held back, and the state after the epoch (of
+{(50_000 - VALIDATION) // (settings.batch_size or 1)} steps) that is best on them is kept; the validation columns are
+accuracy on them before and after tuning. Test images were looked at once for each network in the table, at its end, and
+nothing was chosen by them. The schedule is short, a few epochs a stage. {" ".join(cut)}
+The times are CPU time of one thread, calibration and validation included.
+""".strip()
+
+
+def stages_table(results: Results) -> str:
+    """Return a row for each stage."""
+    whole, rows = results["dense"], results["rows"]
+    minutes = accumulate(row["cpu seconds"] / 60 for row in rows)
+    header = ("budget", "parameters", "smaller", "steps", "val. before", "val. after", "test", "CPU minutes so far")
+    cells = [["whole", f"{whole['parameters']:,}", "", "", "", "", f"{whole['test']:.2f}", ""]]
+    for row, so_far in zip(rows, minutes, strict=True):
+        scores = (f"{row[name]:.2f}" for name in ("validation before", "validation", "test"))
+        smaller = f"{whole['parameters'] / row['parameters']:.2f}×"
+        cells.append([row["budget"], f"{row['parameters']:,}", smaller, str(row["steps"]), *scores, f"{so_far:.1f}"])
+    return table(header, cells)
+
+
+def published_table(results: Results, published: Sequence[Published]) -> str:
+    """Return published results and those here, from large networks to small ones."""
+    whole = results["dense"]
+    ours = [
+        Published("lrzip", whole["parameters"] / row["parameters"], row["test"], whole["test"])
+        for row in results["rows"]
+    ]
+    found = sorted([*published, *ours], key=lambda one: one.smaller)
+    cells = [
+        [
+            *(one.name, f"{one.smaller:.2f}×", f"{100 - 100 / one.smaller:.1f} %"),
+            *(f"{one.dense:.2f}", f"{one.test:.2f}", f"{one.test - one.dense:+.2f}"),
+        ]
+        for one in found
+    ]
+    return table(["", "smaller", "fewer parameters", "whole network", "test", "change"], cells)
+
+
+def draw_beside(results: Results, published: Sequence[Published], figure: Figure) -> None:
+    """Draw test accuracy, and its change, against how much smaller networks are, with the published ones."""
+    whole = results["dense"]
+    smaller = [1, *(whole["parameters"] / row["parameters"] for row in results["rows"])]
+    tests = [whole["test"], *(row["test"] for row in results["rows"])]
+    left, right = figure.subplots(1, 2)
+    left.plot(smaller, tests, marker="o", markersize=4, label="lrzip")
+    right.plot(smaller, [test - whole["test"] for test in tests], marker="o", markersize=4, label="lrzip")
+    for number, one in enumerate(published):
+        for axes, height in ((left, one.test), (right, one.test - one.dense)):
+            axes.plot(one.smaller, height, "x", color="C1", label=None if number else "published")
+            offset = (5, -9 if number % 2 else 3)
+            axes.annotate(one.name, (one.smaller, height), offset, textcoords="offset points", fontsize="small")
+    for axes, title in ((left, "test accuracy, %"), (right, "change of test accuracy, points")):
+        axes.set(xlabel="times fewer parameters", ylabel=title)
+        axes.margins(x=0.12)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower left")
