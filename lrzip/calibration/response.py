@@ -13,7 +13,7 @@ from torch import Tensor
 from lrzip.calibration.regression import Affine
 from lrzip.moments import Targets
 
-# λ of each turn. The paper goes from 0.01 to 1 as well; on images that took no part, more turns gained nothing.
+# λ of each turn. The paper too goes from 0.01 to 1; for images that were not calibrated on, more turns are no better.
 _PENALTIES = (0.01, 0.1, 1.0)
 
 Pieces = Callable[[], Iterable[tuple[Tensor, ...]]]
