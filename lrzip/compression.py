@@ -120,7 +120,8 @@ def compress(
         rank_rule: Any of the rules above by name: `energy:0.8`, `ratio:4`, `rank:16`, `vbmf`, `budget:params=50%`.
         plan: A plan file that decides instead of a rule. Exactly one of these seven is needed.
         objective: What predicts the loss of a rank: `relative-energy`, `energy`, `log-energy`, `scaled-log-energy`,
-            `operator-norm` or `fisher`; by default `fisher` for calibrated networks, else `scaled-log-energy`.
+            `operator-norm`, `fisher`, or `sensitivity`, for which the network runs with some ranks of each layer. By
+            default `fisher` for calibrated networks, else `scaled-log-energy`.
         layers: Rules of some layers by glob: `energy:0.8`, `ratio:4`, `rank:16` or `keep`; the last match wins.
         only: Globs of the layers to take. A name in full also settles doubts about what a layer is.
         skip: Globs of the layers to leave.
@@ -191,7 +192,17 @@ def compress(
         costs_asked = latency or min_speedup is not None or unit in ("macs", "latency")
         found = profile_of(checkpoint, model, input_shapes, needed=costs_asked)
         scratch = None if dry_run else resources.enter_context(scratch_beside(destination))
-        look = partial(look_at_inputs, checkpoint, model, calibrate, calibration, key=key, trust=trust, force=force)
+        look = partial(
+            look_at_inputs,
+            checkpoint,
+            model,
+            calibrate,
+            calibration,
+            measured=bool(request and request.objective.measured),
+            key=key,
+            trust=trust,
+            force=force,
+        )
         if request:
             seen = look(partial(selected, checkpoint, request, architecture))
             if seen and not objective:
@@ -342,6 +353,7 @@ def look_at_inputs(
     settings: CalibrationSettings | None,
     layers: Callable[[], Sequence[Layer | Keep]],
     *,
+    measured: bool,
     key: str | None,
     trust: bool,
     force: bool,
@@ -360,7 +372,8 @@ def look_at_inputs(
         return load_statistics(Path(examples), found)
     if chosen.save:
         check_output(chosen.save, checkpoint.path, force=force)
-    seen = run_calibration(subject_of(checkpoint, model, key=key, trust=trust), examples, found, chosen)
+    subject = subject_of(checkpoint, model, key=key, trust=trust)
+    seen = run_calibration(subject, examples, found, chosen, measured=measured)
     if chosen.save:
         save_statistics(seen, chosen.save)
     return seen

@@ -140,7 +140,15 @@ def curve(
         found = profile_of(checkpoint, model, input_shapes, needed=costs_asked)
         candidates = partial(selected, checkpoint, request, architecture)
         inputs = look_at_inputs(
-            checkpoint, model, calibrate, calibration, candidates, key=key, trust=trust, force=force
+            checkpoint,
+            model,
+            calibrate,
+            calibration,
+            candidates,
+            measured=request.objective.measured,
+            key=key,
+            trust=trust,
+            force=force,
         )
         if inputs and not objective:
             request = with_objective(request, inputs.objective)

@@ -94,7 +94,8 @@ def factorize(
     if calibrate is not None:
         candidates = [item for item in selected(source, request, architecture) if isinstance(item, Layer)]
         network = Network(copy.deepcopy(model).eval())
-        seen = run_calibration(network, calibrate, candidates, calibration or CalibrationSettings())
+        how, measured = calibration or CalibrationSettings(), request.objective.measured
+        seen = run_calibration(network, calibrate, candidates, how, measured=measured)
         request = request if objective else with_objective(request, seen.objective)
     plan = make_plan(
         source,

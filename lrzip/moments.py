@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lrzip.linalg.gram import gram
 from lrzip.linalg.whitening import DAMPING
+from lrzip.measured import Measured
 from lrzip.patches import Inputs
 
 # Bytes and rows of the pieces in which inputs are unfolded: large enough for full speed, small enough that sums of so
@@ -29,12 +30,14 @@ class Moments:
         count: Positions that were averaged over.
         influence: What errors of the layer's outputs count, as `lrzip.calibration.influence` has it; None where it is
             not known.
+        measured: What some ranks of the layer do to the network's outputs, where that was measured.
     """
 
     second: Tensor
     first: Tensor
     count: int
     influence: float | None = None
+    measured: Measured | None = None
 
     @property
     def damping(self) -> float:
@@ -65,10 +68,10 @@ class Targets:
     cross: Tensor
     first: Tensor
 
-    def centered(self, inputs: Moments) -> "Targets":
-        """Return the same of the differences from the means."""
-        outer = self.first[:, :, None] * inputs.first[:, None, :]
-        return Targets(self.cross - outer, torch.zeros_like(self.first))
+    def less(self, constants: Tensor, inputs: Moments) -> "Targets":
+        """Return the same of t − c, for constants (groups, m)."""
+        outer = constants[:, :, None] * inputs.first[:, None, :]
+        return Targets(self.cross - outer, self.first - constants)
 
 
 class Sums:
@@ -100,7 +103,7 @@ class Sums:
         groups = len(self._second)
         self._calls += 1
         thinned = inputs if most is None else inputs.thinned(most, self._calls)
-        for piece in thinned.rows(min(PIECE, _ROWS * _ITEMSIZE * self._second.shape[-1]), targets):
+        for piece in thinned.rows(piece_size(self._second.shape[-1]), targets):
             products: dict[int, tuple[Tensor, Tensor]] = {}  # groups may see the same
             for group, rows in enumerate(piece[:groups]):
                 if rows.data_ptr() not in products:
@@ -120,6 +123,11 @@ class Sums:
     def targets(self) -> Targets:
         """Return the means with the targets so far."""
         return Targets(self._cross / max(self._count, 1), self._target / max(self._count, 1))
+
+
+def piece_size(columns: int) -> int:
+    """Return the bytes of the pieces in which inputs of so many columns are looked at."""
+    return min(PIECE, _ROWS * _ITEMSIZE * columns)
 
 
 Statistics = Mapping[str, Moments]

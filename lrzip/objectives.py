@@ -22,11 +22,13 @@ class Objective:
         name: What options call it.
         losses: Of a layer with k singular values, (k,): of the ranks from 1 to k, never growing, and 0 at the last.
         by_maximum: Whether the worst layer counts, rather than all of them together.
+        measured: Whether it takes a measurement of each layer.
     """
 
     name: str
     losses: Callable[[Spectrum], Losses]
     by_maximum: bool = False
+    measured: bool = False
 
     def loss(self, spectrum: Spectrum, rank: int) -> float:
         """Return the loss of one rank of one layer."""
@@ -72,6 +74,27 @@ def _fisher(spectrum: Spectrum) -> Losses:
     return float(np.sqrt(spectrum.influence)) * _scaled_log_energy(spectrum)
 
 
+def _sensitivity(spectrum: Spectrum) -> Losses:
+    """Return E‖Δz‖² of the network's outputs z, measured at some ranks, and between them by the energy that is lost.
+
+    Logarithms are interpolated; beyond what was measured, outputs change in proportion to the energy.
+    """
+    if spectrum.measured is None:
+        raise UsageError(
+            "`--objective sensitivity` measures a network: give `--model`, and to `--calibrate` examples for it."
+        )
+    lost = _relative_energy(spectrum)
+    known = lost[np.array(spectrum.measured.ranks, dtype=np.int64) - 1][::-1]
+    changes = np.maximum.accumulate(spectrum.measured.changes[::-1])
+    usable = (known > 0) & (changes > 0)
+    losses = np.zeros_like(lost)
+    if usable.any():
+        x, y = np.log(known[usable]), np.log(changes[usable])
+        at = np.log(lost[lost > 0])
+        losses[lost > 0] = np.exp(np.interp(at, x, y) + at - np.clip(at, x[0], x[-1]))
+    return losses
+
+
 def _operator_norm(spectrum: Spectrum) -> Losses:
     """Return ‖W − W_r‖₂ / ‖W‖₂ = σ_{r+1} / σ₁ (Liebenwein et al. 2021)."""
     values: Losses = spectrum.values.numpy()
@@ -86,6 +109,7 @@ OBJECTIVES: Mapping[str, Objective] = {
         Objective("log-energy", _log_energy),
         Objective("scaled-log-energy", _scaled_log_energy),
         Objective("fisher", _fisher),
+        Objective("sensitivity", _sensitivity, measured=True),
         Objective("operator-norm", _operator_norm, by_maximum=True),
     )
 }

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lrzip.linalg.subspace import Subspace
+from lrzip.measured import Measured
 
 # Sums of squares in float64 carry a relative error near 1e-14; an energy that is met exactly must count as met.
 _SUM_SLACK = 1e-12
@@ -23,6 +24,7 @@ class Spectrum:
         eps: Relative precision with which the values are known, of the dtype the matrix was computed in.
         slack: Bound on the error of a sum of squares, for each value in it.
         influence: What errors in the outputs of a layer count; None where it is not known.
+        measured: What some ranks of the layer do to the network's outputs, where that was measured.
     """
 
     values: Tensor
@@ -30,6 +32,7 @@ class Spectrum:
     eps: float
     slack: float = 0.0
     influence: float | None = None
+    measured: Measured | None = None
 
     @classmethod
     def of(cls, subspace: Subspace) -> "Spectrum":

@@ -1,6 +1,7 @@
 """Budgets, from the option to the file."""
 
 import json
+import math
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import nn
 
 import lrzip
 from lrzip.errors import LrzipError, UnknownName, UsageError
+from lrzip.measured import Measured
 from lrzip.objectives import OBJECTIVES, objective_of
 from lrzip.report import Latency
 from lrzip.spectrum import Spectrum
@@ -154,7 +156,7 @@ def test_larger_budgets_never_lose_more(objective: str, path: Path) -> None:
         "params=20%,35%,50%,65%,80%,95%,100%",
         objective=objective,
         model=Net(),
-        calibrate=torch.randn(32, 3, 16, 16) if objective == "fisher" else None,
+        calibrate=torch.randn(32, 3, 16, 16) if objective in ("fisher", "sensitivity") else None,
     ).points
     losses = [point.plan.budget.predicted_loss for point in points if point.plan.budget]
     assert len(losses) == 7
@@ -199,21 +201,35 @@ def test_exact_low_rank_costs_no_loss(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_losses_fall_to_nothing_with_the_rank(name: str) -> None:
+    known = Measured((4, 9, 20), (5.0, 6.0, 0.1))  # more ranks may happen to do more harm
     for values in (slow(30), zero(30)):
-        losses = objective_of(name).losses(Spectrum(values, (30, 40), 1e-7, influence=3.0))
+        losses = objective_of(name).losses(Spectrum(values, (30, 40), 1e-7, influence=3.0, measured=known))
         assert losses.shape == (30,)
         assert losses.tolist() == sorted(losses.tolist(), reverse=True)
         assert losses[-1] == 0
 
 
-def test_an_objective_of_influence_needs_a_calibration(path: Path) -> None:
-    with pytest.raises(UsageError, match="takes a calibration"):
-        lrzip.compress(path, budget="params=50%", objective="fisher", dry_run=True)
+@pytest.mark.parametrize(("objective", "said"), [("fisher", "takes a calibration"), ("sensitivity", "give `--model`")])
+def test_some_objectives_need_a_calibration(objective: str, said: str, path: Path) -> None:
+    with pytest.raises(UsageError, match=said):
+        lrzip.compress(path, budget="params=50%", objective=objective, dry_run=True)
+
+
+def test_between_measurements_changes_follow_the_energy() -> None:
+    values = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0], dtype=torch.float64)
+    lost = objective_of("relative-energy").losses(Spectrum(values, (5, 5), 1e-7))
+    found = objective_of("sensitivity").losses(Spectrum(values, (5, 5), 1e-7, measured=Measured((2, 4), (8.0, 0.5))))
+    slope = math.log(8 / 0.5) / math.log(lost[1] / lost[3])
+    between = 8 * (lost[2] / lost[1]) ** slope
+    assert found == pytest.approx([8 * lost[0] / lost[1], 8, between, 0.5, 0])
+    nothing = Spectrum(values, (5, 5), 1e-7, measured=Measured((2,), (0.0,)))
+    assert objective_of("sensitivity").losses(nothing).tolist() == [0.0] * 5
 
 
 def test_objectives_are_what_they_are_called() -> None:
     values = torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64)
-    found = {name: objective_of(name).loss(Spectrum(values, (3, 5), 1e-7, influence=4.0), 1) for name in OBJECTIVES}
+    spectrum = Spectrum(values, (3, 5), 1e-7, influence=4.0, measured=Measured((1, 2), (0.7, 0.2)))
+    found = {name: objective_of(name).loss(spectrum, 1) for name in OBJECTIVES}
     assert found == pytest.approx(
         {
             "relative-energy": 5 / 21,
@@ -221,6 +237,7 @@ def test_objectives_are_what_they_are_called() -> None:
             "log-energy": 0.27193371548,  # ln(21 / 16)
             "scaled-log-energy": 1.24615683521,  # √21 ln(21 / 16)
             "fisher": 2.49231367042,  # √4 times that
+            "sensitivity": 0.7,
             "operator-norm": 0.5,
         }
     )

@@ -35,7 +35,7 @@ LADDER = [
         "attention",
         "modules",
     ],
-    ["patches", "moments", "operators", "spectrum", "objectives", "factors", "plan", "report", "progress"],
+    ["measured", "patches", "moments", "operators", "spectrum", "objectives", "factors", "plan", "report", "progress"],
     [
         "timing",
         "files.archive",

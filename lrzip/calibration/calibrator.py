@@ -16,22 +16,25 @@ from lrzip.calibration.corrections import Corrections
 from lrzip.calibration.influence import influences
 from lrzip.calibration.sequential import Fit, Fitted, Job, fit_in_sequence
 from lrzip.calibration.settings import DEFAULT_CORRECTIONS, CalibrationSettings
+from lrzip.calibration.truncation import measure
 from lrzip.data import read_inputs
 from lrzip.data.samples import Arrays, Samples
 from lrzip.errors import LrzipError, UsageError
 from lrzip.formats import Exported, Watchable
 from lrzip.inputs import described
 from lrzip.layers import Layer, tensor_name
+from lrzip.linalg.svd import Solver
 from lrzip.moments import Arguments, Moments, Observe, Statistics, Sums
 from lrzip.objectives import CALIBRATED_OBJECTIVE, DEFAULT_OBJECTIVE
 from lrzip.patches import Inputs
+from lrzip.planning import decomposition_of
 from lrzip.programs import fixed_batch
 from lrzip.taps import watch_network
 from lrzip.tracing import follow
 
 _ITEMSIZE = 8
 # A mean over some hundred examples says well enough which layers matter.
-_INFLUENCE_BATCHES = 2
+_WEIGHING_BATCHES = 2
 
 
 class Subject(Protocol):
@@ -197,7 +200,12 @@ class Calibration:
 
 
 def calibrate(
-    subject: Subject, examples: str | Path | Tensor | Samples, layers: Sequence[Layer], settings: CalibrationSettings
+    subject: Subject,
+    examples: str | Path | Tensor | Samples,
+    layers: Sequence[Layer],
+    settings: CalibrationSettings,
+    *,
+    measured: bool = False,
 ) -> Calibration:
     """Run a network on examples and look at what its layers get, in as many passes as memory asks for.
 
@@ -206,15 +214,16 @@ def calibrate(
         examples: A tensor (n, …), what `--calibrate` names, or samples. Labels are not looked at.
         layers: To look at.
         settings: How many examples, and what to make up for.
+        measured: Whether to measure what some ranks of each layer do to the outputs, which takes many runs.
 
     Raises:
-        UsageError: Corrections are asked for that the subject cannot have.
+        UsageError: Corrections or measurements are asked for that the subject cannot have.
         LrzipError: The examples cannot be read, the network does not take them, or it makes NaN or Inf of them.
     """
     settings = replace(settings, batch_size=subject.batch or settings.batch_size)
     samples = _samples(examples, settings)
     batches = list(_batches(samples.unaugmented(), settings, subject.dtype))
-    program, corrections = _program(subject, settings.corrections, batches[0])
+    program, corrections = _program(subject, settings.corrections, batches[0], measured=measured)
     found: dict[str, Moments] = {}
     with _named(samples, batches[0]):
         for part in _parts(layers, settings.memory):
@@ -232,8 +241,14 @@ def calibrate(
         return seen
     with _named(samples, batches[0]):
         named = {subject.weight_name(layer): layer for layer in layers if layer.name in found}
-        counts = influences(program, named, batches[:_INFLUENCE_BATCHES], seed=settings.seed)
-    weighed = {name: replace(moments, influence=counts.get(name, 0.0)) for name, moments in found.items()}
+        few = batches[:_WEIGHING_BATCHES]
+        counts = influences(program, named, few, seed=settings.seed)
+        decomposition = decomposition_of("svd", Solver())
+        changes = measure(program, named, few, found, decomposition, centered=corrections.bias) if measured else {}
+    weighed = {
+        name: replace(moments, influence=counts.get(name, 0.0), measured=changes.get(name))
+        for name, moments in found.items()
+    }
 
     def run(job: Job) -> Fitted:
         with _named(samples, batches[0]):
@@ -243,17 +258,21 @@ def calibrate(
 
 
 def _program(
-    subject: Subject, asked: Corrections | None, arguments: Arguments
+    subject: Subject, asked: Corrections | None, arguments: Arguments, *, measured: bool
 ) -> tuple[ExportedProgram | None, Corrections]:
     """Return the program of a subject, if it has one, and what can be made up for in it."""
     if not subject.correctable:
         if asked not in (None, Corrections()):
             raise UsageError("`--correct` is for networks (`--model PKG.MOD:NET`) and `.pt2` programs. Leave it out.")
+        if measured:
+            raise UsageError(
+                "`--objective sensitivity` is for networks (`--model PKG.MOD:NET`) and `.pt2` programs. Choose another."
+            )
         return None, Corrections()
     try:
         return subject.program(arguments), DEFAULT_CORRECTIONS if asked is None else asked
     except LrzipError:
-        if asked not in (None, Corrections()):
+        if asked not in (None, Corrections()) or measured:
             raise
         return None, Corrections()
 

@@ -14,12 +14,14 @@ class Corrections:
         sequential: Layers are fitted to dense outputs from the inputs that they get in the compressed network.
         residual: A layer whose output is added to another branch makes up for what that branch has lost.
         refit: Layers that stay whole are fitted again too, unless they were left out by name.
+        response: A layer before a ReLU is fitted to what comes out of that.
     """
 
     bias: bool = False
     sequential: bool = False
     residual: bool = False
     refit: bool = False
+    response: bool = False
 
     @classmethod
     def parse(cls, text: str) -> "Corrections":
@@ -34,8 +36,8 @@ class Corrections:
             if name not in known:
                 raise UsageError(f"`--correct` takes none, or some of {', '.join(known)}, got `{name}`.")
         found = cls(**dict.fromkeys(names, True))
-        if (found.residual or found.refit) and not found.sequential:
-            raise UsageError("`--correct`: `residual` and `refit` go with `sequential`. Add it.")
+        if (found.residual or found.refit or found.response) and not found.sequential:
+            raise UsageError("`--correct`: `residual`, `refit` and `response` go with `sequential`. Add it.")
         return found
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Where the output of a layer goes in a program: through a batch norm, perhaps, and into a sum with another branch."""
+"""Where the output of a layer goes: through a batch norm, perhaps, into a sum with another branch, and a ReLU."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from lrzip.operators import OPERATORS, bias_of
 _ATEN = torch.ops.aten
 _SAME = (_ATEN.alias.default, _ATEN.clone.default, _ATEN.contiguous.default, _ATEN.dropout.default)
 _SUMS = (_ATEN.add.Tensor, _ATEN.add_.Tensor)
+_RELUS = (_ATEN.relu.default, _ATEN.relu_.default)
 # Channels that a batch norm scales by less than that share of the largest scale carry nothing.
 _DEAD = 1e-3
 
@@ -25,11 +26,13 @@ class Landing:
         bias: Node of the layer's own bias.
         norm: Batch norm in evaluation mode that it goes through first.
         other: What the result is added to.
+        rectified: Whether it goes through a ReLU then.
     """
 
     bias: Node | None
     norm: Node | None = None
     other: Node | None = None
+    rectified: bool = False
 
     @property
     def running_mean(self) -> Node | None:
@@ -50,12 +53,26 @@ class Landing:
         lost: Tensor = dense[self.other] - small[self.other]
         if self.norm is None:
             return output + lost
-        _, weight, _, _, variance, _, _, eps, *_ = self.norm.args
+        scale, _ = self.scaling(dense)
+        return output + lost * inverse(scale).reshape(-1, *(1,) * (output.dim() - 2))
+
+    def scaling(self, dense: Mapping[Node, Any]) -> tuple[Tensor, Tensor]:
+        """Return scale and shift of the batch norm, (channels,); it must have one.
+
+        Args:
+            dense: Values in the dense program by node.
+        """
+        assert self.norm, "callers ask first"
+        _, weight, bias, mean, variance, _, _, eps, *_ = self.norm.args
         scale = (dense[variance] + eps).rsqrt()  # type: ignore[index]
         scale = scale * dense[weight] if isinstance(weight, Node) else scale
-        alive = scale.abs() > _DEAD * scale.abs().max()
-        undone = torch.where(alive, 1 / scale, 0).reshape(-1, *(1,) * (output.dim() - 2))
-        return output + lost * undone
+        shift = -dense[mean] * scale  # type: ignore[index]
+        return scale, shift + dense[bias] if isinstance(bias, Node) else shift
+
+
+def inverse(scale: Tensor) -> Tensor:
+    """Return what undoes the scale of a batch norm, and 0 where it carries nothing."""
+    return torch.where(scale.abs() > _DEAD * scale.abs().max(), 1 / scale, 0)
 
 
 def landings_of(calls: Iterable[Node], *, residual: bool) -> dict[Node, Landing]:
@@ -66,21 +83,45 @@ def landings_of(calls: Iterable[Node], *, residual: bool) -> dict[Node, Landing]
         norm, last = None, node
         while len(last.users) == 1:
             user = next(iter(last.users))
-            if norm is None and _is_norm(user, last):
+            if norm is None and _is_norm(user, last) and _has_channels(node):
                 norm = user
-            elif user.target not in _SAME or user.args[0] is not last or True in user.args[1:]:
+            elif not _is_same(user, last):
                 break
             last = user
         total = next(iter(last.users)) if residual and len(last.users) == 1 else None
         other = _other(total, node, last) if total is not None and total not in sums else None
         if total is not None and other is not None:
             sums.add(total)
-        found[node] = Landing(bias_of(node), norm, other)
+            last = _through(total)
+        found[node] = Landing(bias_of(node), norm, other, _is_rectified(last))
     return found
+
+
+def _through(node: Node) -> Node:
+    """Return the last of the nodes that do nothing to the result of one."""
+    while len(node.users) == 1:
+        user = next(iter(node.users))
+        if not _is_same(user, node):
+            break
+        node = user
+    return node
+
+
+def _is_same(node: Node, x: Node) -> bool:
+    return node.target in _SAME and node.args[0] is x and True not in node.args[1:]
+
+
+def _is_rectified(node: Node) -> bool:
+    return len(node.users) == 1 and next(iter(node.users)).target in _RELUS
 
 
 def _is_norm(node: Node, x: Node) -> bool:
     return node.target is _ATEN.batch_norm.default and node.args[0] is x and not node.args[5]
+
+
+def _has_channels(layer: Node) -> bool:
+    """Tell whether a batch norm's channels, on axis 1, are those of a layer."""
+    return OPERATORS[layer.target].kind.startswith("conv") or len(layer.meta["val"].shape) == 2
 
 
 def _other(total: Node, layer: Node, last: Node) -> Node | None:

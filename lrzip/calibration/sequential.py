@@ -5,7 +5,7 @@ reaches them. A layer is fitted to what the *dense* network puts out there, from
 one: W* = argmin E‖t − Wx′‖² + λ‖W − W₀‖², and its factors are the best of their rank on x′.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,12 +15,14 @@ from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 
 from lrzip.calibration.corrections import Corrections
-from lrzip.calibration.landing import Landing, landings_of
+from lrzip.calibration.landing import Landing, inverse, landings_of
+from lrzip.calibration.regression import Affine, Regression, folded, unfolded
+from lrzip.calibration.response import refine
 from lrzip.factors import Factors, compose, relative_difference
 from lrzip.layers import Layer
-from lrzip.linalg.whitening import regress
-from lrzip.moments import Arguments, Moments, Statistics, Sums
+from lrzip.moments import Arguments, Moments, Statistics, Sums, Targets, piece_size
 from lrzip.operators import OPERATORS
+from lrzip.patches import Inputs
 from lrzip.programs import tensors_of
 from lrzip.taps import arguments_of, call_of, inputs_of, window_of
 
@@ -92,6 +94,7 @@ class _Walk:
         self._names = {node: name for node, (name, _) in tensors_of(program).items()}
         self._nodes = [node for node in program.graph.nodes if node.op not in ("placeholder", "output")]
         calls = [node for node in self._nodes if call_of(node, layers, self._names)]
+        self._most = max(job.positions // len(batches), 1)
         self._landings = landings_of(calls, residual=job.corrections.residual)
 
     def run(self) -> None:
@@ -150,34 +153,89 @@ class _Walk:
             return
         sums = self._sums(node, layer, old, landing)
         inputs, targets = sums.moments(), sums.targets()
-        # Without a bias to make up for it, a mean that is missed counts as an error like any other.
-        about, goal = (inputs.centered, targets.centered(inputs)) if shift else (inputs, targets)
-        prior = _unfolded(layer, old)
-        groups = zip(goal.cross, about.second, prior, strict=True)
-        fitted = torch.stack([regress(*each, inputs.damping) for each in groups])
-        best = _folded(layer, fitted, old)
-        if factorize:
-            self._settle(weight, layer, self._job.fit(layer, best, about))
-        else:
-            self._change(weight, best)
+        prior = Affine(unfolded(layer, old).double(), self._bias(landing, like=targets.first))
+        regression = Regression(inputs, prior, free=shift is not None)
+        self._put(weight, layer, regression.matrices(targets), regression.about)
+        found = regression.completed(unfolded(layer, self._small[0][weight]).double(), targets)
+        if self._job.corrections.response and landing.rectified:
+            better = self._respond(node, layer, landing, regression, found)
+            if better is not found:
+                found = better
+                before = self.found.factors.get(layer.name)
+                self._put(weight, layer, found.matrices, regression.about)
+                if before:  # a weight that has its rank already loses nothing more by factors
+                    after = self.found.factors[layer.name]
+                    self.found.factors[layer.name] = replace(after, output_error=before.output_error)
         if shift:
-            new = _unfolded(layer, self._small[0][weight])
-            means = torch.einsum("gmn,gn->gm", new.double(), inputs.first)
-            shift(targets.first.flatten() - means.flatten())
+            shift(found.constants.flatten())
+
+    def _respond(self, node: Node, layer: Layer, landing: Landing, regression: Regression, start: Affine) -> Affine:
+        """Return what comes nearer to the dense network than a start, behind the ReLU, or that itself."""
+        old: Tensor = self._dense[0][node.args[OPERATORS[node.target].weight]]  # type: ignore[index]
+        scale, shift = torch.ones_like(start.constants), torch.zeros_like(start.constants)
+        if landing.norm:
+            scale, shift = (value.double().reshape(scale.shape) for value in landing.scaling(self._dense[0]))
+        behind = replace(regression, prior=regression.prior.then(scale, shift))
+
+        def solve(targets: Targets) -> Affine:
+            matrices = behind.matrices(targets)
+            if layer.name in self._job.factorize:
+                factors = self._job.fit(layer, folded(layer, matrices, old), behind.about)
+                matrices = unfolded(layer, compose(factors.weights, layer.kind)).double()
+            return behind.completed(matrices, targets)
+
+        first = start.then(scale, shift)
+        found = refine(first, solve, lambda: self._responses(node, layer, landing))
+        back = inverse(scale)
+        return start if found is first else found.then(back, -shift * back)
+
+    def _responses(self, node: Node, layer: Layer, landing: Landing) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the positions of a layer in the compressed program in pieces, with what should come before the ReLU."""
+        axis = 1 if layer.kind.startswith("conv") else -1
+        for number, (dense, small) in enumerate(zip(self._dense, self._small, strict=True), 1):
+            goal = dense[node]
+            if landing.norm:
+                scale, shift = (value.reshape(-1, *(1,) * (goal.dim() - 2)) for value in landing.scaling(dense))
+                goal = goal * scale + shift
+            beside = [goal]
+            if landing.other:
+                beside = [goal + dense[landing.other], small[landing.other]]
+            inputs = self._inputs(node, layer, dense, small).thinned(self._most, number)
+            parts = [part for value in beside for part in value.chunk(layer.groups, axis)]
+            yield from inputs.rows(piece_size(layer.input_size), tuple(parts))
+
+    def _inputs(self, node: Node, layer: Layer, dense: dict[Node, Any], small: dict[Node, Any]) -> Inputs:
+        """Return what a layer is applied to in the compressed program, or in the dense one if that is asked for."""
+        operator = OPERATORS[node.target]
+        given = small if self._job.corrections.sequential else dense
+        x, weight = node.args[operator.x], node.args[operator.weight]
+        return inputs_of(layer, given[x], window_of(node, dense[weight]))  # type: ignore[index]
+
+    def _bias(self, landing: Landing, like: Tensor) -> Tensor:
+        """Return the layer's own bias."""
+        if landing.bias is None:
+            return torch.zeros_like(like)
+        own: Tensor = self._dense[0][landing.bias]
+        return own.to(like).reshape(like.shape)
 
     def _sums(self, node: Node, layer: Layer, old: Tensor, landing: Landing) -> Sums:
         """Return the moments of what reaches a layer in the compressed program, with what it should make of it."""
-        groups, rows, columns = _unfolded(layer, old).shape
+        groups, rows, columns = unfolded(layer, old).shape
         sums = Sums(columns, groups, outputs=rows)
-        x = node.args[OPERATORS[node.target].x]
-        assert isinstance(x, Node), "a layer's input is computed"
-        most = max(self._job.positions // len(self._dense), 1)
         axis = 1 if layer.kind.startswith("conv") else -1
         for dense, small in zip(self._dense, self._small, strict=True):
-            given = small[x] if self._job.corrections.sequential else dense[x]
             target = landing.target(dense[node], dense, small)
-            sums.add(inputs_of(layer, given, window_of(node, old)), target.chunk(groups, axis), most=most)
+            inputs = self._inputs(node, layer, dense, small)
+            sums.add(inputs, target.chunk(groups, axis), most=self._most)
         return sums
+
+    def _put(self, weight: Node, layer: Layer, matrices: Tensor, about: Moments) -> None:
+        """Give a layer a new weight, or the factors that come nearest to it on its inputs."""
+        new = folded(layer, matrices, self._dense[0][weight])
+        if layer.name in self._job.factorize:
+            self._settle(weight, layer, self._job.fit(layer, new, about))
+        else:
+            self._change(weight, new)
 
     def _settle(self, weight: Node, layer: Layer, factors: Factors) -> None:
         old: Tensor = self._dense[0][weight]
@@ -206,14 +264,3 @@ class _Walk:
             own = self._dense[0][bias].double() if bias is not None else 0.0
             return lambda missing: self._change(mean, self._dense[0][mean].double() + own - missing)
         return None
-
-
-def _unfolded(layer: Layer, weight: Tensor) -> Tensor:
-    """Return the weight of a layer as (groups, outputs, columns)."""
-    matrix = weight.mT if layer.kind == "linear_transposed" else weight.flatten(1)
-    return torch.stack(matrix.chunk(layer.groups))
-
-
-def _folded(layer: Layer, matrices: Tensor, like: Tensor) -> Tensor:
-    matrix = matrices.flatten(0, 1)
-    return (matrix.mT if layer.kind == "linear_transposed" else matrix.reshape(like.shape)).to(like.dtype)

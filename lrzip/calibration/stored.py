@@ -1,17 +1,20 @@
 """What a calibration saw, in a file: safetensors with the moments of each layer."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from lrzip.calibration.calibrator import Calibration
 from lrzip.errors import LrzipError
 from lrzip.files.atomic import atomic_file
 from lrzip.layers import Layer
+from lrzip.measured import Measured
 from lrzip.moments import Moments
 
 _KEY = "lrzip.calibration"
@@ -21,7 +24,7 @@ def save_statistics(calibration: Calibration, path: Path) -> None:
     """Write what a calibration saw; it appears when it is complete."""
     seen = calibration.statistics
     tensors = {f"{name}.{part}": getattr(seen[name], part) for name in seen for part in ("second", "first")}
-    layers = {name: {"count": moments.count, "influence": moments.influence} for name, moments in seen.items()}
+    layers = {name: _entry(moments) for name, moments in seen.items()}
     document = {"examples": calibration.examples, "count": calibration.count, "layers": layers}
     with atomic_file(path) as temporary:
         save_file(tensors, temporary, {_KEY: json.dumps(document)})
@@ -51,10 +54,21 @@ def load_statistics(path: Path, layers: Sequence[Layer]) -> Calibration:
                     f"`{path}` is of another network: `{layer.name}` has (groups, columns) {tuple(first.shape)} in it "
                     f"and {(layer.groups, layer.input_size)} here. Calibrate again."
                 )
-            found[layer.name] = Moments(second, first, **document["layers"][layer.name])
+            found[layer.name] = _moments(second, first, document["layers"][layer.name])
     if not found:
         raise LrzipError(f"`{path}` knows none of these layers. Calibrate again, with `--save-statistics`.")
     return Calibration(str(path), document["count"], layers, found)
+
+
+def _entry(moments: Moments) -> dict[str, Any]:
+    measured = asdict(moments.measured) if moments.measured else None
+    return {"count": moments.count, "influence": moments.influence, "measured": measured}
+
+
+def _moments(second: Tensor, first: Tensor, entry: Mapping[str, Any]) -> Moments:
+    points = entry.get("measured")
+    measured = Measured(**{name: tuple(values) for name, values in points.items()}) if points else None
+    return Moments(second, first, entry["count"], entry["influence"], measured)
 
 
 def _document(path: Path) -> Any:

@@ -55,7 +55,8 @@ def compress(
     objective: Annotated[
         str | None,
         typer.Option(
-            help="Predicts losses: relative-energy, energy, log-energy, scaled-log-energy, operator-norm, fisher.",
+            help="Predicts losses: relative-energy, energy, log-energy, scaled-log-energy, operator-norm, fisher, "
+            "sensitivity (measured).",
             show_default="fisher with --calibrate and a network, else scaled-log-energy",
         ),
     ] = None,
@@ -141,8 +142,8 @@ def compress(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="What --calibrate makes up for: none, or some of bias, sequential, residual, refit.",
-            show_default="all",
+            help="What --calibrate makes up for: none, or some of bias, sequential, residual, refit, response.",
+            show_default="all but response",
         ),
     ] = None,
     max_drop: Annotated[

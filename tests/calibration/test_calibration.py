@@ -146,6 +146,16 @@ def test_means_are_kept() -> None:
         assert not torch.allclose(without(x).mean(0), model(x).mean(0), atol=1e-5)
 
 
+def test_a_norm_of_other_channels_is_left_alone() -> None:
+    """Of (examples, steps, features), a linear layer makes features, and a batch norm counts steps."""
+    model = nn.Sequential(nn.Linear(12, 8, bias=False), nn.BatchNorm1d(5), nn.ReLU()).eval()
+    x = torch.rand(64, 5, 12, generator=torch.Generator().manual_seed(0)) + 1
+    how = settings("bias,sequential,residual,refit,response")
+    small = lrzip.factorize(model, rank=2, calibrate=x, calibration=how)
+    assert error(model, small, x) < error(model, lrzip.factorize(model, rank=2), x)
+    assert torch.equal(small.get_buffer("1.running_mean"), model.get_buffer("1.running_mean"))
+
+
 class Branches(nn.Module):
     """Two layers whose outputs are added, each of which could wait for the other, and one that works in place."""
 

@@ -110,6 +110,12 @@ def test_corrections_are_refused(tmp_path: Path) -> None:
         )
 
 
+def test_measurements_are_refused(tmp_path: Path) -> None:
+    path = graphs.save(chain("batch"), tmp_path / "model.onnx")
+    with pytest.raises(LrzipError, match="`--objective sensitivity` is for networks"):
+        lrzip.compress(path, budget="params=70%", objective="sensitivity", calibrate=low_rank(40), dry_run=True)
+
+
 def test_other_inputs_are_named(tmp_path: Path) -> None:
     path = graphs.save(chain("batch"), tmp_path / "model.onnx")
     with pytest.raises(LrzipError, match=r"does not take the inputs of `the examples`, float32 \(7,\)"):
