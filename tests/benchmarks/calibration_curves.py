@@ -124,8 +124,8 @@ def measure(arguments: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
         yield about | {"method": "dense", "share": 100, "seed": 0, "accuracy": score(model)}
         for share in shares:
             yield about | {"method": PLAIN, "share": share, "seed": 0} | found(model, share, score)
-    for share in shares:
-        for seed in SEEDS:
+    for seed in SEEDS:
+        for share in shares:
             order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
             examples = pool[order[:IMAGES]]
             for method in (TRAINED,) if arguments.reconstruct else (RIVAL, CLOSED):
