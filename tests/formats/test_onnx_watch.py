@@ -31,6 +31,9 @@ CASES = {
 }
 
 
+EXAMPLES = CalibrationSettings(samples=4000)
+
+
 def seen_in(path: Path, x: torch.Tensor) -> tuple[Layer, Moments]:
     with open_checkpoint(path) as checkpoint:
         assert isinstance(checkpoint, Watchable)
@@ -84,7 +87,9 @@ def test_a_calibrated_model_is_nearer_on_its_inputs(tmp_path: Path, batch: int |
     path = graphs.save(chain(batch), tmp_path / "model.onnx")
     x = low_rank(4000)
     lrzip.compress(path, tmp_path / "plain.onnx", layers={"b": "keep"}, rank=4)
-    report = lrzip.compress(path, tmp_path / "small.onnx", layers={"b": "keep"}, rank=4, calibrate=x)
+    report = lrzip.compress(
+        path, tmp_path / "small.onnx", layers={"b": "keep"}, rank=4, calibrate=x, calibration=EXAMPLES
+    )
     feed = {"x": x[: batch if isinstance(batch, int) else 4000].numpy()}
     dense, plain, small = (graphs.run(tmp_path / f"{n}.onnx", feed)["y"] for n in ("model", "plain", "small"))
     # The damping gives directions without inputs a hundredth of the mean: the error they cause stays in that order.
@@ -97,7 +102,9 @@ def test_a_calibrated_model_is_nearer_on_its_inputs(tmp_path: Path, batch: int |
 
 def test_a_budget_is_spent_where_inputs_are(tmp_path: Path) -> None:
     path = graphs.save(chain("batch"), tmp_path / "model.onnx")
-    report = lrzip.compress(path, tmp_path / "small.onnx", budget="params=60%", calibrate=low_rank(4000), round_to=1)
+    report = lrzip.compress(
+        path, tmp_path / "small.onnx", budget="params=60%", calibrate=low_rank(4000), calibration=EXAMPLES, round_to=1
+    )
     ranks = {decision.layer.name: decision.ranks[0] for decision in report.plan.factorize}
     assert ranks["a"] >= 4
 
