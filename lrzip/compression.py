@@ -1,67 +1,44 @@
 """Compress: a checkpoint in, a smaller one out."""
 
-import copy
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
 from functools import partial
-from math import isfinite
 from pathlib import Path
 from time import perf_counter
 
-import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 import lrzip
-from lrzip.calibration.calibrator import Calibration, Network, Stored, Subject
-from lrzip.calibration.calibrator import calibrate as run_calibration
 from lrzip.calibration.settings import CalibrationSettings
-from lrzip.calibration.stored import holds_statistics, load_statistics, save_statistics
-from lrzip.costs import Profile, costs_of, keep_slow, meter_of, profile_of
-from lrzip.errors import LrzipError, NotCompared, UsageError
-from lrzip.factors import Factors
+from lrzip.choices import meter_for, request_of, rule_of, solver_of, with_objective
+from lrzip.costs import costs_of, keep_slow, profile_of
+from lrzip.errors import NotCompared, UsageError
 from lrzip.files.atomic import check_output
 from lrzip.formats import (
     FORMATS,
-    Bringing,
     Checkpoint,
     Guarded,
     Runnable,
-    Source,
-    Watchable,
     not_carried,
     open_checkpoint,
     output_format,
     rewrite,
 )
-from lrzip.inference import is_parameter, match
+from lrzip.guided import by_file_names, calibrated, look_at_inputs, told
+from lrzip.inference import is_parameter
 from lrzip.inputs import InputShape
-from lrzip.layers import FACTORIZABLE_DTYPES, Keep, Layer
-from lrzip.linalg.svd import METHODS, Solver
-from lrzip.loading import load_into
 from lrzip.modules import Architecture
-from lrzip.moments import Moments, Statistics
-from lrzip.objectives import DEFAULT_OBJECTIVE, objective_of
-from lrzip.parallel import map_in_order
-from lrzip.plan import Factorize, Plan
 from lrzip.planning import (
-    Request,
     check_device,
-    decomposition_of,
-    is_finite,
     load_plan,
     make_plan,
-    memory_of,
-    read_weight,
     selected,
 )
 from lrzip.progress import Progress, silent
-from lrzip.ranks import RankRule, parse_rule
-from lrzip.ranks.budget import Budget, Meter
-from lrzip.report import Calibrated, Difference, LayerResult, Report
-from lrzip.scratch import Scratch, scratch_beside
-from lrzip.surgery import assemble
+from lrzip.ranks.budget import Budget
+from lrzip.report import Difference, LayerResult, Report
+from lrzip.scratch import scratch_beside
+from lrzip.work import Work, factorize_all
 
 
 def compress(
@@ -297,261 +274,3 @@ def compare(checkpoint: Checkpoint, output: Path) -> tuple[Sequence[Difference],
 def size_on_disk(path: Path, format_: str) -> int:
     """Return the bytes of what was written in a format: a file, with what belongs to it, or a folder's weight files."""
     return sum(file.stat().st_size for file in FORMATS[format_].files(path))
-
-
-@dataclass(frozen=True)
-class Work:
-    """What pass 2 does for each decision: read a layer, and factorize it, by its inputs if their moments are known.
-
-    Layers of which there are factors already, by name in `fitted`, get these.
-    """
-
-    checkpoint: Source
-    solver: Solver
-    scratch: Scratch | None
-    device: str
-    seed: int
-    statistics: Statistics = field(default_factory=dict)
-    fitted: Mapping[str, Factors] = field(default_factory=dict)
-
-    def load(self, decision: Factorize) -> Tensor:
-        """Read the weight of a layer."""
-        return read_weight(self.checkpoint, decision.layer, self.device)
-
-    def factorize(self, decision: Factorize, weight: Tensor) -> tuple[Factors, float]:
-        """Return the factors of a layer, and the seconds they took."""
-        start = perf_counter()
-        layer = decision.layer
-        if layer.name in self.fitted:
-            return self.fitted[layer.name], perf_counter() - start
-        factors = self.fit(decision, weight, self.statistics.get(layer.name))
-        return factors, perf_counter() - start
-
-    def fit(self, decision: Factorize, weight: Tensor, moments: Moments | None) -> Factors:
-        """Return the factors of a weight in the place of a layer's."""
-        layer = decision.layer
-        if not is_finite(weight):
-            raise LrzipError(f"`{layer.name}` contains NaN or Inf. Take it out of the plan.")
-        factors = decomposition_of(decision.decomposition, self.solver).factorize(
-            layer,
-            weight,
-            decision.ranks,
-            dtype=getattr(torch, decision.dtype),
-            generator=_generator(self.seed, layer),
-            subspaces=self.scratch.take(layer.name, self.device) if self.scratch and not moments else (),
-            moments=moments,
-        )
-        if not isfinite(factors.error):
-            raise LrzipError(f"`{layer.name}` overflows in {decision.dtype}. Use `--dtype bfloat16` or `--skip` it.")
-        return factors
-
-
-def look_at_inputs(
-    checkpoint: Checkpoint,
-    model: nn.Module | None,
-    examples: str | Path | Tensor | None,
-    settings: CalibrationSettings | None,
-    layers: Callable[[], Sequence[Layer | Keep]],
-    *,
-    measured: bool,
-    key: str | None,
-    trust: bool,
-    force: bool,
-) -> Calibration | None:
-    """Return what examples do in the network of a checkpoint and in some of its layers; None without examples.
-
-    Raises:
-        UsageError: There is no network to run.
-    """
-    if examples is None:
-        return None
-    chosen, found = settings or CalibrationSettings(), [item for item in layers() if isinstance(item, Layer)]
-    if isinstance(examples, str | Path) and holds_statistics(Path(examples)):
-        if chosen.corrections or chosen.save or chosen.reconstruct:
-            raise UsageError(f"`{examples}` is what a calibration saw, so there is nothing to run, correct or save.")
-        return load_statistics(Path(examples), found)
-    if chosen.save:
-        check_output(chosen.save, checkpoint.path, force=force)
-    subject = subject_of(checkpoint, model, key=key, trust=trust)
-    seen = run_calibration(subject, examples, found, chosen, measured=measured)
-    if chosen.save:
-        save_statistics(seen, chosen.save)
-    return seen
-
-
-def calibrated(
-    work: Work, plan: Plan, seen: Calibration | None, progress: Progress
-) -> tuple[Work, Mapping[str, Tensor]]:
-    """Return the work with what a calibration says of it, and the other tensors that change with the factors.
-
-    Raises:
-        UsageError: A reconstruction is asked for, and there is no network to train.
-    """
-    if seen is None:
-        return work, {}
-    decisions = {decision.layer.name: decision for decision in plan.factorize}
-    fitted = seen.fit(
-        [decision.layer for decision in plan.factorize],
-        lambda layer, weight, moments: work.fit(decisions[layer.name], weight, moments),
-    )
-    work = replace(work, statistics=seen.statistics, fitted=fitted.factors)
-    if not seen.settings.reconstruct:
-        return work, fitted.tensors
-    if seen.network is None or seen.samples is None:
-        raise UsageError("`--reconstruct` trains a network, so it needs `--model PKG.MOD:NET` and examples.")
-    from lrzip.reconstruction import reconstruct  # which takes the packages that train
-
-    factors = {decision.layer.name: found for decision, found, _ in factorize_all(plan, work, progress)}
-    steps, seed = seen.settings.reconstruct, seen.settings.seed
-    done = reconstruct(seen.network, plan, factors, fitted.tensors, seen.samples, steps=steps, seed=seed)
-    return replace(work, fitted=done.factors), done.tensors
-
-
-def told(seen: Calibration, changed: Iterable[str]) -> Calibrated:
-    """Return what a report says of a calibration."""
-    return Calibrated(seen.examples, seen.count, str(seen.corrections), tuple(changed), dict(seen.scarce))
-
-
-def subject_of(checkpoint: Checkpoint, model: nn.Module | None, *, key: str | None, trust: bool) -> Subject:
-    """Return what a calibration runs: the network with the weights of the checkpoint, or the program in it.
-
-    Raises:
-        UsageError: There is neither.
-    """
-    network = network_in(checkpoint, model, key=key, trust=trust)
-    if network is not None:
-        return Network(network.eval())
-    if isinstance(checkpoint, Watchable):
-        return Stored(checkpoint)
-    raise UsageError(
-        f"`--calibrate` runs the network, and `{checkpoint.path}` holds only weights. Give `--model PKG.MOD:NET`."
-    )
-
-
-def network_in(checkpoint: Checkpoint, model: nn.Module | None, *, key: str | None, trust: bool) -> nn.Module | None:
-    """Return a network with the weights of a checkpoint: a copy of the model, or what the file brings, if it does.
-
-    A program is none, since its modules only hold tensors.
-    """
-    if model is not None:
-        return load_into(copy.deepcopy(model), checkpoint.path, key=key, trust=trust)
-    if isinstance(checkpoint, Bringing) and not FORMATS[checkpoint.format].is_program:
-        return checkpoint.network()
-    return None
-
-
-def applied(model: nn.Module, plan: Plan, work: Work, seen: Calibration | None, progress: Progress) -> nn.Module:
-    """Replace the layers of a plan by their factors, in place, with what a calibration makes up for.
-
-    Returns:
-        The network, or the chain where that stands for the network itself.
-    """
-    work, changed = calibrated(work, plan, seen, progress)
-    made = {decision.layer.name: factors for decision, factors, _ in factorize_all(plan, work, progress)}
-    return assemble(model, plan, made, changed)
-
-
-def by_file_names(
-    tensors: Mapping[str, Tensor], checkpoint: Checkpoint, architecture: Architecture | None
-) -> Mapping[str, Tensor]:
-    """Return tensors of a network by their names in its checkpoint."""
-    if architecture is None or not tensors:
-        return tensors
-    names = match(checkpoint.path, checkpoint.tensors(), architecture)
-    return {names[name].name: tensor for name, tensor in tensors.items()}
-
-
-def factorize_all(plan: Plan, work: Work, progress: Progress) -> Iterator[tuple[Factorize, Factors, float]]:
-    """Pass 2: yield the factors of the layers of a plan, several in work at a time."""
-    results = map_in_order(
-        plan.factorize,
-        work.load,
-        work.factorize,
-        nbytes=lambda decision: memory_of(decision.layer),
-        device=work.device,
-    )
-    for index, decision in enumerate(plan.factorize):
-        progress("factorizing", decision.layer, index, len(plan.factorize))
-        yield decision, *next(results)
-
-
-def _generator(seed: int, layer: Layer) -> Generator:
-    """Return a source of randomness of this layer alone, so that no result depends on the order of layers."""
-    digest = hashlib.sha256(f"{seed}:{layer.weight.name}".encode()).digest()
-    return Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-
-
-def rule_of(given: Mapping[str, object]) -> RankRule | None:
-    """Return the one rule that is given by name, or None where it is a plan file."""
-    named = [name for name, value in given.items() if value is not None]
-    if len(named) != 1:
-        got = " and ".join(f"`--{name}`" for name in named) or "none"
-        known = [f"`--{name}`" for name in given]
-        raise UsageError(f"Give exactly one of {', '.join(known[:-1])} and {known[-1]}, got {got}.")
-    (name,) = named
-    if name == "plan":
-        return None
-    if name == "rank-rule":
-        return parse_rule(str(given[name]))
-    return parse_rule(name if given[name] is True else f"{name}:{given[name]}")
-
-
-def request_of(
-    rule: RankRule | None,
-    layers: Mapping[str, str],
-    only: Sequence[str],
-    skip: Sequence[str],
-    round_to: int | None,
-    dtype: str,
-    *,
-    force_factorize: bool = False,
-    objective: str | None = None,
-) -> Request | None:
-    """Return what is asked of the layers, or None where a plan file decides."""
-    if dtype != "keep" and dtype not in FACTORIZABLE_DTYPES:
-        raise UsageError(f"`dtype` must be keep, {', '.join(FACTORIZABLE_DTYPES)}, got {dtype}.")
-    if round_to is not None and round_to < 1:
-        raise UsageError(f"`round-to` must be at least 1, got {round_to}.")
-    if rule is None:
-        if layers or only or skip or round_to is not None or dtype != "keep" or objective:
-            raise UsageError("`--plan` decides on every layer. Edit the plan instead of adding other rules.")
-        return None
-    rules = {pattern: None if text == "keep" else parse_rule(text) for pattern, text in layers.items()}
-    if any(isinstance(own, Budget) for own in rules.values()):
-        raise UsageError("`--layer` takes no budget: there is one for all layers. Give it with `--budget`.")
-    made = Request(
-        rule=rule,
-        rules=rules,
-        only=only,
-        skip=skip,
-        round_to=round_to,
-        dtype=None if dtype == "keep" else dtype,
-        force_factorize=force_factorize,
-    )
-    return with_objective(made, objective or DEFAULT_OBJECTIVE)
-
-
-def with_objective(request: Request, name: str) -> Request:
-    """Return the same request with another objective."""
-    objective, rule = objective_of(name), request.rule
-    own = replace(rule, objective=objective) if isinstance(rule, Budget) else rule
-    return replace(request, rule=own, objective=objective)
-
-
-def meter_for(request: Request, checkpoint: Source, solver: Solver, found: Profile | None) -> Meter | None:
-    """Return what the budget of a request counts, if it has one."""
-    if not isinstance(request.rule, Budget):
-        return None
-    decomposition = decomposition_of(request.decomposition, solver)
-    return meter_of(request.rule.unit, checkpoint.tensors().values(), decomposition, dtype=request.dtype, found=found)
-
-
-def solver_of(svd: str, oversample: int, power_iterations: int, tolerance: float) -> Solver:
-    """Return the solver that options ask for."""
-    if svd not in METHODS:
-        raise UsageError(f"`svd` must be one of {', '.join(METHODS)}, got {svd}.")
-    if oversample < 0 or power_iterations < 0:
-        raise UsageError("`oversample` and `power-iterations` must be at least 0.")
-    if not tolerance > 0:
-        raise UsageError(f"`tolerance` must be above 0, or inf, got {tolerance:g}.")
-    return Solver(svd, oversample, power_iterations, tolerance)

@@ -12,20 +12,11 @@ from torch import Tensor, nn
 
 import lrzip
 from lrzip.calibration.settings import CalibrationSettings
-from lrzip.compression import (
-    Work,
-    applied,
-    look_at_inputs,
-    meter_for,
-    network_in,
-    request_of,
-    solver_of,
-    told,
-    with_objective,
-)
+from lrzip.choices import meter_for, request_of, solver_of, with_objective
 from lrzip.costs import costs_of, profile_of
 from lrzip.errors import UsageError
 from lrzip.formats import Checkpoint, open_checkpoint
+from lrzip.guided import applied, look_at_inputs, network_in, told
 from lrzip.inference import is_parameter
 from lrzip.modules import Architecture
 from lrzip.objectives import DEFAULT_OBJECTIVE, objective_of
@@ -34,6 +25,7 @@ from lrzip.planning import check_device, decide, decomposition_of, look_at, sele
 from lrzip.progress import Progress, silent
 from lrzip.ranks.budget import parse_budgets
 from lrzip.report import Report
+from lrzip.work import Work
 
 if TYPE_CHECKING:
     from lrzip.evaluation import Bench, Evaluation, Learning

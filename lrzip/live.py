@@ -9,15 +9,17 @@ from torch import Tensor, nn
 from lrzip.calibration.calibrator import Network
 from lrzip.calibration.calibrator import calibrate as run_calibration
 from lrzip.calibration.settings import CalibrationSettings
-from lrzip.compression import Work, applied, meter_for, request_of, rule_of, solver_of, with_objective
+from lrzip.choices import meter_for, request_of, rule_of, solver_of, with_objective
 from lrzip.data.samples import Samples
 from lrzip.errors import UsageError
+from lrzip.guided import applied
 from lrzip.inference import find_layers
 from lrzip.layers import Keep, Layer, TensorSpec
 from lrzip.modules import Architecture
 from lrzip.planning import make_plan, selected
 from lrzip.progress import Progress, silent
 from lrzip.ranks.budget import Budget
+from lrzip.work import Work
 
 
 def factorize(

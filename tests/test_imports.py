@@ -59,6 +59,7 @@ LADDER = [
     ["formats", "decompositions", "ranks"],
     ["planning", "loading", "study", "tracing", "costs", "hf", "results", "evaluation", "rewriting"],
     ["calibration", "reconstruction"],
+    ["choices", "work", "guided"],
     [
         "analysis",
         "compression",

@@ -1,0 +1,95 @@
+"""What a user asks for: rules, budgets and solvers, from options."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from lrzip.costs import Profile, meter_of
+from lrzip.errors import UsageError
+from lrzip.formats import (
+    Source,
+)
+from lrzip.layers import FACTORIZABLE_DTYPES
+from lrzip.linalg.svd import METHODS, Solver
+from lrzip.objectives import DEFAULT_OBJECTIVE, objective_of
+from lrzip.planning import (
+    Request,
+    decomposition_of,
+)
+from lrzip.ranks import RankRule, parse_rule
+from lrzip.ranks.budget import Budget, Meter
+
+
+def rule_of(given: Mapping[str, object]) -> RankRule | None:
+    """Return the one rule that is given by name, or None where it is a plan file."""
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) != 1:
+        got = " and ".join(f"`--{name}`" for name in named) or "none"
+        known = [f"`--{name}`" for name in given]
+        raise UsageError(f"Give exactly one of {', '.join(known[:-1])} and {known[-1]}, got {got}.")
+    (name,) = named
+    if name == "plan":
+        return None
+    if name == "rank-rule":
+        return parse_rule(str(given[name]))
+    return parse_rule(name if given[name] is True else f"{name}:{given[name]}")
+
+
+def request_of(
+    rule: RankRule | None,
+    layers: Mapping[str, str],
+    only: Sequence[str],
+    skip: Sequence[str],
+    round_to: int | None,
+    dtype: str,
+    *,
+    force_factorize: bool = False,
+    objective: str | None = None,
+) -> Request | None:
+    """Return what is asked of the layers, or None where a plan file decides."""
+    if dtype != "keep" and dtype not in FACTORIZABLE_DTYPES:
+        raise UsageError(f"`dtype` must be keep, {', '.join(FACTORIZABLE_DTYPES)}, got {dtype}.")
+    if round_to is not None and round_to < 1:
+        raise UsageError(f"`round-to` must be at least 1, got {round_to}.")
+    if rule is None:
+        if layers or only or skip or round_to is not None or dtype != "keep" or objective:
+            raise UsageError("`--plan` decides on every layer. Edit the plan instead of adding other rules.")
+        return None
+    rules = {pattern: None if text == "keep" else parse_rule(text) for pattern, text in layers.items()}
+    if any(isinstance(own, Budget) for own in rules.values()):
+        raise UsageError("`--layer` takes no budget: there is one for all layers. Give it with `--budget`.")
+    made = Request(
+        rule=rule,
+        rules=rules,
+        only=only,
+        skip=skip,
+        round_to=round_to,
+        dtype=None if dtype == "keep" else dtype,
+        force_factorize=force_factorize,
+    )
+    return with_objective(made, objective or DEFAULT_OBJECTIVE)
+
+
+def with_objective(request: Request, name: str) -> Request:
+    """Return the same request with another objective."""
+    objective, rule = objective_of(name), request.rule
+    own = replace(rule, objective=objective) if isinstance(rule, Budget) else rule
+    return replace(request, rule=own, objective=objective)
+
+
+def meter_for(request: Request, checkpoint: Source, solver: Solver, found: Profile | None) -> Meter | None:
+    """Return what the budget of a request counts, if it has one."""
+    if not isinstance(request.rule, Budget):
+        return None
+    decomposition = decomposition_of(request.decomposition, solver)
+    return meter_of(request.rule.unit, checkpoint.tensors().values(), decomposition, dtype=request.dtype, found=found)
+
+
+def solver_of(svd: str, oversample: int, power_iterations: int, tolerance: float) -> Solver:
+    """Return the solver that options ask for."""
+    if svd not in METHODS:
+        raise UsageError(f"`svd` must be one of {', '.join(METHODS)}, got {svd}.")
+    if oversample < 0 or power_iterations < 0:
+        raise UsageError("`oversample` and `power-iterations` must be at least 0.")
+    if not tolerance > 0:
+        raise UsageError(f"`tolerance` must be above 0, or inf, got {tolerance:g}.")
+    return Solver(svd, oversample, power_iterations, tolerance)
