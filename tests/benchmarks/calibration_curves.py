@@ -1,6 +1,8 @@
 """Accuracy of networks that were compressed by what unlabelled examples do in them, at every size.
 
     python -m tests.benchmarks.calibration_curves measure --network resnet20 --checkpoint resnet20.th --data CIFAR10
+    python -m tests.benchmarks.calibration_curves measure --network resnet20 --checkpoint resnet20.th --data CIFAR10 \
+        --methods response reconstructed --shares 70,50,40
     python -m tests.benchmarks.calibration_curves measure --network transformer --data mnist.npz
     python -m tests.benchmarks.calibration_curves render
 
@@ -15,6 +17,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from time import perf_counter, process_time
@@ -27,15 +30,16 @@ from torch import Tensor, nn
 
 import lrzip
 from lrzip.calibration.corrections import Corrections
-from lrzip.calibration.settings import CalibrationSettings
+from lrzip.calibration.settings import DEFAULT_CORRECTIONS, CalibrationSettings
 from lrzip.data.augmentation import Preparation
 from tests.benchmarks.budget_curves import accuracy, load
 from tests.benchmarks.hardware import hardware, versions
 from tests.networks import ResNet
 
-RIVAL, CLOSED, TRAINED, PLAIN = "whitened, relative energy", "closed form", "reconstructed", "without data"
+PLAIN, RIVAL, CLOSED = "without data", "whitened, relative energy", "closed form"
+RESPONSE, TRAINED = "closed form, with `response`", "reconstructed"
+METHODS = {"rival": RIVAL, "closed": CLOSED, "response": RESPONSE, "reconstructed": TRAINED}
 SHARES = (90, 80, 70, 60, 50, 40)
-TRAINED_SHARES = (70, 50, 40)
 SEEDS = (0, 1, 2)
 IMAGES = 1024
 STEPS = 400
@@ -86,7 +90,7 @@ def main() -> None:
     parser.add_argument("--network", choices=("resnet20", "resnet32", "transformer"))
     parser.add_argument("--checkpoint", type=Path, help="of a ResNet")
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--reconstruct", action="store_true", help="measure reconstruction instead of closed forms")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["rival", "closed"])
     parser.add_argument("--shares", help="of the parameters, such as 70,50,40; by default all of the table")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     arguments = parser.parse_args()
@@ -112,15 +116,13 @@ def measure(arguments: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
         images, labels = load(arguments.data / "test.npz", None)
         pool, _ = load(arguments.data / "train_1.npz", None)
 
-    shares: tuple[int, ...] = TRAINED_SHARES if arguments.reconstruct else SHARES
-    if arguments.shares:
-        shares = tuple(int(share) for share in arguments.shares.split(","))
+    shares = SHARES if arguments.shares is None else tuple(int(share) for share in arguments.shares.split(","))
 
     def score(small: nn.Module) -> float:
         with torch.autocast("cpu", torch.bfloat16):
             return round(accuracy(small, images, labels), 2)
 
-    if not arguments.reconstruct:
+    if "rival" in arguments.methods:
         yield about | {"method": "dense", "share": 100, "seed": 0, "accuracy": score(model)}
         for share in shares:
             yield about | {"method": PLAIN, "share": share, "seed": 0} | found(model, share, score)
@@ -128,7 +130,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
         for share in shares:
             order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
             examples = pool[order[:IMAGES]]
-            for method in (TRAINED,) if arguments.reconstruct else (RIVAL, CLOSED):
+            for method in (METHODS[name] for name in arguments.methods):
                 row = found(model, share, score, method, examples, seed, images=network != "transformer")
                 yield about | {"method": method, "share": share, "seed": seed} | row
 
@@ -149,6 +151,7 @@ def found(
         PLAIN: None,
         RIVAL: CalibrationSettings(IMAGES, corrections=Corrections(), seed=seed),
         CLOSED: CalibrationSettings(IMAGES, seed=seed),
+        RESPONSE: CalibrationSettings(IMAGES, seed=seed, corrections=replace(DEFAULT_CORRECTIONS, response=True)),
         TRAINED: CalibrationSettings(IMAGES, seed=seed, reconstruct=STEPS, preparation=Preparation(augment=augment)),
     }[method]
     start, busy = perf_counter(), process_time()
@@ -212,7 +215,7 @@ def document(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     for network in dict.fromkeys(row["network"] for row in rows):
         dense = cells(rows, network, "dense", 100)[0]
-        for method in (PLAIN, RIVAL, CLOSED, TRAINED):
+        for method in (PLAIN, *METHODS.values()):
             values = [cells(rows, network, method, share) for share in SHARES]
             if not any(values):
                 continue
@@ -232,7 +235,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     networks = list(dict.fromkeys(row["network"] for row in rows))
     figure = Figure(figsize=(4.5 * len(networks), 3.6), layout="constrained")
     for place, (network, axes) in enumerate(zip(networks, np.ravel(figure.subplots(1, len(networks))), strict=True)):
-        for method in (PLAIN, RIVAL, CLOSED, TRAINED):
+        for method in (PLAIN, *METHODS.values()):
             found = {share: cells(rows, network, method, share) for share in SHARES}
             found = {share: values for share, values in found.items() if values}
             spread = [stdev(values) if len(values) > 1 else 0.0 for values in found.values()]
