@@ -7,7 +7,7 @@ from lrzip.calibration.corrections import Corrections
 from lrzip.data.augmentation import Preparation
 from lrzip.errors import UsageError
 
-DEFAULT_CORRECTIONS = Corrections(bias=True, sequential=True, residual=True, refit=True)
+DEFAULT_CORRECTIONS = Corrections(bias=True, sequential=True, residual=True, refit=True, response=True)
 _GIGABYTE = 1 << 30
 
 

@@ -143,7 +143,7 @@ def compress(
         typer.Option(
             metavar="NAMES",
             help="What --calibrate makes up for: none, or some of bias, sequential, residual, refit, response.",
-            show_default="all but response",
+            show_default="all",
         ),
     ] = None,
     max_drop: Annotated[

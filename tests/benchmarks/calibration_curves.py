@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.calibration_curves measure --network resnet20 --checkpoint resnet20.th --data CIFAR10
     python -m tests.benchmarks.calibration_curves measure --network resnet20 --checkpoint resnet20.th --data CIFAR10 \
-        --methods response reconstructed --shares 70,50,40
+        --methods linear reconstructed --shares 70,50,40
     python -m tests.benchmarks.calibration_curves measure --network transformer --data mnist.npz
     python -m tests.benchmarks.calibration_curves render
 
@@ -36,13 +36,13 @@ from tests.benchmarks.budget_curves import accuracy, load
 from tests.benchmarks.hardware import hardware, versions
 from tests.networks import ResNet
 
-PLAIN, RIVAL, CLOSED = "without data", "whitened, relative energy", "closed form"
-RESPONSE, TRAINED = "closed form, with `response`", "reconstructed"
-METHODS = {"rival": RIVAL, "closed": CLOSED, "response": RESPONSE, "reconstructed": TRAINED}
+PLAIN, RIVAL, LINEAR = "without data", "whitened, relative energy", "closed form, without `response`"
+CLOSED, TRAINED = "closed form", "reconstructed"
+METHODS = {"rival": RIVAL, "linear": LINEAR, "closed": CLOSED, "reconstructed": TRAINED}
 SHARES = (90, 80, 70, 60, 50, 40)
 SEEDS = (0, 1, 2)
 IMAGES = 1024
-STEPS = 400
+STEPS = 600
 RESULTS = Path(__file__).with_name("results")
 
 
@@ -150,8 +150,8 @@ def found(
     settings = {
         PLAIN: None,
         RIVAL: CalibrationSettings(IMAGES, corrections=Corrections(), seed=seed),
+        LINEAR: CalibrationSettings(IMAGES, seed=seed, corrections=replace(DEFAULT_CORRECTIONS, response=False)),
         CLOSED: CalibrationSettings(IMAGES, seed=seed),
-        RESPONSE: CalibrationSettings(IMAGES, seed=seed, corrections=replace(DEFAULT_CORRECTIONS, response=True)),
         TRAINED: CalibrationSettings(IMAGES, seed=seed, reconstruct=STEPS, preparation=Preparation(augment=augment)),
     }[method]
     start, busy = perf_counter(), process_time()

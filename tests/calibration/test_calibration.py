@@ -1,6 +1,7 @@
 """Calibration: what is seen of layers, and what factors make up for."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,18 @@ def test_a_norm_of_other_channels_is_left_alone() -> None:
     small = lrzip.factorize(model, rank=2, calibrate=x, calibration=how)
     assert error(model, small, x) < error(model, lrzip.factorize(model, rank=2), x)
     assert torch.equal(small.get_buffer("1.running_mean"), model.get_buffer("1.running_mean"))
+
+
+def test_a_reconstruction_brings_outputs_nearer_and_looks_at_no_labels() -> None:
+    x = images(96)
+    model = trained(resnet(1), x)
+    how = settings("bias,sequential")
+    before, after = (
+        lrzip.factorize(model, ratio=4, calibrate=x, calibration=replace(how, reconstruct=steps)) for steps in (0, 60)
+    )
+    assert error(model, after, x) < 0.7 * error(model, before, x)
+    # Statistics of batch norms are those of the calibration.
+    assert torch.equal(after.get_buffer("bn1.running_var"), model.get_buffer("bn1.running_var"))
 
 
 class Branches(nn.Module):

@@ -55,7 +55,7 @@ def test_json_tells_of_the_calibration(folder: Path, tmp_path: Path) -> None:
     assert document["calibration"] == {
         "examples": "x.npz",
         "count": 128,  # batches of one size
-        "corrections": "bias,sequential,residual,refit",
+        "corrections": "bias,sequential,residual,refit,response",
         "changed": ["fc1.bias", "fc2.weight", "fc2.bias"],
         "scarce": [],
     }
