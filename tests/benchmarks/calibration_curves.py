@@ -209,7 +209,8 @@ def document(rows: Sequence[Mapping[str, Any]]) -> str:
         "Top-1 in percent on the test set (10,000 images, computed in bfloat16) by the share of all parameters that "
         f"is kept; {IMAGES:,} unlabelled training images; mean ± standard deviation over calibration seeds "
         f"{', '.join(map(str, SEEDS))}. `{TRAINED}`: {STEPS} steps of 128 on the same images (shifts and flips, of "
-        "digits none). Seconds are those of one thread, without the measurement.\n",
+        "digits none). `response` concerns ReLU, of which the transformer has none. Empty cells were not measured; a "
+        "value without deviation is of one seed. Seconds are those of one thread, without the measurement.\n",
         f"| network (dense) | method | {' | '.join(f'{share} %' for share in SHARES)} | CPU seconds |",
         f"| --- | --- |{' ---: |' * (len(SHARES) + 1)}",
     ]
