@@ -93,7 +93,7 @@ class States:
             return self._held.get(key)
         try:
             state: Mapping[str, Tensor] = torch.load(self._path(key), map_location="cpu", weights_only=True)
-        except Exception:
+        except Exception:  # torch.load raises anything on a file that was cut short; the state is made again then
             return None
         return state
 
