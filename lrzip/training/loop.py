@@ -18,6 +18,7 @@ from lrzip.data import Data
 from lrzip.data.samples import Batch, seed_of
 from lrzip.errors import LrzipError, UsageError
 from lrzip.inputs import described
+from lrzip.memory import keep_freed_blocks
 from lrzip.training.batches import Batches
 from lrzip.training.forward import images_last
 from lrzip.training.interruption import Interruption, interruption
@@ -68,6 +69,7 @@ def train(
     Raises:
         LrzipError: A batch does not fit the network or the labels, or `resume` is of another training.
     """
+    keep_freed_blocks()
     networks = [network for network in (model, objective.teacher) if network is not None]
     images = [images_last(network, data.train) for network in networks]
     settings = replace(settings, amp=precision(settings.amp, device, images=all(images)))

@@ -14,6 +14,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from lrzip.data.samples import Samples
 from lrzip.errors import LrzipError, UsageError
+from lrzip.memory import keep_freed_blocks
 from lrzip.models import locate
 from lrzip.training.forward import apply
 from lrzip.training.tasks import CLASSIFICATION, REGRESSION, Task, class_first
@@ -103,6 +104,7 @@ class Scorer:
         for metric in self.metrics.values():
             metric.reset()
             metric.to(device)
+        keep_freed_blocks()
         rank, count = part
         positions = range(rank, len(samples), count)
         with evaluating(model), torch.no_grad():

@@ -64,7 +64,7 @@ class CNN(nn.Module):
         """Return the logits (n, 10) of images (n, 3, 32, 32)."""
         x = images
         for convolution in (self.conv1, self.conv2, self.conv3, self.conv4):
-            x = torch.max_pool2d(torch.relu(convolution(x)), 2)
+            x = torch.relu(torch.max_pool2d(convolution(x), 2))  # as after ReLU, with a quarter of the numbers
         logits: Tensor = self.fc3(self.dropout(x.flatten(1)))
         return logits
 
