@@ -23,7 +23,7 @@ from lrzip.training.settings import Settings
 
 PREPARATION = Preparation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), ("crop", "flip"))
 RECIPE = Recipe(
-    (Stage("params=40%", 1400), Stage("params=25%", 300), Stage("params=15%", 1600)),
+    (Stage("params=40%", 6000), Stage("params=25%", 1000), Stage("params=15%", 16000)),
     Settings(batch_size=128, lr=2e-3, amp="bf16"),
     Teaching(share=1.0),
     CalibrationSettings(samples=1024),
