@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import isfinite, sqrt
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -68,6 +68,18 @@ class Bounded:
     interrupted: bool
     log: Path | None
 
+    @property
+    def standard_error(self) -> float | None:
+        """The standard error of the metric after, in the units of `max_drop`; None unless it is a share of examples.
+
+        That of a binomial share, √(p (1 - p) / n). It is estimated from the examples that also chose the network, which
+        makes the share look better than on others.
+        """
+        if self.unit == 1:
+            return None
+        share = self.best.scores[self.metric]
+        return sqrt(share * (1 - share) / self.examples[1]) / self.unit
+
     def to_dict(self) -> dict[str, Any]:
         """Return the document that `--json` prints."""
         test = {"before": _finite(self.test[0]), "after": _finite(self.test[1])} if self.test else None
@@ -78,6 +90,7 @@ class Bounded:
                 "manner": manner(self.max_drop * self.unit * 100),
                 "metric": self.metric,
                 "drop": self.drop,
+                "standard_error": self.standard_error,
                 "before": _finite(self.dense.scores),
                 "after": _finite(self.best.scores),
                 "test": test,

@@ -66,6 +66,8 @@ def test_what_is_written_is_smaller_within_the_bound_and_what_was_measured(strat
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == found.best.parameters == found.report.parameters_after
     assert count < 0.95 * found.dense.parameters
+    hits = (model(x[300:]).argmax(1) == y[300:]).double()
+    assert found.standard_error == pytest.approx(100 * float(hits.std(correction=0)) / len(hits) ** 0.5)
     content = torch.load(folder / "small.pt")
     assert content["epoch"] == 3
     assert "optimizer" not in content
@@ -258,6 +260,7 @@ def test_a_regression_counts_in_units_of_its_metric(tmp_path: Path) -> None:
     learning = learning_of(*numbers(), metrics=["rmse", "r2"], settings=Settings(epochs=10, batch_size=32, lr=1e-2))
     found = compress(tmp_path, model=Regressor(), learning=learning, max_drop=0.5)
     assert found.unit == 1
+    assert found.standard_error is None
     assert found.best.scores["rmse"] <= found.dense.scores["rmse"] + 0.5
     assert found.drop == pytest.approx(found.best.scores["rmse"] - found.dense.scores["rmse"])
 

@@ -76,7 +76,8 @@ def _print(console: Console, found: "Bounded") -> None:
     before, after = (one.scores[found.metric] for one in (found.dense, found.best))
     change = f"{found.metric} {score_text(found.metric, before)} → {score_text(found.metric, after)}"
     allowed = f"{found.max_drop:g} {'points' if found.unit != 1 else 'of it'} may be lost"
-    text = f"{change} on {found.examples[1]} examples for validation ({allowed}; strategy {found.strategy})"
+    known = f", known to ± {found.standard_error:.2f} points" if found.standard_error is not None else ""
+    text = f"{change} on {found.examples[1]} examples for validation{known} ({allowed}; strategy {found.strategy})"
     console.print(Text(printable(text)), soft_wrap=True)
     if found.test:
         console.print(Text(printable(f"Test data: {scores_text(found.test[0])} → {scores_text(found.test[1])}")))

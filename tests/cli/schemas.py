@@ -254,6 +254,7 @@ BOUNDED = {
             manner=TEXT,
             metric=TEXT,
             drop=NUMBER,
+            standard_error=OPTIONAL,
             before=SCORES,
             after=SCORES,
             test={"anyOf": [strict(before=SCORES, after=SCORES), {"type": "null"}]},
