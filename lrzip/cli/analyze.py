@@ -12,12 +12,14 @@ from lrzip.cli import options
 from lrzip.cli.console import (
     costs_text,
     fitting_table,
+    given_options,
     layer_progress,
     load_network,
     model_path,
     print_json,
     print_kept,
     printable,
+    refuse,
     set_threads,
     shape_text,
     size_text,
@@ -49,6 +51,7 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def analyze(
+    context: typer.Context,
     model: options.Model = None,
     energy: Annotated[
         list[float] | None,
@@ -107,15 +110,11 @@ def analyze(
     """Look at a checkpoint: spectra, energy ranks, condition numbers."""
     if sort and sort not in _COLUMNS:
         raise UsageError(f"`--sort` takes one of {', '.join(_COLUMNS)}, got {sort}.")
-    for option, given, wanted, there in (
-        ("--val", val, "--data", data),
-        ("--metric", metric, "--data", data),
-        ("--cache", cache, "--sensitivity", sensitivity or None),
-        ("--runs", runs != 1 or None, "--sensitivity", sensitivity or None),
-        ("--finetune-steps", finetune_steps or None, "--sensitivity", sensitivity or None),
-    ):
-        if given is not None and there is None:
-            raise UsageError(f"`{option}` goes with `{wanted}`, which is missing.")
+    given = given_options(context)
+    if data is None:
+        refuse(given, ("--val", "--metric"), "`{}` goes with `--data`, which is missing.")
+    if not sensitivity:
+        refuse(given, ("--cache", "--runs", "--finetune-steps"), "`{}` goes with `--sensitivity`, which is missing.")
     if sensitivity and data is None:
         raise UsageError("`--sensitivity` measures on data: give `--model PKG.MOD:NET` and `--data SPEC`.")
     if data is not None and network is None:

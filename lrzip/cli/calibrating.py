@@ -1,5 +1,6 @@
 """Calibration on the command line."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,9 +10,15 @@ from lrzip.cli.console import refuse
 if TYPE_CHECKING:
     from lrzip.calibration.settings import CalibrationSettings
 
+_OPTIONS = (
+    *("--calibration-samples", "--calibration-memory", "--correct", "--save-statistics", "--reconstruct"),
+    *("--mean", "--std", "--augment"),
+)
+
 
 def calibration_of(
     examples: str | None,
+    given: Collection[str],
     *,
     samples: int | None,
     memory: str | None,
@@ -21,17 +28,13 @@ def calibration_of(
     preparation: tuple[str | None, str | None, str | None],
     seed: int,
 ) -> "CalibrationSettings | None":
-    """Return what options say of a calibration, or None without one."""
+    """Return what options say of a calibration of some examples, or None without one.
+
+    Raises:
+        UsageError: An option makes no sense, or one that goes with examples was given without.
+    """
     if examples is None:
-        given = {
-            "--calibration-samples": samples,
-            "--calibration-memory": memory,
-            "--correct": correct,
-            "--save-statistics": save,
-            "--reconstruct": reconstruct or None,
-            **dict(zip(("--mean", "--std", "--augment"), preparation, strict=True)),
-        }
-        refuse(given, "`{}` goes with `--calibrate SPEC`, which is missing.")
+        refuse(given, _OPTIONS, "`{}` goes with `--calibrate SPEC`, which is missing.")
         return None
     from lrzip.calibration.corrections import Corrections
     from lrzip.calibration.settings import CalibrationSettings

@@ -2,9 +2,10 @@
 
 import json as jsonlib
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,19 +13,20 @@ from lrzip.cli import options
 from lrzip.cli.bounded import compress_bounded
 from lrzip.cli.calibrating import calibration_of
 from lrzip.cli.console import (
+    given_options,
     goes_to_stdout,
     layer_progress,
     load_network,
     model_path,
     output_path,
     print_json,
-    printable,
     refuse,
     set_threads,
     stderr,
     stdout,
 )
 from lrzip.cli.curves import show_curve
+from lrzip.cli.gates import check_gates
 from lrzip.cli.learning import make_learning, teaching_of
 from lrzip.cli.reporting import print_report
 from lrzip.errors import UsageError
@@ -33,8 +35,23 @@ from lrzip.files.atomic import atomic_file, check_output
 if TYPE_CHECKING:
     from lrzip.report import Report
 
+# Options that decide on ranks, and those of one plan, of a search within a bound, and of measuring on data.
+_RANKS = ("--energy", "--ratio", "--rank", "--vbmf", "--rank-rule", "--plan")
+_ONE_PLAN = ("--save-plan", "--min-ratio", "--max-error", "--min-speedup", "--latency", "--force-factorize")
+_UNBOUNDED = (
+    *(*_RANKS, "--budget", "--layer", "--round-to", "--force-factorize", "--dtype", "--dry-run", "--max-error"),
+    *("--keep-optimizer", "--input-shape", "--latency", "--min-speedup", "--save-statistics", "--reconstruct"),
+    *("--calibrate", "--calibration-samples", "--calibration-memory", "--correct"),
+)
+_BOUNDED = (
+    *("--test", "--strategy", "--teacher", "--temperature", "--teacher-share", "--optimizer", "--lr", "--epochs"),
+    *("--steps", "--freeze-batchnorm", "--log", "--resume"),
+)
+_MEASURING = ("--val", "--val-fraction", "--metric", "--loss", "--image-size", "--batch-size", "--amp", "--workers")
+
 
 def compress(
+    context: typer.Context,
     model: options.Model = None,
     energy: Annotated[float | None, typer.Option(help="Keep this share of each layer's Σσ².")] = None,
     ratio: Annotated[float | None, typer.Option(help="Divide each layer's parameters by this.")] = None,
@@ -198,236 +215,152 @@ def compress(
     force: options.Force = False,
 ) -> None:
     """Write a smaller checkpoint by a layer-wise plan, or as small as a bound on its metric allows."""
+    given = given_options(context)
+    choosing = {"only": only or (), "skip": skip or (), "key": key, "trust": trust, "force": force}
+    solving = {
+        "objective": objective,
+        "svd": svd,
+        "oversample": oversample,
+        "power_iterations": power_iterations,
+        "tolerance": tolerance,
+    }
+    computing = {"batch_size": batch_size, "amp": amp, "seed": seed}
+    measuring: dict[str, Any] = {
+        "val": val,
+        "val_fraction": val_fraction,
+        "image_size": image_size,
+        "loss": loss,
+        "metrics": metric,
+        "device": device,
+        "workers": workers,
+    }
     if max_drop is not None:
-        given = {
-            "--energy": energy,
-            "--ratio": ratio,
-            "--rank": rank,
-            "--vbmf": vbmf or None,
-            "--budget": budget,
-            "--rank-rule": rank_rule,
-            "--plan": plan,
-            "--layer": layer,
-            "--round-to": round_to,
-            "--force-factorize": force_factorize or None,
-            "--dtype": dtype if dtype != "keep" else None,
-            "--dry-run": dry_run or None,
-            "--max-error": max_error,
-            "--keep-optimizer": keep_optimizer or None,
-            "--input-shape": input_shape,
-            "--latency": latency or None,
-            "--min-speedup": min_speedup,
-            "--calibrate": calibrate,
-            "--calibration-samples": calibration_samples,
-            "--calibration-memory": calibration_memory,
-            "--correct": correct,
-        }
-        refuse(given, "`--max-drop` decides on all ranks itself, so it goes without `{}`.")
+        refuse(given, _UNBOUNDED, "`--max-drop` decides on all ranks itself, so it goes without `{}`.")
         if network is None or data is None:
             missing = "--model PKG.MOD:NET" if network is None else "--data SPEC"
             raise UsageError(f"`--max-drop` measures networks, and needs `{missing}`.")
         set_threads(threads)
+        tuning = {
+            "epochs": epochs,
+            "steps": steps,
+            "optimizer": optimizer,
+            "lr": lr,
+            "freeze_batchnorm": freeze_batchnorm,
+        }
+        learning = make_learning(
+            data,
+            preparation=(mean, std, augment),
+            teacher=teacher,
+            teaching=teaching_of(temperature, teacher_share),
+            settings=computing | tuning,
+            **measuring,
+        )
+        searching = {
+            "max_drop": max_drop,
+            "strategy": strategy or "global",
+            "options": solving,
+            "test": test,
+            "log": log,
+            "resume": resume,
+        }
         found = compress_bounded(
-            model,
-            output,
-            load_network(network, model_arg),
-            make_learning(
-                data,
-                val=val,
-                val_fraction=val_fraction,
-                preparation=(mean, std, augment),
-                image_size=image_size,
-                loss=loss,
-                metrics=metric,
-                teacher=teacher,
-                teaching=teaching_of(temperature, teacher_share),
-                settings={
-                    "epochs": epochs,
-                    "steps": steps,
-                    "batch_size": batch_size,
-                    "optimizer": optimizer,
-                    "lr": lr,
-                    "amp": amp,
-                    "freeze_batchnorm": freeze_batchnorm,
-                    "seed": seed,
-                },
-                device=device,
-                workers=workers,
-            ),
-            plot,
-            save_plan,
+            *(model, output, load_network(network, model_arg), learning, plot, save_plan),
             json=json,
             quiet=quiet,
-            options={
-                "max_drop": max_drop,
-                "strategy": strategy or "global",
-                "only": only or (),
-                "skip": skip or (),
-                "options": {
-                    "objective": objective,
-                    "svd": svd,
-                    "oversample": oversample,
-                    "power_iterations": power_iterations,
-                    "tolerance": tolerance,
-                },
-                "test": test,
-                "log": log,
-                "resume": resume,
-                "key": key,
-                "trust": trust,
-                "force": force,
-            },
+            options=choosing | searching,
         )
-        _check_gates(found.report, min_ratio, None)
+        check_gates(found.report, min_ratio, None)
         if found.interrupted:
             raise typer.Exit(130)
         return
-    several = bool(budget) and "," in str(budget) and dry_run
-    refuse(
-        {
-            "--test": test,
-            "--strategy": strategy,
-            "--teacher": teacher,
-            "--steps": steps,
-            "--log": log,
-            "--resume": resume or None,
-        },
-        "`{}` goes with `--max-drop D`, which is missing.",
-    )
+    refuse(given, _BOUNDED, "`{}` goes with `--max-drop D`, which is missing.")
+    several = budget is not None and "," in budget and dry_run
     if not several:
-        measuring = {"--data": data, "--val": val, "--metric": metric}
-        refuse(measuring, "`{}` goes with `--max-drop D`, or with several budgets and `--dry-run`; neither is here.")
+        message = "`{}` goes with `--max-drop D`, or with several budgets and `--dry-run`; neither is here."
+        refuse(given, ("--data", *_MEASURING), message)
     elif data is None:
-        refuse({"--val": val, "--metric": metric}, "`{}` goes with `--data SPEC`, which is missing.")
-    rules = dict(_rule(text) for text in layer or ())
+        refuse(given, _MEASURING, "`{}` goes with `--data SPEC`, which is missing.")
     calibration = calibration_of(
         calibrate,
+        given - {"--mean", "--std"} if data is not None else given,
         samples=calibration_samples,
         memory=calibration_memory,
         correct=correct,
         save=save_statistics,
         reconstruct=reconstruct,
-        preparation=(mean, std, augment) if calibrate or data is None else (None, None, augment),
+        preparation=(mean, std, augment),
         seed=seed,
     )
-    if budget and several:
-        unfit = {
-            "--save-plan": save_plan,
-            "--min-ratio": min_ratio,
-            "--max-error": max_error,
-            "--min-speedup": min_speedup,
-            "--latency": latency or None,
-            "--force-factorize": force_factorize or None,
-            "--energy": energy,
-            "--ratio": ratio,
-            "--rank": rank,
-            "--vbmf": vbmf or None,
-            "--rank-rule": rank_rule,
-            "--plan": plan,
-        }
-        refuse(unfit, "`--budget` with several amounts goes without `{}`. Give one amount, or leave it.")
-        set_threads(threads)
-        learning = None
-        if data is not None:
-            learning = make_learning(
-                data,
-                val=val,
-                val_fraction=val_fraction,
-                preparation=(mean, std, None),
-                image_size=image_size,
-                loss=loss,
-                metrics=metric,
-                settings={"batch_size": batch_size, "amp": amp, "seed": seed},
-                device=device,
-                workers=workers,
-            )
-        show_curve(
-            model,
-            budget,
-            plot,
-            json=json,
-            quiet=quiet,
-            force=force,
-            options={
-                "objective": objective,
-                "layers": rules,
-                "only": only or (),
-                "skip": skip or (),
-                "round_to": round_to,
-                "svd": svd,
-                "oversample": oversample,
-                "power_iterations": power_iterations,
-                "tolerance": tolerance,
-                "dtype": dtype,
-                "model": load_network(network, model_arg),
-                "calibrate": calibrate,
-                "calibration": calibration,
-                "learning": learning,
-                "input_shapes": input_shape or (),
-                "key": key,
-                "trust": trust,
-                "device": device,
-                "seed": seed,
-                "force": force,
-            },
-        )
-        return
-    if plot:
+    planning = {
+        "layers": dict(_rule(text) for text in layer or ()),
+        "round_to": round_to,
+        "dtype": dtype,
+        "calibrate": calibrate,
+        "calibration": calibration,
+        "input_shapes": input_shape or (),
+        "device": device,
+        "seed": seed,
+    }
+    if several:
+        unfit = (*_ONE_PLAN, *_RANKS)
+        refuse(given, unfit, "`--budget` with several amounts goes without `{}`. Give one amount, or leave it.")
+    elif plot:
         raise UsageError("`--plot` draws a curve of plans. Give `--budget` several amounts, and `--dry-run`.")
+    set_threads(threads)
+    common = choosing | solving | planning | {"model": load_network(network, model_arg)}
+    if budget is not None and several:
+        measured = None
+        if data is not None:
+            measured = make_learning(data, preparation=(mean, std, None), settings=computing, **measuring)
+        curve = common | {"learning": measured}
+        show_curve(model, budget, plot, json=json, quiet=quiet, force=force, options=curve)
+        return
+    ruling = {
+        "energy": energy,
+        "ratio": ratio,
+        "rank": rank,
+        "vbmf": vbmf,
+        "budget": budget,
+        "rank_rule": rank_rule,
+        "plan": plan,
+        "force_factorize": force_factorize,
+        "latency": latency,
+        "min_speedup": min_speedup,
+        "keep_optimizer": keep_optimizer,
+        "dry_run": dry_run,
+    }
+    to_stdout = goes_to_stdout(output, model) and not dry_run
+    report = _compressed(model, output, save_plan, to_stdout=to_stdout, quiet=quiet, options=common | ruling)
+    if json:
+        print_json(report.to_dict(), sys.stderr if to_stdout else sys.stdout)
+    elif not quiet:
+        print_report(stderr() if to_stdout else stdout(), report)
+    check_gates(report, min_ratio, max_error)
+
+
+def _compressed(
+    model: str | None,
+    output: Path | None,
+    save_plan: Path | None,
+    *,
+    to_stdout: bool,
+    quiet: bool,
+    options: Mapping[str, Any],
+) -> "Report":
+    """Compress by one plan, and return the report, with the names that were given."""
     from lrzip.compression import compress
 
-    set_threads(threads)
-    to_stdout = goes_to_stdout(output, model) and not dry_run
     with model_path(model) as source, output_path(output, to_stdout=to_stdout) as destination:
         if save_plan:
-            check_output(save_plan, source, force=force)
+            check_output(save_plan, source, force=options["force"])
         with layer_progress(quiet=quiet) as progress:
-            report = compress(
-                source,
-                destination,
-                energy=energy,
-                ratio=ratio,
-                rank=rank,
-                vbmf=vbmf,
-                budget=budget,
-                rank_rule=rank_rule,
-                plan=plan,
-                objective=objective,
-                layers=rules,
-                only=only or (),
-                skip=skip or (),
-                round_to=round_to,
-                force_factorize=force_factorize,
-                svd=svd,
-                oversample=oversample,
-                power_iterations=power_iterations,
-                tolerance=tolerance,
-                dtype=dtype,
-                model=load_network(network, model_arg),
-                calibrate=calibrate,
-                calibration=calibration,
-                input_shapes=input_shape or (),
-                latency=latency,
-                min_speedup=min_speedup,
-                key=key,
-                trust=trust,
-                device=device,
-                seed=seed,
-                keep_optimizer=keep_optimizer,
-                dry_run=dry_run,
-                force=force,
-                progress=progress,
-            )
+            report = compress(source, destination, progress=progress, **options)
     shown = Path("-") if to_stdout else report.output
     report = replace(report, plan=replace(report.plan, source=model or "-"), output=shown)
     if save_plan:
         with atomic_file(save_plan) as temporary:
             temporary.write_text(jsonlib.dumps(report.plan.to_dict(), indent=2) + "\n", encoding="utf-8")
-    if json:
-        print_json(report.to_dict(), sys.stderr if to_stdout else sys.stdout)
-    elif not quiet:
-        print_report(stderr() if to_stdout else stdout(), report)
-    _check_gates(report, min_ratio, max_error)
+    return report
 
 
 def _rule(text: str) -> tuple[str, str]:
@@ -435,24 +368,3 @@ def _rule(text: str) -> tuple[str, str]:
     if not found or not pattern:
         raise UsageError(f"`--layer` takes GLOB=RULE, such as 'fc*=ratio:4', got `{text}`.")
     return pattern, rule
-
-
-def _check_gates(report: "Report", min_ratio: float | None, max_error: float | None) -> None:
-    failures = _failed_gates(report, min_ratio, max_error)
-    for failure in failures:
-        print(f"lrzip: {failure}", file=sys.stderr)
-    if failures:
-        raise typer.Exit(3)
-
-
-def _failed_gates(report: "Report", min_ratio: float | None, max_error: float | None) -> list[str]:
-    failures = []
-    if min_ratio is not None and report.ratio < min_ratio:
-        failures.append(
-            f"Gate failed: the result is {report.ratio:.3f} times smaller, `--min-ratio` asks for {min_ratio:g}."
-        )
-    if max_error is not None and report.max_error is not None and report.max_error > max_error:
-        worst = max(report.results, key=lambda result: result.error)
-        name = printable(worst.decision.layer.name)
-        failures.append(f"Gate failed: the error of `{name}` is {worst.error:.3f}, `--max-error` allows {max_error:g}.")
-    return failures

@@ -6,11 +6,12 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich import progress as bars
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -196,11 +197,18 @@ def close_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def refuse(given: Mapping[str, object], message: str) -> None:
-    """Raise a UsageError that names the first option that was given, if any was."""
-    named = [name for name, value in given.items() if value is not None]
-    if named:
-        raise UsageError(message.format(named[0]))
+def given_options(context: typer.Context) -> set[str]:
+    """Return the options that stand on the command line, as `--energy`."""
+    sources = ((parameter, context.get_parameter_source(str(parameter.name))) for parameter in context.command.params)
+    there = (parameter for parameter, source in sources if source is not None and source.name == "COMMANDLINE")
+    return {option for parameter in there for option in parameter.opts}
+
+
+def refuse(given: Collection[str], unfit: Iterable[str], message: str) -> None:
+    """Raise a UsageError that names the first option of those which do not fit that was given, if any was."""
+    for option in unfit:
+        if option in given:
+            raise UsageError(message.format(option))
 
 
 def shape_text(shape: Sequence[int]) -> str:

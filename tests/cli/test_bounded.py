@@ -83,6 +83,7 @@ def test_a_gate_that_fails_is_3_and_the_output_is_there(folder: Path) -> None:
         (("--max-drop", "1"), 2, "`--max-drop` measures networks, and needs `--model PKG.MOD:NET`"),
         (("--max-drop", "1", "--model", "tests.tasks:Deep"), 2, "and needs `--data SPEC`"),
         ((*DATA, "--energy", "0.9"), 2, "`--data` goes with `--max-drop D`, or with several budgets"),
+        (("--energy", "0.9", "--lr", "1e-3"), 2, "`--lr` goes with `--max-drop D`, which is missing"),
         (("--energy", "0.9", "--resume"), 2, "`--resume` goes with `--max-drop D`, which is missing"),
         ((*FAST, "--energy", "0.9"), 2, "decides on all ranks itself, so it goes without `--energy`"),
         ((*FAST, "--dry-run"), 2, "so it goes without `--dry-run`"),
