@@ -7,17 +7,22 @@ subspace iteration keeps (Golub & Underwood 1977; Musco & Musco 2015, algorithm 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import log2
+from math import inf, log2
 
 import torch
 from torch import Generator, Tensor
 
-from lrzip.linalg.estimate import lanczos_norm
+from lrzip.linalg.certificate import ritz_gap
+from lrzip.linalg.estimate import NormBounds, lanczos_norm
 from lrzip.linalg.gram import rounding
 
 # Columns of a block: wide enough for matrix products to run at full speed, few enough to waste none on short spaces.
 _BLOCK = 64
 _NARROW_BLOCK = 32
+# Probes of the complement of a Krylov space, and by how much what they vouch for exceeds what they find, at n = 2000.
+_STEPS, _PROBES, _RELATION = 4, 16, 2.2
+# Where in the order of all Ritz values stands the norm of the complement, on slowly falling spectra.
+_SHARE = 0.4
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,9 @@ def block_lanczos(
     What they miss is at most Σ‖ρᵢ‖, the sum of the norms of the residuals of the leading Ritz pairs: an eigenvalue
     within ‖ρᵢ‖ belongs to each (Parlett 1998, section 11.5), and these are the leading ones unless the complement of
     the space holds one that is larger than the last. Clusters wider than a block can hide there, so probes look for
-    them: they overlook one that is 1.43 times larger with a probability of 1e-6 (`lrzip.linalg.estimate`).
+    them: they overlook one that is 2.2 times larger with a probability of 1e-6 (`lrzip.linalg.estimate`). Where what
+    they find there is small enough, a bound by the squares of the residuals is met earlier
+    (`lrzip.linalg.certificate.ritz_gap`).
 
     Args:
         apply: x (n, l) ↦ Gx.
@@ -68,8 +75,8 @@ def block_lanczos(
         The eigenpairs, or None if the limit does not suffice.
     """
     n, block = start.shape
-    basis = start.new_empty(n, min(limit, n) // block * block)
-    projected = start.new_zeros(basis.shape[1], basis.shape[1])
+    basis = start.new_empty(min(limit, n) // block * block, n).mT  # column after column
+    projected = start.new_empty(basis.shape[1], basis.shape[1])
     columns, check = torch.linalg.qr(start).Q, expected_dimension(rank)
     for end in range(block, basis.shape[1] + 1, block):
         basis[:, end - block : end] = columns
@@ -80,10 +87,16 @@ def block_lanczos(
         image -= known @ coefficients
         if end >= max(min(check, basis.shape[1]), rank):
             values, coefficients, missed = _ritz(projected[:end, :end], image, rank)
-            rounded = rank * rounding(values, start.dtype)
-            allowed = max(tolerance * (trace - float(values.sum())) - 2 * rounded, rounded)
-            if missed <= allowed and _rest_norm(apply, known, generator) <= float(values[-1]) + rounded:
-                return Ritz(values, known @ coefficients, missed)
+            leading = values[:rank]
+            rounded = rank * rounding(leading, start.dtype)
+            allowed = max(tolerance * (trace - float(leading.sum())) - 2 * rounded, rounded)
+            within, usual = projected[:end, :end], _RELATION * float(values[int(_SHARE * end)])
+            if missed <= allowed or _gap(within, image, usual, rank) <= allowed:
+                rest = rest_norm(apply, known, generator)
+                leads = missed <= allowed and rest.lower <= float(leading[-1]) + rounded
+                bound = missed if leads else _gap(within, image, rest.upper, rank)
+                if bound <= allowed:
+                    return Ritz(leading, known @ coefficients, bound)
             check = end + block * _steps_to_go(missed / allowed)
         columns = _orthonormal_to(known, image - known @ (known.mT @ image))
     return None
@@ -96,7 +109,7 @@ def block_size(rank: int) -> int:
 
 def expected_dimension(rank: int) -> int:
     """Return the dimension at which convergence is first looked at: what σᵢ ∝ i^-½ took."""
-    return int(1.6 * rank + 4 * block_size(rank))
+    return int(1.6 * rank + (4 if rank >= _BLOCK else 3) * block_size(rank))
 
 
 def _steps_to_go(excess: float) -> int:
@@ -105,18 +118,34 @@ def _steps_to_go(excess: float) -> int:
 
 
 def _ritz(projected: Tensor, image: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
-    """Return the leading Ritz values, their coefficients (size, rank) in the basis, and the sum of residual norms.
+    """Return all Ritz values, coefficients (size, rank) of the leading ones in the basis, and their residuals' sum.
 
     Of the basis only the last block has a residual, `image` (n, block).
     """
     values, vectors = torch.linalg.eigh(projected)
     coefficients = vectors[:, -rank:].flip(1)
     residuals = torch.linalg.vector_norm(image @ coefficients[-image.shape[1] :], dim=0)
-    return values[-rank:].flip(0).double(), coefficients, float(residuals.sum(dtype=torch.float64))
+    return values.flip(0).double(), coefficients, float(residuals.sum(dtype=torch.float64))
 
 
-def _rest_norm(apply: Callable[[Tensor], Tensor], basis: Tensor, generator: Generator) -> float:
-    """Return the norm of an operator on the complement of a basis, as a few probes find it."""
+def _gap(projected: Tensor, image: Tensor, rest: float, rank: int) -> float:
+    """Return the bound on what the leading Ritz values miss that follows from the norm of the complement."""
+    if rest >= float(projected.diagonal().max()):
+        return inf
+    block = image.shape[1]
+    coupling = torch.zeros_like(projected)
+    coupling[-block:, -block:] = image.mT @ image
+    return ritz_gap(projected, coupling, rest, rank)
+
+
+def rest_norm(apply: Callable[[Tensor], Tensor], basis: Tensor, generator: Generator) -> NormBounds:
+    """Return bounds on the norm of a positive semidefinite operator on the complement of an orthonormal basis.
+
+    Args:
+        apply: x (n, l) ↦ Gx.
+        basis: (n, size), in the dtype that is computed in.
+        generator: Source of probes, on the CPU.
+    """
 
     def complement(columns: Tensor) -> Tensor:
         result: Tensor = columns - ((columns.mT @ basis) @ basis.mT).mT  # few rows from the left are fast in BLAS
@@ -125,7 +154,15 @@ def _rest_norm(apply: Callable[[Tensor], Tensor], basis: Tensor, generator: Gene
     def rest(columns: Tensor) -> Tensor:
         return complement(apply(complement(columns)))
 
-    return lanczos_norm(rest, len(basis), generator=generator, dtype=basis.dtype, device=basis.device).lower
+    return lanczos_norm(
+        rest,
+        len(basis),
+        steps=_STEPS,
+        probes=_PROBES,
+        generator=generator,
+        dtype=basis.dtype,
+        device=basis.device,
+    )
 
 
 def _orthonormal_to(known: Tensor, columns: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from lrzip.linalg.cost import prefers_gram, prefers_partial
-from lrzip.linalg.gram import gram, rounding, safe_scale, squared_norm, tall
+from lrzip.linalg.gram import gram, product, rounding, safe_scale, squared_norm, tall
 from lrzip.linalg.lanczos import block_lanczos, block_size
 from lrzip.linalg.sketches import gaussian
 
@@ -106,6 +106,12 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def working(matrix: Tensor) -> tuple[Tensor, float]:
+    """Return A or Aᵀ, tall, in the dtype to compute in and divided by a scale that keeps squares in range, and that."""
+    columns, scale = tall(matrix).to(compute_dtype(matrix.dtype)), safe_scale(matrix)
+    return columns if scale == 1 else columns / scale, scale
+
+
 def _krylov_subspace(
     matrix: Tensor, rank: int, tolerance: float, generator: Generator, *, coarse: bool
 ) -> Subspace | None:
@@ -146,12 +152,10 @@ def _operator(
     if by_gram:
         square = gram(columns, dtype=dtype, scale=scale)
         return square.matmul, _energy(columns, square, scale)
-    scaled = columns.to(dtype) / scale
+    scaled = columns.to(dtype) if scale == 1 else columns.to(dtype) / scale
 
     def apply(x: Tensor) -> Tensor:
-        # Products with a few rows from the left: BLAS takes up to ten times longer with as many columns from the right.
-        image: Tensor = ((x.mT @ scaled.mT) @ scaled).mT
-        return image
+        return product(scaled.mT, product(scaled, x))
 
     return apply, squared_norm(scaled) * scale**2
 

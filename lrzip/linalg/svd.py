@@ -11,14 +11,17 @@ from lrzip.linalg.certificate import excess, interlacing_bound, ritz_bound, squa
 from lrzip.linalg.direct import direct_svd
 from lrzip.linalg.gram import gram, largest_element, product, rounding, safe_scale, squared_norm, tall
 from lrzip.linalg.interpolative import row_extraction_svd
-from lrzip.linalg.rangefinder import gaussian_range, power_iteration, srft_range, subspace_iteration
+from lrzip.linalg.rangefinder import orthonormalize, power_iteration, srft_range, subspace_iteration
 from lrzip.linalg.single_pass import single_pass_svd
+from lrzip.linalg.sketched import sketched_subspace
+from lrzip.linalg.sketches import gaussian
 from lrzip.linalg.subspace import (
     Subspace,
     attainable,
     compute_dtype,
     lapack_svd,
     leading_subspace,
+    working,
 )
 
 Triplets = tuple[Tensor, Tensor, Tensor]  # u (m, rank), s (rank,), vh (rank, n)
@@ -33,7 +36,6 @@ _TALL = 2
 _ORTHOGONALITY = 1e-4
 # A first look at how fast a spectrum falls: so many columns have to leave less than that share of the energy.
 _PROBE_COLUMNS = 32
-_FAST_OVERSAMPLE = 48
 _PROBE_LEAVES = 0.05
 _PROBE_FROM = 512
 _PROBE_SHARE = 8
@@ -152,11 +154,13 @@ def find_subspace(matrix: Tensor, rank: int, *, solver: Solver, generator: Gener
     """
     left = _left_by_probe(matrix, rank, generator) if solver.method == "auto" else 1.0
     if left <= _PROBE_LEAVES:
-        found = _sketched_subspace(matrix, rank, solver, generator)
-        if found.excess(rank) <= solver.tolerance:
+        found = sketched_subspace(
+            matrix, rank, tolerance=solver.tolerance, oversample=solver.oversample, generator=generator
+        )
+        if found is not None and found.excess(rank) <= solver.tolerance:
             return found
     # σ₁² is at least the mean of what the probe found; what float32 rounds off of it may be all that is left.
-    rounded = rank * rounding(torch.tensor((1 - left) / _PROBE_COLUMNS), torch.float32)
+    rounded = rank * rounding(torch.tensor((1 - left) / min(rank, _PROBE_COLUMNS)), torch.float32)
     coarse = rank < _PROBE_COLUMNS or rounded <= solver.tolerance * left
     return leading_subspace(matrix, rank, tolerance=solver.tolerance, generator=generator, coarse=coarse)
 
@@ -187,21 +191,6 @@ def project(matrix: Tensor, subspace: Subspace, rank: int) -> TruncatedSVD:
         u, v = image[:, order].div_(s), basis[:, order]
     u, vh = (v, u.mT) if columns.shape != matrix.shape else (u, v.mT)
     return TruncatedSVD(u, s, vh, subspace.method, subspace.excess(rank))
-
-
-def _sketched_subspace(matrix: Tensor, rank: int, solver: Solver, generator: Generator) -> Subspace:
-    """Return a subspace from one power iteration, with what it misses by the interlacing of singular values."""
-    columns = matrix.to(compute_dtype(matrix.dtype))
-    size = min(rank + max(solver.oversample, _FAST_OVERSAMPLE), min(matrix.shape))
-    u, s, vh = direct_svd(columns, subspace_iteration(columns, size, power_iterations=1, generator=generator))
-    energy = squared_norm(matrix)
-    floor = attainable(matrix.dtype, energy)
-    error = squared_residual(matrix, u[:, :rank] * s[:rank], vh[:rank])
-    missed = error - interlacing_bound(s, rank) if error > floor else 0.0
-    basis = vh.mT if matrix.shape[0] >= matrix.shape[1] else u
-    squares = s[:rank].double().cpu().square()
-    shape = (matrix.shape[0], matrix.shape[1])
-    return Subspace(squares, basis[:, :rank], energy, shape, missed / rank, floor, "randomized")
 
 
 def _exact(matrix: Tensor, rank: int) -> TruncatedSVD:
@@ -242,10 +231,11 @@ def _left_by_probe(matrix: Tensor, rank: int, generator: Generator) -> float:
     side = min(matrix.shape)
     if side < _PROBE_FROM or rank > side // _PROBE_SHARE:
         return 1.0
-    columns = matrix.to(compute_dtype(matrix.dtype))
-    basis = gaussian_range(columns, _PROBE_COLUMNS, generator=generator)
-    energy = squared_norm(columns)
-    return max(energy - squared_norm(basis.mT @ columns), 0.0) / energy if energy else 0.0
+    columns, _ = working(matrix)
+    start = gaussian(side, min(rank, _PROBE_COLUMNS), generator=generator, dtype=columns.dtype, device=matrix.device)
+    basis = orthonormalize(product(columns, start))
+    energy, captured = (float(torch.linalg.vector_norm(part)) ** 2 for part in (columns, product(columns.mT, basis)))
+    return max(energy - captured, 0.0) / energy if energy else 0.0
 
 
 def _roots(squares: Tensor) -> Tensor:

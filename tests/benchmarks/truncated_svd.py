@@ -8,7 +8,8 @@ columns as the rank, the least that any of them must do. Matrices are float32 wi
 singular values, or the largest layer of each shape in a checkpoint, at a quarter of the smaller side.
 
 Methods take turns within each repetition, so that drifts of the machine hit all alike, and the best run counts; one
-that takes five times as long as `torch.linalg.svd` runs once. The excess is the Frobenius error over the optimum
+that takes five times as long as `torch.linalg.svd` runs once. There is a pause before each, since idle threads of the
+one before spin on for a while. The excess is the Frobenius error over the optimum
 (Eckart & Young 1936), minus 1, in float64. With `--device`, times include transfers from and to the CPU; scikit-learn
 and scipy stay there. Writes `truncated_svd.md` and `truncated_svd.png` into `--output`.
 """
@@ -21,7 +22,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import geometric_mean
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 PATIENCE = 5  # times `torch.linalg.svd`, beyond which a method runs once
 SAME = 1e-6  # excesses this close count as the same
 BOUND = "bound"
+PAUSE = 0.1  # seconds: threads of OpenBLAS and OpenMP that have nothing to do any more spin for some hundredths
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ def measure(case: Case, methods: Mapping[str, Method], runs: int, device: str) -
         for name in turned(list(calls), run):
             if run and seconds[name][0] > PATIENCE * seconds[FULL][0]:
                 continue
+            sleep(PAUSE)
             start = perf_counter()
             answer = calls[name]()
             seconds[name].append(perf_counter() - start)
