@@ -55,24 +55,26 @@ def analyze(
     model: options.Model = None,
     energy: Annotated[
         list[float] | None,
-        typer.Option(
+        options.ranks(
             "--energy", help="Say the rank for this share of Σσ²; repeatable.", show_default="0.7 0.8 0.9 0.95 0.99"
         ),
     ] = None,
-    spectrum: Annotated[bool, typer.Option("--spectrum", help="Give all singular values.")] = False,
+    spectrum: Annotated[bool, options.ranks("--spectrum", help="Give all singular values.")] = False,
     sort: Annotated[
-        str | None, typer.Option("--sort", metavar="COLUMN", help="Sort by a column, named as in --json.")
+        str | None, options.ranks("--sort", metavar="COLUMN", help="Sort by a column, named as in --json.")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Draw the spectra, or the sensitivities, to a .png, .svg or .pdf.")
+        Path | None, options.output("--plot", help="Draw the spectra, or the sensitivities, to a .png, .svg or .pdf.")
     ] = None,
-    report: Annotated[Path | None, typer.Option("--report", help="Write a page of all this to an .html.")] = None,
+    report: Annotated[Path | None, options.output("--report", help="Write a page of all this to an .html.")] = None,
     only: options.Only = None,
     skip: options.Skip = None,
     network: options.Network = None,
     model_arg: options.ModelArg = None,
     input_shape: options.InputShape = None,
-    latency: Annotated[bool, typer.Option("--latency", help="Time dense against factorized on this machine.")] = False,
+    latency: Annotated[
+        bool, options.network("--latency", help="Time dense against factorized on this machine.")
+    ] = False,
     data: options.Data = None,
     val: options.Val = None,
     val_fraction: options.ValFraction = 0.1,
@@ -81,14 +83,15 @@ def analyze(
     image_size: options.ImageSize = None,
     metric: options.Metric = None,
     sensitivity: Annotated[
-        bool, typer.Option("--sensitivity", help="Compress each layer alone, and measure what that costs on --data.")
+        bool,
+        options.sensitivity("--sensitivity", help="Compress each layer alone, and measure what that costs on --data."),
     ] = False,
     finetune_steps: Annotated[
-        int, typer.Option(help="Steps of a fine-tune after each of these compressions; 0 goes without.")
+        int, options.sensitivity(help="Steps of a fine-tune after each of these compressions; 0 goes without.")
     ] = 0,
-    runs: Annotated[int, typer.Option(help="Seeds to repeat these fine-tunes with.")] = 1,
+    runs: Annotated[int, options.sensitivity(help="Seeds to repeat these fine-tunes with.")] = 1,
     cache: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep what was measured here, and measure nothing twice.")
+        Path | None, options.sensitivity(metavar="FILE", help="Keep what was measured here, and measure nothing twice.")
     ] = None,
     augment: options.Augment = None,
     loss: options.Loss = "auto",
@@ -98,7 +101,7 @@ def analyze(
     amp: options.Amp = "auto",
     freeze_batchnorm: options.FreezeBatchnorm = False,
     workers: options.Workers = 0,
-    seed: Annotated[int, typer.Option(help="Of splits, order, augmentation and dropout.")] = 0,
+    seed: Annotated[int, options.training(help="Of splits, order, augmentation and dropout.")] = 0,
     key: options.Key = None,
     trust: options.Trust = False,
     device: options.Device = "cpu",

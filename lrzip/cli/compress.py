@@ -53,13 +53,13 @@ _MEASURING = ("--val", "--val-fraction", "--metric", "--loss", "--image-size", "
 def compress(
     context: typer.Context,
     model: options.Model = None,
-    energy: Annotated[float | None, typer.Option(help="Keep this share of each layer's Σσ².")] = None,
-    ratio: Annotated[float | None, typer.Option(help="Divide each layer's parameters by this.")] = None,
-    rank: Annotated[int | None, typer.Option(help="Give every layer this rank, where it saves.")] = None,
-    vbmf: Annotated[bool, typer.Option("--vbmf", help="Keep what stands out from noise in each layer.")] = False,
+    energy: Annotated[float | None, options.ranks(help="Keep this share of each layer's Σσ².")] = None,
+    ratio: Annotated[float | None, options.ranks(help="Divide each layer's parameters by this.")] = None,
+    rank: Annotated[int | None, options.ranks(help="Give every layer this rank, where it saves.")] = None,
+    vbmf: Annotated[bool, options.ranks("--vbmf", help="Keep what stands out from noise in each layer.")] = False,
     budget: Annotated[
         str | None,
-        typer.Option(
+        options.ranks(
             metavar="UNIT=AMOUNT",
             help="Best ranks within params=50% or 1.2M, nbytes=10MB, macs=40%, latency=60% or 5ms; "
             "params=20%,40%,60% with --dry-run.",
@@ -67,20 +67,20 @@ def compress(
     ] = None,
     rank_rule: Annotated[
         str | None,
-        typer.Option(metavar="RULE", help="Any rule by name: energy:0.8, ratio:4, rank:16, vbmf, budget:params=50%."),
+        options.ranks(metavar="RULE", help="Any rule by name: energy:0.8, ratio:4, rank:16, vbmf, budget:params=50%."),
     ] = None,
     objective: Annotated[
         str | None,
-        typer.Option(
+        options.ranks(
             help="Predicts losses: relative-energy, energy, log-energy, scaled-log-energy, operator-norm, fisher, "
             "sensitivity (measured).",
             show_default="fisher with --calibrate and a network, else scaled-log-energy",
         ),
     ] = None,
-    plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Do what a plan file says.")] = None,
+    plan: Annotated[Path | None, options.ranks(metavar="FILE", help="Do what a plan file says.")] = None,
     layer: Annotated[
         list[str] | None,
-        typer.Option(
+        options.ranks(
             metavar="GLOB=RULE",
             help="Rule of some layers: energy:0.8, ratio:4, rank:16, vbmf or keep; the last match wins.",
         ),
@@ -90,62 +90,71 @@ def compress(
     output: options.Output = None,
     round_to: Annotated[
         int | None,
-        typer.Option(
+        options.ranks(
             help="Round ranks up to a multiple, where that still saves.",
             show_default="8 for convolutions in ONNX, whose runtimes block channels so; else 1",
         ),
     ] = None,
     force_factorize: Annotated[
-        bool, typer.Option("--force-factorize", help="Also where it saves nothing, to check a program at full rank.")
+        bool, options.ranks("--force-factorize", help="Also where it saves nothing, to check a program at full rank.")
     ] = False,
     svd: Annotated[
         str,
-        typer.Option(help="auto, exact, gram, or a sketch: randomized, subspace, srft, row-extraction, single-pass."),
+        options.factors(
+            help="auto, exact, gram, or a sketch: randomized, subspace, srft, row-extraction, single-pass."
+        ),
     ] = "auto",
-    oversample: Annotated[int, typer.Option(help="Sketch vectors beyond the rank.")] = 10,
-    power_iterations: Annotated[int, typer.Option(help="Power iterations of a sketch.")] = 2,
+    oversample: Annotated[int, options.factors(help="Sketch vectors beyond the rank.")] = 10,
+    power_iterations: Annotated[int, options.factors(help="Power iterations of a sketch.")] = 2,
     tolerance: Annotated[
-        float, typer.Option(help="Share by which errors may exceed the best possible; inf leaves sketches unchecked.")
+        float,
+        options.factors(help="Share by which errors may exceed the best possible; inf leaves sketches unchecked."),
     ] = 1e-3,
-    dtype: Annotated[str, typer.Option(help="Of the factors: keep, float32, float64, float16 or bfloat16.")] = "keep",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and what it would save.")] = False,
+    dtype: Annotated[
+        str, options.factors(help="Of the factors: keep, float32, float64, float16 or bfloat16.")
+    ] = "keep",
+    dry_run: Annotated[bool, options.output("--dry-run", help="Show the plan and what it would save.")] = False,
     save_plan: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the plan, to edit and pass to --plan.")
+        Path | None, options.output(metavar="FILE", help="Write the plan, to edit and pass to --plan.")
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", help="Draw size against predicted loss, for several budgets, or against the metric."),
+        options.output("--plot", help="Draw size against predicted loss, for several budgets, or against the metric."),
     ] = None,
-    min_ratio: Annotated[float | None, typer.Option(help="Exit with 3 if the result is less times smaller.")] = None,
-    max_error: Annotated[float | None, typer.Option(help="Exit with 3 if a layer's relative error is larger.")] = None,
+    min_ratio: Annotated[float | None, options.output(help="Exit with 3 if the result is less times smaller.")] = None,
+    max_error: Annotated[
+        float | None, options.output(help="Exit with 3 if a layer's relative error is larger.")
+    ] = None,
     keep_optimizer: Annotated[
-        bool, typer.Option("--keep-optimizer", help="Keep an optimizer state that no longer fits.")
+        bool, options.output("--keep-optimizer", help="Keep an optimizer state that no longer fits.")
     ] = False,
     network: options.Network = None,
     model_arg: options.ModelArg = None,
     input_shape: options.InputShape = None,
-    latency: Annotated[bool, typer.Option("--latency", help="Time dense against factorized on this machine.")] = False,
+    latency: Annotated[
+        bool, options.network("--latency", help="Time dense against factorized on this machine.")
+    ] = False,
     min_speedup: Annotated[
-        float | None, typer.Option(help="Leave layers whole whose factors are not so many times faster here.")
+        float | None, options.ranks(help="Leave layers whole whose factors are not so many times faster here.")
     ] = None,
     calibrate: Annotated[
         str | None,
-        typer.Option(
+        options.calibration(
             metavar="SPEC",
             help="Choose by what layers make of examples, without labels: file.npz and the like, as --data takes them, "
             "with --model or of a program; or what --save-statistics wrote.",
         ),
     ] = None,
     calibration_samples: Annotated[
-        int | None, typer.Option(min=1, help="Examples of --calibrate, picked at random.", show_default="1024")
+        int | None, options.calibration(min=1, help="Examples of --calibrate, picked at random.", show_default="1024")
     ] = None,
     calibration_memory: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Of what --calibrate gathers at a time: 500MB.", show_default="2GiB"),
+        options.calibration(metavar="SIZE", help="Of what --calibrate gathers at a time: 500MB.", show_default="2GiB"),
     ] = None,
     reconstruct: Annotated[
         int,
-        typer.Option(
+        options.calibration(
             metavar="STEPS",
             min=0,
             help="After --calibrate, train on its examples, without labels, to put out what the dense network does.",
@@ -153,11 +162,13 @@ def compress(
     ] = 0,
     save_statistics: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.safetensors", help="Write what --calibrate saw, to give to --calibrate later."),
+        options.calibration(
+            metavar="FILE.safetensors", help="Write what --calibrate saw, to give to --calibrate later."
+        ),
     ] = None,
     correct: Annotated[
         str | None,
-        typer.Option(
+        options.calibration(
             metavar="NAMES",
             help="What --calibrate makes up for: none, or some of bias, sequential, residual, refit, response.",
             show_default="all",
@@ -165,7 +176,7 @@ def compress(
     ] = None,
     max_drop: Annotated[
         float | None,
-        typer.Option(
+        options.bound(
             metavar="D",
             help="As small as the metric allows on validation data: D points of accuracy, or D of another metric's "
             "units. Needs --model and --data, and tunes on the way.",
@@ -173,7 +184,7 @@ def compress(
     ] = None,
     strategy: Annotated[
         str | None,
-        typer.Option(
+        options.bound(
             help="Of --max-drop: global, adaptive, uniform, selective, avoid-critical, ratio or energy.",
             show_default="global",
         ),
@@ -182,7 +193,7 @@ def compress(
     val: options.Val = None,
     val_fraction: options.ValFraction = 0.1,
     test: Annotated[
-        str | None, typer.Option(metavar="SPEC", help="Test set, looked at once, after everything is decided.")
+        str | None, options.bound(metavar="SPEC", help="Test set, looked at once, after everything is decided.")
     ] = None,
     mean: options.Mean = None,
     std: options.Std = None,
@@ -195,21 +206,21 @@ def compress(
     teacher_share: options.TeacherShare = None,
     optimizer: options.Optimizer = "adamw",
     lr: options.Lr = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the training set in each brief fine-tune.")] = 3,
-    steps: Annotated[int | None, typer.Option(help="Steps of each brief fine-tune, in place of epochs.")] = None,
+    epochs: Annotated[int, options.bound(help="Passes over the training set in each brief fine-tune.")] = 3,
+    steps: Annotated[int | None, options.bound(help="Steps of each brief fine-tune, in place of epochs.")] = None,
     batch_size: options.BatchSize = None,
     amp: options.Amp = "auto",
     freeze_batchnorm: options.FreezeBatchnorm = False,
     workers: options.Workers = 0,
     log: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Append a line of JSON for each network that was tried.")
+        Path | None, options.bound(metavar="FILE", help="Append a line of JSON for each network that was tried.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what --log holds.")] = False,
+    resume: Annotated[bool, options.bound("--resume", help="Go on with what --log holds.")] = False,
     key: options.Key = None,
     trust: options.Trust = False,
     device: options.Device = "cpu",
     threads: options.Threads = None,
-    seed: Annotated[int, typer.Option(help="Of all sketches: same seed, same bytes.")] = 0,
+    seed: Annotated[int, options.factors(help="Of all sketches: same seed, same bytes.")] = 0,
     json: options.Json = False,
     quiet: options.Quiet = False,
     force: options.Force = False,

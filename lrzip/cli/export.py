@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.text import Text
 
 from lrzip.cli import options
@@ -29,7 +28,9 @@ def export(
     model: options.Model = None,
     to: Annotated[
         str,
-        typer.Option("--to", help="safetensors, state-dict, dense (multiplied back), onnx or pt2.", show_default=False),
+        options.output(
+            "--to", help="safetensors, state-dict, dense (multiplied back), onnx or pt2.", show_default=False
+        ),
     ] = ...,  # type: ignore[assignment]
     output: options.Output = None,
     network: options.Network = None,

@@ -14,6 +14,7 @@ from lrzip.cli.compress import compress
 from lrzip.cli.console import close_stdout, printable, replace_unprintable
 from lrzip.cli.export import export
 from lrzip.cli.finetune import finetune
+from lrzip.cli.grouping import Grouped
 from lrzip.errors import LrzipError, UsageError
 
 app = typer.Typer(
@@ -25,12 +26,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(epilog="Example: lrzip analyze model.pt --energy 0.9 --sort parameters")(analyze)
-app.command(epilog="Example: lrzip compress model.pt --energy 0.95 --skip conv1 -o small.pt")(compress)
+app.command(cls=Grouped, epilog="Example: lrzip analyze model.pt --energy 0.9 --sort parameters")(analyze)
+app.command(cls=Grouped, epilog="Example: lrzip compress model.pt --energy 0.95 --skip conv1 -o small.pt")(compress)
 app.command(
+    cls=Grouped,
     epilog="Example: lrzip finetune small.pt --model nets:Net --data images.npz --epochs 3 -o tuned.pt",
 )(finetune)
-app.command(epilog="Example: lrzip export model.lrzip.pt --to dense -o dense.pt")(export)
+app.command(cls=Grouped, epilog="Example: lrzip export model.lrzip.pt --to dense -o dense.pt")(export)
 
 
 def _version(value: bool) -> None:

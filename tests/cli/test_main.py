@@ -25,6 +25,16 @@ def test_every_command_has_help_with_an_example_and_stands_in_the_readme(command
     assert f"lrzip {command} " in README.read_text()
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_lists_every_option_under_a_heading(command: str) -> None:
+    before, _, rest = run(command, "--help").stdout.decode().partition("\nHelp:\n")
+    assert [line.split()[:2] for line in rest.splitlines() if line.startswith("  -")] == [["-h,", "--help"]]
+    headings = [line for line in before.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert headings[0] == "Arguments:"
+    assert {"Output:", "Network and file:"} <= set(headings)
+    assert len(headings) == len(set(headings))
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["compress", "--help"]])
 def test_help_imports_neither_torch_nor_numpy(arguments: list[str]) -> None:
     code = (
