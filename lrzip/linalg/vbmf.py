@@ -15,9 +15,14 @@ one minimum lies there, and Newton's method from the left ends in it.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+Array = npt.NDArray[Any]
 
 _EPS = torch.finfo(torch.float64).eps
 # Every step of the enclosure holds, so where it ends is a matter of cost alone, not of how exact the minimum becomes.
@@ -62,18 +67,21 @@ def noise_rank(values: Tensor, shape: tuple[int, int], *, residual: float = 0.0)
     scale = float(values[0])
     if scale == 0:
         return NoiseRank(0, 0.0, values[:0])
-    squares = (values / scale).square()
-    squares = torch.where(squares > length * _EPS, squares, 0)
+    # Arrays are short, so that what counts is the overhead of each operation, which NumPy has less of.
+    squares = (values.numpy() / scale) ** 2
+    squares = np.where(squares > length * _EPS, squares, 0)
     rest = residual / scale / scale
     alpha = size / length
     threshold = _threshold(alpha)
     low, high = _bounds(squares, rest, size, alpha, threshold)
-    head = int((squares > threshold * low).sum())
-    energy = _FreeEnergy(squares[:head], float(squares[head:].sum()) + rest, size, alpha, threshold)
+    head = _count_above(squares, threshold * low)
+    tails = np.append(squares[:head][::-1].cumsum()[::-1], 0.0) + float(squares[head:].sum()) + rest
+    energy = _FreeEnergy(squares[:head], tails, size, alpha, threshold)
     level = _minimize(energy, low, high) if low else 0.0
-    rank = int(energy.ranks(torch.tensor(level, dtype=torch.float64)))
+    rank = energy.rank(level)
     kept = squares[:rank]
-    return NoiseRank(rank, level / length * scale * scale, values[:rank] * _signals(kept, level, alpha) / kept)
+    shrunk = torch.from_numpy(_signals(kept, level, alpha) / kept)
+    return NoiseRank(rank, level / length * scale * scale, values[:rank] * shrunk)
 
 
 def _threshold(alpha: float) -> float:
@@ -89,7 +97,7 @@ def _threshold(alpha: float) -> float:
     return (1 + tau) * (1 + alpha / tau)
 
 
-def _bounds(squares: Tensor, rest: float, size: int, alpha: float, threshold: float) -> tuple[float, float]:
+def _bounds(squares: Array, rest: float, size: int, alpha: float, threshold: float) -> tuple[float, float]:
     """Return an interval that holds the best c. It begins at 0 only where the best c is 0: there is no noise at all."""
     most = min(math.ceil(size / (1 + alpha)) - 1, len(squares))
     tail = float(squares[most:].sum()) + rest
@@ -98,98 +106,104 @@ def _bounds(squares: Tensor, rest: float, size: int, alpha: float, threshold: fl
     return min(low, high), high
 
 
-def _signals(squares: Tensor, level: Tensor | float, alpha: float) -> Tensor:
+def _count_above(squares: Array, limit: float) -> int:
+    """Return how many of some descending numbers are above a limit."""
+    return int((-squares).searchsorted(-limit))
+
+
+def _signals(squares: Array, level: Array | float, alpha: float) -> Array:
     """Return c τ for γ², the larger root t of t² − (γ² − (1 + α) c) t + α c² = 0."""
     twice = squares - (1 + alpha) * level
-    return (twice + (twice * twice - 4 * alpha * level * level).clamp(min=0).sqrt()) / 2
+    roots: Array = (twice + np.sqrt(np.maximum(twice * twice - 4 * alpha * level * level, 0))) / 2
+    return roots
 
 
 @dataclass(frozen=True)
 class _FreeEnergy:
-    """Twice the free energy over M, as a function of the noise level c; `levels` are (count,), `ranks` too.
+    """Twice the free energy over M, as a function of the noise level c; `levels` and `ranks` are (count, 1).
 
     Attributes:
         squares: (head,) γ², descending, those that may be above the threshold.
-        rest: Sum of all other γ².
+        tails: (head + 1,) sums of all γ² from each of them on; the last is of all others.
         size: L.
         alpha: α.
         threshold: x̲.
     """
 
-    squares: Tensor
-    rest: float
+    squares: Array
+    tails: Array
     size: int
     alpha: float
     threshold: float
 
-    def ranks(self, levels: Tensor) -> Tensor:
+    def rank(self, level: float) -> int:
         """Return how many singular values are kept."""
-        return (self.squares > self.threshold * levels[..., None]).sum(-1)
+        return _count_above(self.squares, self.threshold * level)
 
-    def values(self, levels: Tensor) -> Tensor:
+    def values(self, levels: Array) -> Array:
         """Return f (count,)."""
-        kept = self._kept(self.ranks(levels))
-        tau = _signals(self.squares, levels[:, None], self.alpha) / levels[:, None]
-        alpha = self.alpha
-        signal = 1 + alpha + alpha / tau + torch.log1p(tau) + alpha * torch.log1p(tau / alpha)
-        terms = torch.where(kept, signal, self.squares / levels[:, None])
-        return self.size * levels.log() + self.rest / levels + terms.sum(-1)
+        ranks = np.array([[self.rank(level)] for level in levels[:, 0]])
+        kept = self._kept(ranks)
+        with np.errstate(all="ignore"):  # of those that are not kept
+            tau = _signals(self.squares, levels, self.alpha) / levels
+            alpha = self.alpha
+            signal = 1 + alpha + alpha / tau + np.log1p(tau) + alpha * np.log1p(tau / alpha)
+        found: Array = self.size * np.log(levels) + self.tails[ranks] / levels
+        found += np.where(kept, signal, 0).sum(-1, keepdims=True)
+        return found[:, 0]
 
-    def noise(self, levels: Tensor, ranks: Tensor) -> Tensor:
-        """Return L R(c) = Σ (γ² − c τ) (count,) with given ranks, free of cancellation."""
-        level = levels[:, None]
-        _, others = self._roots(level)
-        energies = torch.where(self._kept(ranks), (1 + self.alpha) * level + others, self.squares)
-        return energies.sum(-1) + self.rest
+    def noise_at(self, level: float) -> float:
+        """Return L R(c) = Σ (γ² − c τ), free of cancellation."""
+        rank = self.rank(level)
+        signals = _signals(self.squares[:rank], level, self.alpha)
+        others = self.alpha * level * (level / signals)
+        return (1 + self.alpha) * level * rank + float(others.sum()) + float(self.tails[rank])
 
-    def noise_slopes(self, levels: Tensor, ranks: Tensor) -> Tensor:
-        """Return the derivative of `noise` by c (count,)."""
-        level = levels[:, None]
-        signals, others = self._roots(level)
-        slopes = (1 + self.alpha) + (2 * self.alpha * level + (1 + self.alpha) * others) / (signals - others)
-        return torch.where(self._kept(ranks), slopes, 0).sum(-1)
+    def noise(self, levels: Array, ranks: Array) -> tuple[Array, Array]:
+        """Return L R(c) with given ranks, and its derivative by c, both (count, 1)."""
+        kept = self._kept(ranks)
+        with np.errstate(all="ignore"):  # of those that are not kept
+            signals = _signals(self.squares, levels, self.alpha)
+            others = self.alpha * levels * (levels / signals)  # c α / τ; both sum up to γ² − (1 + α) c
+            slopes = (2 * self.alpha * levels + (1 + self.alpha) * others) / (signals - others)
+        share = (1 + self.alpha) * ranks
+        noise = share * levels + np.where(kept, others, 0).sum(-1, keepdims=True) + self.tails[ranks]
+        return noise, share + np.where(kept, slopes, 0).sum(-1, keepdims=True)
 
-    def _roots(self, level: Tensor) -> tuple[Tensor, Tensor]:
-        """Return c τ and c α / τ, which sum up to γ² − (1 + α) c."""
-        signals = _signals(self.squares, level, self.alpha)
-        return signals, self.alpha * level * (level / signals)
-
-    def _kept(self, ranks: Tensor) -> Tensor:
-        return torch.arange(len(self.squares)) < ranks[:, None]
+    def _kept(self, ranks: Array) -> Array:
+        kept: Array = np.arange(len(self.squares)) < ranks
+        return kept
 
 
 def _minimize(energy: _FreeEnergy, low: float, high: float) -> float:
     """Return the c in [low, high] with the least free energy."""
-    levels = _enclose(energy, torch.tensor([low, high], dtype=torch.float64))
-    most, least = energy.ranks(levels).tolist()
-    ranks = torch.arange(least, most + 1)
-    edges = torch.cat([levels[1:], energy.squares / energy.threshold, levels[:1]]).clamp(levels[0], levels[1])
-    found = _climb(energy, ranks, edges[ranks + 1], edges[ranks])
-    return float(found[energy.values(found).argmin()])
+    low, high = _enclose(energy, low, high)
+    ranks = np.arange(energy.rank(high), energy.rank(low) + 1)
+    edges = np.concatenate([[high], energy.squares / energy.threshold, [low]]).clip(low, high)
+    found = _climb(energy, ranks[:, None], edges[ranks + 1][:, None], edges[ranks][:, None])
+    return float(found[energy.values(found).argmin(), 0])
 
 
-def _enclose(energy: _FreeEnergy, levels: Tensor) -> Tensor:
-    """Narrow (low, high) around all fixed points of R between them, until few pieces are left or it moves no more."""
+def _enclose(energy: _FreeEnergy, low: float, high: float) -> tuple[float, float]:
+    """Narrow an interval around all fixed points of R in it, until few pieces are left or it moves no more."""
     settled = False
-    while not settled:
-        most, least = energy.ranks(levels).tolist()
-        if most - least < _FEW_PIECES:
-            break
+    while not settled and energy.rank(low) - energy.rank(high) >= _FEW_PIECES:
         # Sorted, because rounding can swap the ends of an interval of no width.
-        narrowed = (energy.noise(levels, energy.ranks(levels)) / energy.size).sort().values
-        settled = bool(((narrowed - levels).abs() <= _STILL * levels).all())
-        levels = narrowed
-    return levels
+        ends = sorted(energy.noise_at(level) / energy.size for level in (low, high))
+        settled = abs(ends[0] - low) <= _STILL * low and abs(ends[1] - high) <= _STILL * high
+        low, high = ends
+    return low, high
 
 
-def _climb(energy: _FreeEnergy, ranks: Tensor, left: Tensor, right: Tensor) -> Tensor:
+def _climb(energy: _FreeEnergy, ranks: Array, left: Array, right: Array) -> Array:
     """Return the minimum of each piece [left, right] with a given rank, or some point of it where it has none.
 
     The tangent of a concave function lies above it, so Newton's method never passes the root from the left.
     """
     found, moved = left, True
     while moved:
-        step = (energy.noise(found, ranks) - energy.size * found) / (energy.size - energy.noise_slopes(found, ranks))
-        before, found = found, (found + step.clamp(min=0)).minimum(right)
+        noise, slopes = energy.noise(found, ranks)
+        step = (noise - energy.size * found) / (energy.size - slopes)
+        before, found = found, np.minimum(found + np.maximum(step, 0), right)
         moved = bool((found - before > 4 * _EPS * found).any())
     return found
