@@ -80,9 +80,8 @@ def _interlaced(matrix: Tensor, columns: Tensor, basis: Tensor, rank: int, scale
     vectors = basis @ rotation[:, :rank]
     energy = squared_norm(columns)
     error = squared_residual(columns, image @ rotation[:, :rank], vectors.mT)
-    missed = (
-        max(error - interlacing_bound(squares.sqrt(), rank), 0.0) if error > attainable(basis.dtype, energy) else 0.0
-    )
+    as_good_as_none = error <= attainable(basis.dtype, energy)
+    missed = 0.0 if as_good_as_none else max(error - interlacing_bound(squares.sqrt(), rank), 0.0)
     return _subspace(matrix, squares[:rank], vectors, energy, missed / rank, scale)
 
 
