@@ -10,7 +10,8 @@ singular values, or the largest layer of each shape in a checkpoint, at a quarte
 Methods take turns within each repetition, so that drifts of the machine hit all alike, and the best run counts; one
 that takes five times as long as `torch.linalg.svd` runs once. There is a pause before each, since idle threads of the
 one before spin on for a while. The excess is the Frobenius error over the optimum (Eckart & Young 1936), minus 1, in
-float64. With `--device`, times include transfers from and to the CPU; scikit-learn and scipy stay there. Writes `truncated_svd.md` and `truncated_svd.png` into `--output`.
+float64. With `--device`, times include transfers from and to the CPU; scikit-learn and scipy stay there. Writes
+`truncated_svd.md` and `truncated_svd.png` into `--output`.
 """
 
 import argparse
