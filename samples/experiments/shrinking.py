@@ -1,6 +1,6 @@
 """Make a trained network smaller in stages: factorized for a budget, tuned with the whole one as its teacher.
 
-Each stage begins with what the one before came to, its factors multiplied back.
+Each stage begins with what an earlier one came to, its factors multiplied back.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,10 +34,12 @@ class Stage:
     Attributes:
         budget: Of the network, as `lrzip compress --budget` takes it.
         steps: Of tuning.
+        after: The number, from 1 on, of the stage whose network it begins with; by default the one before.
     """
 
     budget: str
     steps: int
+    after: int | None = None
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,10 @@ def shrink(build: Callable[[], nn.Module], dense: nn.Module, recipe: Recipe, dat
             torch.save(dense.state_dict(), path)
         for number, stage in enumerate(recipe.stages, 1):
             start = process_time()
-            small, tuned, steps = _stage(build, folder, number, stage, recipe, data)
+            after = number - 1 if stage.after is None else stage.after
+            small, tuned, steps = _stage(build, folder, (after, number), stage, recipe, data)
             row = {
+                "after": after,
                 "budget": stage.budget,
                 "steps": steps,
                 "parameters": parameters(tuned),
@@ -135,10 +139,14 @@ def shrink(build: Callable[[], nn.Module], dense: nn.Module, recipe: Recipe, dat
 
 
 def _stage(
-    build: Callable[[], nn.Module], folder: Path, number: int, stage: Stage, recipe: Recipe, data: Data
+    build: Callable[[], nn.Module], folder: Path, numbers: tuple[int, int], stage: Stage, recipe: Recipe, data: Data
 ) -> tuple[nn.Module, nn.Module, int]:
-    """Return a stage's network before and after tuning, and how many steps that took."""
-    source = folder / f"{number - 1}.pt"
+    """Return a stage's network before and after tuning, and how many steps that took.
+
+    Its files have the second number; it begins with the network of the first.
+    """
+    after, number = numbers
+    source = folder / f"{after}.pt"
     small = lrzip.factorize(
         load(build, source),
         budget=stage.budget,
@@ -169,20 +177,20 @@ def _stage(
 def told(recipe: Recipe, results: Results) -> str:
     """Return what a reader of the tables has to know of the way to them."""
     cut = [
-        f"Stage {row['budget']} was interrupted after {row['steps']} of {stage.steps} steps, at a high rate. "
+        f"Stage {row['budget']} was interrupted after {row['steps']:,} of {stage.steps:,} steps. "
         for stage, row in zip(recipe.stages, results["rows"], strict=True)
         if row["steps"] < stage.steps
     ]
     settings, samples = recipe.settings, recipe.calibration.samples if recipe.calibration else 0
+    epoch, share = (50_000 - VALIDATION) // (settings.batch_size or 1), recipe.teaching.share
+    goal = "the logits of the whole network" + (f" ({share:.0%}) and to labels" if share < 1 else ", without labels")
     return f"""
-Each stage takes the network of the one before, its factors multiplied back, and factorizes it for the budget, with
+Each stage takes the network of an earlier one, its factors multiplied back, and factorizes it for the budget, with
 {samples:,} training images that calibrate without labels. Then AdamW tunes, at {settings.lr} with a
-cosine, in bfloat16, batches of {settings.batch_size} shifted and mirrored images to the logits of the whole network,
-without labels. {VALIDATION:,} of the training images are held back, and the state after the epoch (of
-{(50_000 - VALIDATION) // (settings.batch_size or 1)} steps) that is best on them is kept; the validation columns are
-accuracy on them before and after tuning. Test images were looked at once for each network in the table, at its end, and
-nothing was chosen by them. The schedule is short, a few epochs a stage. {"".join(cut)}The times are
-CPU time of one thread, calibration and validation included.
+cosine, in bfloat16, batches of {settings.batch_size} shifted and mirrored images to {goal}. {VALIDATION:,} of the
+training images are held back, and the state after the epoch (of {epoch} steps) that is best on them is kept; the
+validation columns are accuracy on them before and after tuning. Test images were looked at once for each network in the
+table, at its end. {"".join(cut)}The times are CPU time of one thread, calibration and validation included.
 """.strip()
 
 
@@ -190,12 +198,14 @@ def stages_table(results: Results) -> str:
     """Return a row for each stage."""
     whole, rows = results["dense"], results["rows"]
     minutes = accumulate(row["cpu seconds"] / 60 for row in rows)
-    header = ("budget", "parameters", "smaller", "steps", "val. before", "val. after", "test", "CPU minutes so far")
-    cells = [["whole", f"{whole['parameters']:,}", "", "", "", "", f"{whole['test']:.2f}", ""]]
-    for row, so_far in zip(rows, minutes, strict=True):
+    columns = ("after", "budget", "parameters", "smaller", "steps", "val. before", "val. after", "test")
+    header = ("stage", *columns, "CPU minutes so far")
+    cells = [["0", "", "whole", f"{whole['parameters']:,}", "", "", "", "", f"{whole['test']:.2f}", ""]]
+    for number, (row, so_far) in enumerate(zip(rows, minutes, strict=True), 1):
         scores = (f"{row[name]:.2f}" for name in ("validation before", "validation", "test"))
         smaller = f"{whole['parameters'] / row['parameters']:.2f}×"
-        cells.append([row["budget"], f"{row['parameters']:,}", smaller, str(row["steps"]), *scores, f"{so_far:.1f}"])
+        sizes = (row["budget"], f"{row['parameters']:,}", smaller, f"{row['steps']:,}")
+        cells.append([str(number), str(row["after"]), *sizes, *scores, f"{so_far:.1f}"])
     return table(header, cells)
 
 
