@@ -233,8 +233,12 @@ def draw_beside(results: Results, published: Sequence[Published], figure: Figure
     smaller = [1, *(whole["parameters"] / row["parameters"] for row in results["rows"])]
     tests = [whole["test"], *(row["test"] for row in results["rows"])]
     left, right = figure.subplots(1, 2)
-    left.plot(smaller, tests, marker="o", markersize=4, label="lrzip")
-    right.plot(smaller, [test - whole["test"] for test in tests], marker="o", markersize=4, label="lrzip")
+    changes = [test - whole["test"] for test in tests]
+    for number, row in enumerate(results["rows"], 1):
+        ends = row["after"], number  # a line from the network that a stage began with
+        for axes, heights in ((left, tests), (right, changes)):
+            x, y = ([values[end] for end in ends] for values in (smaller, heights))
+            axes.plot(x, y, marker="o", markersize=4, color="C0", label="lrzip" if number == 1 else None)
     for number, one in enumerate(published):
         for axes, height in ((left, one.test), (right, one.test - one.dense)):
             axes.plot(one.smaller, height, "x", color="C1", label=None if number else "published")
@@ -242,6 +246,6 @@ def draw_beside(results: Results, published: Sequence[Published], figure: Figure
             axes.annotate(one.name, (one.smaller, height), offset, textcoords="offset points", fontsize="small")
     for axes, title in ((left, "test accuracy, %"), (right, "change of test accuracy, points")):
         axes.set(xlabel="times fewer parameters", ylabel=title)
-        axes.margins(x=0.12)
+        axes.margins(x=0.2)
         axes.grid(alpha=0.3)
         axes.legend(loc="lower left")
