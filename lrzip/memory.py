@@ -22,7 +22,7 @@ def keep_freed_blocks() -> None:
 
     The activations of a network are the same blocks batch after batch. With glibc's own thresholds they went back and
     came anew, page by page, in every step: without that, those of a ResNet-20 took half of the time in float32, and
-    three quarters in bfloat16.
+    two thirds in bfloat16.
     """
     _set_thresholds(own_mapping=_ALL, trim=_ALL)
 
