@@ -13,7 +13,7 @@ import lrzip
 from lrzip.errors import LrzipError, UsageError
 from lrzip.factors import Chain, compose, find_chains
 from lrzip.files.atomic import check_output
-from lrzip.formats import FORMATS, Checkpoint, create, not_carried, open_checkpoint, output_format
+from lrzip.formats import FORMATS, Checkpoint, Nested, create, not_carried, open_checkpoint, output_format
 from lrzip.formats.module import ModuleFile
 from lrzip.formats.program import ProgramFile
 from lrzip.inference import match
@@ -127,7 +127,7 @@ def export(
         if to == "dense" and not chains:
             settle = f" `{doubtful[0]}` may be factors; `--model` settles it." if doubtful else " It is dense already."
             raise LrzipError(f"`{path}` has no factorized layers to multiply back.{settle}")
-        view = checkpoint.bare() if to == "state-dict" else checkpoint
+        view = checkpoint.bare() if to == "state-dict" and isinstance(checkpoint, Nested) else checkpoint
         lost = not_carried(format_, view, optimizer=bool(chains))
         bared = {name: "a bare state_dict has no place for it" for name in checkpoint.others if name not in view.others}
         layout = _layout(checkpoint.tensors(), chains)

@@ -106,18 +106,19 @@ class Checkpoint(Source, Protocol):
         """Yield the bytes of one tensor, little-endian and contiguous, of any dtype."""
         ...
 
-    def bare(self) -> "Checkpoint":
-        """Return the same tensors without the entries around them."""
-        ...
-
-    def compare(self, output: Path) -> Sequence[Difference]:
-        """Run this and what was made of it on the same random inputs; empty where there is nothing to run."""
-        ...
-
     def __enter__(self) -> Self: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
     ) -> None: ...
+
+
+@runtime_checkable
+class Nested(Protocol):
+    """A checkpoint whose tensors may have other entries around them."""
+
+    def bare(self) -> Checkpoint:
+        """Return the same tensors without these."""
+        ...
 
 
 @runtime_checkable
@@ -149,6 +150,14 @@ class Runnable(Protocol):
 
         Returns:
             None where that cannot be told.
+        """
+        ...
+
+    def compare(self, output: Path) -> Sequence[Difference]:
+        """Run this and what was made of it on the same inputs; empty where there are none, or output is no program.
+
+        Raises:
+            NotCompared: They cannot be run.
         """
         ...
 

@@ -68,10 +68,6 @@ class OnnxFile:
         """Yield the bytes of one tensor."""
         return chunks_of(self.path, self._stored[name])
 
-    def bare(self) -> Self:
-        """Return itself: the graph is not among the tensors."""
-        return self
-
     def refuse_replacing(self, format_: str) -> None:
         """Refuse another format: weights of a graph whose nodes go with them are of no use."""
         if format_ != self.format:

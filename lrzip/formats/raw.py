@@ -14,7 +14,6 @@ from lrzip.inference import find_layers
 from lrzip.layers import Keep, Layer, TensorSpec
 from lrzip.modules import Architecture
 from lrzip.plan import Entry
-from lrzip.report import Difference
 
 
 def refuse_other_dtypes(source: Checkpoint, layout: Sequence[Entry]) -> None:
@@ -77,15 +76,6 @@ class RawFile:
     def chunks(self, name: str) -> Iterator[memoryview]:
         """Yield the bytes of one tensor."""
         return self.raw[name].chunks(self.path)
-
-    def bare(self) -> Self:
-        """Return itself: other formats take nothing but the tensors."""
-        return self
-
-    def compare(self, output: Path) -> Sequence[Difference]:
-        """Return nothing: weights alone cannot be run."""
-        del output
-        return ()
 
     def __enter__(self) -> Self:
         return self

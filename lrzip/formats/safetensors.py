@@ -19,7 +19,6 @@ from lrzip.inference import find_layers
 from lrzip.layers import Keep, Layer, TensorSpec
 from lrzip.modules import Architecture
 from lrzip.plan import Entry
-from lrzip.report import Difference
 
 _CHUNK = 1 << 23
 
@@ -82,15 +81,6 @@ class SafetensorsFile:
         for position in range(start, end, _CHUNK):
             self._file.seek(position)
             yield memoryview(self._file.read(min(end - position, _CHUNK)))
-
-    def bare(self) -> Self:
-        """Return itself: there is nothing around the tensors."""
-        return self
-
-    def compare(self, output: Path) -> Sequence[Difference]:
-        """Return nothing: weights alone cannot be run."""
-        del output
-        return ()
 
     def __enter__(self) -> Self:
         return self

@@ -18,7 +18,6 @@ from lrzip.inference import find_layers, is_parameter
 from lrzip.layers import Keep, Layer, TensorSpec
 from lrzip.modules import Architecture
 from lrzip.plan import Entry
-from lrzip.report import Difference
 
 _INDEX = "*.safetensors.index.json"
 
@@ -81,15 +80,6 @@ class ShardedFolder:
     def chunks(self, name: str) -> Iterator[memoryview]:
         """Yield the bytes of one tensor."""
         return self._shard_of[name].chunks(name)
-
-    def bare(self) -> Self:
-        """Return itself: there is nothing around the tensors."""
-        return self
-
-    def compare(self, output: Path) -> Sequence[Difference]:
-        """Return nothing: weights alone cannot be run."""
-        del output
-        return ()
 
     def __enter__(self) -> Self:
         return self

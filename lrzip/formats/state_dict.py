@@ -25,7 +25,6 @@ from lrzip.inference import find_layers
 from lrzip.layers import Keep, Layer, TensorSpec
 from lrzip.modules import Architecture
 from lrzip.plan import Entry
-from lrzip.report import Difference
 
 _PICKLE_LIMIT = 1 << 29
 
@@ -78,11 +77,6 @@ class StateDictFile:
         view = copy.copy(self)
         view.content, view.steps, view.key = self.state, (), ""
         return view
-
-    def compare(self, output: Path) -> Sequence[Difference]:
-        """Return nothing: weights alone cannot be run."""
-        del output
-        return ()
 
     def __enter__(self) -> Self:
         return self
