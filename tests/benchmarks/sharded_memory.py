@@ -1,6 +1,6 @@
 """Peak memory and CPU utilization of `lrzip compress` on a sharded transformer.
 
-    python tests/benchmarks/sharded_memory.py [--gigabytes 4] [--folder SCRATCH]
+    python -m tests.benchmarks.sharded_memory [--gigabytes 4] [--folder SCRATCH]
 
 Writes a bfloat16 checkpoint with the names of Llama, of this size and of a quarter of it, compresses both, each in a
 process of its own, and reads every tensor of the results. Peak memory beyond `import torch` may be six times the
@@ -14,15 +14,15 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
+
+from tests.benchmarks.processes import Usage, apart, usage_of
+from tests.benchmarks.tables import print_table
 
 # torch is imported only by the processes that need it: on Linux the peak memory of a child counts from that of the
 # process it was forked from, so this one has to stay small.
@@ -48,20 +48,6 @@ LAYER = {
 }
 ENDS = {"model.embed_tokens.weight": (VOCABULARY, WIDTH), "model.norm.weight": (WIDTH,)}
 HEAD = {"lm_head.weight": (VOCABULARY, WIDTH)}
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What a process took: wall and CPU time in seconds, and peak resident memory in bytes."""
-
-    seconds: float
-    cpu_seconds: float
-    peak: int
-
-    @property
-    def cores(self) -> float:
-        """Cores that were busy on average."""
-        return self.cpu_seconds / self.seconds
 
 
 @dataclass(frozen=True)
@@ -142,41 +128,6 @@ def failures_of(trial: Trial, torch: Usage) -> list[str]:
     if trial.usage.cores < CORES_LIMIT * cores:
         failures.append(f"{trial.layers} layers keep {trial.usage.cores:.2f} of {cores} cores busy.")
     return failures
-
-
-def usage_of(command: Sequence[str], output: Path | None = None) -> Usage:
-    """Run a command to its end, with its standard output in a file, and return what it took."""
-    start = perf_counter()
-    with Path(output or os.devnull).open("wb") as file:
-        process = subprocess.Popen(command, stdout=file)
-        try:
-            _, status, usage = os.wait4(process.pid, 0)
-        except BaseException:
-            process.kill()
-            raise
-    seconds = perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return Usage(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
-
-
-def apart(function: Any, *arguments: Any) -> None:
-    """Call a function in a process of its own."""
-    process = get_context("spawn").Process(target=function, args=arguments)
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise RuntimeError(f"`{function.__name__}` failed with exit code {process.exitcode}.")
-
-
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows under their columns, the first to the left and the others to the right."""
-    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
-    for first, *others in (columns, *rows):
-        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
-        print(first.ljust(widths[0]), *cells, sep="  ")
 
 
 def mebibytes(nbytes: float) -> str:

@@ -1,6 +1,6 @@
 """How long `lrzip` takes to start, against Python with torch alone.
 
-    python tests/benchmarks/startup.py [--runs 7] [--checkpoint model.pt] [--folder SCRATCH]
+    python -m tests.benchmarks.startup [--runs 7] [--checkpoint model.pt] [--folder SCRATCH]
 
 Times `import torch`, `lrzip --help`, a shell completion and `lrzip compress` of a small checkpoint, each as a process
 of its own, and tells whether help and completion import torch. Exits with 1 if a limit is exceeded.
@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+
+from tests.benchmarks.tables import print_table
 
 LRZIP = str(Path(sys.executable).with_name("lrzip"))
 SAMPLE = Path(__file__).parents[2] / "samples" / "digits.pt"
@@ -115,14 +117,6 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
     """Run a command to its end and return what it printed."""
     variables = {**os.environ, **(environment or {})}
     return subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
-
-
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows under their columns, the first to the left and the others to the right."""
-    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
-    for first, *others in (columns, *rows):
-        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
-        print(first.ljust(widths[0]), *cells, sep="  ")
 
 
 def verdict(failures: Sequence[str]) -> str:

@@ -11,39 +11,22 @@ are compared for all layers, errors for a few. Writes `whole_command.md` into `-
 
 import argparse
 import json
-import os
 import signal
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from time import perf_counter
 
 from tests.benchmarks.decaying_checkpoints import Shapes, bert, llama, many, write_checkpoint
 from tests.benchmarks.hardware import hardware, versions
+from tests.benchmarks.processes import Usage, apart, usage_of
 
 ENERGY = "0.9"
 RIVAL = Path(__file__).with_name("rival_script.py")
 COMPARED = 14  # layers whose errors are compared
 
 Ranks = Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What a process took: wall and CPU time in seconds, and peak resident memory in bytes."""
-
-    seconds: float
-    cpu_seconds: float
-    peak: int
-
-    @property
-    def cores(self) -> float:
-        """Cores that were busy on average."""
-        return self.cpu_seconds / self.seconds
 
 
 @dataclass(frozen=True)
@@ -151,33 +134,6 @@ def contest(
             usages[side].append(usage_of(commands[side], output if side == 0 else None))
     first, second = (min(taken, key=lambda usage: usage.seconds) for taken in usages)
     return first, second
-
-
-def usage_of(command: Sequence[str], output: Path | None = None) -> Usage:
-    """Run a command to its end, with its standard output in a file, and return what it took."""
-    start = perf_counter()
-    with Path(output or os.devnull).open("wb") as file:
-        process = subprocess.Popen(command, stdout=file)
-        try:
-            _, status, usage = os.wait4(process.pid, 0)
-        except BaseException:
-            process.kill()
-            raise
-    seconds = perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return Usage(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
-
-
-def apart(function: Callable[..., None], *arguments: object) -> None:
-    """Call a function in a process of its own."""
-    process = get_context("spawn").Process(target=function, args=arguments)
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise RuntimeError(f"`{function.__name__}` failed with exit code {process.exitcode}.")
 
 
 def stored_ranks(path: Path) -> Ranks:
