@@ -1,6 +1,6 @@
 """Leading singular subspaces from a sketch, for spectra that fall fast, and the proof of how good they are."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from math import ceil, inf, log
 
 import torch
@@ -42,15 +42,16 @@ def sketched_subspace(
         oversample: Columns of the sketch beyond the rank, 48 at least.
         generator: Source of sketch and probes, on the CPU.
     """
-    columns, scale = working(matrix)
-    n, dtype = columns.shape[1], columns.dtype
+    search = _Search(matrix, *working(matrix), rank)
+    columns, dtype = search.columns, search.columns.dtype
+    n = columns.shape[1]
     size = min(rank + max(oversample, _OVERSAMPLE), n)
     start = gaussian(n, size, generator=generator, dtype=dtype, device=matrix.device)
     squares, sketch = _applied(columns, start)
     allowed = max(tolerance * float(squares[rank:].sum()), attainable(dtype, float(squares.sum())))
     enough = _enough(squares, rank, allowed)
     if enough is not None:
-        found = _interlaced(matrix, columns, orthonormalize(sketch[:, :enough]), rank, scale)
+        found = search.interlaced(orthonormalize(sketch[:, :enough]))
         if found.excess(rank) <= tolerance:
             return found
     applications = _applications(squares, rank, 2 * allowed)
@@ -58,8 +59,65 @@ def sketched_subspace(
         return None
     for _ in range(applications - 1):
         _, sketch = _applied(columns, orthonormalize(sketch))
-    basis = orthonormalize(sketch[:, : rank + _KEPT])
-    return _refined(matrix, columns, basis, rank, tolerance, scale, generator)
+    return search.refined(orthonormalize(sketch[:, : rank + _KEPT]), tolerance, generator)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """For the leading `rank` singular vectors of the smaller side of a matrix.
+
+    Attributes:
+        matrix: A as it came.
+        columns: A or Aᵀ, tall, in the dtype to compute in and divided by `scale`.
+        scale: What keeps squares in range.
+        rank: How many vectors are wanted.
+    """
+
+    matrix: Tensor
+    columns: Tensor
+    scale: float
+    rank: int
+
+    def interlaced(self, basis: Tensor) -> Subspace:
+        """Return the leading vectors within a basis (n, size); what they miss, by interlacing."""
+        image = product(self.columns, basis)
+        squares, rotation = torch.linalg.eigh(gram(image, dtype=torch.float64))
+        squares, rotation = squares.flip(0).clamp(min=0), rotation.flip(1).to(basis.dtype)
+        vectors = basis @ rotation[:, : self.rank]
+        energy = squared_norm(self.columns)
+        error = squared_residual(self.columns, image @ rotation[:, : self.rank], vectors.mT)
+        as_good_as_none = error <= attainable(basis.dtype, energy)
+        missed = 0.0 if as_good_as_none else max(error - interlacing_bound(squares.sqrt(), self.rank), 0.0)
+        return self._found(squares[: self.rank], vectors, energy, missed / self.rank)
+
+    def refined(self, basis: Tensor, tolerance: float, generator: Generator) -> Subspace | None:
+        """Apply AᵀA in float64 until the leading Ritz vectors of a basis (n, size) are proven to be good enough."""
+        basis = orthonormalize(basis.double())
+        for _ in range(_PASSES):
+            projected, images, energy = _pass(self.columns, basis)
+            residual = images - basis @ projected
+            rest = rest_norm(self._squared, basis.to(self.columns.dtype), generator).upper
+            missed = ritz_gap(projected, residual.mT @ residual, rest, self.rank)
+            values, rotation = torch.linalg.eigh(projected)
+            squares = values[-self.rank :].flip(0).clamp(min=0)
+            vectors = (basis @ rotation[:, -self.rank :].flip(1)).to(self.columns.dtype)
+            slack = missed / self.rank + 2 * rounding(squares, torch.float64)
+            found = self._found(squares, vectors, energy, slack)
+            if found.excess(self.rank) <= tolerance:
+                return found
+            basis = orthonormalize(images)
+        return None
+
+    def _squared(self, x: Tensor) -> Tensor:
+        return product(self.columns.mT, product(self.columns, x))
+
+    def _found(self, squares: Tensor, vectors: Tensor, energy: float, slack: float) -> Subspace:
+        """Return what was found for A / scale, for A."""
+        shape, unscaled = (self.matrix.shape[0], self.matrix.shape[1]), energy * self.scale**2
+        floor = attainable(self.matrix.dtype, unscaled)
+        return Subspace(
+            squares.cpu() * self.scale**2, vectors, unscaled, shape, slack * self.scale**2, floor, "randomized"
+        )
 
 
 def _applied(columns: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,60 +128,6 @@ def _applied(columns: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     image = product(columns.mT, orthonormalize(product(columns, start)))
     squares, rotation = torch.linalg.eigh(gram(image, dtype=torch.float64))
     return squares.flip(0).clamp(min=0), image @ rotation.flip(1).to(image.dtype)
-
-
-def _interlaced(matrix: Tensor, columns: Tensor, basis: Tensor, rank: int, scale: float) -> Subspace:
-    """Return the leading singular vectors within a basis (n, size); what they miss, by interlacing."""
-    image = product(columns, basis)
-    squares, rotation = torch.linalg.eigh(gram(image, dtype=torch.float64))
-    squares, rotation = squares.flip(0).clamp(min=0), rotation.flip(1).to(basis.dtype)
-    vectors = basis @ rotation[:, :rank]
-    energy = squared_norm(columns)
-    error = squared_residual(columns, image @ rotation[:, :rank], vectors.mT)
-    as_good_as_none = error <= attainable(basis.dtype, energy)
-    missed = 0.0 if as_good_as_none else max(error - interlacing_bound(squares.sqrt(), rank), 0.0)
-    return _subspace(matrix, squares[:rank], vectors, energy, missed / rank, scale)
-
-
-def _refined(
-    matrix: Tensor,
-    columns: Tensor,
-    basis: Tensor,
-    rank: int,
-    tolerance: float,
-    scale: float,
-    generator: Generator,
-) -> Subspace | None:
-    """Apply AᵀA in float64 until the leading Ritz vectors of a basis (n, size) are proven to be good enough."""
-    basis = orthonormalize(basis.double())
-    for _ in range(_PASSES):
-        projected, images, energy = _pass(columns, basis)
-        residual = images - basis @ projected
-        rest = rest_norm(_operator(columns), basis.to(columns.dtype), generator).upper
-        missed = ritz_gap(projected, residual.mT @ residual, rest, rank)
-        values, rotation = torch.linalg.eigh(projected)
-        squares = values[-rank:].flip(0).clamp(min=0)
-        vectors = (basis @ rotation[:, -rank:].flip(1)).to(columns.dtype)
-        slack = missed / rank + 2 * rounding(squares, torch.float64)
-        found = _subspace(matrix, squares, vectors, energy, slack, scale)
-        if found.excess(rank) <= tolerance:
-            return found
-        basis = orthonormalize(images)
-    return None
-
-
-def _subspace(matrix: Tensor, squares: Tensor, vectors: Tensor, energy: float, slack: float, scale: float) -> Subspace:
-    """Return what was found for A / scale, for A."""
-    shape, energy = (matrix.shape[0], matrix.shape[1]), energy * scale**2
-    floor = attainable(matrix.dtype, energy)
-    return Subspace(squares.cpu() * scale**2, vectors, energy, shape, slack * scale**2, floor, "randomized")
-
-
-def _operator(columns: Tensor) -> Callable[[Tensor], Tensor]:
-    def apply(x: Tensor) -> Tensor:
-        return product(columns.mT, product(columns, x))
-
-    return apply
 
 
 def _pass(columns: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, float]:
