@@ -18,8 +18,8 @@ from torch.export import Dim, ExportedProgram
 from lrzip.errors import LrzipError
 from lrzip.files.atomic import atomic_file
 from lrzip.inputs import BATCH, InputShape, examples, outputs_of, run
-from lrzip.programs import difference_of
 from lrzip.report import Difference
+from lrzip.runs import difference_of
 
 # Sizes at which results are compared: the one that is traced (a dimension of size 1 would be taken for a constant), a
 # single sample, and another.

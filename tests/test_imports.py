@@ -49,6 +49,7 @@ LADDER = [
         "models",
         "inputs",
         "programs",
+        "runs",
         "retraining",
         "taps",
         "selection",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import lrzip
 from lrzip.errors import LrzipError, UsageError
 from lrzip.inputs import InputShape
-from lrzip.programs import difference_of
+from lrzip.runs import difference_of
 from tests.networks import Zoo, seeded
 
 SHAPES = ("1,3,12,12", "1,5:int64")

@@ -135,7 +135,8 @@ class ProgramFile(RawFile):
 
     def compare(self, output: Path) -> Sequence[Difference]:
         """Run both programs on the inputs that are stored in this one, if any are."""
-        from lrzip.programs import differences, load_program
+        from lrzip.programs import load_program
+        from lrzip.runs import differences
 
         return differences(self.program(), load_program(output)) if FORMAT.matches(output) else ()
 
@@ -143,13 +144,14 @@ class ProgramFile(RawFile):
         """Run the program, if it is trusted, on inputs of these shapes or on those that are stored in it."""
         if not self.trust:
             return None
-        from lrzip.programs import measure
+        from lrzip.runs import measure
 
         return measure(self.program(), [item for item in self.layers() if isinstance(item, Layer)], inputs)
 
     def time(self, output: Path, inputs: Sequence[InputShape]) -> Timing | None:
         """Run both programs in turns."""
-        from lrzip.programs import load_program, time
+        from lrzip.programs import load_program
+        from lrzip.runs import time
 
         if not self.trust or not FORMAT.matches(output):
             return None
