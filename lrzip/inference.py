@@ -185,6 +185,7 @@ class _Surroundings:
         first_conv: The first convolution, whose input channels nothing puts out.
         transposed: Last names of the modules whose biases prove that their weights are stored (in, out).
         members: All tensors at or below each module.
+        factors: Names of the weights that are stages of stored chains.
     """
 
     tensors: Mapping[str, TensorSpec]
@@ -192,6 +193,7 @@ class _Surroundings:
     first_conv: str | None
     transposed: frozenset[str]
     members: Mapping[str, Mapping[str, TensorSpec]]
+    factors: frozenset[str]
 
     @classmethod
     def of(cls, tensors: Mapping[str, TensorSpec]) -> "_Surroundings":
@@ -207,6 +209,7 @@ class _Surroundings:
                 if (bias := biases[module]) and bias.shape == spec.shape[1:2] != spec.shape[:1]
             ),
             by_module(tensors),
+            frozenset(spec.name for chain in find_chains(tensors) for spec in chain.weights),
         )
 
 
@@ -282,6 +285,8 @@ def _doubt(layer: Layer, surroundings: _Surroundings) -> str | None:
     """Return why the kind of a layer is not certain enough to go ahead unasked."""
     out, channels, *kernel = layer.weight.shape
     leaf = layer.module.rpartition(".")[2]
+    if layer.weight.name in surroundings.factors:
+        return "already factorized (`lrzip export --to dense` multiplies back)"
     if out == channels and leaf in surroundings.transposed:
         return f"square, and other layers named `{leaf}` are stored transposed"
     if not kernel:

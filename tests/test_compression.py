@@ -37,6 +37,15 @@ def test_energy_ranks_are_the_smallest_that_keep_the_energy(path: Path) -> None:
         assert int((shares < 0.7).sum()) + 1 == rank
 
 
+def test_factors_are_not_factorized_again(path: Path, tmp_path: Path) -> None:
+    first = lrzip.compress(path, tmp_path / "small.pt", energy=0.7)
+    again = lrzip.compress(tmp_path / "small.pt", energy=0.7, dry_run=True)
+    factors = {f"{name}.{stage}" for name in ranks(first) for stage in (0, 1)}
+    assert factors <= {name for name, reason in reasons(again).items() if reason.startswith("already factorized")}
+    named = lrzip.compress(tmp_path / "small.pt", rank=1, only=["fc1.0"], dry_run=True)
+    assert ranks(named) == {"fc1.0": 1}
+
+
 def test_errors_are_those_of_what_the_file_holds(path: Path, tmp_path: Path) -> None:
     report = lrzip.compress(path, tmp_path / "small.pt", energy=0.7)
     before, after = (torch.load(p, weights_only=True) for p in (path, tmp_path / "small.pt"))

@@ -112,6 +112,8 @@ def test_the_output_projection_of_multihead_attention_is_read_directly() -> None
             "b",
             "may be a grouped convolution",
         ),
+        ({"x.0.weight": (2, 30), "x.1.weight": (40, 2)}, "x.0", "already factorized"),
+        ({"x.0.weight": (2, 8, 3, 3), "x.1.weight": (16, 2, 1, 1), "x.1.bias": (16,)}, "x.1", "already factorized"),
     ],
 )
 def test_doubts_can_be_settled(shapes: Shapes, name: str, doubt: str) -> None:
