@@ -8,8 +8,8 @@ then `conv2` alone at ranks from 8 to 32; what is left is trained further.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
-from itertools import chain
+from dataclasses import dataclass, replace
+from itertools import product
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,36 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import lrzip
+from lrzip.data.samples import Samples
 from lrzip.training.settings import Settings
 
-LINEAR_RANKS: tuple[int, ...] = (8, 32, 128)
-LINEAR_EPOCHS = (0, 1, 3, 5)
-CONV_RANKS: tuple[int, ...] = (8, 16, 24, 32)
-CONV_EPOCHS = (0, 5)
+TRAINING = Settings(epochs=5, batch_size=128, optimizer="adam", lr=1e-3, amp="bf16")
+RETRAINING = replace(TRAINING, schedule="constant", warmup=0)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Layers that are factorized together, in a network that is trained for them.
+
+    Attributes:
+        layers: What the rank is divided by, a layer.
+        ranks: To factorize at.
+        training: Of the whole network.
+        retraining: Of the factorized one.
+        measured: Epochs of retraining after which to measure; 0 is before.
+    """
+
+    layers: Mapping[str, int]
+    ranks: tuple[int, ...]
+    training: Settings
+    retraining: Settings
+    measured: tuple[int, ...]
+
+
+LINEAR = Part({"fc1": 1, "fc2": 2}, (8, 32, 128), TRAINING, replace(RETRAINING, lr=1e-4), (0, 1, 3, 5))
+CONV = Part({"conv2": 1}, (8, 16, 24, 32), replace(TRAINING, epochs=15), replace(RETRAINING, lr=3e-4), (0, 5))
 OVERSAMPLES = (0, 5, 10, 15)
 METHODS = ("algorithm 11", "algorithm 4", "basic")
-TRAINING = Settings(epochs=5, batch_size=128, optimizer="adam", lr=1e-3, amp="bf16")
-# An epoch of retraining is over so many images, always the same ones.
-IMAGES = 4000
-RETRAINING = replace(TRAINING, epochs=5, schedule="constant", warmup=0)
-LINEAR_RATE, CONV_RATE = 1e-4, 3e-4
 
 PUBLISHED_LINEAR_DENSE, PUBLISHED_CONV_DENSE = 71.03, 79.25
 # Test accuracy before retraining and after 5 epochs, as far as the text of section 11.3 gives it.
@@ -107,40 +124,44 @@ def factorized(model: nn.Module, ranks: Mapping[str, int], seed: int, **how: Any
 def measure(data: Path, quick: bool) -> Results:
     """Return the accuracies of all networks."""
     train, test = cifar10(data)
-    part = first(train, IMAGES)
-    training, linear_ranks, conv_ranks = TRAINING, LINEAR_RANKS, CONV_RANKS
+    linear, conv = LINEAR, CONV
     if quick:
-        train, test, part = first(train, 128), first(test, 100), first(train, 128)
-        training, linear_ranks, conv_ranks = replace(TRAINING, epochs=1), LINEAR_RANKS[:1], CONV_RANKS[:1]
-    torch.manual_seed(training.seed)
-    dense = SimpleCNN()
-    fit(dense, train, training, log=say)
-    whole = accuracy(dense, test, amp=training.amp)
-    say(f"dense: {whole:.2f} %")
-
-    def rows(ranks: Mapping[str, int], epochs: tuple[int, ...], rate: float) -> list[Results]:
-        rank, found = next(iter(ranks.values())), []
-        for method in METHODS:
-            small = factorized(dense, ranks, training.seed, **options(method, rank))
-            size = parameters(small)
-            scores = retrained(small, part, replace(RETRAINING, lr=rate), test, epochs)
-            found.append({"rank": rank, "method": method, "parameters": size, "accuracy": scores})
-            say(ranks, found[-1])
-        return found
-
-    linear = [rows({"fc1": rank, "fc2": rank // 2}, LINEAR_EPOCHS, LINEAR_RATE) for rank in linear_ranks]
-    conv = [rows({"conv2": rank}, CONV_EPOCHS, CONV_RATE) for rank in conv_ranks]
+        train, test = first(train, 128), first(test, 100)
+        linear, conv = (
+            replace(part, ranks=part.ranks[:1], training=replace(part.training, epochs=1)) for part in (LINEAR, CONV)
+        )
+    classifier, convolver = (trained(part.training, train) for part in (linear, conv))
     oversamples = {}
     for count in OVERSAMPLES:
-        small = factorized(dense, {"conv2": 16}, training.seed, svd="randomized", oversample=count, power_iterations=0)
-        oversamples[str(count)] = accuracy(small, test, amp=training.amp)
+        small = factorized(convolver, {"conv2": 16}, 0, svd="randomized", oversample=count, power_iterations=0)
+        oversamples[str(count)] = accuracy(small, test, amp=TRAINING.amp)
     return {
-        "dense": whole,
-        "parameters": parameters(dense),
-        "linear": list(chain.from_iterable(linear)),
-        "conv": list(chain.from_iterable(conv)),
+        "parameters": parameters(classifier),
+        "linear": compressed(classifier, linear, train, test),
+        "conv": compressed(convolver, conv, train, test),
         "oversamples": oversamples,
     }
+
+
+def trained(settings: Settings, train: Samples) -> nn.Module:
+    """Return a whole network."""
+    torch.manual_seed(settings.seed)
+    network = SimpleCNN()
+    fit(network, train, settings, log=say)
+    return network
+
+
+def compressed(whole: nn.Module, part: Part, train: Samples, test: Samples) -> Results:
+    """Return the accuracy of a network, and those of what becomes of it at each rank and by each method."""
+    rows = []
+    for rank, method in product(part.ranks, METHODS):
+        ranks = {name: rank // divisor for name, divisor in part.layers.items()}
+        small = factorized(whole, ranks, part.retraining.seed, **options(method, rank))
+        size = parameters(small)
+        scores = retrained(small, train, part.retraining, test, part.measured)
+        rows.append({"rank": rank, "method": method, "parameters": size, "accuracy": scores})
+        say(ranks, rows[-1])
+    return {"dense": accuracy(whole, test, amp=TRAINING.amp), "rows": rows}
 
 
 def document(results: Results) -> str:
@@ -152,7 +173,7 @@ def document(results: Results) -> str:
             *_pair(PUBLISHED_LINEAR, row),
             *(f"{value:.2f}" for value in row["accuracy"].values()),
         ]
-        for row in results["linear"]
+        for row in results["linear"]["rows"]
     ]
     conv = [
         [
@@ -160,23 +181,23 @@ def document(results: Results) -> str:
             *_pair(PUBLISHED_CONV, row),
             *(f"{value:.2f}" for value in row["accuracy"].values()),
         ]
-        for row in results["conv"]
+        for row in results["conv"]["rows"]
     ]
     oversamples = [
         [count, f"{PUBLISHED_OVERSAMPLES[int(count)]:.2f}", f"{value:.2f}"]
         for count, value in results["oversamples"].items()
     ]
-    after = [f"after {epoch}" for epoch in results["linear"][0]["accuracy"]]
+    after = [f"after {epoch}" for epoch in results["linear"]["rows"][0]["accuracy"]]
     return f"""
-Test accuracy in percent, in bfloat16, of one run (seed {TRAINING.seed}). The whole network has {whole:,} parameters and
-{results["dense"]:.2f} % (published: {PUBLISHED_LINEAR_DENSE} after 5 epochs, for the linear layers, and
-{PUBLISHED_CONV_DENSE} after 15, for the convolution). Nothing is chosen by the test set.
+Test accuracy in percent, in bfloat16, of one run (seed {TRAINING.seed}). The whole network has {whole:,} parameters;
+the one whose linear layers are factorized has {results["linear"]["dense"]:.2f} % after {LINEAR.training.epochs} epochs
+(published: {PUBLISHED_LINEAR_DENSE}), the one whose convolution is {results["conv"]["dense"]:.2f} % after
+{CONV.training.epochs} (published: {PUBLISHED_CONV_DENSE}). Nothing is chosen by the test set.
 
-What differs from the published schedule: one network for both parts, trained for {TRAINING.epochs} epochs by Adam at
-0.001 with a cosine; an epoch of retraining is over {IMAGES:,} images, always the same ones, instead of 50,000, which is
-12 times fewer steps and recovers less; it is at {LINEAR_RATE} for the linear layers, as published, and at {CONV_RATE}
-for the convolution, where the published rate is not told; of the linear layers, ranks 16 and 64 are left out. Images
-are shifted and mirrored at random; the batch is {TRAINING.batch_size}.
+The numbers of epochs are the published ones, and so are Adam, the rate of {LINEAR.retraining.rate} at which the linear
+layers are retrained, and images shifted and mirrored at random. Not told there: rates of {TRAINING.rate}, with a
+cosine, for the whole network and of {CONV.retraining.rate}, constant, to retrain the convolution, and batches of
+{TRAINING.batch_size}. Of the ranks of the linear layers, 16 and 64 are left out.
 
 Algorithm 11 is a power scheme that orthonormalizes once, with as many vectors beyond the rank as the rank; algorithm
 4 is subspace iteration with 10 vectors beyond the rank; both iterate twice. The basic sketch has 10 vectors beyond
@@ -208,7 +229,8 @@ def _pair(published: Mapping[tuple[str, int], tuple[float, float]], row: Results
 def draw(results: Results, figure: Figure) -> None:
     """Draw accuracy before and after retraining against the rank."""
     parts = {"fc1, and fc2 at half the rank": results["linear"], "conv2 alone": results["conv"]}
-    for axes, (title, rows) in zip(figure.subplots(1, 2, sharey=True), parts.items(), strict=True):
+    for axes, (title, part) in zip(figure.subplots(1, 2, sharey=True), parts.items(), strict=True):
+        rows = part["rows"]
         ranks = sorted({row["rank"] for row in rows})
         last = max(rows[0]["accuracy"], key=int)
         for number, method in enumerate(METHODS):
@@ -217,7 +239,7 @@ def draw(results: Results, figure: Figure) -> None:
                 label = f"{method}, {'before' if epoch == '0' else f'after {epoch} epochs'}"
                 scores = [row["accuracy"][epoch] for row in found]
                 axes.plot(ranks, scores, color=f"C{number}", linestyle=style, marker="o", markersize=3.5, label=label)
-        axes.axhline(results["dense"], color="black", linestyle="--", linewidth=1, label="whole network")
+        axes.axhline(part["dense"], color="black", linestyle="--", linewidth=1, label="whole network")
         axes.set(xlabel="rank", title=title, xscale="log", xticks=ranks, xticklabels=ranks)
         axes.minorticks_off()
         axes.grid(alpha=0.3)
