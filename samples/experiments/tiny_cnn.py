@@ -23,8 +23,8 @@ from lrzip.training.settings import Settings
 
 RANKS = (8, 16, 32, 64)
 WIDTHS = (3, 64, 64, 128, 128)
-TRAINING = Settings(steps=500, batch_size=128, optimizer="sgd", amp="bf16")
-RETRAINING = replace(TRAINING, steps=100, lr=1e-2)
+TRAINING = Settings(steps=2_000, batch_size=128, optimizer="sgd", amp="bf16")
+RETRAINING = replace(TRAINING, steps=400, lr=1e-2)
 # Parameters and test accuracy after 60 epochs; ranks 24 and 48 are left out here.
 PUBLISHED = {
     "base": (261_834, 87.7),
@@ -130,14 +130,15 @@ def document(results: Results) -> str:
     return f"""
 Test accuracy in percent, in bfloat16, of one run (seed {TRAINING.seed}). Nothing is chosen by the test set.
 
-What differs from the published schedule: {TRAINING.steps} steps instead of 60 epochs, which are some 23,400 steps;
+What differs from the published schedule: {TRAINING.steps:,} steps instead of 60 epochs, which are some 23,400 steps;
 ranks 24 and 48 are left out. As published: SGD with momentum 0.9 and a cosine, the same for all. Not told there: a
 learning rate of {TRAINING.rate}, batches of {TRAINING.batch_size}, images that are shifted and mirrored at random, and
-a 2×2 pool after each convolution but the last.
+a 2×2 pool after each convolution but the last. A run of 500 and 100 steps came before this one, in which `base` had
+66.78 %.
 
 ## From scratch
 
-{table(["network", "parameters", "published, 60 epochs", f"{TRAINING.steps} steps"], scratch)}
+{table(["network", "parameters", "published, 60 epochs", f"{TRAINING.steps:,} steps"], scratch)}
 
 The numbers of parameters are the published ones. At rank 64 the first convolution, which has 27 inputs a pixel, is
 larger than the one that it stands for.
