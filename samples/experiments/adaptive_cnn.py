@@ -1,12 +1,11 @@
 """A convolutional network for CIFAR-10 with 12 and 20 times fewer parameters.
 
 The report's adaptive compression (Kant 2025, Compression of Neural Networks, section 15): four convolutions of 64, 128,
-256 and 512 channels and a linear layer, 1 571 466 parameters. Here it goes down in stages: calibrated by unlabelled
-training images, factorized for a budget, and tuned to the logits of the whole network and to labels.
+256 and 512 channels and a linear layer, 1 571 466 parameters. It is trained as in the report. Then it goes down in
+stages: calibrated by unlabelled training images, factorized for a budget, and tuned to the logits of the whole network
+and to labels.
 
-    python samples/experiments/adaptive_cnn.py --data cifar10 --checkpoint cnn.pt
-
-Without a checkpoint the network is trained first.
+    python samples/experiments/adaptive_cnn.py --data cifar10
 """
 
 from dataclasses import replace
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 from common import Experiment, Results, cifar10, fit, say
 from matplotlib.figure import Figure
-from shrinking import Published, Recipe, Stage, draw_beside, load, prepared, published_table, shrink, stages_table, told
+from shrinking import Published, Recipe, Stage, draw_beside, prepared, published_table, shrink, stages_table, told
 from torch import Tensor, nn
 
 from lrzip.calibration.corrections import Corrections
@@ -23,13 +22,10 @@ from lrzip.calibration.settings import CalibrationSettings
 from lrzip.training.losses import Teaching
 from lrzip.training.settings import Settings
 
-TRAINING = Settings(epochs=24, batch_size=128, lr=2e-3, amp="bf16")
-DROPOUT = 0.3
-TRAINED = f"""It was trained by this script: {TRAINING.epochs} epochs of AdamW at {TRAINING.lr} with a cosine, a dropout
-of {DROPOUT}, images shifted and mirrored."""
-GIVEN = """It came as a checkpoint, of 24 epochs of AdamW with one cycle up to 0.002, a dropout of 0.3, images shifted
-and mirrored; its own 45,000 training images have most of the validation images here among them, on which accuracy is
-higher than on others, therefore."""
+TRAINING = Settings(
+    epochs=30, patience=5, batch_size=128, optimizer="adam", lr=1e-3, schedule="constant", warmup=0, clip=0, amp="bf16"
+)
+DROPOUT = 0.5
 RECIPE = Recipe(
     (Stage("params=8.3%", 14_000), Stage("params=5%", 14_000)),
     Settings(batch_size=128, lr=4e-3, amp="bf16"),
@@ -43,6 +39,8 @@ PUBLISHED = tuple(
     Published("report", smaller, DENSE + change, DENSE)
     for smaller, change in ((2.91, 0.72), (6.32, -1.24), (9.32, -2.91), (10.41, -3.58))
 )
+# Of a run that began with a stronger network.
+EARLIER = (Published("lrzip, earlier", 12.07, 84.07, 86.74), Published("lrzip, earlier", 20.01, 81.37, 86.74))
 
 
 class CNN(nn.Module):
@@ -70,45 +68,48 @@ class CNN(nn.Module):
         return logits
 
 
-def measure(data: Path, quick: bool, checkpoint: Path | None = None) -> Results:
-    """Return the sizes and accuracies of all stages, of a network of a checkpoint or one that is trained here."""
+def measure(data: Path, quick: bool) -> Results:
+    """Return the sizes and accuracies of all stages."""
     parts, test, recipe = prepared(*cifar10(data), RECIPE, quick=quick)
-    if checkpoint:
-        dense = load(CNN, checkpoint)
-    else:
-        torch.manual_seed(TRAINING.seed)
-        dense = CNN(DROPOUT)
-        fit(dense, parts.train, replace(TRAINING, epochs=1) if quick else TRAINING, val=parts.val, log=say)
-        dense.eval()
-    return {"trained": checkpoint is None, **shrink(CNN, dense, recipe, parts, test)}
+    torch.manual_seed(TRAINING.seed)
+    dense = CNN(DROPOUT)
+    fit(dense, parts.train, replace(TRAINING, epochs=1) if quick else TRAINING, val=parts.val, log=say)
+    return shrink(CNN, dense.eval(), recipe, parts, test)
 
 
 def document(results: Results) -> str:
     """Return the tables."""
     whole = results["dense"]["parameters"]
-    against = " and ".join(
+    against = ", ".join(
         f"{row['test'] - DENSE:+.2f} points ({whole / row['parameters']:.2f}×)" for row in results["rows"]
     )
+    earlier = ", ".join(f"{one.test - DENSE:+.2f} points ({one.smaller:.2f}×)" for one in EARLIER)
     return f"""
 Accuracy in percent, in float32, of one run (seed {RECIPE.settings.seed}). The whole network of the report has
-{DENSE:.2f} %, the one here {results["dense"]["test"]:.2f} %, so changes are told against both.
-{TRAINED if results["trained"] else GIVEN}
+{DENSE:.2f} %, the one here {results["dense"]["test"]:.2f} %, so changes are told against both. It was trained as there:
+at most {TRAINING.epochs} epochs of Adam, fewer once {TRAINING.patience} of them are no better on the validation images,
+a dropout of {DROPOUT}, images shifted and mirrored, batches of {TRAINING.batch_size}; the rate, {TRAINING.lr}, is not
+told there.
 
 {told(RECIPE, results)}
 
 {stages_table(results)}
 
-What was chosen, and by what: the learning rate and the share of the teacher are the best of three by the validation
-images, after 702 steps at the first budget: {PILOTS}. Shorter runs came before this one, without labels, at half of
-the rate: 600 steps a stage gave 79.13 and 69.07 % of the test images, and that is why there are more steps now.
+Earlier runs began with a stronger network, a checkpoint of 86.74 %, trained by AdamW for one cycle of 24 epochs. On
+that, the learning rate and the share of the teacher were chosen, as the best of three by the validation images after
+702 steps at the first budget: {PILOTS}. Its test accuracies at 12 and 20 times fewer parameters were 79.13 and 69.07 %
+after 600 steps a stage, without labels and at half of the rate, which is why there were more steps then, and 84.07 and
+81.37 % after 14,000, told below as earlier. The steps are the same here. Another 10,000 at the first budget, tried when
+the accuracies of stage 1 had been seen, came to no state that is better on the validation images.
+
 Calibration corrects by `bias` and `sequential` alone, since to `refit` the linear layer, which stays whole, there would
 be fewer images than its 2,048 inputs.
 
 ## Beside the published results
 
-{published_table(results, PUBLISHED)}
+{published_table(results, (*PUBLISHED, *EARLIER))}
 
-Against the whole network of the report, the networks here stand at {against}.
+Against the whole network of the report, the networks here stand at {against}, the earlier ones at {earlier}.
 """
 
 
@@ -118,5 +119,4 @@ def draw(results: Results, figure: Figure) -> None:
 
 
 if __name__ == "__main__":
-    trained = "state_dict of the trained network"
-    Experiment("adaptive_cnn", measure, document, draw, checkpoint=trained, trains=True).run(__doc__)
+    Experiment("adaptive_cnn", measure, document, draw).run(__doc__)

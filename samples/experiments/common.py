@@ -49,11 +49,10 @@ class Experiment:
     Attributes:
         name: Of its files in `results`.
         measure: Takes the data's path and whether to hurry, and returns what it measured. Where there is a checkpoint,
-            its path comes third, or None.
+            its path comes third.
         document: Returns the Markdown for that, without its heading.
         draw: Draws it.
         checkpoint: What to begin with, if it is a trained network.
-        trains: Whether it trains one where none is given.
     """
 
     name: str
@@ -61,7 +60,6 @@ class Experiment:
     document: Callable[[Results], str]
     draw: Callable[[Results, Figure], None]
     checkpoint: str | None = None
-    trains: bool = False
 
     def run(self, description: str) -> None:
         """Measure, and write the results, as the command line says."""
@@ -76,7 +74,7 @@ class Experiment:
         if options.redraw == bool(options.data):
             parser.error("give either --data or --redraw")
         inputs = [options.data, *([options.checkpoint] if self.checkpoint else [])]
-        if options.data and None in inputs and not self.trains:
+        if options.data and None in inputs:
             parser.error("--data needs --checkpoint here")
         for path in inputs:
             if path and not path.exists():

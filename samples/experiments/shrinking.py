@@ -61,7 +61,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Published:
-    """A published result.
+    """A published result, or another to stand beside.
 
     Attributes:
         name: Of the method.
