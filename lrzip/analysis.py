@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import lrzip
 from lrzip.costs import costs_of, profile_of
-from lrzip.decompositions import Decomposition
+from lrzip.decompositions import DEFAULT_DECOMPOSITION, Decompositions
 from lrzip.formats import open_checkpoint
 from lrzip.inference import is_parameter
 from lrzip.layers import Keep
@@ -17,7 +17,7 @@ from lrzip.linalg.svd import Solver
 from lrzip.linalg.vbmf import noise_rank
 from lrzip.modules import Architecture
 from lrzip.plan import SCHEMA, Factorize
-from lrzip.planning import check_device, decomposition_of, survey
+from lrzip.planning import check_device, survey
 from lrzip.progress import Progress, silent
 from lrzip.ranks import Candidate
 from lrzip.ranks.energy import Energy
@@ -157,15 +157,15 @@ def analyze(
     """
     rules = {energy: Energy(energy) for energy in energies}
     check_device(device)
-    decomposition = decomposition_of("svd", Solver())
+    decompositions = Decompositions(DEFAULT_DECOMPOSITION, Solver())
     with open_checkpoint(Path(path), key=key, trust=trust) as checkpoint:
         found = profile_of(checkpoint, model, input_shapes, needed=latency)
         items = select(checkpoint.layers(Architecture.of(model) if model else None), only=only, skip=skip)
 
         def look(candidate: Candidate, weight: Tensor) -> tuple[Spectrum, ...]:
-            return decomposition.spectra(candidate.layer, weight)
+            return decompositions.of(candidate.layer).spectra(candidate.layer, weight)
 
-        seen = list(survey(checkpoint, items, decomposition, look, device=device, progress=progress))
+        seen = list(survey(checkpoint, items, decompositions, look, device=device, progress=progress))
         candidates = [item for item in seen if isinstance(item, Candidate)]
         chosen = {energy: rule.choose(candidates) for energy, rule in rules.items()}
         parameters = sum(spec.numel for spec in checkpoint.tensors().values() if is_parameter(spec))
@@ -180,7 +180,7 @@ def analyze(
             keep=[item for item in seen if isinstance(item, Keep)],
             parameters_at={energy: parameters - _saved(candidates, ranks) for energy, ranks in chosen.items()},
             costs_at={
-                energy: costs_of(found, _saving(candidates, ranks, decomposition), latency=latency)
+                energy: costs_of(found, _saving(candidates, ranks, decompositions), latency=latency)
                 for energy, ranks in chosen.items()
                 if found
             },
@@ -190,7 +190,7 @@ def analyze(
 
 
 def _saving(
-    candidates: Sequence[Candidate], ranks: Mapping[str, tuple[int, ...]], decomposition: Decomposition
+    candidates: Sequence[Candidate], ranks: Mapping[str, tuple[int, ...]], decompositions: Decompositions
 ) -> Sequence[Factorize]:
     """Return the layers whose chains save, as decisions."""
     layers = [
@@ -199,7 +199,13 @@ def _saving(
         if candidate.saves(ranks[candidate.layer.name])
     ]
     return [
-        Factorize(layer, "svd", rank, decomposition.blueprint(layer, rank), layer.weight.dtype)
+        Factorize(
+            layer,
+            decompositions.name_for(layer),
+            rank,
+            decompositions.of(layer).blueprint(layer, rank),
+            layer.weight.dtype,
+        )
         for layer, rank in layers
     ]
 

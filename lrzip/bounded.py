@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import lrzip
 from lrzip.compression import default_output, size_on_disk
+from lrzip.decompositions import DEFAULT_DECOMPOSITION, decomposition_of
 from lrzip.errors import LrzipError, OutputExists, UsageError
 from lrzip.evaluation import Learning, finite, make_bench, read_test
 from lrzip.files.atomic import check_output
@@ -22,7 +23,6 @@ from lrzip.linalg.svd import Solver
 from lrzip.modules import Architecture
 from lrzip.networks import Forms, Ranks
 from lrzip.plan import Factorize, Plan, fingerprint
-from lrzip.planning import decomposition_of
 from lrzip.probing import Interrupted, Prober, States, Tried
 from lrzip.report import Report
 from lrzip.results import Results
@@ -285,7 +285,7 @@ def _plan(
     checkpoint: Checkpoint, architecture: Architecture, ranks: Ranks, only: Sequence[str], skip: Sequence[str]
 ) -> Plan:
     """Return the plan that gives layers these ranks and leaves all others whole."""
-    decomposition = decomposition_of("svd", Solver())
+    decomposition = decomposition_of(DEFAULT_DECOMPOSITION, Solver())
     decisions: list[Factorize | Keep] = []
     for item in select(checkpoint.layers(architecture), only=only, skip=skip):
         if isinstance(item, Keep):
@@ -295,7 +295,7 @@ def _plan(
         else:
             rank = (ranks[item.name],)
             stages = decomposition.blueprint(item, rank)
-            decisions.append(Factorize(item, "svd", rank, stages, item.weight.dtype))
+            decisions.append(Factorize(item, DEFAULT_DECOMPOSITION, rank, stages, item.weight.dtype))
     return Plan(
         tuple(item for item in decisions if isinstance(item, Factorize)),
         tuple(item for item in decisions if isinstance(item, Keep)),

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lrzip.costs import Profile, meter_of
+from lrzip.decompositions import DECOMPOSITIONS, DEFAULT_DECOMPOSITION, Decompositions
 from lrzip.errors import UsageError
 from lrzip.formats import (
     Source,
@@ -11,10 +12,7 @@ from lrzip.formats import (
 from lrzip.layers import FACTORIZABLE_DTYPES
 from lrzip.linalg.svd import METHODS, Solver
 from lrzip.objectives import DEFAULT_OBJECTIVE, objective_of
-from lrzip.planning import (
-    Request,
-    decomposition_of,
-)
+from lrzip.planning import Request
 from lrzip.ranks import RankRule, parse_rule
 from lrzip.ranks.budget import Budget, Meter
 
@@ -42,16 +40,23 @@ def request_of(
     round_to: int | None,
     dtype: str,
     *,
+    decomposition: str = DEFAULT_DECOMPOSITION,
+    calibrated: bool = False,
     force_factorize: bool = False,
     objective: str | None = None,
 ) -> Request | None:
     """Return what is asked of the layers, or None where a plan file decides."""
+    if decomposition not in DECOMPOSITIONS:
+        raise UsageError(f"`decomposition` must be one of {', '.join(DECOMPOSITIONS)}, got {decomposition}.")
+    if calibrated and decomposition != DEFAULT_DECOMPOSITION:
+        raise UsageError(f"`--calibrate` is for factors of the SVD. Leave out `--decomposition {decomposition}`.")
     if dtype != "keep" and dtype not in FACTORIZABLE_DTYPES:
         raise UsageError(f"`dtype` must be keep, {', '.join(FACTORIZABLE_DTYPES)}, got {dtype}.")
     if round_to is not None and round_to < 1:
         raise UsageError(f"`round-to` must be at least 1, got {round_to}.")
     if rule is None:
-        if layers or only or skip or round_to is not None or dtype != "keep" or objective:
+        other = decomposition != DEFAULT_DECOMPOSITION
+        if layers or only or skip or round_to is not None or dtype != "keep" or objective or other:
             raise UsageError("`--plan` decides on every layer. Edit the plan instead of adding other rules.")
         return None
     rules = {pattern: None if text == "keep" else parse_rule(text) for pattern, text in layers.items()}
@@ -64,6 +69,7 @@ def request_of(
         skip=skip,
         round_to=round_to,
         dtype=None if dtype == "keep" else dtype,
+        decomposition=decomposition,
         force_factorize=force_factorize,
     )
     return with_objective(made, objective or DEFAULT_OBJECTIVE)
@@ -80,8 +86,8 @@ def meter_for(request: Request, checkpoint: Source, solver: Solver, found: Profi
     """Return what the budget of a request counts, if it has one."""
     if not isinstance(request.rule, Budget):
         return None
-    decomposition = decomposition_of(request.decomposition, solver)
-    return meter_of(request.rule.unit, checkpoint.tensors().values(), decomposition, dtype=request.dtype, found=found)
+    decompositions = Decompositions(request.decomposition, solver)
+    return meter_of(request.rule.unit, checkpoint.tensors().values(), decompositions, dtype=request.dtype, found=found)
 
 
 def solver_of(svd: str, oversample: int, power_iterations: int, tolerance: float) -> Solver:

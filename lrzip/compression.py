@@ -58,6 +58,7 @@ def compress(
     skip: Sequence[str] = (),
     round_to: int | None = None,
     force_factorize: bool = False,
+    decomposition: str = "svd",
     svd: str = "auto",
     oversample: int = 10,
     power_iterations: int = 2,
@@ -105,6 +106,8 @@ def compress(
         round_to: Round ranks up to a multiple, where that still saves; by default 8 for convolutions of ONNX files,
             since runtimes block channels that way, and 1 elsewhere.
         force_factorize: Replace layers also where that saves nothing, to check a program at full rank.
+        decomposition: `svd`, or `tucker` for convolutions with a kernel: three stages, and a rank each of output and
+            input channels. Layers that it does not take go to the SVD.
         svd: `auto`, `exact` (LAPACK), `gram`, or a sketch: `randomized`, `subspace`, `srft`, `row-extraction` or
             `single-pass`.
         oversample: Sketch vectors beyond the rank.
@@ -146,7 +149,11 @@ def compress(
         }
     )
     request = request_of(
-        rule, layers or {}, only, skip, round_to, dtype, force_factorize=force_factorize, objective=objective
+        *(rule, layers or {}, only, skip, round_to, dtype),
+        decomposition=decomposition,
+        calibrated=calibrate is not None,
+        force_factorize=force_factorize,
+        objective=objective,
     )
     unit = request.rule.unit if request and isinstance(request.rule, Budget) else None
     if unit and (force_factorize or min_speedup is not None):

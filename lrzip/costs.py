@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lrzip.attention import PROJECTIONS
-from lrzip.decompositions import Decomposition
+from lrzip.decompositions import Decompositions
 from lrzip.errors import LrzipError, UsageError
-from lrzip.factors import Chain, StageSpec
+from lrzip.factors import Chain, Positions, StageSpec, kernel_stage
 from lrzip.formats import Runnable, Source
 from lrzip.inference import is_parameter
 from lrzip.inputs import InputShape, examples, run
@@ -39,11 +39,11 @@ class Site:
 
     Attributes:
         shape: Of its (last) input.
-        positions: How often each element of its weight is multiplied, over all calls.
+        positions: How often each element of its weight is multiplied.
     """
 
     shape: tuple[int, ...]
-    positions: int
+    positions: Positions
 
 
 @dataclass(frozen=True)
@@ -51,22 +51,26 @@ class Profile:
     """One run of a network or program.
 
     Attributes:
-        positions: How often each element of a layer's weight is multiplied, over all calls, by the layer's name.
+        positions: How often each element of a layer's weight is multiplied, by the layer's name.
         macs: Multiply-accumulates of the whole: of linear layers, convolutions, attention and recurrent layers.
     """
 
-    positions: Mapping[str, int]
+    positions: Mapping[str, Positions]
     macs: int
 
     def macs_of(self, layer: Layer) -> int:
         """Return the multiply-accumulates of a layer; those of an embedding are none."""
         return self.macs_with(layer, [StageSpec(layer.kind, layer.weight.shape)])
 
-    def macs_with(self, layer: Layer, stages: Iterable[StageSpec]) -> int:
-        """Return the multiply-accumulates of a chain in the place of a layer."""
-        # Strides are at the stage with the kernel, and all stages but an embedding see the same number of positions.
-        weights = sum(prod(stage.shape) for stage in stages if stage.kind != "embedding")
-        return self.positions.get(layer.name, 0) * weights
+    def macs_with(self, layer: Layer, stages: Sequence[StageSpec]) -> int:
+        """Return the multiply-accumulates of a chain in the place of a layer; an embedding has none."""
+        given, found = self.positions.get(layer.name, (0, 0))
+        strided = kernel_stage([stage.shape for stage in stages])
+        return sum(
+            prod(stage.shape) * (given if index < strided else found)
+            for index, stage in enumerate(stages)
+            if stage.kind != "embedding"
+        )
 
 
 @dataclass(frozen=True)
@@ -148,8 +152,8 @@ def profile(model: nn.Module, shapes: Sequence[str]) -> NetworkProfile:
             elif isinstance(module, nn.MultiheadAttention):
                 sites[f"{name}.in_proj"] = _attention_site(module, arguments)
             elif arguments and isinstance(arguments[0], Tensor):
-                before = sites[name].positions if name in sites else 0
-                sites[name] = Site(tuple(arguments[0].shape), before + _positions(module, arguments[0], output))
+                before = sites[name].positions if name in sites else Positions(0, 0)
+                sites[name] = Site(tuple(arguments[0].shape), before.plus(_positions(module, arguments[0], output)))
 
         return hook
 
@@ -168,7 +172,7 @@ def profile(model: nn.Module, shapes: Sequence[str]) -> NetworkProfile:
 def meter_of(
     unit: str,
     tensors: Iterable[TensorSpec],
-    decomposition: Decomposition,
+    decompositions: Decompositions,
     *,
     dtype: str | None = None,
     found: Profile | None = None,
@@ -178,13 +182,14 @@ def meter_of(
     Args:
         unit: `params`, `nbytes`, `macs` or `latency`, which is measured here and now.
         tensors: All of the checkpoint.
-        decomposition: Of the layers that are replaced.
+        decompositions: Of the layers that are replaced.
         dtype: Of the factors, or None for that of each layer.
         found: A run of the network, for `macs`.
     """
 
     def stages(layer: Layer, ranks: tuple[int, ...] | None) -> Sequence[StageSpec]:
-        return decomposition.blueprint(layer, ranks) if ranks else (StageSpec(layer.kind, layer.weight.shape),)
+        whole = (StageSpec(layer.kind, layer.weight.shape),)
+        return decompositions.of(layer).blueprint(layer, ranks) if ranks else whole
 
     def parameters(layer: Layer, ranks: tuple[int, ...] | None) -> int:
         return sum(prod(stage.shape) for stage in stages(layer, ranks))
@@ -200,7 +205,7 @@ def meter_of(
     if unit == "latency":
         if not isinstance(found, NetworkProfile):
             raise UsageError("A budget of `latency` times layers. Give `--model PKG.MOD:NET` and `--input-shape`.")
-        return _clock(found, decomposition)
+        return _clock(found, decompositions)
     if unit == "macs":
         assert found, "a run of the network is asked for before"
         return Meter(found.macs, macs)
@@ -209,28 +214,35 @@ def meter_of(
     return Meter(sum(spec.numel for spec in tensors if is_parameter(spec)), parameters)
 
 
-def _clock(found: NetworkProfile, decomposition: Decomposition) -> Meter:
-    """Return what times layers, dense and at a few ranks; in between, times are interpolated, and never fall."""
+def _clock(found: NetworkProfile, decompositions: Decompositions) -> Meter:
+    """Return what times layers, dense and at a few ranks; in between, times are interpolated, and never fall.
+
+    With several ranks, only equal shares of them are timed, and chains of as many parameters count as equally fast.
+    """
     curves: dict[str, tuple[int, list[int], list[float]]] = {}
 
     def curve(layer: Layer) -> tuple[int, list[int], list[float]]:
-        (most,) = decomposition.max_ranks(layer)
-        ranks = sorted({max(round(share * most), 1) for share in _TIMED_SHARES})
+        name, decomposition = decompositions.name_for(layer), decompositions.of(layer)
+        most = decomposition.max_ranks(layer)
+        shares = dict.fromkeys(tuple(max(round(share * rank), 1) for rank in most) for share in _TIMED_SHARES)
         decisions = [
-            Factorize(layer, "svd", (rank,), decomposition.blueprint(layer, (rank,)), layer.weight.dtype)
-            for rank in ranks
+            Factorize(layer, name, ranks, decomposition.blueprint(layer, ranks), layer.weight.dtype) for ranks in shares
         ]
+        sizes = [decision.parameters_after for decision in decisions]
         times = [latency for decision in decisions if (latency := layer_latency(found, decision))]
         if not times:  # it does not run on these inputs, so that it takes no time in any form
-            return 0, ranks, [0.0] * len(ranks)
+            return 0, sizes, [0.0] * len(sizes)
         dense = round(1e9 * median(latency.dense for latency in times))
-        return dense, ranks, list(accumulate((1e9 * latency.factorized for latency in times), max))
+        return dense, sizes, list(accumulate((1e9 * latency.factorized for latency in times), max))
 
     def cost(layer: Layer, ranks: tuple[int, ...] | None) -> int:
         if layer.name not in curves:
             curves[layer.name] = curve(layer)
-        dense, at, times = curves[layer.name]
-        return dense if ranks is None else round(float(np.interp(ranks[0], at, times)))
+        dense, sizes, times = curves[layer.name]
+        if ranks is None:
+            return dense
+        size = sum(prod(stage.shape) for stage in decompositions.of(layer).blueprint(layer, ranks))
+        return round(float(np.interp(size, sizes, times)))
 
     return Meter(round(1e9 * whole_latency(found, ()).dense), cost, affine=False)
 
@@ -311,18 +323,20 @@ def _attention_site(module: nn.MultiheadAttention, arguments: Sequence[Any]) -> 
     """Return the mean positions of query, key and value; those that were passed by name count as the query."""
     given = [x for x in arguments[:PROJECTIONS] if isinstance(x, Tensor)]
     positions = sum(x.numel() for x in given) // (module.embed_dim * max(len(given), 1))
-    return Site(tuple(given[0].shape) if given else (), positions)
+    return Site(tuple(given[0].shape) if given else (), Positions(positions, positions))
 
 
-def _positions(module: nn.Module, x: Tensor, output: Any) -> int:
-    """Return how often each element of a module's weight is multiplied."""
+def _positions(module: nn.Module, x: Tensor, output: Any) -> Positions:
+    """Return how often each element of a module's weight is multiplied in one call."""
     if isinstance(module, nn.Embedding):
-        return x.numel()
+        return Positions(x.numel(), x.numel())
     if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-        return x.numel() // module.in_channels
-    weight = module.get_parameter("weight")
-    channels = weight.shape[1 if known(module).kind == "linear_transposed" else 0]
-    return int(output.numel()) // channels
+        times = x.numel() // module.in_channels
+        return Positions(times, times)
+    out, inner, *_ = module.get_parameter("weight").shape
+    if known(module).kind == "linear_transposed":
+        out, inner = inner, out
+    return Positions(x.numel() // (inner * getattr(module, "groups", 1)), int(output.numel()) // out)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import lrzip
 from lrzip.calibration.settings import CalibrationSettings
 from lrzip.choices import meter_for, request_of, solver_of, with_objective
 from lrzip.costs import costs_of, profile_of
+from lrzip.decompositions import Decompositions
 from lrzip.errors import UsageError
 from lrzip.formats import Checkpoint, open_checkpoint
 from lrzip.guided import applied, look_at_inputs, network_in, told
@@ -21,7 +22,7 @@ from lrzip.inference import is_parameter
 from lrzip.modules import Architecture
 from lrzip.objectives import DEFAULT_OBJECTIVE, objective_of
 from lrzip.plan import SCHEMA
-from lrzip.planning import check_device, decide, decomposition_of, look_at, selected
+from lrzip.planning import check_device, decide, look_at, selected
 from lrzip.progress import Progress, silent
 from lrzip.ranks.budget import parse_budgets
 from lrzip.report import Report
@@ -67,6 +68,7 @@ def curve(
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
     round_to: int | None = None,
+    decomposition: str = "svd",
     svd: str = "auto",
     oversample: int = 10,
     power_iterations: int = 2,
@@ -97,6 +99,7 @@ def curve(
         only: Globs of the layers to take.
         skip: Globs of the layers to leave.
         round_to: Ranks are multiples of it, where any saves.
+        decomposition: What takes the place of layers.
         svd: How factors are computed.
         oversample: Sketch vectors beyond the rank.
         power_iterations: Of a sketch.
@@ -119,7 +122,12 @@ def curve(
         LrzipError: A budget cannot be met, or anything else that could not be done.
     """
     rules = parse_budgets(budgets, objective_of(objective or DEFAULT_OBJECTIVE))
-    request = request_of(rules[0], layers or {}, only, skip, round_to, dtype, objective=objective)
+    request = request_of(
+        *(rules[0], layers or {}, only, skip, round_to, dtype),
+        decomposition=decomposition,
+        calibrated=calibrate is not None,
+        objective=objective,
+    )
     assert request, "a budget is a rule"
     check_device(device)
     solver = solver_of(svd, oversample, power_iterations, tolerance)
@@ -159,12 +167,11 @@ def curve(
         measured: list[Evaluation] = []
         for rule in rules:
             start = perf_counter()
-            decomposition = decomposition_of(request.decomposition, solver)
             plan = decide(
                 checkpoint,
                 seen,
                 replace(request, rule=replace(rule, objective=request.objective)),
-                decomposition,
+                Decompositions(request.decomposition, solver),
                 meter,
             )
             if bench and dense:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +22,30 @@ class StageSpec:
 
     kind: str
     shape: tuple[int, ...]
+
+
+class Positions(NamedTuple):
+    """How often each element of a layer's weight is multiplied in a run, over all calls.
+
+    Attributes:
+        given: By its inputs' positions, as is each element of a stage before the one with the kernel.
+        found: By its outputs' positions, as is each element of the stage with the kernel and of those after it.
+    """
+
+    given: int
+    found: int
+
+    def plus(self, other: "Positions") -> "Positions":
+        """Return those of more calls."""
+        return Positions(self.given + other.given, self.found + other.found)
+
+
+def kernel_stage(shapes: Sequence[tuple[int, ...]]) -> int:
+    """Return the index of the first stage that is not pointwise; of 0 if all are.
+
+    That stage has the layer's stride, padding and dilation.
+    """
+    return next((index for index, shape in enumerate(shapes) if prod(shape[2:]) > 1), 0)
 
 
 @dataclass(frozen=True)
@@ -77,7 +102,7 @@ def dense_shape(shapes: Sequence[tuple[int, ...]], kind: str = "ordinary") -> tu
         return first[1], last[0]
     if kind.startswith("conv_transpose"):
         return first[1], *last[1:]
-    return last[0], *first[1:]
+    return last[0], first[1], *(max(sizes) for sizes in zip(*(shape[2:] for shape in shapes), strict=True))
 
 
 def groups_of(shapes: Sequence[tuple[int, ...]], kind: str = "ordinary") -> int:
@@ -90,27 +115,27 @@ def compose(weights: Sequence[Tensor], kind: str = "ordinary") -> Tensor:
     """Return the weight of the single layer that a chain computes.
 
     Args:
-        weights: For a linear layer or a convolution, the first with any kernel, then pointwise ones, which are grouped
-            if they take fewer channels than come; for other kinds two, as their decomposition stores them.
+        weights: For a linear layer or a convolution any number, of which along each axis at most one has a kernel, and
+            which are grouped if they take fewer channels than come; for other kinds two, as their decomposition stores
+            them.
         kind: Of the layer.
 
     Returns:
         In the shape of the layer's own weight, float32 for lower precisions.
     """
-    first, *rest = (_compute(weight.flatten(1)) for weight in weights)
+    first, *rest = (_compute(weight) for weight in weights)
     if kind == "embedding":
-        dense = first @ rest[0].mT
-    elif kind == "linear_transposed":
-        dense = (rest[0] @ first).mT
-    elif kind.startswith("conv_transpose"):
-        dense = first.mT @ rest[0]
-    else:
-        dense = first
-        for matrix in rest:
-            groups = dense.shape[0] // matrix.shape[1]
-            parts = dense.reshape(groups, matrix.shape[1], -1)
-            dense = (matrix.reshape(groups, -1, matrix.shape[1]) @ parts).flatten(0, 1)
-    return dense.reshape(dense_shape([tuple(weight.shape) for weight in weights], kind))
+        return first @ rest[0].mT
+    if kind == "linear_transposed":
+        return (rest[0] @ first).mT
+    if kind.startswith("conv_transpose"):
+        return torch.einsum("ri...,ro...->io...", first, rest[0])
+    dense = first
+    for stage in rest:
+        groups = dense.shape[0] // stage.shape[1]
+        left, right = (part.reshape(groups, -1, *part.shape[1:]) for part in (stage, dense))
+        dense = torch.einsum("gor...,gri...->goi...", left, right).flatten(0, 1)
+    return dense
 
 
 def relative_difference(weight: Tensor, other: Tensor) -> float:
@@ -176,13 +201,14 @@ def _composes(shapes: Sequence[tuple[int, ...]], kind: str) -> bool:
         return len(shapes) == 2 and first[1] == last[1]
     if kind.startswith("conv_transpose"):
         return len(shapes) == 2 and first[0] == last[0] and prod(first[2:]) == 1
-    # Pointwise stages after the first; where one takes fewer channels than come, it is grouped, and so is the layer.
-    if not all(prod(shape[2:]) == 1 and shape[1] for shape in shapes[1:]):
+    kernels = zip(*(shape[2:] for shape in shapes), strict=True)
+    if any(sum(size > 1 for size in sizes) > 1 for sizes in kernels) or not all(prod(shape) for shape in shapes):
         return False
     if all(a[0] == b[1] for a, b in pairwise(shapes)):
         return True
+    # Where a pointwise stage takes fewer channels than come, it is grouped, and so is the layer.
     groups = first[0] // last[1]
-    grouped = len(shapes) == 2 and (len(first) > 2 or kind == "attention")
+    grouped = len(shapes) == 2 and prod(last[2:]) == 1 and (len(first) > 2 or kind == "attention")
     return grouped and groups * last[1] == first[0] and last[0] % max(groups, 1) == 0
 
 

@@ -35,6 +35,7 @@ def factorize(
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
     round_to: int | None = None,
+    decomposition: str = "svd",
     svd: str = "auto",
     oversample: int = 10,
     power_iterations: int = 2,
@@ -46,7 +47,7 @@ def factorize(
     inplace: bool = False,
     progress: Progress = silent,
 ) -> nn.Module:
-    """Replace layers of a network by `nn.Sequential`s of two smaller ones.
+    """Replace layers of a network by `nn.Sequential`s of smaller ones.
 
     What `lrzip.compress(…, model=model)` does to a checkpoint of the network, with the same options: the result is what
     `load_into` makes of that checkpoint. Device, dtype, mode and `requires_grad` of each layer stay.
@@ -63,6 +64,7 @@ def factorize(
         only: Globs of the layers to take.
         skip: Globs of the layers to leave.
         round_to: Round ranks up to a multiple, where that still saves.
+        decomposition: `svd`, or `tucker`, as in `compress`.
         svd: As in `compress`.
         oversample: Sketch vectors beyond the rank.
         power_iterations: Of a sketch.
@@ -82,7 +84,12 @@ def factorize(
         LrzipError: Anything else that could not be done; `model` is unchanged.
     """
     rule = rule_of({"energy": energy, "ratio": ratio, "rank": rank, "vbmf": vbmf or None, "budget": budget})
-    request = request_of(rule, layers or {}, only, skip, round_to, "keep", objective=objective)
+    request = request_of(
+        *(rule, layers or {}, only, skip, round_to, "keep"),
+        decomposition=decomposition,
+        calibrated=calibrate is not None,
+        objective=objective,
+    )
     assert request, "there is no plan file among the choices"
     if isinstance(request.rule, Budget) and request.rule.unit in ("macs", "latency"):
         raise UsageError(

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from lrzip.data.samples import Samples
+from lrzip.decompositions import DEFAULT_DECOMPOSITION, Decompositions, decomposition_of
 from lrzip.factors import Chain, compose, find_chains
 from lrzip.inference import is_parameter
 from lrzip.layers import TensorSpec, tensor_name
@@ -17,7 +18,7 @@ from lrzip.linalg.svd import Solver
 from lrzip.live import LiveSource, factorize
 from lrzip.modules import Architecture
 from lrzip.plan import Factorize
-from lrzip.planning import decomposition_of, refuse_if_hopeless, survey
+from lrzip.planning import refuse_if_hopeless, survey
 from lrzip.progress import silent
 from lrzip.ranks import Candidate
 from lrzip.selection import select
@@ -62,25 +63,22 @@ class Forms:
             LrzipError: It has no layer that can be factorized.
             UnknownName: A pattern matches nothing.
         """
-        source, architecture, decomposition = (
-            LiveSource(model),
-            Architecture.of(model),
-            decomposition_of("svd", Solver()),
-        )
+        source, architecture = LiveSource(model), Architecture.of(model)
+        decompositions = Decompositions(DEFAULT_DECOMPOSITION, Solver())
         found = source.layers(architecture)
         refuse_if_hopeless(source, found)
         items = select(found, only=only, skip=skip)
 
         def look(candidate: Candidate, weight: Tensor) -> tuple[Spectrum, ...]:
-            return decomposition.spectra(candidate.layer, weight)
+            return decompositions.of(candidate.layer).spectra(candidate.layer, weight)
 
-        seen = survey(source, items, decomposition, look, device="cpu", progress=silent)
+        seen = survey(source, items, decompositions, look, device="cpu", progress=silent)
         candidates = [item for item in seen if isinstance(item, Candidate)]
         return cls(model, architecture, candidates, options or {}, examples)
 
     def with_weights(self, dense: nn.Module) -> "Forms":
         """Return the forms of the same network with other weights."""
-        decomposition, state = decomposition_of("svd", Solver()), dense.state_dict()
+        decomposition, state = decomposition_of(DEFAULT_DECOMPOSITION, Solver()), dense.state_dict()
         candidates = [
             replace(item, spectra=decomposition.spectra(item.layer, state[item.layer.weight.name]))
             for item in self.candidates
@@ -101,10 +99,10 @@ class Forms:
 
     def alone(self, candidate: Candidate, rank: int) -> nn.Module:
         """Return a copy with one layer at some rank, also where that saves nothing."""
-        layer, ranks = candidate.layer, (rank,)
-        decomposition = decomposition_of("svd", Solver())
+        layer, ranks, name = candidate.layer, (rank,), DEFAULT_DECOMPOSITION
+        decomposition = decomposition_of(name, Solver())
         weight = self.model.state_dict()[layer.weight.name]
-        decision = Factorize(layer, "svd", ranks, decomposition.blueprint(layer, ranks), layer.weight.dtype)
+        decision = Factorize(layer, name, ranks, decomposition.blueprint(layer, ranks), layer.weight.dtype)
         factors = decomposition.factorize(layer, weight, ranks, dtype=weight.dtype, generator=Generator())
         chain = Chain(layer.module, decision.outputs, layer.bias, layer.kind)
         result = replaced(copy.deepcopy(self.model), chain, factors.weights)

@@ -1,7 +1,8 @@
 """What a rank loses, as singular values predict it, and how the losses of layers add up."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from math import fsum
 
 import numpy as np
@@ -33,6 +34,14 @@ class Objective:
     def loss(self, spectrum: Spectrum, rank: int) -> float:
         """Return the loss of one rank of one layer."""
         return float(self.losses(spectrum)[rank - 1])
+
+    def joint(self, spectra: Sequence[Spectrum]) -> Losses:
+        """Return the losses of all combinations of ranks of a layer's unfoldings, an axis each.
+
+        They add up as those of layers do. Of the energy of Tucker's unfoldings, that bounds what is lost from above.
+        """
+        combine = np.maximum if self.by_maximum else np.add
+        return reduce(combine.outer, [self.losses(spectrum) for spectrum in spectra])
 
     def total(self, losses: Iterable[float]) -> float:
         """Return the loss of several layers together."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lrzip.decompositions import DECOMPOSITIONS, Decomposition
+from lrzip.decompositions import DEFAULT_DECOMPOSITION, Decomposition, Decompositions, decomposition_of
 from lrzip.errors import LrzipError, PlanMismatch, UsageError
 from lrzip.formats import Source
 from lrzip.layers import Keep, Layer
@@ -38,7 +38,7 @@ class Request:
         skip: Patterns of the layers to leave.
         round_to: Ranks are rounded up to a multiple of it, where that still saves; None for that of each layer.
         dtype: Of the factors, or None for that of each layer.
-        decomposition: Registered name.
+        decomposition: Registered name; layers that it does not take go to the default one.
         force_factorize: Replace layers also where that saves nothing.
         objective: What the loss of a rank is predicted by, where singular values are looked at.
     """
@@ -49,7 +49,7 @@ class Request:
     skip: Sequence[str] = ()
     round_to: int | None = None
     dtype: str | None = None
-    decomposition: str = "svd"
+    decomposition: str = DEFAULT_DECOMPOSITION
     force_factorize: bool = False
     objective: Objective = OBJECTIVES[DEFAULT_OBJECTIVE]
 
@@ -97,7 +97,7 @@ def make_plan(
         scratch=scratch,
         statistics=statistics,
     )
-    return decide(checkpoint, seen, request, decomposition_of(request.decomposition, solver), meter)
+    return decide(checkpoint, seen, request, Decompositions(request.decomposition, solver), meter)
 
 
 def look_at(
@@ -112,7 +112,7 @@ def look_at(
     statistics: Statistics | None = None,
 ) -> Sequence[Candidate | Keep]:
     """Return the layers with what their rules need to know, and what stays whole; arguments as for `make_plan`."""
-    decomposition = decomposition_of(request.decomposition, solver)
+    decompositions = Decompositions(request.decomposition, solver)
     items = selected(checkpoint, request, architecture)
     if statistics is not None:
         items = [item if isinstance(item, Keep) else _reached(item, statistics) for item in items]
@@ -122,11 +122,12 @@ def look_at(
         if not (rule and rule.needs_spectra):
             return ()
         if statistics is not None:
-            return decomposition.spectra(candidate.layer, weight, statistics[candidate.layer.name])
-        return _spectra(candidate, weight, rule, decomposition, scratch)
+            layer = candidate.layer
+            return decompositions.of(layer).spectra(layer, weight, statistics[layer.name])
+        return _spectra(candidate, weight, rule, decompositions.of(candidate.layer), scratch)
 
     seen: list[Candidate | Keep] = []
-    for item in survey(checkpoint, items, decomposition, look, device=device, progress=progress):
+    for item in survey(checkpoint, items, decompositions, look, device=device, progress=progress):
         rule = request.rule_of(item.layer) if isinstance(item, Candidate) else None
         seen.append(item if rule or isinstance(item, Keep) else _keep(item.layer, "kept by `--layer`"))
     return seen
@@ -153,7 +154,7 @@ def decide(
     checkpoint: Source,
     seen: Sequence[Candidate | Keep],
     request: Request,
-    decomposition: Decomposition,
+    decompositions: Decompositions,
     meter: Meter | None = None,
 ) -> Plan:
     """Let the rules choose for layers that were looked at; a budget comes last and takes the others as they are.
@@ -176,7 +177,7 @@ def decide(
             ranks = rule.choose(candidates)
         for candidate in candidates:
             name = candidate.layer.name
-            decided[name] = _decide(candidate, ranks.get(name), rule, request, decomposition)
+            decided[name] = _decide(candidate, ranks.get(name), rule, request, decompositions)
     decisions = [item if isinstance(item, Keep) else decided[item.layer.name] for item in seen]
     return replace(_plan(checkpoint, decisions), budget=spent)
 
@@ -217,7 +218,7 @@ def load_plan(
 def survey(
     checkpoint: Source,
     items: Sequence[Layer | Keep],
-    decomposition: Decomposition,
+    decompositions: Decompositions,
     look: Callable[[Candidate, Tensor], tuple[Spectrum, ...]],
     *,
     device: str,
@@ -227,6 +228,7 @@ def survey(
     layers = [item for item in items if isinstance(item, Layer)]
 
     def examine(layer: Layer, weight: Tensor) -> Candidate | Keep:
+        decomposition = decompositions.of(layer)
         reason = decomposition.refuse(layer) or (None if is_finite(weight) else "contains NaN or Inf")
         candidate = candidate_of(layer, decomposition)
         return _keep(layer, reason) if reason else replace(candidate, spectra=look(candidate, weight))
@@ -295,12 +297,6 @@ def refuse_if_hopeless(checkpoint: Source, found: Sequence[Layer | Keep]) -> Non
     raise LrzipError(f"`{checkpoint.path}` has no layer that can be factorized: {commonest}. See `lrzip analyze`.")
 
 
-def decomposition_of(name: str, solver: Solver) -> Decomposition:
-    """Return a registered decomposition that computes with a solver."""
-    decomposition: Decomposition = DECOMPOSITIONS[name](solver)
-    return decomposition
-
-
 def candidate_of(layer: Layer, decomposition: Decomposition, spectra: tuple[Spectrum, ...] = ()) -> Candidate:
     """Return a layer as rules see it."""
     return Candidate(layer, decomposition.max_ranks(layer), _parameters(decomposition, layer), spectra)
@@ -321,7 +317,7 @@ def _decide(
     ranks: tuple[int, ...] | None,
     rule: RankRule,
     request: Request,
-    decomposition: Decomposition,
+    decompositions: Decompositions,
 ) -> Factorize | Keep:
     layer = candidate.layer
     break_even = f"break-even is {candidate.break_even_rank}"
@@ -334,9 +330,9 @@ def _decide(
     fits = all(rank <= most for rank, most in zip(rounded, candidate.max_ranks, strict=True))
     if fits and (candidate.saves(rounded) or request.force_factorize):
         ranks = rounded
-    stages = decomposition.blueprint(layer, ranks)
+    stages, name = decompositions.of(layer).blueprint(layer, ranks), decompositions.name_for(layer)
     dtype = request.dtype or layer.weight.dtype
-    return Factorize(layer, request.decomposition, ranks, stages, dtype, _predicted(candidate, ranks, request))
+    return Factorize(layer, name, ranks, stages, dtype, _predicted(candidate, ranks, request))
 
 
 def _predicted(candidate: Candidate, ranks: tuple[int, ...], request: Request) -> float | None:

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 from torch.fx import GraphModule, Node, map_arg
 
-from lrzip.errors import LrzipError
+from lrzip.factors import kernel_stage
 from lrzip.files.atomic import atomic_file
 from lrzip.inference import not_a_weight, wrapper_prefix
 from lrzip.layers import ROOT, Keep, Layer, TensorSpec
@@ -45,7 +45,7 @@ def program_layers(
 
 
 def rewrite(program: ExportedProgram, layout: Sequence[Entry], computed: Mapping[str, Tensor]) -> ExportedProgram:
-    """Return a program with tensors replaced by others, and layers by chains of two; the one given is used up.
+    """Return a program with tensors replaced by others, and layers by chains; the one given is used up.
 
     Args:
         program: A program in memory, such as torch.export.export or torch.export.load returns.
@@ -65,11 +65,9 @@ def rewrite(program: ExportedProgram, layout: Sequence[Entry], computed: Mapping
             value = computed[name].to(old.device).clone()
             fresh[name] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
             continue
-        pair = [nn.Parameter(computed[name].to(old.device).clone(), old.requires_grad) for name in names[origin]]
-        if len(pair) != 2:
-            raise LrzipError(f"`{origin}` has {len(pair)} stages; a program takes chains of two.")
-        fresh |= dict(zip(names[origin], pair, strict=True))
-        graph.replace(origin, dict(zip(names[origin], pair, strict=True)))
+        chain = {name: nn.Parameter(computed[name].to(old.device).clone(), old.requires_grad) for name in names[origin]}
+        fresh |= chain
+        graph.replace(origin, chain)
     for origin, (name, *_) in names.items():
         if len(names[origin]) == 1 and origin != name:
             graph.rename(origin, name)
@@ -181,12 +179,12 @@ class _Graph:
         found = [fqn for fqn, node in self._placeholders.items() if biases == {node} and set(node.users) <= set(users)]
         return found[0] if len(found) == 1 and found[0] not in self._changed else None
 
-    def replace(self, name: str, pair: Mapping[str, nn.Parameter]) -> None:
-        """Put a chain of two in the place of the layers that use a weight."""
+    def replace(self, name: str, chain: Mapping[str, nn.Parameter]) -> None:
+        """Put a chain in the place of the layers that use a weight."""
         weight = self._placeholders.pop(name)
-        first, second = (self._parameter(weight, key, value) for key, value in pair.items())
+        stages = [self._parameter(weight, key, value) for key, value in chain.items()]
         for user in list(weight.users):
-            _replace(user, first, second)
+            _replace(user, stages)
         self._specs = [spec for spec in self._specs if spec.arg.name != weight.name]
         self._module.graph.erase_node(weight)
 
@@ -236,24 +234,30 @@ class _Graph:
         return f"used by `{user.target}`, not as the weight of a layer{advice}"
 
 
-def _replace(user: Node, first: Node, second: Node) -> None:
-    """Make a layer the second stage of a chain, after a new node that is the first."""
+def _replace(user: Node, stages: Sequence[Node]) -> None:
+    """Make a layer the last stage of a chain, after new nodes that are the others."""
     kind, groups = signature(user)
     x, bias, rest = user.args[OPERATORS[user.target].x], bias_of(user), user.args[2:]
+    first, *_, last = stages
     if kind.startswith("linear"):
-        before = _before(user, _ATEN.linear.default, (x, first))
-        user.target, user.args = _ATEN.linear.default, (before, second, bias)
+        for stage in stages[:-1]:
+            x = _before(user, _ATEN.linear.default, (x, stage))
+        user.target, user.args = _ATEN.linear.default, (x, last, bias)
     elif kind == "embedding":
         before = _before(user, user.target, (first, *user.args[1:]))
-        user.target, user.args = _ATEN.linear.default, (before, second)
+        user.target, user.args = _ATEN.linear.default, (before, last)
     elif kind.startswith("conv_transpose"):
         before = _before(user, _CONVS[kind.replace("_transpose", "")], (x, first))
-        user.args = (before, second, *rest)
+        user.args = (before, last, *rest)
     else:
-        before = _before(user, user.target, (x, first, None, *rest[1:]))
-        ones = [1] * (len(second.meta["val"].shape) - 2)
-        user.target = _CONVS[kind]
-        user.args = (before, second, bias, ones, [0] * len(ones), ones, groups)
+        shapes = [tuple(stage.meta["val"].shape) for stage in stages]
+        ones = [1] * (len(shapes[0]) - 2)
+        pointwise = (ones, [0] * len(ones), ones, groups)
+        kernel = kernel_stage(shapes)
+        for index, stage in enumerate(stages[:-1]):
+            geometry = (user.target, rest[1:]) if index == kernel else (_CONVS[kind], pointwise)
+            x = _before(user, geometry[0], (x, stage, None, *geometry[1]))
+        user.target, user.args = _CONVS[kind], (x, last, bias, *pointwise)
 
 
 def _before(user: Node, target: Any, args: tuple[Any, ...]) -> Node:

@@ -1,8 +1,9 @@
 """Programs of torch.export, run: what they put out, how much they multiply, and how long they take."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import count, takewhile
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -14,6 +15,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
+from lrzip.factors import Positions
 from lrzip.inputs import InputShape, examples
 from lrzip.layers import Layer
 from lrzip.programs import quiet
@@ -41,7 +43,7 @@ def differences(before: ExportedProgram, after: ExportedProgram) -> Sequence[Dif
 
 def measure(
     program: ExportedProgram, layers: Sequence[Layer], inputs: Sequence[InputShape]
-) -> tuple[Mapping[str, int], int] | None:
+) -> tuple[Mapping[str, Positions], int] | None:
     """Return how often each element of each layer's weight is multiplied in a run, by layer, and all products.
 
     Args:
@@ -77,7 +79,7 @@ def time(
     if arguments is None:
         return None
     modules = [program.module() for program in (before, after)]
-    names = {layer.key(f"{stage}.weight"): layer.name for layer in layers for stage in range(2)}
+    names = {name: layer.name for layer in layers for name in takewhile(after.state_dict.__contains__, _stages(layer))}
     clocks = [_Clock(modules[0], {layer.weight.name: layer.name for layer in layers}), _Clock(modules[1], names)]
     with quiet(), torch.inference_mode():
         for clock in (clocks[number % 2] for number in range(2 * _ROUNDS)):
@@ -85,6 +87,11 @@ def time(
         whole = in_turns(*(partial(module, *arguments) for module in modules))
     dense, small = (clock.medians() for clock in clocks)
     return Timing(whole, {name: Latency(dense[name], small[name]) for name in small if name in dense})
+
+
+def _stages(layer: Layer) -> Iterator[str]:
+    """Return the names of the weights of a chain, and on."""
+    return (layer.key(f"{stage}.weight") for stage in count())
 
 
 def _arguments(program: ExportedProgram, inputs: Sequence[InputShape]) -> tuple[Any, ...] | None:
@@ -100,7 +107,7 @@ class _Positions(Interpreter):
     def __init__(self, module: GraphModule, layers: Mapping[str, Layer]) -> None:
         super().__init__(module)
         self._layers = layers
-        self.found: dict[str, int] = {}
+        self.found: dict[str, Positions] = {}
 
     def run_node(self, n: Node) -> Any:
         """Run one node."""
@@ -110,8 +117,8 @@ class _Positions(Interpreter):
             if layer:
                 others = [self.env[x] for x in n.all_input_nodes if x is not weight]
                 given = next((x for x in others if isinstance(x, Tensor) and x.dim() > 1), others[0])
-                times = _times(layer, given, result)
-                self.found[layer.name] = self.found.get(layer.name, 0) + times
+                before = self.found.get(layer.name, Positions(0, 0))
+                self.found[layer.name] = before.plus(_positions(layer, given, result))
         return result
 
 
@@ -144,13 +151,17 @@ class _Clock(Interpreter):
         return {name: median(seconds[1:]) for name, seconds in self._runs.items()}
 
 
-def _times(layer: Layer, given: Tensor, result: Tensor) -> int:
+def _positions(layer: Layer, given: Tensor, result: Tensor) -> Positions:
     """Return how often each element of a layer's weight is multiplied in one call."""
     if layer.kind == "embedding":
-        return given.numel()
+        return Positions(given.numel(), given.numel())
+    out, inner, *_ = layer.weight.shape
     if layer.kind.startswith("conv_transpose"):
-        return given.numel() // layer.weight.shape[0]
-    return result.numel() // layer.weight.shape[1 if layer.kind == "linear_transposed" else 0]
+        times = given.numel() // out  # of which its weight has the channels that come in first
+        return Positions(times, times)
+    if layer.kind == "linear_transposed":
+        out, inner = inner, out
+    return Positions(given.numel() // (inner * layer.groups), result.numel() // out)
 
 
 def _outputs(program: ExportedProgram, inputs: tuple[Any, Any]) -> Sequence[Any]:

@@ -9,6 +9,7 @@ from time import perf_counter
 import torch
 from torch import Generator, Tensor
 
+from lrzip.decompositions import decomposition_of
 from lrzip.errors import LrzipError
 from lrzip.factors import Factors
 from lrzip.formats import (
@@ -20,7 +21,6 @@ from lrzip.moments import Moments, Statistics
 from lrzip.parallel import map_in_order
 from lrzip.plan import Factorize, Plan
 from lrzip.planning import (
-    decomposition_of,
     is_finite,
     memory_of,
     read_weight,

@@ -75,6 +75,30 @@ def test_no_other_ranks_are_better(path: Path) -> None:
     assert spent.predicted_loss == pytest.approx(min(within), rel=1e-6)
 
 
+def test_no_other_pairs_of_ranks_are_better(tmp_path: Path) -> None:
+    weights = {"a.weight": torch.rand(6, 4, 3, 3) + 1, "b.weight": torch.rand(5, 6, 3, 3) + 1}
+    torch.save(weights, tmp_path / "net.pt")
+    options: Any = {"decomposition": "tucker", "objective": "relative-energy", "dry_run": True}
+    report = lrzip.compress(tmp_path / "net.pt", budget="params=50%", **options)
+    spent = report.plan.budget
+    assert spent
+    choices: list[list[tuple[int, float]]] = []
+    for weight in weights.values():
+        out, inner = weight.shape[:2]
+        tails = []
+        for unfolding in (weight.flatten(1), weight.transpose(0, 1).flatten(1)):
+            squares = torch.linalg.svdvals(unfolding.double()).square()
+            tails.append([float(squares[rank:].sum() / squares.sum()) for rank in range(1, len(squares) + 1)])
+        pairs = [
+            (a * out + 9 * a * b + b * inner, tails[0][a - 1] + tails[1][b - 1])
+            for a, b in product(range(1, out + 1), range(1, inner + 1))
+        ]
+        choices.append([(weight.numel(), 0.0), *(pair for pair in pairs if pair[0] < weight.numel())])
+    within = [sum(x[1] for x in picked) for picked in product(*choices) if sum(x[0] for x in picked) <= spent.limit]
+    assert spent.predicted_loss == pytest.approx(min(within), rel=1e-6)
+    assert all(len(decision.ranks) == 2 for decision in report.plan.factorize)
+
+
 def test_the_same_is_planned_with_and_without_writing(path: Path, tmp_path: Path) -> None:
     planned = lrzip.compress(path, budget="params=50%", dry_run=True)
     written = lrzip.compress(path, tmp_path / "a.pt", budget="params=50%")

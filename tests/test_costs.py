@@ -76,6 +76,35 @@ def test_factorized_costs_are_those_of_the_factorized_network(zoo: Path) -> None
     assert report.costs.layers.keys() == {"stem", "grouped", "up", "mix", "words", "head", "attention.in_proj"}
 
 
+def test_stages_before_a_stride_cost_what_they_run_at(tmp_path: Path) -> None:
+    model, shapes = seeded(ResNet), ["2,3,32,32"]
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    own = {"layers": {"layer[23].0.conv1": "rank:4"}, "decomposition": "tucker"}
+    options = {**own, "model": model, "input_shapes": shapes}
+    report = lrzip.compress(tmp_path / "a.pt", tmp_path / "b.pt", budget="macs=40%", **options)  # type: ignore[arg-type]
+    assert {"layer2.0.conv1", "layer3.0.conv1"} <= {result.decision.layer.name for result in report.results}
+    small = lrzip.load_into(seeded(ResNet), tmp_path / "b.pt")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        small(torch.zeros(2, 3, 32, 32))
+    assert report.costs
+    assert report.costs.macs_after == counter.get_total_flops() // 2 <= 0.4 * report.costs.macs_before
+    graph = tmp_path / "a.onnx"
+    lrzip.export(tmp_path / "a.pt", "onnx", graph, model=model, input_shapes=shapes)
+    program = lrzip.compress(graph, tmp_path / "b.onnx", budget="macs=40%", input_shapes=shapes, **own)  # type: ignore[arg-type]
+    assert program.costs
+    again = lrzip.compress(tmp_path / "b.onnx", budget="macs=100%", input_shapes=shapes, dry_run=True).costs
+    assert again
+    assert program.costs.macs_after == again.macs_before
+
+
+def test_a_budget_of_time_is_for_every_decomposition(tmp_path: Path) -> None:
+    torch.save(seeded(Net).state_dict(), tmp_path / "a.pt")
+    options = {"decomposition": "tucker", "model": seeded(Net), "input_shapes": ["1,3,16,16"], "dry_run": True}
+    spent = lrzip.compress(tmp_path / "a.pt", budget="latency=100%", **options).plan.budget  # type: ignore[arg-type]
+    assert spent
+    assert 0 < spent.used <= spent.limit
+
+
 def test_latency_is_measured_for_every_layer_and_the_whole(zoo: Path) -> None:
     options = {"ratio": 2, "model": seeded(Zoo), "input_shapes": SHAPES, "latency": True, "dry_run": True}
     report = lrzip.compress(zoo, **options)  # type: ignore[arg-type]
@@ -148,7 +177,7 @@ def test_a_program_tells_what_its_network_does(program: Path, tmp_path: Path) ->
     lstm = 2 * 5 * (64 * 16 + 64 * 16)
     assert found.costs.macs_before == expected.macs - lstm
     for name in ("stem", "grouped", "up", "mix", "head"):
-        assert found.costs.layers[name].macs_before == expected.positions[name] * prod(shape_of(name))
+        assert found.costs.layers[name].macs_before == expected.positions[name].found * prod(shape_of(name))
     assert found.costs.latency
     assert found.costs.latency.speedup > 0
     assert all(cost.latency and cost.latency.dense > 0 for cost in found.costs.layers.values())
@@ -201,5 +230,5 @@ def test_matrix_products_of_onnx_are_counted(tmp_path: Path) -> None:
     found = positions_and_macs(tmp_path / "m.onnx", [(2, 4, 6), (2, 5, 2)])
     assert found
     positions, macs = found
-    assert (positions["w"], positions["l"]) == (2 * 4, 2 * 5)
+    assert (positions["w"].found, positions["l"].found) == (2 * 4, 2 * 5)
     assert macs == 2 * (4 * 6 * 5 + 3 * 4 * 5 + 3 * 5 * 2)

@@ -18,6 +18,8 @@ def test_chains_are_known_by_keys_and_shapes() -> None:
     assert chains(x_0_weight=(2, 30), x_1_weight=(3, 2), x_2_weight=(40, 3)) == {"x": (40, 30)}
     assert chains(**{"0_weight": (2, 30), "1_weight": (40, 2)}) == {"": (40, 30)}
     assert chains(x_0_weight=(8, 4, 3, 3), x_1_weight=(16, 2, 1, 1)) == {"x": (16, 4, 3, 3)}, "in four groups"
+    assert chains(x_0_weight=(2, 8, 1, 1), x_1_weight=(3, 2, 3, 5), x_2_weight=(16, 3, 1, 1)) == {"x": (16, 8, 3, 5)}
+    assert chains(x_0_weight=(2, 8, 3, 1), x_1_weight=(16, 2, 1, 3)) == {"x": (16, 8, 3, 3)}
     assert chains(x_0_0_weight=(2, 30), x_0_1_weight=(40, 2), x_2_weight=(9, 40)) == {"x.0": (40, 30)}
 
 
@@ -32,6 +34,7 @@ def test_chains_are_known_by_keys_and_shapes() -> None:
         {"x_0_weight": (2, 30), "x_1_weight": (40, 2), "x_1_scale": (40,)},
         {"x_0_weight": (2, 8, 3, 3), "x_1_weight": (16, 2, 3, 3)},
         {"x_0_weight": (2, 8, 3, 3), "x_1_weight": (16, 2)},
+        {"x_0_weight": (2, 8, 3, 1), "x_1_weight": (16, 2, 3, 3)},  # two kernels along an axis
         {"x_0_weight": (2,), "x_1_weight": (40, 2)},
         {"x_0_weight": (4, 30), "x_1_weight": (40, 2)},  # linear layers have no groups
         {"x_0_weight": (6, 9, 3, 3), "x_1_weight": (16, 2, 1, 1)},  # 16 channels are not three groups
@@ -63,6 +66,17 @@ def test_kinds_that_only_an_architecture_tells() -> None:
 def test_composing_linear_stages_is_the_product(out: int, inner: int, rank: int) -> None:
     a, b = torch.rand(rank, inner), torch.rand(out, rank)
     torch.testing.assert_close(compose([a, b]), b @ a)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3))
+def test_composing_convolutions_is_running_them(out: int, inner: int, first: int, second: int, size: int) -> None:
+    shapes = (first, inner, 1, 1), (second, first, size, 2), (out, second, 1, 1)
+    weights = [torch.rand(shape, dtype=torch.float64) for shape in shapes]
+    x = torch.rand(2, inner, 5, 6, dtype=torch.float64)
+    expected = x
+    for weight in weights:
+        expected = torch.conv2d(expected, weight)
+    torch.testing.assert_close(torch.conv2d(x, compose(weights)), expected)
 
 
 def test_relative_error_is_that_of_the_dense_matrices() -> None:

@@ -31,6 +31,7 @@ LADDER = [
         "linalg.sketched",
         "linalg.svd",
         "linalg.vbmf",
+        "linalg.tucker",
         "linalg.whitening",
         "layers",
         "attention",

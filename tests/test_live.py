@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import lrzip
+from lrzip.decompositions import DECOMPOSITIONS
 from lrzip.errors import LrzipError, UsageError
 from lrzip.layers import Keep, Layer
 from lrzip.live import LiveSource
@@ -81,12 +82,13 @@ def test_full_rank_changes_nothing_but_rounding() -> None:
     assert all(tensor.equal(state[name]) for name, tensor in model.state_dict().items())
 
 
-def test_the_result_is_that_of_compress_and_load(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", DECOMPOSITIONS)
+def test_the_result_is_that_of_compress_and_load(name: str, tmp_path: Path) -> None:
     model = seeded(Zoo)
     torch.save(model.state_dict(), tmp_path / "a.pt")
-    lrzip.compress(tmp_path / "a.pt", tmp_path / "b.pt", ratio=2, model=seeded(Zoo))
+    lrzip.compress(tmp_path / "a.pt", tmp_path / "b.pt", decomposition=name, ratio=2, model=seeded(Zoo))
     loaded = lrzip.load_into(seeded(Zoo), tmp_path / "b.pt")
-    factored = lrzip.factorize(model, ratio=2)
+    factored = lrzip.factorize(model, decomposition=name, ratio=2)
     ours, theirs = factored.state_dict(), loaded.state_dict()
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():

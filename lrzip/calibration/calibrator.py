@@ -19,6 +19,7 @@ from lrzip.calibration.settings import DEFAULT_CORRECTIONS, CalibrationSettings
 from lrzip.calibration.truncation import measure
 from lrzip.data import read_inputs
 from lrzip.data.samples import Arrays, Samples
+from lrzip.decompositions import DEFAULT_DECOMPOSITION, decomposition_of
 from lrzip.errors import LrzipError, UsageError
 from lrzip.formats import Exported, Watchable
 from lrzip.inputs import described
@@ -27,7 +28,6 @@ from lrzip.linalg.svd import Solver
 from lrzip.moments import Arguments, Moments, Observe, Statistics, Sums
 from lrzip.objectives import CALIBRATED_OBJECTIVE, DEFAULT_OBJECTIVE
 from lrzip.patches import Inputs
-from lrzip.planning import decomposition_of
 from lrzip.programs import fixed_batch
 from lrzip.taps import watch_network
 from lrzip.tracing import follow
@@ -243,7 +243,7 @@ def calibrate(
         named = {subject.weight_name(layer): layer for layer in layers if layer.name in found}
         few = batches[:_WEIGHING_BATCHES]
         counts = influences(program, named, few, seed=settings.seed)
-        decomposition = decomposition_of("svd", Solver())
+        decomposition = decomposition_of(DEFAULT_DECOMPOSITION, Solver())
         changes = measure(program, named, few, found, decomposition, centered=corrections.bias) if measured else {}
     weighed = {
         name: replace(moments, influence=counts.get(name, 0.0), measured=changes.get(name))

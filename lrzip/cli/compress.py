@@ -41,7 +41,7 @@ _ONE_PLAN = ("--save-plan", "--min-ratio", "--max-error", "--min-speedup", "--la
 _UNBOUNDED = (
     *(*_RANKS, "--budget", "--layer", "--round-to", "--force-factorize", "--dtype", "--dry-run", "--max-error"),
     *("--keep-optimizer", "--input-shape", "--latency", "--min-speedup", "--save-statistics", "--reconstruct"),
-    *("--calibrate", "--calibration-samples", "--calibration-memory", "--correct"),
+    *("--decomposition", "--calibrate", "--calibration-samples", "--calibration-memory", "--correct"),
 )
 _BOUNDED = (
     *("--test", "--strategy", "--teacher", "--temperature", "--teacher-share", "--optimizer", "--lr", "--epochs"),
@@ -98,6 +98,10 @@ def compress(
     force_factorize: Annotated[
         bool, options.ranks("--force-factorize", help="Also where it saves nothing, to check a program at full rank.")
     ] = False,
+    decomposition: Annotated[
+        str,
+        options.factors(help="svd, or tucker: k×k convolutions become 1×1, k×k and 1×1, with a rank on both sides."),
+    ] = "svd",
     svd: Annotated[
         str,
         options.factors(
@@ -305,6 +309,7 @@ def compress(
     planning = {
         "layers": dict(_rule(text) for text in layer or ()),
         "round_to": round_to,
+        "decomposition": decomposition,
         "dtype": dtype,
         "calibrate": calibrate,
         "calibration": calibration,

@@ -1,6 +1,7 @@
 """Ways to replace a layer by a chain of smaller ones."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -9,11 +10,16 @@ from torch import Generator, Tensor
 from lrzip.factors import Factors, StageSpec
 from lrzip.layers import Layer
 from lrzip.linalg.subspace import Subspace
+from lrzip.linalg.svd import Solver
 from lrzip.moments import Moments
 from lrzip.registry import Registry
 from lrzip.spectrum import Spectrum
 
-DECOMPOSITIONS = Registry("decomposition", {"svd": "lrzip.decompositions.svd:SVD"})
+DECOMPOSITIONS = Registry(
+    "decomposition", {"svd": "lrzip.decompositions.svd:SVD", "tucker": "lrzip.decompositions.tucker:Tucker"}
+)
+DEFAULT_DECOMPOSITION = "svd"
+"""Takes every kind of layer."""
 
 
 class Decomposition(Protocol):
@@ -55,3 +61,31 @@ class Decomposition(Protocol):
         It is nearest to the weight, or in what it makes of inputs where their moments are given.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Decompositions:
+    """The decompositions of all layers: the one of a name for those that it takes, the default one for the rest.
+
+    Attributes:
+        name: Registered name.
+        solver: How factors are computed.
+    """
+
+    name: str
+    solver: Solver
+
+    def name_for(self, layer: Layer) -> str:
+        """Return the name of the decomposition that replaces a layer."""
+        takes = self.name != DEFAULT_DECOMPOSITION and decomposition_of(self.name, self.solver).refuse(layer) is None
+        return self.name if takes else DEFAULT_DECOMPOSITION
+
+    def of(self, layer: Layer) -> Decomposition:
+        """Return the decomposition that replaces a layer."""
+        return decomposition_of(self.name_for(layer), self.solver)
+
+
+def decomposition_of(name: str, solver: Solver) -> Decomposition:
+    """Return a registered decomposition that computes with a solver."""
+    made: Decomposition = DECOMPOSITIONS[name](solver)
+    return made

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 from torch import Tensor, nn
 
 from lrzip.errors import LrzipError, UnsupportedCheckpoint
-from lrzip.factors import Factors
+from lrzip.factors import Factors, Positions
 from lrzip.formats.nesting import optimizer_entries
 from lrzip.inputs import InputShape
 from lrzip.layers import Keep, Layer, TensorSpec
@@ -142,7 +142,7 @@ class Guarded(Protocol):
 class Runnable(Protocol):
     """A checkpoint that holds a program, which can be run."""
 
-    def measure(self, inputs: Sequence[InputShape]) -> tuple[Mapping[str, int], int] | None:
+    def measure(self, inputs: Sequence[InputShape]) -> tuple[Mapping[str, Positions], int] | None:
         """Return how often each element of each layer's weight is multiplied in a run, by layer, and all products.
 
         Args:

@@ -158,7 +158,10 @@ def _chains(source: HuggingFaceFolder, layout: Sequence[Entry]) -> dict[str, str
     for entry in layout:
         module, _, stage = entry.spec.name.removesuffix(".weight").rpartition(".")
         if entry.kind and stage not in ("0", "1"):
-            raise LrzipError(f"`{module}` has more than two factors, which these folders do not hold.")
+            raise LrzipError(
+                f"`{module}` has more than two factors, which these folders do not hold. "
+                "Leave out `--decomposition`, or `--skip` it."
+            )
         if entry.kind:
             chains[module] = entry.kind
         elif entry.copied and entry.spec.name in carried:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import onnx  # noqa: TID251  (this is the ONNX format)
 
 from lrzip.errors import LrzipError
+from lrzip.factors import Positions
 
 Shapes: TypeAlias = Mapping[str, Sequence[int]]
 _OWN_DOMAIN = ("", "ai.onnx")
@@ -15,7 +16,7 @@ _OWN_DOMAIN = ("", "ai.onnx")
 _ACTIVATION = 0
 
 
-def positions_and_macs(path: Path, sizes: Sequence[Sequence[int]]) -> tuple[Mapping[str, int], int] | None:
+def positions_and_macs(path: Path, sizes: Sequence[Sequence[int]]) -> tuple[Mapping[str, Positions], int] | None:
     """Return how often each element of each weight is multiplied in a run, by the weight's name, and all products.
 
     Args:
@@ -38,14 +39,14 @@ def positions_and_macs(path: Path, sizes: Sequence[Sequence[int]]) -> tuple[Mapp
     except Exception as error:
         said = " ".join(str(error).split())[:160].rstrip(".")
         raise LrzipError(f"`{path}` does not take inputs of these sizes: {said}.") from error
-    positions: dict[str, int] = {}
+    positions: dict[str, Positions] = {}
     macs = 0
     for node, shapes in _nodes(graph, {}):
         found = _positions(node, shapes)
         if found is None:
             return None
         times, weight, products = found
-        positions[weight] = positions.get(weight, 0) + times
+        positions[weight] = positions.get(weight, Positions(0, 0)).plus(times)
         macs += products
     return positions, macs
 
@@ -88,7 +89,7 @@ def _shape(value: Any) -> list[int]:
     return [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
 
 
-def _positions(node: Any, shapes: Shapes) -> tuple[int, str, int] | None:
+def _positions(node: Any, shapes: Shapes) -> tuple[Positions, str, int] | None:
     """Return how often a weight's elements are multiplied by a node, its name, and how many products that makes."""
     left, right = (shapes.get(name) for name in node.input[:2])
     out = shapes.get(node.output[0])
@@ -96,9 +97,9 @@ def _positions(node: Any, shapes: Shapes) -> tuple[int, str, int] | None:
         return None
     weight = node.input[1]
     if node.op_type == "ConvTranspose":
-        times = prod(left) // left[1]
+        given = found = prod(left) // left[1]
     elif node.op_type == "Conv":
-        times = prod(out) // out[1]
+        given, found = prod(left) // left[1], prod(out) // out[1]
     else:  # a matrix on either side; of two that are computed the right one counts as the weight
         inner = left[-1]
         if node.op_type == "Gemm":
@@ -106,5 +107,6 @@ def _positions(node: Any, shapes: Shapes) -> tuple[int, str, int] | None:
         products = prod(out) * inner
         fixed = len(left) == 2 and len(right) != 2
         weight, size = (node.input[0], prod(left)) if fixed else (weight, prod(right))
-        return products // max(size, 1), weight, products
-    return times, weight, times * prod(right)
+        given = found = products // max(size, 1)
+        return Positions(given, found), weight, products
+    return Positions(given, found), weight, found * prod(right)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lrzip.errors import NotCompared, UnsupportedCheckpoint, UsageError
+from lrzip.factors import Positions
 from lrzip.formats.onnx_costs import positions_and_macs
 from lrzip.formats.onnx_data import chunks_of, external_file, spec_of
 from lrzip.formats.onnx_graph import constants_of, find_layers, graphs_of, tensor_of
@@ -95,7 +96,7 @@ class OnnxFile:
         """Run the model on batches in onnxruntime and show what layers are applied to."""
         watch_model(self.path, self.nbytes, layers, batches, see)
 
-    def measure(self, inputs: Sequence[InputShape]) -> tuple[Mapping[str, int], int] | None:
+    def measure(self, inputs: Sequence[InputShape]) -> tuple[Mapping[str, Positions], int] | None:
         """Return the positions and products of a run, by the shapes that onnx infers."""
         found = positions_and_macs(self.path, [shape.sizes for shape in inputs])
         if found is None:

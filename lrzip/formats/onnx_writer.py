@@ -9,6 +9,7 @@ import onnx_ir as ir
 from torch import Tensor
 
 from lrzip.errors import LrzipError, OutputExists, UnsupportedCheckpoint
+from lrzip.factors import kernel_stage
 from lrzip.files.atomic import atomic_files
 from lrzip.formats.onnx_data import DataFile, chunks_of, spec_of
 from lrzip.formats.onnx_graph import SCOPES, constants_of, graphs_of, tensor_of
@@ -133,26 +134,37 @@ class OnnxWriter:
 
     def _replace(self, weight: ir.Value, stages: Sequence[ir.TensorProtocol]) -> None:
         producer, graph = weight.producer(), _graph_of(weight)
-        first, second = (_registered(graph, stage) for stage in stages)
+        values = [_registered(graph, stage) for stage in stages]
         for usage in tuple(weight.uses()):
-            self._split(usage.node, usage.idx, first, second)
+            self._split(usage.node, usage.idx, values)
         if producer is not None:
             graph.remove(producer, safe=True)
         else:
             del graph.initializers[str(weight.name)]
 
-    def _split(self, node: ir.Node, index: int, first: ir.Value, second: ir.Value) -> None:
-        """Put a node with the first weight in front of a node, which gets the second and keeps its name and outputs."""
+    def _split(self, node: ir.Node, index: int, stages: Sequence[ir.Value]) -> None:
+        """Put nodes with the first weights in front of a node, which gets the last and keeps its name and outputs."""
         position = 1 - index if node.op_type == "MatMul" else 0
+        kernel = kernel_stage([_sizes(stage) for stage in stages])
+        for number, stage in enumerate(stages[:-1]):
+            front = self._front(node, position, stage, has_kernel=number == kernel)
+            node.replace_input_with(position, front.outputs[0])
+        node.replace_input_with(1 - position, stages[-1])
+        if node.op_type == "Conv":  # the last stage of every chain of convolutions is pointwise
+            for name in _GEOMETRY:
+                node.attributes.pop(name, None)
+
+    def _front(self, node: ir.Node, position: int, weight: ir.Value, *, has_kernel: bool) -> ir.Node:
+        """Insert a node before another, which applies a weight to what that one is applied to."""
         assert isinstance(node.graph, ir.Graph)
-        inputs = [node.inputs[position], first] if position == 0 else [first, node.inputs[position]]
+        inputs = [node.inputs[position], weight] if position == 0 else [weight, node.inputs[position]]
         if node.op_type == "Gemm" and self._model.opset_imports.get("", 0) < _GEMM_WITHOUT_BIAS:
-            inputs.append(self._zero(node.graph, first))
+            inputs.append(self._zero(node.graph, weight))
         front = ir.Node(
             node.domain,
             "Conv" if node.op_type == "ConvTranspose" else node.op_type,
             inputs,
-            _front_attributes(node),
+            _front_attributes(node, has_kernel=has_kernel),
             name=self._new_name(node.name or node.op_type),
             metadata_props={key: node.metadata_props[key] for key in _SCOPES if key in node.metadata_props},
         )
@@ -160,11 +172,7 @@ class OnnxWriter:
         between.name = self._new_name(str(node.outputs[0].name))
         between.type = node.outputs[0].type
         node.graph.insert_before(node, front)
-        node.replace_input_with(position, between)
-        node.replace_input_with(1 - position, second)
-        if node.op_type == "Conv":
-            for name in _GEOMETRY:
-                node.attributes.pop(name, None)
+        return front
 
     def _zero(self, graph: ir.Graph, like: ir.Value) -> ir.Value:
         """Return a new bias of zeros."""
@@ -181,13 +189,19 @@ class OnnxWriter:
         return f"{name}.{number}"
 
 
-def _front_attributes(node: ir.Node) -> list[ir.Attr]:
-    """Return the attributes of the first of two nodes: what a factor shares with the whole."""
+def _front_attributes(node: ir.Node, *, has_kernel: bool) -> list[ir.Attr]:
+    """Return the attributes of a node in front of another: what a factor shares with the whole."""
     if node.op_type == "Conv":
-        return list(node.attributes.values())
+        return [attribute for name, attribute in node.attributes.items() if has_kernel or name not in _GEOMETRY]
     if node.op_type == "Gemm":
         return [node.attributes[name] for name in ("transB", "broadcast") if name in node.attributes]
     return []
+
+
+def _sizes(weight: ir.Value) -> tuple[int, ...]:
+    """Return the shape of a constant."""
+    assert weight.const_value is not None
+    return tuple(int(size) for size in weight.const_value.shape.numpy())
 
 
 def _graph_of(weight: ir.Value) -> ir.Graph:

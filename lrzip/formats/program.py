@@ -7,7 +7,6 @@ which replacing its layers takes, can run code from the file.
 import json
 import re
 import zipfile
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lrzip.errors import LrzipError, UnsupportedCheckpoint, UntrustedFile
+from lrzip.factors import Positions
 from lrzip.files.archive import checked_members
 from lrzip.files.atomic import atomic_file
 from lrzip.files.raw import Block, RawTensor, members_of
@@ -140,7 +140,7 @@ class ProgramFile(RawFile):
 
         return differences(self.program(), load_program(output)) if FORMAT.matches(output) else ()
 
-    def measure(self, inputs: Sequence[InputShape]) -> tuple[Mapping[str, int], int] | None:
+    def measure(self, inputs: Sequence[InputShape]) -> tuple[Mapping[str, Positions], int] | None:
         """Run the program, if it is trusted, on inputs of these shapes or on those that are stored in it."""
         if not self.trust:
             return None
@@ -234,11 +234,6 @@ class Program:
                 f"`{source.path}` is not a program, so `{destination}` cannot be one. Give the output another suffix."
             )
         source.refuse_replacing(source.format)
-        stages = Counter(entry.origin for entry in layout if not entry.copied)
-        if any(count > 2 for count in stages.values()):
-            raise LrzipError(
-                f"`{destination}` would be a program, in which lrzip puts chains of two and no longer ones."
-            )
         refuse_other_dtypes(source, layout)
         with atomic_file(destination) as temporary:
             writer = ProgramWriter()

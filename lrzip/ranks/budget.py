@@ -3,6 +3,8 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from math import ceil, floor
 from typing import TypeAlias
 
@@ -39,7 +41,7 @@ class Meter:
     Attributes:
         whole: Of the checkpoint as it is.
         cost: Of a layer whole, for None, or as a chain with some ranks.
-        affine: Whether that is affine in the rank, as all counts are of stages that each have one side of the rank.
+        affine: Whether that is affine in each rank, as all counts are of stages that have at most one side of it each.
     """
 
     whole: int
@@ -109,7 +111,7 @@ class Budget:
         """Return the ranks by layer name, without the layers that stay whole, and what all comes to.
 
         Args:
-            candidates: The layers, with the spectra of their one unfolding.
+            candidates: The layers, with the spectra of their unfoldings.
             meter: Counts them and the whole checkpoint.
             saved: What is already saved elsewhere in the checkpoint.
             round_to: Offer only multiples of it as ranks, where any saves; None for that of each layer.
@@ -134,34 +136,41 @@ class Budget:
                 f"Give at least {self.unit}={share:g}%."
             )
         found = self.objective.allocate(items, limit - fixed)
-        ranks = {c.layer.name: (rank,) for c, rank in zip(ordered, found.labels, strict=True) if rank}
+        ranks = {c.layer.name: _ranks(c, place) for c, place in zip(ordered, found.labels, strict=True) if place}
         return ranks, Spent(
             self.unit, meter.whole, limit, fixed + found.cost, self.objective.name, found.loss, found.bound
         )
 
     def _options(self, candidate: Candidate, meter: Meter, round_to: int) -> Options:
-        """Return the ranks that save, and rank 0, which stands for the whole layer."""
+        """Return the ranks that save, by their place among all of them from 1 on, and 0 for the whole layer."""
         dense = meter.cost(candidate.layer, None)
-        ranks = np.arange(1, candidate.break_even_rank + 1)
-        multiples = ranks[round_to - 1 :: round_to]
-        ranks = multiples if len(multiples) else ranks
-        costs = _costs(candidate.layer, meter, ranks)
-        losses = self.objective.losses(candidate.spectra[0])[ranks - 1] if len(ranks) else np.zeros(0)
-        saves = costs < dense
-        return Options.of(
-            np.append(costs[saves], dense).astype(np.int64),
-            np.append(losses[saves], 0.0),
-            np.append(ranks[saves], 0).astype(np.int64),
-        )
+        ranks = 1 + np.indices(candidate.max_ranks).reshape(len(candidate.max_ranks), -1)
+        count = _affine if meter.affine else _each
+        costs = count(partial(meter.cost, candidate.layer), ranks)
+        losses = self.objective.joint(candidate.spectra).ravel()
+        saves = (costs < dense) & (_affine(candidate.parameters, ranks) < candidate.layer.weight.numel)
+        rounded = saves & (ranks % round_to == 0).all(0)
+        offered = np.flatnonzero(rounded if rounded.any() else saves)
+        return Options.of(np.append(costs[offered], dense), np.append(losses[offered], 0.0), np.append(offered + 1, 0))
 
 
-def _costs(layer: Layer, meter: Meter, ranks: Ranks) -> Ranks:
-    """Return what a layer counts at each rank."""
-    if not meter.affine:
-        return np.array([meter.cost(layer, (int(rank),)) for rank in ranks], dtype=np.int64)
-    first = meter.cost(layer, (1,)) if len(ranks) else 0
-    step = meter.cost(layer, (2,)) - first if len(ranks) and ranks[-1] > 1 else 0
-    return first + step * (ranks - 1)
+def _ranks(candidate: Candidate, place: int) -> tuple[int, ...]:
+    """Return ranks by their place among all of them, from 1 on."""
+    return tuple(1 + int(index) for index in np.unravel_index(place - 1, candidate.max_ranks))
+
+
+def _each(count: Callable[[tuple[int, ...]], int], ranks: Ranks) -> Ranks:
+    """Return what each of some ranks counts, (unfoldings, n)."""
+    return np.array([count(tuple(map(int, column))) for column in ranks.T], dtype=np.int64)
+
+
+def _affine(count: Callable[[tuple[int, ...]], int], ranks: Ranks) -> Ranks:
+    """Return what each of some ranks counts, (unfoldings, n), where that is affine in each."""
+    counts = np.zeros(ranks.shape[1], dtype=np.int64)
+    for corner in product((1, 2), repeat=len(ranks)):
+        weights = [2 - rank if at == 1 else rank - 1 for at, rank in zip(corner, ranks, strict=True)]
+        counts += count(corner) * np.prod(weights, axis=0)
+    return counts
 
 
 def parse_size(option: str, text: str) -> int:

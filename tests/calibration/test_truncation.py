@@ -12,6 +12,7 @@ from lrzip.calibration.corrections import Corrections
 from lrzip.calibration.settings import CalibrationSettings
 from lrzip.calibration.stored import load_statistics, save_statistics
 from lrzip.calibration.truncation import measure
+from lrzip.decompositions import decomposition_of
 from lrzip.errors import UsageError
 from lrzip.layers import Layer
 from lrzip.linalg.svd import Solver
@@ -19,7 +20,6 @@ from lrzip.live import LiveSource
 from lrzip.measured import Measured
 from lrzip.modules import Architecture
 from lrzip.moments import Arguments
-from lrzip.planning import decomposition_of
 from lrzip.tracing import follow
 from tests.networks import Zoo, seeded
 

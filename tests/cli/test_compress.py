@@ -101,12 +101,33 @@ def test_failed_gates_exit_with_3_after_writing(tmp_path: Path) -> None:
         (["--rank", "2", "--layer", "fc1=size:3"], "Unknown rule"),
         (["--rank", "2", "--bogus"], "--bogus"),
         (["--rank", "2", "--device", "cuda:99"], "cannot be used"),
+        (["--rank", "2", "--decomposition", "svdd"], "must be one of svd, tucker, got svdd"),
+        (
+            ["--rank", "2", "--decomposition", "tucker", "--calibrate", "x.npz"],
+            "`--calibrate` is for factors of the SVD",
+        ),
+        (["--plan", "plan.json", "--decomposition", "tucker"], "`--plan` decides on every layer"),
+        (["--max-drop", "1", "--decomposition", "tucker"], "goes without `--decomposition`"),
     ],
 )
 def test_wrong_usage_exits_with_2(options: list[str], message: str, tmp_path: Path) -> None:
     path = nested(tmp_path)
     assert message in error_of(run("compress", path, *options), 2)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_plan_says_what_takes_the_place_of_each_layer(tmp_path: Path) -> None:
+    path, plan = nested(tmp_path), tmp_path / "plan.json"
+    options = ("--rank", "4", "--decomposition", "tucker", "--only", "conv2", "--only", "fc1")
+    done = run("compress", path, *options, "--save-plan", plan, "-o", tmp_path / "a.ckpt", "--json")
+    rows = {row["name"]: (row["decomposition"], row["ranks"]) for row in json.loads(done.stdout)["layers"]}
+    assert rows == {"conv2": ("tucker", [4, 4]), "fc1": ("svd", [4])}
+    run("compress", path, "--plan", plan, "-o", tmp_path / "b.ckpt")
+    assert (tmp_path / "a.ckpt").read_bytes() == (tmp_path / "b.ckpt").read_bytes()
+    text = run("compress", path, *options, "--dry-run").stdout.decode()
+    assert "4, 4" in text
+    dense = run("export", tmp_path / "a.ckpt", "--to", "dense", "-o", tmp_path / "dense.pt")
+    assert "2 layers multiplied back" in dense.stdout.decode()
 
 
 def test_a_network_settles_what_layers_are(tmp_path: Path) -> None:

@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from lrzip.decompositions import DECOMPOSITIONS, Decomposition
+from lrzip.decompositions import (
+    DECOMPOSITIONS,
+    DEFAULT_DECOMPOSITION,
+    Decomposition,
+    Decompositions,
+    decomposition_of,
+)
 from lrzip.factors import Chain, Factors, compose
 from lrzip.layers import FACTORIZABLE_DTYPES, Layer, TensorSpec
 from lrzip.linalg.svd import Solver
@@ -33,13 +39,10 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "embedding": (nn.Embedding(50, 12, padding_idx=3), (2, 7)),
     "conv3d": (nn.Conv3d(3, 12, (1, 3, 3), padding=(0, 1, 1)), (1, 3, 4, 6, 6)),
 }
-CASES = pytest.mark.parametrize("case", LAYERS.values(), ids=LAYERS)
-NAMES = pytest.mark.parametrize("name", DECOMPOSITIONS)
 
 
 def make(name: str) -> Decomposition:
-    made: Decomposition = DECOMPOSITIONS[name](Solver("exact"))
-    return made
+    return decomposition_of(name, Solver("exact"))
 
 
 def layer_of(module: nn.Module) -> Layer:
@@ -55,6 +58,21 @@ def layer_of(module: nn.Module) -> Layer:
     return Layer("x", "x", what.kind, specs[0], specs[1], what.groups)
 
 
+TAKEN = {
+    f"{name}-{kind}": (name, case)
+    for name in DECOMPOSITIONS
+    for kind, case in LAYERS.items()
+    if make(name).refuse(layer_of(case[0])) is None
+}
+CASES = pytest.mark.parametrize(("name", "case"), TAKEN.values(), ids=TAKEN)
+NAMES = pytest.mark.parametrize("name", DECOMPOSITIONS)
+
+
+def some_case(name: str) -> nn.Module:
+    """Return a layer that a decomposition takes, with a smooth weight."""
+    return next(case[0] for taken, case in TAKEN.values() if taken == name)
+
+
 def factorize(
     name: str, layer: Layer, weight: Tensor, ranks: tuple[int, ...], dtype: torch.dtype = torch.float32
 ) -> Factors:
@@ -66,7 +84,6 @@ def error_of(layer: Layer, weight: Tensor, factors: Factors) -> float:
     return float(torch.linalg.vector_norm(weight.double() - dense) / torch.linalg.vector_norm(weight.double()))
 
 
-@NAMES
 @CASES
 def test_the_blueprint_is_what_factorize_delivers(name: str, case: tuple[nn.Module, tuple[int, ...]]) -> None:
     layer, weight = layer_of(case[0]), case[0].get_parameter("weight").detach()
@@ -78,7 +95,6 @@ def test_the_blueprint_is_what_factorize_delivers(name: str, case: tuple[nn.Modu
         assert all(w.is_contiguous() for w in factors.weights)
 
 
-@NAMES
 @CASES
 def test_full_rank_reconstructs(name: str, case: tuple[nn.Module, tuple[int, ...]]) -> None:
     layer, weight = layer_of(case[0]), case[0].get_parameter("weight").detach()
@@ -87,7 +103,6 @@ def test_full_rank_reconstructs(name: str, case: tuple[nn.Module, tuple[int, ...
     assert factors.error < 20 * sqrt(prod(layer.matrix_shape)) ** 0.5 * torch.finfo(torch.float32).eps
 
 
-@NAMES
 @CASES
 def test_the_error_is_that_of_what_is_stored(name: str, case: tuple[nn.Module, tuple[int, ...]]) -> None:
     layer, weight = layer_of(case[0]), case[0].get_parameter("weight").detach()
@@ -97,7 +112,6 @@ def test_the_error_is_that_of_what_is_stored(name: str, case: tuple[nn.Module, t
         assert factors.error == pytest.approx(error_of(layer, weight, factors), rel=1e-4)
 
 
-@NAMES
 @CASES
 def test_the_error_never_grows_with_the_rank(name: str, case: tuple[nn.Module, tuple[int, ...]]) -> None:
     layer, weight = layer_of(case[0]), case[0].get_parameter("weight").detach()
@@ -107,7 +121,6 @@ def test_the_error_never_grows_with_the_rank(name: str, case: tuple[nn.Module, t
     assert all(later <= earlier + 1e-6 for earlier, later in pairwise(errors))
 
 
-@NAMES
 @CASES
 def test_the_chain_computes_what_the_composed_layer_does(name: str, case: tuple[nn.Module, tuple[int, ...]]) -> None:
     module, shape = case
@@ -132,14 +145,36 @@ def test_the_chain_computes_what_the_composed_layer_does(name: str, case: tuple[
 
 @NAMES
 def test_factors_are_balanced(name: str) -> None:
-    module = nn.Linear(40, 24)
-    factors = factorize(name, layer_of(module), module.weight.detach(), (8,))
+    module = some_case(name)
+    layer, weight = layer_of(module), module.get_parameter("weight").detach()
+    factors = factorize(name, layer, weight, tuple(max(rank // 3, 1) for rank in make(name).max_ranks(layer)))
     norms = [float(torch.linalg.vector_norm(weight)) for weight in factors.weights]
     assert max(norms) / min(norms) < 1 + 1e-4
 
 
 @NAMES
 def test_a_zero_weight_is_met_exactly(name: str) -> None:
-    factors = factorize(name, layer_of(nn.Linear(9, 7)), torch.zeros(7, 9), (2,))
+    module = some_case(name)
+    layer, weight = layer_of(module), torch.zeros_like(module.get_parameter("weight"))
+    factors = factorize(name, layer, weight, tuple(1 for _ in make(name).max_ranks(layer)))
     assert factors.error == 0
-    assert all(bool((weight == 0).all()) for weight in factors.weights)
+    assert compose(factors.weights, layer.kind).count_nonzero() == 0
+
+
+@CASES
+def test_no_error_is_below_the_tail_of_an_unfolding(name: str, case: tuple[nn.Module, tuple[int, ...]]) -> None:
+    layer, weight = layer_of(case[0]), case[0].get_parameter("weight").detach()
+    ranks = tuple(max(rank // 2, 1) for rank in make(name).max_ranks(layer))
+    factors = factorize(name, layer, weight, ranks)
+    spectra = make(name).spectra(layer, weight)
+    tails = [spectrum.tail(rank) / spectrum.frobenius_norm for spectrum, rank in zip(spectra, ranks, strict=True)]
+    assert max(tails) * (1 - 1e-5) <= factors.error <= sqrt(sum(tail**2 for tail in tails)) * (1 + 1e-5) + 1e-6
+    if factors.excess is not None:
+        assert factors.error <= max(tails) * (1 + factors.excess) * (1 + 1e-4) + 1e-6
+
+
+def test_the_rest_of_a_network_goes_to_the_default() -> None:
+    names = {kind: Decompositions("tucker", Solver()).name_for(layer_of(case[0])) for kind, case in LAYERS.items()}
+    taken = {kind for kind, name in names.items() if name == "tucker"}
+    assert taken == {"conv1d", "conv2d", "conv2d-reflect", "conv3d"}
+    assert set(names.values()) == {"tucker", DEFAULT_DECOMPOSITION}

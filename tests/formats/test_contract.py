@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import lrzip
+from lrzip.decompositions import DECOMPOSITIONS, DEFAULT_DECOMPOSITION
 from lrzip.errors import LrzipError
 from lrzip.factors import Factors
 from lrzip.formats import FORMATS, Checkpoint, open_checkpoint, rewrite
@@ -100,10 +101,15 @@ def test_all_tensors_are_accounted_for_and_untouched_ones_identical(path: Path, 
     assert len(report.results) == len(replaced)
 
 
-def test_the_loaded_model_computes_the_product_of_the_factors(path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", DECOMPOSITIONS)
+def test_the_loaded_model_computes_the_product_of_the_factors(name: str, path: Path, tmp_path: Path) -> None:
     output = tmp_path / ("out" if path.is_dir() else f"out{path.suffix}")
     dense = tmp_path / ("dense" if path.is_dir() else f"dense{path.suffix}")
-    lrzip.compress(path, output, ratio=2)
+    if name != DEFAULT_DECOMPOSITION and path.name == "huggingface":
+        with pytest.raises(LrzipError, match=r"more than two factors.*`--skip` it"):
+            lrzip.compress(path, output, decomposition=name, ratio=2)
+        return
+    lrzip.compress(path, output, decomposition=name, ratio=2)
     lrzip.export(output, "dense", dense)
     x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     factored = lrzip.load_into(WithExtras(), output).eval()

@@ -15,6 +15,7 @@ import torch
 from onnx import TensorProto, helper  # noqa: TID251
 
 import lrzip
+from lrzip.decompositions import DECOMPOSITIONS
 from lrzip.errors import LrzipError, OutputExists, PlanMismatch, UnsupportedCheckpoint, UsageError
 from lrzip.formats import open_checkpoint, rewrite
 from lrzip.layers import Keep, Layer
@@ -56,9 +57,10 @@ def test_layers_are_named_and_have_the_kind_of_their_nodes(case: tuple[Path, Map
         assert len({item.name for item in found}) == len(found)
 
 
-def test_outputs_of_full_rank_are_the_same(case: tuple[Path, Mapping[str, str]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", DECOMPOSITIONS)
+def test_outputs_of_full_rank_are_the_same(name: str, case: tuple[Path, Mapping[str, str]], tmp_path: Path) -> None:
     path, kinds = case
-    report = lrzip.compress(path, tmp_path / "small.onnx", energy=1.0, force_factorize=True)
+    report = lrzip.compress(path, tmp_path / "small.onnx", decomposition=name, energy=1.0, force_factorize=True)
     assert len(report.results) == len(kinds)
     for seed in range(2):
         inputs = feeds(path, seed)

@@ -16,6 +16,7 @@ from torch._export.serde.serialize import _SERIALIZE_TO_TORCH_DTYPE
 from torch.export import Dim, ExportedProgram
 
 import lrzip
+from lrzip.decompositions import DECOMPOSITIONS
 from lrzip.errors import LrzipError, UnsupportedCheckpoint, UntrustedFile
 from lrzip.factors import compose
 from lrzip.formats import open_checkpoint
@@ -131,9 +132,10 @@ def test_exact_factors_give_the_same_outputs_at_every_batch_size(zoo: Path, tmp_
     assert lrzip.analyze(output, trust=True).layers
 
 
-def test_every_attribute_of_a_layer_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", DECOMPOSITIONS)
+def test_every_attribute_of_a_layer_is_kept(name: str, tmp_path: Path) -> None:
     class Everything(nn.Module):
-        """Layers with attributes that only one of the two stages may have."""
+        """Layers with attributes that only one of the stages may have."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -154,16 +156,18 @@ def test_every_attribute_of_a_layer_is_kept(tmp_path: Path) -> None:
         torch.manual_seed(0)
         model = Everything().eval()
     path = saved(tmp_path / "a.pt2", exported(model, *inputs))
-    report = lrzip.compress(path, tmp_path / "b.pt2", rank=2, trust=True)
+    report = lrzip.compress(path, tmp_path / "b.pt2", decomposition=name, rank=2, trust=True, latency=True)
     assert len(report.results) == 10
+    assert report.costs
+    assert all(cost.latency for cost in report.costs.layers.values())
     assert [difference.output for difference in report.differences]
     # The network itself, with the chains' products for weights, must compute what the rewritten program computes.
     after = torch.export.load(tmp_path / "b.pt2")
     for decision in report.plan.factorize:
         weight = model.get_parameter(decision.layer.weight.name)
-        pair = [after.state_dict[spec.name].detach() for spec in decision.outputs]
+        stages = [after.state_dict[spec.name].detach() for spec in decision.outputs]
         with torch.no_grad():
-            weight.copy_(compose(pair, decision.layer.kind))
+            weight.copy_(compose(stages, decision.layer.kind))
     for batch in (1, 4):
         x = torch.randn(batch, 3, 16, 16), torch.randn(batch, 12, 24)
         assert_close(run(after, *x), run_model(model, *x))

@@ -1,0 +1,124 @@
+"""Three stages by Tucker-2: a 1×1 convolution to fewer channels, the kernel between these, a 1×1 one to all channels.
+
+Input and output channels of a k×k convolution get a rank each; the kernel, with stride, padding and dilation, keeps its
+size (Kim et al. 2016, 'Compression of deep convolutional neural networks for fast and low power mobile applications',
+section 3.1). Where all kernels are of one element, this would be the truncated SVD with a stage too many.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Generator, Tensor
+
+from lrzip.errors import UsageError
+from lrzip.factors import Factors, StageSpec, compose, relative_difference
+from lrzip.layers import Layer
+from lrzip.linalg.subspace import Subspace, attainable, compute_dtype
+from lrzip.linalg.svd import Solver, singular_values
+from lrzip.linalg.tucker import Tucker2, balanced, tucker2
+from lrzip.moments import Moments
+from lrzip.spectrum import Spectrum
+
+
+@dataclass(frozen=True)
+class Tucker:
+    """Tucker-2 of convolutions with a kernel. Its ranks are those of output and input channels, in this order."""
+
+    solver: Solver
+
+    def refuse(self, layer: Layer) -> str | None:
+        """Return a reason for all that is no convolution with a kernel, and for groups."""
+        if not layer.kind.startswith("conv") or layer.kind.startswith("conv_transpose"):
+            return "no convolution"
+        if layer.groups > 1:
+            return "a convolution in groups"
+        return None if prod(layer.weight.shape[2:]) > 1 else "a convolution without a kernel"
+
+    def max_ranks(self, layer: Layer) -> tuple[int, ...]:
+        """Return the smaller sides of the unfoldings along output and input channels."""
+        out, inner, *kernel = layer.weight.shape
+        points = prod(kernel)
+        return min(out, inner * points), min(inner, out * points)
+
+    def spectra(self, layer: Layer, weight: Tensor, moments: Moments | None = None) -> tuple[Spectrum, ...]:
+        """Return the spectra along output and input channels, exact to the precision of the weight's dtype.
+
+        Raises:
+            UsageError: Moments are given; the best factors on given inputs are not known.
+        """
+        _refuse(moments)
+        del layer
+        eps = torch.finfo(compute_dtype(weight.dtype)).eps
+        return tuple(
+            Spectrum(singular_values(unfolding).cpu(), (unfolding.shape[0], unfolding.shape[1]), eps)
+            for unfolding in _unfoldings(weight)
+        )
+
+    def subspaces(self, layer: Layer, weight: Tensor, rank: int) -> tuple[Subspace, ...]:
+        """Return nothing: the bases depend on each other's ranks."""
+        del layer, weight, rank
+        return ()
+
+    def blueprint(self, layer: Layer, ranks: tuple[int, ...]) -> tuple[StageSpec, ...]:
+        """Return the three stages: (in rank, in, 1, 1), (out rank, in rank, k, k) and (out, out rank, 1, 1)."""
+        out, inner, *kernel = layer.weight.shape
+        outer_rank, inner_rank = ranks
+        points = (1,) * len(kernel)
+        return (
+            StageSpec(layer.kind, (inner_rank, inner, *points)),
+            StageSpec(layer.kind, (outer_rank, inner_rank, *kernel)),
+            StageSpec(layer.kind, (out, outer_rank, *points)),
+        )
+
+    def factorize(
+        self,
+        layer: Layer,
+        weight: Tensor,
+        ranks: tuple[int, ...],
+        *,
+        dtype: torch.dtype,
+        generator: Generator,
+        subspaces: Sequence[Subspace] = (),
+        moments: Moments | None = None,
+    ) -> Factors:
+        """Return the three stages, with scales spread evenly over them.
+
+        The best factors are not known, as they are of a matrix. Their error is at least the tail of either spectrum,
+        and that bounds by how much the error here exceeds it.
+
+        Raises:
+            UsageError: Moments are given.
+        """
+        _refuse(moments)
+        del generator, subspaces
+        outer_rank, inner_rank = ranks
+        found = balanced(tucker2(weight.flatten(2), (outer_rank, inner_rank)))
+        parts = found.inner.mT, found.core, found.outer
+        stages = zip(parts, self.blueprint(layer, ranks), strict=True)
+        weights = tuple(part.to("cpu", dtype).reshape(stage.shape).contiguous() for part, stage in stages)
+        error = relative_difference(weight, compose(weights, layer.kind).to(weight.device))
+        return Factors(weights, error, "orthogonal iteration", _excess(weight, found, ranks))
+
+
+def _unfoldings(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the unfoldings along output and input channels."""
+    return weight.flatten(1), weight.transpose(0, 1).flatten(1)
+
+
+def _excess(weight: Tensor, found: Tucker2, ranks: tuple[int, ...]) -> float:
+    """Return a bound on the error over that of the best factors of these ranks, less 1."""
+    energy = float(weight.double().square().sum())
+    product = torch.einsum("rsp,mr,ns->mnp", found.core, found.outer, found.inner)
+    squared = float((weight.double().flatten(2) - product).square().sum())
+    if squared <= attainable(weight.dtype, energy):
+        return 0.0
+    tails = (singular_values(part)[rank:] for part, rank in zip(_unfoldings(weight), ranks, strict=True))
+    least = max(float(tail.square().sum()) for tail in tails)
+    return float((squared / max(least, attainable(weight.dtype, energy))) ** 0.5) - 1
+
+
+def _refuse(moments: Moments | None) -> None:
+    if moments is not None:
+        raise UsageError("Tucker factors are those nearest to the weights. Leave out `--calibrate`.")
