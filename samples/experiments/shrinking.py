@@ -1,4 +1,4 @@
-"""Make a trained network smaller in stages: factorized for a budget, tuned with the whole one as its teacher.
+"""Make a trained network smaller in stages: factorized for a budget, tuned with labels or the whole one as its teacher.
 
 Each stage begins with what an earlier one came to, its factors multiplied back.
 """
@@ -34,12 +34,19 @@ class Stage:
     Attributes:
         budget: Of the network, as `lrzip compress --budget` takes it.
         steps: Of tuning.
-        after: The number, from 1 on, of the stage whose network it begins with; by default the one before.
+        after: The number, from 1 on, of the stage whose network it begins with, or 0 for the whole one; by default the
+            one before.
+        decomposition: As `lrzip compress` takes it; only for `svd` the recipe's calibration chooses factors.
+        skip: Layers that stay whole.
+        lr: Learning rate, if it is not the recipe's.
     """
 
     budget: str
     steps: int
     after: int | None = None
+    decomposition: str = "svd"
+    skip: tuple[str, ...] = ()
+    lr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,13 +56,13 @@ class Recipe:
     Attributes:
         stages: From large to small.
         settings: Of tuning; steps are those of the stage.
-        teaching: How the teacher counts.
+        teaching: How the whole network counts as the teacher; None goes by labels alone.
         calibration: By how many training images, and how, to choose ranks and factors; None goes without.
     """
 
     stages: tuple[Stage, ...]
     settings: Settings
-    teaching: Teaching
+    teaching: Teaching | None
     calibration: CalibrationSettings | None
 
 
@@ -107,7 +114,7 @@ def shrink(build: Callable[[], nn.Module], dense: nn.Module, recipe: Recipe, dat
 
     Args:
         build: Returns a network of the architecture.
-        dense: The network to begin with, the teacher of all.
+        dense: The network to begin with, and the teacher, if there is one.
         recipe: How.
         data: Training and validation images.
         test: Test images.
@@ -127,6 +134,7 @@ def shrink(build: Callable[[], nn.Module], dense: nn.Module, recipe: Recipe, dat
             row = {
                 "after": after,
                 "budget": stage.budget,
+                "decomposition": stage.decomposition,
                 "steps": steps,
                 "parameters": parameters(tuned),
                 "validation before": accuracy(small, data.val),
@@ -147,11 +155,14 @@ def _stage(
     """
     after, number = numbers
     source = folder / f"{after}.pt"
+    calibration = recipe.calibration if stage.decomposition == "svd" else None
     small = lrzip.factorize(
         load(build, source),
         budget=stage.budget,
-        calibrate=data.train.unaugmented() if recipe.calibration else None,
-        calibration=recipe.calibration,
+        decomposition=stage.decomposition,
+        skip=stage.skip,
+        calibrate=data.train.unaugmented() if calibration else None,
+        calibration=calibration,
     ).eval()
     factorized, tuned, dense = (folder / f"{number}{suffix}.pt" for suffix in ("-factorized", "-tuned", ""))
     torch.save(small.state_dict(), factorized)
@@ -165,9 +176,9 @@ def _stage(
         tuned,
         model=build(),
         data=data,
-        teacher=folder / "teacher.pt",
+        teacher=folder / "teacher.pt" if recipe.teaching else None,
         teaching=recipe.teaching,
-        settings=replace(recipe.settings, steps=stage.steps),
+        settings=replace(recipe.settings, steps=stage.steps, lr=stage.lr or recipe.settings.lr),
         watch=watch,
     )
     lrzip.export(tuned, "dense", dense, model=build())
@@ -177,34 +188,40 @@ def _stage(
 def told(recipe: Recipe, results: Results) -> str:
     """Return what a reader of the tables has to know of the way to them."""
     cut = [
-        f"Stage {row['budget']} was interrupted after {row['steps']:,} of {stage.steps:,} steps. "
-        for stage, row in zip(recipe.stages, results["rows"], strict=True)
+        f"Stage {number} was interrupted after {row['steps']:,} of {stage.steps:,} steps. "
+        for number, (stage, row) in enumerate(zip(recipe.stages, results["rows"], strict=True), 1)
         if row["steps"] < stage.steps
     ]
     settings, samples = recipe.settings, recipe.calibration.samples if recipe.calibration else 0
-    epoch, share = (50_000 - VALIDATION) // (settings.batch_size or 1), recipe.teaching.share
-    goal = "the logits of the whole network" + (f" ({share:.0%}) and to labels" if share < 1 else ", without labels")
+    epoch = (50_000 - VALIDATION) // (settings.batch_size or 1)
     return f"""
 Each stage takes the network of an earlier one, its factors multiplied back, and factorizes it for the budget, with
-{samples:,} training images that calibrate without labels. Then AdamW tunes, at {settings.lr} with a
-cosine, in bfloat16, batches of {settings.batch_size} shifted and mirrored images to {goal}. {VALIDATION:,} of the
-training images are held back, and the state after the epoch (of {epoch} steps) that is best on them is kept; the
-validation columns are accuracy on them before and after tuning. Test images were looked at once for each network in the
-table, at its end. {"".join(cut)}The times are CPU time of one thread, calibration and validation included.
+{samples:,} training images that calibrate without labels. Then AdamW tunes, at {settings.lr} with a cosine, in
+bfloat16, batches of {settings.batch_size} shifted and mirrored images to {_goal(recipe.teaching)}. {VALIDATION:,} of
+the training images are held back, and the state after the epoch (of {epoch} steps) that is best on them is kept; the
+validation columns are accuracy on them before and after tuning. Test images were looked at once for each network in
+the table, at its end. {"".join(cut)}The times are CPU time of one thread, calibration and validation included.
 """.strip()
+
+
+def _goal(teaching: Teaching | None) -> str:
+    if teaching is None:
+        return "their labels, without a teacher"
+    rest = f" ({teaching.share:.0%}) and to labels" if teaching.share < 1 else ", without labels"
+    return f"the logits of the whole network{rest}"
 
 
 def stages_table(results: Results) -> str:
     """Return a row for each stage."""
     whole, rows = results["dense"], results["rows"]
     minutes = accumulate(row["cpu seconds"] / 60 for row in rows)
-    columns = ("after", "budget", "parameters", "smaller", "steps", "val. before", "val. after", "test")
+    columns = ("after", "budget", "factors", "parameters", "smaller", "steps", "val. before", "val. after", "test")
     header = ("stage", *columns, "CPU minutes so far")
-    cells = [["0", "", "whole", f"{whole['parameters']:,}", "", "", "", "", f"{whole['test']:.2f}", ""]]
+    cells = [["0", "", "whole", "", f"{whole['parameters']:,}", "", "", "", "", f"{whole['test']:.2f}", ""]]
     for number, (row, so_far) in enumerate(zip(rows, minutes, strict=True), 1):
         scores = (f"{row[name]:.2f}" for name in ("validation before", "validation", "test"))
         smaller = f"{whole['parameters'] / row['parameters']:.2f}×"
-        sizes = (row["budget"], f"{row['parameters']:,}", smaller, f"{row['steps']:,}")
+        sizes = (row["budget"], row["decomposition"], f"{row['parameters']:,}", smaller, f"{row['steps']:,}")
         cells.append([str(number), str(row["after"]), *sizes, *scores, f"{so_far:.1f}"])
     return table(header, cells)
 

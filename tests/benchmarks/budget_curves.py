@@ -1,4 +1,4 @@
-"""Accuracy of networks that were planned by a budget, for every objective, beside uniform energy.
+"""Accuracy of networks that were planned by a budget, for every objective and decomposition, beside uniform energy.
 
     python -m tests.benchmarks.budget_curves --checkpoint resnet20.th=tests.networks:ResNet:blocks=3 --data CIFAR10
 
@@ -10,8 +10,9 @@ within the same number of parameters. Writes `budget_curves.md`, or `budget_curv
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 import lrzip
 from lrzip.analysis import Analysis
+from lrzip.decompositions import DECOMPOSITIONS, DEFAULT_DECOMPOSITION
 from lrzip.models import build, parse_arguments
 from lrzip.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from lrzip.ranks.energy import Energy
@@ -27,7 +29,8 @@ from tests.benchmarks.hardware import hardware, versions
 SHARES = (90, 80, 70, 60, 50, 40)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 UNIFORM = "uniform energy"
-Ranks = Mapping[str, int]
+PLAIN = [name for name in OBJECTIVES if name not in ("fisher", "sensitivity")]  # which take data
+Method: TypeAlias = tuple[str, str]  # what chooses ranks, and the decomposition
 
 
 def main() -> None:
@@ -35,7 +38,8 @@ def main() -> None:
     arguments = parse()
     name = "test" if arguments.test else "train_5"
     images, labels = load(arguments.data / f"{name}.npz", None if arguments.test else arguments.images)
-    methods = [*([DEFAULT_OBJECTIVE] if arguments.test else OBJECTIVES), UNIFORM]
+    objectives = [DEFAULT_OBJECTIVE] if arguments.test else PLAIN
+    methods = [*((name, form) for form in DECOMPOSITIONS for name in objectives), (UNIFORM, DEFAULT_DECOMPOSITION)]
     rows: list[list[str]] = []
     for text in arguments.checkpoint:
         path, _, spec = text.partition("=")
@@ -68,52 +72,41 @@ def load(path: Path, count: int | None) -> tuple[Tensor, Tensor]:
     return (x - mean) / std, torch.from_numpy(data["y"][:count]).long()
 
 
-def rows_of(path: Path, spec: str, methods: Sequence[str], images: Tensor, labels: Tensor) -> Iterator[list[str]]:
-    """Yield one row of accuracies for each way to choose ranks."""
+def rows_of(path: Path, spec: str, methods: Sequence[Method], images: Tensor, labels: Tensor) -> Iterator[list[str]]:
+    """Yield one row of accuracies for each way to factorize."""
     model_spec, *given = spec.rsplit(":", spec.count(":") - 1) if spec.count(":") > 1 else (spec,)
     model = lrzip.load_into(build(model_spec, parse_arguments(given)), path).eval()
-    analysis = lrzip.analyze(path)
-    layers = {item.candidate.layer.name: model.get_submodule(item.candidate.layer.name) for item in analysis.layers}
-    weights = {name: layer.get_parameter("weight").detach().clone() for name, layer in layers.items()}
-    svds = {name: torch.linalg.svd(w.flatten(1).double(), full_matrices=False) for name, w in weights.items()}
     dense = accuracy(model, images, labels)
-    for method in methods:
-        cells = []
-        for ranks in plans(path, analysis, method):
-            for name, layer in layers.items():
-                u, s, vh = svds[name]
-                rank = ranks.get(name)
-                weight = (u[:, :rank] * s[:rank]) @ vh[:rank] if rank else weights[name].flatten(1)
-                with torch.no_grad():
-                    layer.get_parameter("weight").copy_(weight.reshape(weights[name].shape))
-            cells.append(f"{accuracy(model, images, labels):.2f}")
-        print(path.name, method, *cells, file=sys.stderr)
-        yield [f"{path.name} ({dense:.2f})", method, *cells]
+    for name, decomposition in methods:
+        networks = uniform(model, lrzip.analyze(path)) if name == UNIFORM else budgeted(model, name, decomposition)
+        cells = [f"{accuracy(network, images, labels):.2f}" for network in networks]
+        print(path.name, name, decomposition, *cells, file=sys.stderr)
+        yield [f"{path.name} ({dense:.2f})", name, decomposition, *cells]
 
 
-def plans(path: Path, analysis: Analysis, method: str) -> Iterator[Ranks]:
-    """Yield the ranks of the layers that are factorized, for each share of the parameters."""
-    if method != UNIFORM:
-        budgets = "params=" + ",".join(f"{share}%" for share in SHARES)
-        for point in lrzip.curve(path, budgets, objective=method).points:
-            yield {decision.layer.name: decision.ranks[0] for decision in point.plan.factorize}
-        return
+def budgeted(model: nn.Module, objective: str, decomposition: str) -> Iterator[nn.Module]:
+    """Yield the network by a budget of each share of the parameters."""
+    for share in SHARES:
+        yield lrzip.factorize(model, budget=f"params={share}%", objective=objective, decomposition=decomposition)
+
+
+def uniform(model: nn.Module, analysis: Analysis) -> Iterator[nn.Module]:
+    """Yield the network by the largest energy, the same for all layers, within each share of the parameters."""
     for share in SHARES:
         low, high = 0.0, 1.0
         for _ in range(30):
             middle = (low + high) / 2
-            fits = uniform(analysis, middle)[1] <= share / 100 * analysis.parameters
+            fits = parameters_at(analysis, middle) <= share / 100 * analysis.parameters
             low, high = (middle, high) if fits else (low, middle)
-        yield uniform(analysis, low)[0]
+        yield lrzip.factorize(model, energy=low or 1e-9)
 
 
-def uniform(analysis: Analysis, energy: float) -> tuple[Ranks, int]:
-    """Return the ranks that keep a share of the energy of each layer, where they save, and the parameters in all."""
-    candidates = {item.candidate.layer.name: item.candidate for item in analysis.layers}
-    chosen = Energy(energy or 1e-9).choose(list(candidates.values()))
-    ranks = {name: ranks for name, ranks in chosen.items() if candidates[name].saves(ranks)}
-    saved = sum(candidates[name].layer.weight.numel - candidates[name].parameters(ranks[name]) for name in ranks)
-    return {name: rank for name, (rank,) in ranks.items()}, analysis.parameters - saved
+def parameters_at(analysis: Analysis, energy: float) -> int:
+    """Return the parameters of the whole with ranks that keep a share of the energy of each layer, where they save."""
+    candidates = [item.candidate for item in analysis.layers]
+    chosen = Energy(energy or 1e-9).choose(candidates)
+    saved = (item.layer.weight.numel - item.parameters(chosen[item.layer.name]) for item in candidates)
+    return analysis.parameters - sum(max(size, 0) for size in saved)
 
 
 @torch.inference_mode()
@@ -125,13 +118,13 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 def document(rows: Sequence[Sequence[str]], data: str, count: int, precision: str) -> str:
     """Return the table in Markdown, with the best of each network in bold."""
-    table = [["network (dense)", "ranks by", *(f"{share} %" for share in SHARES)]]
-    table.append(["---", "---", *("---:" for _ in SHARES)])
+    table = [["network (dense)", "ranks by", "factors", *(f"{share} %" for share in SHARES)]]
+    table.append(["---", "---", "---", *("---:" for _ in SHARES)])
     for row in rows:
         same = [other for other in rows if other[0] == row[0]]
-        best = [max(float(other[column]) for other in same) for column in range(2, len(row))]
-        cells = [f"**{cell}**" if float(cell) == most else cell for cell, most in zip(row[2:], best, strict=True)]
-        table.append([row[0], row[1], *cells])
+        best = [max(float(other[column]) for other in same) for column in range(3, len(row))]
+        cells = [f"**{cell}**" if float(cell) == most else cell for cell, most in zip(row[3:], best, strict=True)]
+        table.append([*row[:3], *cells])
     lines = [
         "# Accuracy by budget, without data and without training\n",
         f"{hardware()}. {versions('torch')}.\n",
