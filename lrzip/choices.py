@@ -41,15 +41,14 @@ def request_of(
     dtype: str,
     *,
     decomposition: str = DEFAULT_DECOMPOSITION,
-    calibrated: bool = False,
     force_factorize: bool = False,
     objective: str | None = None,
 ) -> Request | None:
     """Return what is asked of the layers, or None where a plan file decides."""
     if decomposition not in DECOMPOSITIONS:
         raise UsageError(f"`decomposition` must be one of {', '.join(DECOMPOSITIONS)}, got {decomposition}.")
-    if calibrated and decomposition != DEFAULT_DECOMPOSITION:
-        raise UsageError(f"`--calibrate` is for factors of the SVD. Leave out `--decomposition {decomposition}`.")
+    if objective and objective_of(objective).measured and decomposition != DEFAULT_DECOMPOSITION:
+        raise UsageError(f"`--objective {objective}` measures ranks of the SVD. Leave out `--decomposition`.")
     if dtype != "keep" and dtype not in FACTORIZABLE_DTYPES:
         raise UsageError(f"`dtype` must be keep, {', '.join(FACTORIZABLE_DTYPES)}, got {dtype}.")
     if round_to is not None and round_to < 1:

@@ -151,7 +151,6 @@ def compress(
     request = request_of(
         *(rule, layers or {}, only, skip, round_to, dtype),
         decomposition=decomposition,
-        calibrated=calibrate is not None,
         force_factorize=force_factorize,
         objective=objective,
     )

@@ -125,7 +125,6 @@ def curve(
     request = request_of(
         *(rules[0], layers or {}, only, skip, round_to, dtype),
         decomposition=decomposition,
-        calibrated=calibrate is not None,
         objective=objective,
     )
     assert request, "a budget is a rule"

@@ -87,7 +87,6 @@ def factorize(
     request = request_of(
         *(rule, layers or {}, only, skip, round_to, "keep"),
         decomposition=decomposition,
-        calibrated=calibrate is not None,
         objective=objective,
     )
     assert request, "there is no plan file among the choices"

@@ -7,7 +7,7 @@ section 3.1). Where all kernels are of one element, this would be the truncated 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import prod, sqrt
 
 import torch
 from torch import Generator, Tensor
@@ -15,9 +15,10 @@ from torch import Generator, Tensor
 from lrzip.errors import UsageError
 from lrzip.factors import Factors, StageSpec, compose, relative_difference
 from lrzip.layers import Layer
+from lrzip.linalg.gram import gram
 from lrzip.linalg.subspace import Subspace, attainable, compute_dtype
 from lrzip.linalg.svd import Solver, singular_values
-from lrzip.linalg.tucker import Tucker2, balanced, tucker2
+from lrzip.linalg.tucker import Tucker2, balanced, channel_moment, tucker2, tucker2_within
 from lrzip.moments import Moments
 from lrzip.spectrum import Spectrum
 
@@ -45,15 +46,25 @@ class Tucker:
     def spectra(self, layer: Layer, weight: Tensor, moments: Moments | None = None) -> tuple[Spectrum, ...]:
         """Return the spectra along output and input channels, exact to the precision of the weight's dtype.
 
+        With moments, that along output channels is exact for these inputs; that along input channels takes those of
+        different places in the kernel for uncorrelated and alike, and is scaled to the same energy.
+
         Raises:
-            UsageError: Moments are given; the best factors on given inputs are not known.
+            UsageError: Ranks were measured, which are those of the SVD.
         """
-        _refuse(moments)
         del layer
+        unfoldings = _unfoldings(weight)
+        if moments is None:
+            values = [singular_values(unfolding).cpu() for unfolding in unfoldings]
+        elif moments.measured:
+            raise UsageError("`--objective sensitivity` measures ranks of the SVD. Choose another for Tucker.")
+        else:
+            values = _seen_values(weight, moments)
         eps = torch.finfo(compute_dtype(weight.dtype)).eps
+        influence = moments.influence if moments else None
         return tuple(
-            Spectrum(singular_values(unfolding).cpu(), (unfolding.shape[0], unfolding.shape[1]), eps)
-            for unfolding in _unfoldings(weight)
+            Spectrum(found, (unfolding.shape[0], unfolding.shape[1]), eps, influence=influence)
+            for found, unfolding in zip(values, unfoldings, strict=True)
         )
 
     def subspaces(self, layer: Layer, weight: Tensor, rank: int) -> tuple[Subspace, ...]:
@@ -86,20 +97,25 @@ class Tucker:
         """Return the three stages, with scales spread evenly over them.
 
         The best factors are not known, as they are of a matrix. Their error is at least the tail of either spectrum,
-        and that bounds by how much the error here exceeds it.
-
-        Raises:
-            UsageError: Moments are given.
+        and that bounds by how much the error here exceeds it, where there are no moments.
         """
-        _refuse(moments)
         del generator, subspaces
         outer_rank, inner_rank = ranks
-        found = balanced(tucker2(weight.flatten(2), (outer_rank, inner_rank)))
+        tensor, second = weight.flatten(2), _damped(moments) if moments else None
+        if second is None:
+            found = balanced(tucker2(tensor, (outer_rank, inner_rank)))
+        else:
+            found = balanced(tucker2_within(tensor, second, (outer_rank, inner_rank)))
         parts = found.inner.mT, found.core, found.outer
         stages = zip(parts, self.blueprint(layer, ranks), strict=True)
         weights = tuple(part.to("cpu", dtype).reshape(stage.shape).contiguous() for part, stage in stages)
-        error = relative_difference(weight, compose(weights, layer.kind).to(weight.device))
-        return Factors(weights, error, "orthogonal iteration", _excess(weight, found, ranks))
+        dense = compose(weights, layer.kind).to(weight.device)
+        error = relative_difference(weight, dense)
+        if second is None:
+            return Factors(weights, error, "orthogonal iteration", _excess(weight, found, ranks))
+        seen = _energy(weight, second)
+        output_error = sqrt(_energy(weight - dense, second) / seen) if seen else 0.0
+        return Factors(weights, error, "least squares", output_error=output_error)
 
 
 def _unfoldings(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,6 +135,26 @@ def _excess(weight: Tensor, found: Tucker2, ranks: tuple[int, ...]) -> float:
     return float((squared / max(least, attainable(weight.dtype, energy))) ** 0.5) - 1
 
 
-def _refuse(moments: Moments | None) -> None:
-    if moments is not None:
-        raise UsageError("Tucker factors are those nearest to the weights. Leave out `--calibrate`.")
+def _damped(moments: Moments) -> Tensor:
+    """Return the second moment of the inputs, with a share of its mean in all directions."""
+    (second,) = moments.second
+    added = moments.damping * (float(second.diagonal().mean()) or 1.0)
+    damped: Tensor = second + added * torch.eye(len(second), dtype=second.dtype)
+    return damped
+
+
+def _seen_values(weight: Tensor, moments: Moments) -> list[Tensor]:
+    """Return the singular values of both unfoldings of what a weight makes of its inputs; see `spectra`."""
+    second, (outer, inner) = _damped(moments), _unfoldings(weight.double().cpu())
+    roots = torch.linalg.cholesky(channel_moment(second, len(inner)))
+    grams = outer @ second @ outer.mT, gram(inner.mT @ roots, dtype=torch.float64)
+    squares = [torch.linalg.eigvalsh(square).flip(0).clamp(min=0) for square in grams]
+    scales = 1.0, float(squares[0].sum()) / (float(squares[1].sum()) or 1.0)
+    found = zip(squares, scales, (outer, inner), strict=True)
+    return [(values * scale).sqrt()[: min(unfolding.shape)] for values, scale, unfolding in found]
+
+
+def _energy(weight: Tensor, second: Tensor) -> float:
+    """Return E‖Wx‖²."""
+    matrix = weight.flatten(1).to(second)
+    return float(((matrix @ second) * matrix).sum())

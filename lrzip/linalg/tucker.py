@@ -1,4 +1,7 @@
-"""The Tucker-2 decomposition of tensors (m, n, p): two of the three modes get a low rank, the third stays."""
+"""The Tucker-2 decomposition of tensors (m, n, p): two of the three modes get a low rank, the third stays.
+
+It is the nearest to a tensor, or to what that makes of inputs x (n, p) whose second moments are known.
+"""
 
 from dataclasses import dataclass
 
@@ -6,10 +9,14 @@ import torch
 from torch import Tensor
 
 from lrzip.linalg.gram import gram
+from lrzip.linalg.whitening import Whitening
 
 # Steps stop when the squared error falls by less than this share of itself.
 _CONVERGED = 1e-4
 _STEPS = 50
+# With inputs they cost more and gain little after the first few; each solves for a basis by some conjugate gradients.
+_STEPS_WITHIN = 8
+_GRADIENTS = 10
 # Scales stop when no norm changes by more than this share.
 _BALANCED = 1e-6
 _BALANCING_STEPS = 200
@@ -62,6 +69,48 @@ def tucker2(tensor: Tensor, ranks: tuple[int, int]) -> Tucker2:
     return _rotated(Tucker2(outer, core, inner))
 
 
+def tucker2_within(tensor: Tensor, second: Tensor, ranks: tuple[int, int]) -> Tucker2:
+    """Return the Tucker-2 decomposition that comes nearest to a tensor on given inputs, as far as steps lead there.
+
+    Alternating least squares for E‖(X − X′)x‖² = tr (X − X′) M (X − X′)ᵀ of the unfolding along the first mode. For a
+    basis of the second mode, the rest is a regression of reduced rank, with a closed form (Izenman 1975, 'Reduced-rank
+    regression for the multivariate linear model', section 2). For the rest, that basis solves a linear least-squares
+    problem, to which conjugate gradients come nearer with every step. So the error never grows. It starts where inputs
+    of different places of the third mode are taken for uncorrelated and alike.
+
+    Args:
+        tensor: X (m, n, p), finite, any floating-point dtype; computed in float64.
+        second: M = E[x xᵀ], (n · p, n · p) float64, positive definite.
+        ranks: r from 1 to m and s from 1 to n.
+
+    Returns:
+        Orthonormal `outer` and `inner`, in float64 on the device of `second`.
+    """
+    r, s = ranks
+    m, n, p = tensor.shape
+    x = tensor.to(second).flatten(1)
+    seen = x @ second
+    total = float((seen * x).sum())
+    channels = Whitening.of(channel_moment(second, n))
+    inner = channels.undo(_leading(channels.apply(x.reshape(m, n, p).mT).mT.transpose(0, 1).flatten(1), s).mT).mT
+    captured = 0.0
+    for _ in range(_STEPS_WITHIN):
+        inner = torch.linalg.qr(inner).Q
+        outer, core, gained = _regressed(seen, second, inner, r)
+        if gained - captured <= _CONVERGED * (total - gained):
+            break
+        captured = gained
+        inner = _refined(inner, core, outer.mT @ seen, second)
+    return _rotated(Tucker2(outer, core, inner))
+
+
+def channel_moment(second: Tensor, channels: int) -> Tensor:
+    """Return the second moment of channels (n, n), summed over places, from that of all inputs (n · p, n · p)."""
+    parts = second.reshape(channels, -1, channels, second.shape[0] // channels)
+    summed: Tensor = parts.diagonal(dim1=1, dim2=3).sum(-1)
+    return summed
+
+
 def balanced(found: Tucker2) -> Tucker2:
     """Return the same product with scales spread evenly: each column of a basis is as long as its slice of the core.
 
@@ -82,6 +131,58 @@ def balanced(found: Tucker2) -> Tucker2:
     left, right = columns[0].sqrt(), columns[1].sqrt()
     core = found.core / left[:, None, None] / right[:, None]
     return Tucker2(found.outer * left, core, found.inner * right)
+
+
+def _regressed(seen: Tensor, second: Tensor, inner: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+    """Return the best basis of the first mode and core for one of the second, and tr X′MX′ᵀ.
+
+    Args:
+        seen: X M, (m, n · p).
+        second: M.
+        inner: (n, s), orthonormal.
+        rank: Of the first mode.
+    """
+    n, s = inner.shape
+    m, p = len(seen), len(second) // n
+    projected = _project(second.reshape(-1, n, p), inner).flatten(1)  # M (V ⊗ I)
+    moment = _project(projected.mT.reshape(s * p, n, p), inner).flatten(1)  # of what the basis makes of inputs
+    lower = torch.linalg.cholesky((moment + moment.mT) / 2)
+    cross = _project(seen.reshape(m, n, p), inner).flatten(1)
+    whitened = torch.linalg.solve_triangular(lower, cross.mT, upper=False).mT
+    outer = _leading(whitened, rank)
+    kept = outer.mT @ whitened
+    core = torch.linalg.solve_triangular(lower.mT, kept.mT, upper=True).mT
+    return outer, core.reshape(rank, s, p), float(kept.square().sum())
+
+
+def _refined(inner: Tensor, core: Tensor, goal: Tensor, second: Tensor) -> Tensor:
+    """Return a basis V (n, s) of the second mode that makes ‖(UᵀX − core ×₂ V)x‖² smaller, by conjugate gradients.
+
+    Args:
+        inner: To begin with.
+        core: (r, s, p).
+        goal: UᵀXM, (r, n · p).
+        second: M.
+    """
+
+    def gradient(seen: Tensor) -> Tensor:
+        return torch.einsum("rnp,rsp->ns", seen.reshape(len(core), -1, core.shape[2]), core)
+
+    def apply(basis: Tensor) -> Tensor:
+        return gradient(torch.einsum("rsp,ns->rnp", core, basis).flatten(1) @ second)
+
+    found = inner
+    residual = gradient(goal) - apply(inner)
+    direction, size = residual, float(residual.square().sum())
+    for _ in range(_GRADIENTS):
+        image = apply(direction)
+        curvature = float((direction * image).sum())
+        if not curvature > 0:
+            break
+        found, residual = found + size / curvature * direction, residual - size / curvature * image
+        before, size = size, float(residual.square().sum())
+        direction = residual + size / before * direction
+    return found
 
 
 def _leading(unfolding: Tensor, rank: int) -> Tensor:

@@ -38,7 +38,15 @@ from tests.networks import ResNet
 
 PLAIN, RIVAL, LINEAR = "without data", "whitened, relative energy", "closed form, without `response`"
 CLOSED, TRAINED = "closed form", "reconstructed"
-METHODS = {"rival": RIVAL, "linear": LINEAR, "closed": CLOSED, "reconstructed": TRAINED}
+TUCKER, TUCKER_TRAINED = "Tucker, closed form", "Tucker, reconstructed"
+METHODS = {
+    "rival": RIVAL,
+    "linear": LINEAR,
+    "closed": CLOSED,
+    "reconstructed": TRAINED,
+    "tucker": TUCKER,
+    "tucker-reconstructed": TUCKER_TRAINED,
+}
 SHARES = (90, 80, 70, 60, 50, 40)
 SEEDS = (0, 1, 2)
 IMAGES = 1024
@@ -154,18 +162,23 @@ def found(
 ) -> dict[str, Any]:
     """Compress, and return what came of it."""
     augment = ("crop", "flip") if images else ()
+    default = CalibrationSettings(IMAGES, seed=seed)
+    trained = replace(default, reconstruct=STEPS, preparation=Preparation(augment=augment))
     settings = {
         PLAIN: None,
-        RIVAL: CalibrationSettings(IMAGES, corrections=Corrections(), seed=seed),
-        LINEAR: CalibrationSettings(IMAGES, seed=seed, corrections=replace(DEFAULT_CORRECTIONS, response=False)),
-        CLOSED: CalibrationSettings(IMAGES, seed=seed),
-        TRAINED: CalibrationSettings(IMAGES, seed=seed, reconstruct=STEPS, preparation=Preparation(augment=augment)),
+        RIVAL: replace(default, corrections=Corrections()),
+        LINEAR: replace(default, corrections=replace(DEFAULT_CORRECTIONS, response=False)),
+        CLOSED: default,
+        TRAINED: trained,
+        TUCKER: default,
+        TUCKER_TRAINED: trained,
     }[method]
     start, busy = perf_counter(), process_time()
     small = lrzip.factorize(
         model,
         budget=f"params={share}%",
         objective="relative-energy" if method == RIVAL else None,
+        decomposition="tucker" if method in (TUCKER, TUCKER_TRAINED) else "svd",
         calibrate=examples,
         calibration=settings,
     )

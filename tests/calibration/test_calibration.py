@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import lrzip
 from lrzip.calibration.calibrator import Calibration, Network, calibrate, moments_of
 from lrzip.calibration.corrections import Corrections
 from lrzip.calibration.settings import CalibrationSettings
+from lrzip.decompositions import DECOMPOSITIONS
 from lrzip.errors import LrzipError, UsageError
 from lrzip.layers import Layer
 from lrzip.live import LiveSource
@@ -22,6 +24,8 @@ from lrzip.taps import watch_program
 from lrzip.tracing import follow
 from tests.networks import Net, ResNet, Zoo, seeded
 from tests.tasks import Deep
+
+NAMES = pytest.mark.parametrize("name", DECOMPOSITIONS)
 
 
 def layers_of(model: nn.Module) -> list[Layer]:
@@ -116,22 +120,39 @@ def test_factors_are_the_best_of_their_rank_on_the_inputs() -> None:
     assert error(model, lrzip.factorize(model, rank=4), x) > 2 * missed
 
 
-def test_at_full_rank_nothing_changes() -> None:
+def test_tucker_factors_are_nearest_on_the_inputs() -> None:
+    model = nn.Sequential(nn.Conv2d(12, 16, 3, padding=1, bias=False)).eval()
+    mixing = torch.randn(12, 12, generator=torch.Generator().manual_seed(1)) * torch.logspace(0, -2, 12)
+    x = torch.einsum("nchw,dc->ndhw", torch.randn(64, 12, 8, 8, generator=torch.Generator().manual_seed(2)), mixing)
+    options: Any = {"decomposition": "tucker", "rank": 4}
+    how = CalibrationSettings(corrections=Corrections())
+    missed = error(model, lrzip.factorize(model, **options, calibrate=x, calibration=how), x)
+    assert missed < error(model, lrzip.factorize(model, **options), x)
+    patches = torch.nn.functional.unfold(x, 3, padding=1).transpose(1, 2).flatten(0, 1)
+    outputs = patches @ model.get_parameter("0.weight").detach().flatten(1).mT
+    assert missed > float(torch.linalg.svdvals(outputs)[4:].norm() / outputs.norm()) * (1 - 1e-4)
+
+
+@NAMES
+def test_at_full_rank_nothing_changes(name: str) -> None:
     x = images()
     model = trained(resnet(1), x)
-    small = lrzip.factorize(model, energy=1.0, calibrate=x, calibration=settings("bias,sequential,residual,refit"))
+    options: Any = {"decomposition": name, "energy": 1.0}
+    small = lrzip.factorize(model, **options, calibrate=x, calibration=settings("bias,sequential,residual,refit"))
     # Whole layers are fitted to what they put out already; float64 solutions, rounded to float32.
     assert error(model, small, x) < 1e-4
 
 
-def test_corrections_bring_outputs_nearer() -> None:
+@NAMES
+def test_corrections_bring_outputs_nearer(name: str) -> None:
     x = images(96)
     model = trained(resnet(2), x)
     kinds = ["none", "bias,sequential", "bias,sequential,residual", "bias,sequential,residual,refit"]
+    options: Any = {"decomposition": name, "ratio": 3}
     errors = [
-        error(model, lrzip.factorize(model, ratio=3, calibrate=x, calibration=settings(kind)), x) for kind in kinds
+        error(model, lrzip.factorize(model, **options, calibrate=x, calibration=settings(kind)), x) for kind in kinds
     ]
-    plain = error(model, lrzip.factorize(model, ratio=3), x)
+    plain = error(model, lrzip.factorize(model, **options), x)
     assert errors[0] < plain
     assert errors == sorted(errors, reverse=True)
 
@@ -234,8 +255,9 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
 
+@NAMES
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
-def test_a_file_gets_what_a_live_network_gets(tmp_path: Path, suffix: str) -> None:
+def test_a_file_gets_what_a_live_network_gets(tmp_path: Path, suffix: str, name: str) -> None:
     x = images()
     model = trained(resnet(1), x)
     torch.save({"state_dict": {f"module.{n}": t for n, t in model.state_dict().items()}}, tmp_path / "model.pt")
@@ -243,14 +265,14 @@ def test_a_file_gets_what_a_live_network_gets(tmp_path: Path, suffix: str) -> No
         tmp_path / "model.pt",
         tmp_path / f"small.{suffix}",
         budget="params=50%",
+        decomposition=name,
         model=ResNet(1),
         calibrate=x,
         calibration=settings("bias,sequential,residual,refit"),
     )
     small = lrzip.load_into(ResNet(1), tmp_path / f"small.{suffix}").eval()
-    live = lrzip.factorize(
-        model, budget="params=50%", calibrate=x, calibration=settings("bias,sequential,residual,refit")
-    )
+    how = settings("bias,sequential,residual,refit")
+    live = lrzip.factorize(model, budget="params=50%", decomposition=name, calibrate=x, calibration=how)
     with torch.no_grad():
         assert torch.equal(small(x), live(x))
     assert report.calibrated

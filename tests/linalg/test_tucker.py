@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from lrzip.linalg.tucker import Tucker2, balanced, tucker2
+from lrzip.linalg.tucker import Tucker2, balanced, channel_moment, tucker2, tucker2_within
 
 SHAPES = {"kernel": (20, 14, 9), "wide": (6, 30, 4), "matrix": (18, 12, 1), "few": (4, 3, 25)}
 CASES = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -48,11 +48,8 @@ def test_errors_lie_between_the_tails_of_the_unfoldings(shape: tuple[int, int, i
     x = decaying(shape)
     for ranks in ((1, 1), (3, 2), (2, 3), (shape[0], 2), (3, shape[1])):
         squares = tails(x, ranks)
-        assert (
-            sqrt(max(squares)) * (1 - 1e-6) - 1e-6
-            <= error(x, tucker2(x, ranks))
-            <= sqrt(sum(squares)) * (1 + 1e-9) + 1e-6
-        )
+        least, most = sqrt(max(squares)), sqrt(sum(squares))
+        assert least * (1 - 1e-6) - 1e-6 <= error(x, tucker2(x, ranks)) <= most * (1 + 1e-9) + 1e-6
 
 
 def test_of_a_matrix_it_is_the_truncated_svd() -> None:
@@ -67,6 +64,60 @@ def test_iterating_is_better_than_the_truncated_higher_order_svd() -> None:
     core = torch.einsum("mnp,mr,ns->rsp", x, outer[:, :5], inner[:, :4])
     start = error(x, Tucker2(outer[:, :5], core, inner[:, :4]))
     assert error(x, tucker2(x, (5, 4))) < 0.995 * start
+
+
+def moment(shape: tuple[int, int, int], seed: int = 3) -> Tensor:
+    """Return the second moment of correlated inputs of very different sizes."""
+    size = shape[1] * shape[2]
+    rows = gaussian(3 * size, size, seed=seed) * torch.logspace(0, -1.5, size, dtype=torch.float64)
+    mixed = rows @ gaussian(size, size, seed=seed + 1)
+    return mixed.mT @ mixed / len(mixed)
+
+
+def seen_error(x: Tensor, found: Tucker2, second: Tensor) -> float:
+    missed = (x - product(found)).flatten(1)
+    return sqrt(float(((missed @ second) * missed).sum()))
+
+
+@CASES
+def test_on_white_inputs_it_is_the_one_nearest_to_the_tensor(shape: tuple[int, int, int]) -> None:
+    x, white = decaying(shape), torch.eye(shape[1] * shape[2], dtype=torch.float64)
+    for ranks in ((1, 1), (3, 2)):
+        assert error(x, tucker2_within(x, white, ranks)) == pytest.approx(error(x, tucker2(x, ranks)), rel=1e-3)
+
+
+@CASES
+def test_on_other_inputs_it_is_nearer_than_that(shape: tuple[int, int, int]) -> None:
+    x, second = decaying(shape), moment(shape)
+    for ranks in ((1, 1), (3, 2), (2, 3)):
+        plain = seen_error(x, tucker2(x, ranks), second)
+        assert seen_error(x, tucker2_within(x, second, ranks), second) < plain
+
+
+@CASES
+def test_on_inputs_no_error_is_below_the_tail_of_the_outputs(shape: tuple[int, int, int]) -> None:
+    x, second = decaying(shape), moment(shape)
+    tail = torch.linalg.svdvals(x.flatten(1) @ torch.linalg.cholesky(second))
+    for rank in (1, 2, 3):
+        found = seen_error(x, tucker2_within(x, second, (rank, 3)), second)
+        assert found >= float(tail[rank:].norm()) * (1 - 1e-9)
+        whole = seen_error(x, tucker2_within(x, second, (rank, shape[1])), second)
+        assert whole == pytest.approx(float(tail[rank:].norm()), rel=1e-6, abs=1e-9)
+
+
+@CASES
+def test_on_inputs_a_tensor_of_these_ranks_is_met(shape: tuple[int, int, int]) -> None:
+    m, n, p = shape
+    x = torch.einsum("rsp,mr,ns->mnp", gaussian(3, 2, p), gaussian(m, 3, seed=1), gaussian(n, 2, seed=2))
+    second = moment(shape)
+    scale = sqrt(float(((x.flatten(1) @ second) * x.flatten(1)).sum()))
+    assert seen_error(x, tucker2_within(x, second, (3, 2)), second) < 1e-6 * scale
+
+
+def test_moments_of_channels_are_those_of_their_places() -> None:
+    rows = gaussian(50, 4, 9)
+    expected = sum(rows[:, :, place].mT @ rows[:, :, place] for place in range(9))
+    torch.testing.assert_close(channel_moment(rows.flatten(1).mT @ rows.flatten(1), 4), expected)
 
 
 @CASES
