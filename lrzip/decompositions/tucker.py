@@ -112,10 +112,10 @@ class Tucker:
         dense = compose(weights, layer.kind).to(weight.device)
         error = relative_difference(weight, dense)
         if second is None:
-            return Factors(weights, error, "orthogonal iteration", _excess(weight, found, ranks))
+            return Factors(weights, error, "orthogonal-iteration", _excess(weight, found, ranks))
         seen = _energy(weight, second)
         output_error = sqrt(_energy(weight - dense, second) / seen) if seen else 0.0
-        return Factors(weights, error, "least squares", output_error=output_error)
+        return Factors(weights, error, "alternating-least-squares", output_error=output_error)
 
 
 def _unfoldings(weight: Tensor) -> tuple[Tensor, Tensor]:

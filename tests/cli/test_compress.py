@@ -117,7 +117,9 @@ def test_a_plan_says_what_takes_the_place_of_each_layer(tmp_path: Path) -> None:
     path, plan = nested(tmp_path), tmp_path / "plan.json"
     options = ("--rank", "4", "--decomposition", "tucker", "--only", "conv2", "--only", "fc1")
     done = run("compress", path, *options, "--save-plan", plan, "-o", tmp_path / "a.ckpt", "--json")
-    rows = {row["name"]: (row["decomposition"], row["ranks"]) for row in json.loads(done.stdout)["layers"]}
+    document = json.loads(done.stdout)
+    jsonschema.validate(document, COMPRESS)
+    rows = {row["name"]: (row["decomposition"], row["ranks"]) for row in document["layers"]}
     assert rows == {"conv2": ("tucker", [4, 4]), "fc1": ("svd", [4])}
     run("compress", path, "--plan", plan, "-o", tmp_path / "b.ckpt")
     assert (tmp_path / "a.ckpt").read_bytes() == (tmp_path / "b.ckpt").read_bytes()
