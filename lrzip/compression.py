@@ -82,7 +82,7 @@ def compress(
     """Replace layers of a checkpoint by low-rank chains and write the result.
 
     Each replaced layer `x` is stored as the weights of an `nn.Sequential`: `x.0.weight`, `x.1.weight`, `x.1.bias`. All
-    other tensors and entries are copied as they are. In an ONNX model two nodes take the place of each node that uses
+    other tensors and entries are copied as they are. In an ONNX model as many nodes take the place of each that uses
     the layer; what onnxruntime computes before and after is compared where it is installed.
 
     Args:

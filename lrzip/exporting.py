@@ -91,8 +91,9 @@ def export(
     back, in float32 (float64 for float64) and rounded to their dtype, under the names of the original layers, in the
     source's own format or the one that the output's suffix names.
 
-    `onnx` and `pt2` put the checkpoint into its network and export the program, in which factorized layers stay two
-    operations with two small weights. The batch is dynamic. The program appears after it was run beside the network.
+    `onnx` and `pt2` put the checkpoint into its network and export the program, in which factorized layers stay
+    operations of their own with small weights. The batch is dynamic. The program appears after it was run beside the
+    network.
 
     Args:
         path: A file of torch.save, torch.export, safetensors or ONNX, or a folder, sharded or of transformers.

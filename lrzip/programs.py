@@ -1,7 +1,7 @@
 """Programs of torch.export: what their weights are, by the graph, and graphs with layers replaced.
 
 A replaced layer keeps its node as the last stage of the chain, with its name, its metadata and its place among the
-outputs; a new node before it is the first stage. All else of the graph stays as it is, dynamic shapes too.
+outputs; new nodes before it are the others. All else of the graph stays as it is, dynamic shapes too.
 """
 
 import logging
