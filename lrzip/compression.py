@@ -81,9 +81,10 @@ def compress(
 ) -> Report:
     """Replace layers of a checkpoint by low-rank chains and write the result.
 
-    Each replaced layer `x` is stored as the weights of an `nn.Sequential`: `x.0.weight`, `x.1.weight`, `x.1.bias`. All
-    other tensors and entries are copied as they are. In an ONNX model as many nodes take the place of each that uses
-    the layer; what onnxruntime computes before and after is compared where it is installed.
+    Each replaced layer `x` is stored as the weights of an `nn.Sequential`: `x.0.weight`, `x.1.weight`, …, with the bias
+    at the last. All other tensors and entries are copied as they are. In an ONNX model a node for each of these takes
+    the place of each node that uses the layer; what onnxruntime computes before and after is compared where it is
+    installed.
 
     Args:
         path: A file of torch.save, torch.export, safetensors or ONNX, or a folder, sharded or of transformers.

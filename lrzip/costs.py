@@ -64,10 +64,10 @@ class Profile:
 
     def macs_with(self, layer: Layer, stages: Sequence[StageSpec]) -> int:
         """Return the multiply-accumulates of a chain in the place of a layer; an embedding has none."""
-        given, found = self.positions.get(layer.name, (0, 0))
+        inputs, outputs = self.positions.get(layer.name, (0, 0))
         strided = kernel_stage([stage.shape for stage in stages])
         return sum(
-            prod(stage.shape) * (given if index < strided else found)
+            prod(stage.shape) * (inputs if index < strided else outputs)
             for index, stage in enumerate(stages)
             if stage.kind != "embedding"
         )

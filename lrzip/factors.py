@@ -24,26 +24,30 @@ class StageSpec:
     shape: tuple[int, ...]
 
 
+MOST_STAGES = 3
+"""Of any chain."""
+
+
 class Positions(NamedTuple):
-    """How often each element of a layer's weight is multiplied in a run, over all calls.
+    """Where a layer is applied in a run, over all calls: how often each element of its weight is multiplied.
 
     Attributes:
-        given: By its inputs' positions, as is each element of a stage before the one with the kernel.
-        found: By its outputs' positions, as is each element of the stage with the kernel and of those after it.
+        inputs: Positions of its inputs, at which the stages before the one with the kernel are applied.
+        outputs: Positions of its outputs, at which it is applied itself, and so are all other stages.
     """
 
-    given: int
-    found: int
+    inputs: int
+    outputs: int
 
     def plus(self, other: "Positions") -> "Positions":
         """Return those of more calls."""
-        return Positions(self.given + other.given, self.found + other.found)
+        return Positions(self.inputs + other.inputs, self.outputs + other.outputs)
 
 
 def kernel_stage(shapes: Sequence[tuple[int, ...]]) -> int:
     """Return the index of the first stage that is not pointwise; of 0 if all are.
 
-    That stage has the layer's stride, padding and dilation.
+    That stage has the layer's stride, padding and dilation, but for an axis along which only another one has a kernel.
     """
     return next((index for index, shape in enumerate(shapes) if prod(shape[2:]) > 1), 0)
 

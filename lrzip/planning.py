@@ -320,19 +320,28 @@ def _decide(
     decompositions: Decompositions,
 ) -> Factorize | Keep:
     layer = candidate.layer
-    break_even = f"break-even is {candidate.break_even_rank}"
+    break_even = f"break-even is {_listed(candidate.equal(candidate.break_even_rank))}"
     if ranks is None:
         return _keep(layer, f"kept by {rule}" if isinstance(rule, Budget) else f"no rank meets {rule}; {break_even}")
     if not (candidate.saves(ranks) or request.force_factorize):
-        return _keep(layer, f"rank {', '.join(map(str, ranks))} saves nothing; {break_even}")
-    multiple = request.round_to or layer.round_to
-    rounded = tuple(-(-rank // multiple) * multiple for rank in ranks)
-    fits = all(rank <= most for rank, most in zip(rounded, candidate.max_ranks, strict=True))
-    if fits and (candidate.saves(rounded) or request.force_factorize):
-        ranks = rounded
+        return _keep(layer, f"rank {_listed(ranks)} saves nothing; {break_even}")
+    if not isinstance(rule, Budget):  # which has rounded its ranks itself
+        ranks = _rounded(candidate, ranks, request)
     stages, name = decompositions.of(layer).blueprint(layer, ranks), decompositions.name_for(layer)
     dtype = request.dtype or layer.weight.dtype
     return Factorize(layer, name, ranks, stages, dtype, _predicted(candidate, ranks, request))
+
+
+def _rounded(candidate: Candidate, ranks: tuple[int, ...], request: Request) -> tuple[int, ...]:
+    """Return ranks rounded up to a multiple, or to the largest there are, where that still saves."""
+    multiple = request.round_to or candidate.layer.round_to
+    pairs = zip(ranks, candidate.max_ranks, strict=True)
+    rounded = tuple(min(-(-rank // multiple) * multiple, most) for rank, most in pairs)
+    return rounded if candidate.saves(rounded) or request.force_factorize else ranks
+
+
+def _listed(ranks: tuple[int, ...]) -> str:
+    return ", ".join(map(str, ranks))
 
 
 def _predicted(candidate: Candidate, ranks: tuple[int, ...], request: Request) -> float | None:
@@ -345,6 +354,11 @@ def _predicted(candidate: Candidate, ranks: tuple[int, ...], request: Request) -
 def _chosen(layer: Layer, choice: Choice, solver: Solver, path: Path, force_factorize: bool) -> Factorize:
     """Return the decision of a plan file, after checking that its ranks can be and save."""
     decomposition = decomposition_of(choice.decomposition, solver)
+    reason = decomposition.refuse(layer)
+    if reason:
+        raise PlanMismatch(
+            f"`{path}` gives `{layer.name}` to {choice.decomposition}, which does not take it: {reason}."
+        )
     most = decomposition.max_ranks(layer)
     if len(choice.ranks) != len(most) or not all(1 <= r <= m for r, m in zip(choice.ranks, most, strict=True)):
         raise PlanMismatch(f"`{path}` gives `{layer.name}` ranks {list(choice.ranks)}; they go from 1 to {list(most)}.")
@@ -352,7 +366,7 @@ def _chosen(layer: Layer, choice: Choice, solver: Solver, path: Path, force_fact
     if not (candidate.saves(choice.ranks) or force_factorize):
         raise PlanMismatch(
             f"`{path}` gives `{layer.name}` ranks {list(choice.ranks)}, which save nothing. "
-            f"Go down to {candidate.break_even_rank}, or take it out of the plan."
+            f"Go down to {_listed(candidate.equal(candidate.break_even_rank))}, or take it out of the plan."
         )
     return Factorize(
         layer, choice.decomposition, choice.ranks, decomposition.blueprint(layer, choice.ranks), choice.dtype

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 from torch.fx import GraphModule, Node, map_arg
 
-from lrzip.factors import kernel_stage
+from lrzip.factors import MOST_STAGES, kernel_stage
 from lrzip.files.atomic import atomic_file
 from lrzip.inference import not_a_weight, wrapper_prefix
 from lrzip.layers import ROOT, Keep, Layer, TensorSpec
@@ -126,7 +126,7 @@ def _layer(
     if reason:
         return Keep(name, spec, reason)
     bias = graph.bias(spec.name)
-    stages = (f"{module}.0.", f"{module}.1.") if module else ("0.", "1.")
+    stages = tuple(f"{module}.{stage}." if module else f"{stage}." for stage in range(MOST_STAGES))
     other = next((other for other in tensors if other.startswith(stages)), None)
     if other:
         return Keep(name, spec, f"its module also holds `{other}`")

@@ -153,14 +153,11 @@ class _Clock(Interpreter):
 
 def _positions(layer: Layer, given: Tensor, result: Tensor) -> Positions:
     """Return how often each element of a layer's weight is multiplied in one call."""
-    if layer.kind == "embedding":
-        return Positions(given.numel(), given.numel())
-    out, inner, *_ = layer.weight.shape
-    if layer.kind.startswith("conv_transpose"):
-        times = given.numel() // out  # of which its weight has the channels that come in first
-        return Positions(times, times)
-    if layer.kind == "linear_transposed":
-        out, inner = inner, out
+    first, second, *_ = layer.weight.shape
+    if layer.kind == "embedding" or layer.kind.startswith("conv_transpose"):
+        channels = 1 if layer.kind == "embedding" else first
+        return Positions(given.numel() // channels, given.numel() // channels)
+    out, inner = (second, first) if layer.kind == "linear_transposed" else (first, second)
     return Positions(given.numel() // (inner * layer.groups), result.numel() // out)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lrzip.attention import PROJECTIONS, SplitAttention
 from lrzip.errors import LrzipError
-from lrzip.factors import Chain, Factors, dense_shape, groups_of
+from lrzip.factors import Chain, Factors, dense_shape, groups_of, kernel_stage
 from lrzip.layers import tensor_name
 from lrzip.modules import known
 from lrzip.plan import Plan
@@ -46,7 +46,7 @@ def replacement(chain: Chain, model: nn.Module) -> tuple[str, nn.Module]:
 def sequential(chain: Chain, layer: nn.Module) -> nn.Sequential:
     """Return the modules of a chain, with the attributes of the layer that they replace.
 
-    Along each axis, the stage that has the layer's kernel size there takes its stride, padding and dilation; the other
+    Along each axis, the stage that has the layer's kernel there takes its stride, padding and dilation; the other
     stages are pointwise in it.
 
     Args:
@@ -176,8 +176,9 @@ def _conv(layer: _Ordinary, shape: tuple[int, ...], taken: Sequence[int], index:
 
 
 def _carrier(shapes: Sequence[tuple[int, ...]], axis: int, size: int) -> int:
-    """Return the first stage whose kernel along an axis is the layer's."""
-    return next((index for index, shape in enumerate(shapes) if shape[2 + axis] == size), 0)
+    """Return the stage whose kernel along an axis is the layer's, or the first with any kernel where that is 1."""
+    own = (index for index, shape in enumerate(shapes) if shape[2 + axis] == size > 1)
+    return next(own, kernel_stage(shapes))
 
 
 def leave_fast_paths(model: nn.Module) -> None:

@@ -76,7 +76,9 @@ def test_no_other_ranks_are_better(path: Path) -> None:
 
 
 def test_no_other_pairs_of_ranks_are_better(tmp_path: Path) -> None:
-    weights = {"a.weight": torch.rand(6, 4, 3, 3) + 1, "b.weight": torch.rand(5, 6, 3, 3) + 1}
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"a.weight": (6, 4, 3, 3), "b.weight": (5, 6, 3, 3)}
+    weights = {n: torch.rand(shape, dtype=torch.float64, generator=generator) + 1 for n, shape in shapes.items()}
     torch.save(weights, tmp_path / "net.pt")
     options: Any = {"decomposition": "tucker", "objective": "relative-energy", "dry_run": True}
     report = lrzip.compress(tmp_path / "net.pt", budget="params=50%", **options)

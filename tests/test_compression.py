@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import lrzip
 from lrzip.compression import default_output
@@ -325,3 +326,37 @@ def test_a_plan_does_not_bring_non_finite_weights_through(path: Path, tmp_path: 
     with pytest.raises(LrzipError, match="`fc1` contains NaN or Inf"):
         lrzip.compress(path, tmp_path / "b.pt", plan=plan)
     assert not (tmp_path / "b.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (nn.Conv2d(16, 32, 3, groups=2), "a convolution in groups"),
+        (nn.Linear(16, 32), "no convolution"),
+        (nn.ConvTranspose2d(16, 32, 3), "no convolution"),
+        (nn.Conv2d(16, 32, 1), "a convolution without a kernel"),
+    ],
+    ids=["groups", "linear", "transposed", "pointwise"],
+)
+def test_a_plan_gives_no_layer_to_what_does_not_take_it(module: nn.Module, reason: str, tmp_path: Path) -> None:
+    model = nn.Sequential(module)
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    plan = lrzip.compress(tmp_path / "a.pt", rank=2, model=model, dry_run=True).plan.to_dict()
+    plan["layers"][0] |= {"decomposition": "tucker", "ranks": [4, 4]}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(PlanMismatch, match=f"to tucker, which does not take it: {reason}"):
+        lrzip.compress(tmp_path / "a.pt", plan=tmp_path / "plan.json", model=model, dry_run=True)
+
+
+def test_each_rank_is_rounded_as_far_as_it_goes(tmp_path: Path) -> None:
+    weight = torch.randn(64, 12, 5, 5, generator=torch.Generator().manual_seed(0))
+    torch.save({"conv.weight": weight}, tmp_path / "a.pt")
+    options: Any = {"decomposition": "tucker", "dry_run": True}
+    (free,) = lrzip.compress(tmp_path / "a.pt", energy=0.8, **options).plan.factorize
+    (rounded,) = lrzip.compress(tmp_path / "a.pt", energy=0.8, round_to=8, **options).plan.factorize
+    assert free.ranks[0] % 8
+    assert 8 < free.ranks[1] < 12
+    assert rounded.ranks == (-(-free.ranks[0] // 8) * 8, 12)
+    (spent,) = lrzip.compress(tmp_path / "a.pt", budget="params=40%", round_to=8, **options).plan.factorize
+    assert spent.ranks[0] % 8 == 0
+    assert spent.ranks[1] in (8, 12)

@@ -97,6 +97,38 @@ def test_stages_before_a_stride_cost_what_they_run_at(tmp_path: Path) -> None:
     assert program.costs.macs_after == again.macs_before
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(16, 32, (1, 3), stride=(2, 1)),
+        nn.Conv2d(16, 32, (3, 1), stride=(1, 2), padding=1),
+        nn.Conv2d(16, 32, 3, stride=4, padding=1, dilation=2),
+    ],
+    ids=["row", "column", "strided"],
+)
+def test_strides_along_an_axis_without_a_kernel_are_counted(layer: nn.Conv2d, tmp_path: Path) -> None:
+    model, shape = nn.Sequential(layer, nn.ReLU()).eval(), (1, 16, 24, 24)
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    options = {"model": model, "input_shapes": [",".join(map(str, shape))], "decomposition": "tucker"}
+    report = lrzip.compress(tmp_path / "a.pt", tmp_path / "b.pt", rank=5, **options)  # type: ignore[arg-type]
+    small = lrzip.load_into(model, tmp_path / "b.pt")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        small(torch.zeros(shape))
+    assert report.costs
+    assert report.costs.macs_after == counter.get_total_flops() // 2
+
+
+def test_rounded_ranks_stay_within_a_budget(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(16, 64, 3, stride=2), nn.Conv2d(64, 16, 3, stride=4)).eval()
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    options = {"model": model, "input_shapes": ["1,16,64,64"], "decomposition": "tucker", "round_to": 8}
+    for share in (30, 45, 60, 90):
+        report = lrzip.compress(tmp_path / "a.pt", budget=f"macs={share}%", dry_run=True, **options)  # type: ignore[arg-type]
+        assert report.plan.budget
+        assert report.costs
+        assert report.costs.macs_after == report.plan.budget.used <= report.plan.budget.limit
+
+
 def test_a_budget_of_time_is_for_every_decomposition(tmp_path: Path) -> None:
     torch.save(seeded(Net).state_dict(), tmp_path / "a.pt")
     options = {"decomposition": "tucker", "model": seeded(Net), "input_shapes": ["1,3,16,16"], "dry_run": True}
@@ -177,7 +209,7 @@ def test_a_program_tells_what_its_network_does(program: Path, tmp_path: Path) ->
     lstm = 2 * 5 * (64 * 16 + 64 * 16)
     assert found.costs.macs_before == expected.macs - lstm
     for name in ("stem", "grouped", "up", "mix", "head"):
-        assert found.costs.layers[name].macs_before == expected.positions[name].found * prod(shape_of(name))
+        assert found.costs.layers[name].macs_before == expected.positions[name].outputs * prod(shape_of(name))
     assert found.costs.latency
     assert found.costs.latency.speedup > 0
     assert all(cost.latency and cost.latency.dense > 0 for cost in found.costs.layers.values())
@@ -230,5 +262,5 @@ def test_matrix_products_of_onnx_are_counted(tmp_path: Path) -> None:
     found = positions_and_macs(tmp_path / "m.onnx", [(2, 4, 6), (2, 5, 2)])
     assert found
     positions, macs = found
-    assert (positions["w"].found, positions["l"].found) == (2 * 4, 2 * 5)
+    assert (positions["w"].outputs, positions["l"].outputs) == (2 * 4, 2 * 5)
     assert macs == 2 * (4 * 6 * 5 + 3 * 4 * 5 + 3 * 5 * 2)

@@ -12,7 +12,6 @@ from math import prod, sqrt
 import torch
 from torch import Generator, Tensor
 
-from lrzip.errors import UsageError
 from lrzip.factors import Factors, StageSpec, compose, relative_difference
 from lrzip.layers import Layer
 from lrzip.linalg.gram import gram
@@ -25,7 +24,11 @@ from lrzip.spectrum import Spectrum
 
 @dataclass(frozen=True)
 class Tucker:
-    """Tucker-2 of convolutions with a kernel. Its ranks are those of output and input channels, in this order."""
+    """Tucker-2 of convolutions with a kernel. Its ranks are those of output and input channels, in this order.
+
+    Attributes:
+        solver: Not used: it is for truncated SVDs.
+    """
 
     solver: Solver
 
@@ -48,16 +51,11 @@ class Tucker:
 
         With moments, that along output channels is exact for these inputs; that along input channels takes those of
         different places in the kernel for uncorrelated and alike, and is scaled to the same energy.
-
-        Raises:
-            UsageError: Ranks were measured, which are those of the SVD.
         """
         del layer
         unfoldings = _unfoldings(weight)
         if moments is None:
             values = [singular_values(unfolding).cpu() for unfolding in unfoldings]
-        elif moments.measured:
-            raise UsageError("`--objective sensitivity` measures ranks of the SVD. Choose another for Tucker.")
         else:
             values = _seen_values(weight, moments)
         eps = torch.finfo(compute_dtype(weight.dtype)).eps
@@ -132,7 +130,7 @@ def _excess(weight: Tensor, found: Tucker2, ranks: tuple[int, ...]) -> float:
         return 0.0
     tails = (singular_values(part)[rank:] for part, rank in zip(_unfoldings(weight), ranks, strict=True))
     least = max(float(tail.square().sum()) for tail in tails)
-    return float((squared / max(least, attainable(weight.dtype, energy))) ** 0.5) - 1
+    return max(float((squared / max(least, attainable(weight.dtype, energy))) ** 0.5) - 1, 0.0)
 
 
 def _damped(moments: Moments) -> Tensor:
@@ -140,7 +138,12 @@ def _damped(moments: Moments) -> Tensor:
     (second,) = moments.second
     added = moments.damping * (float(second.diagonal().mean()) or 1.0)
     damped: Tensor = second + added * torch.eye(len(second), dtype=second.dtype)
-    return damped
+    if not torch.linalg.cholesky_ex(damped).info:
+        return damped
+    # Of inputs with a mean that is large beside their spread, float32 products leave negative eigenvalues.
+    values, vectors = torch.linalg.eigh(second)
+    positive: Tensor = (vectors * (values.clamp(min=0) + added)) @ vectors.mT
+    return positive
 
 
 def _seen_values(weight: Tensor, moments: Moments) -> list[Tensor]:

@@ -97,9 +97,9 @@ def _positions(node: Any, shapes: Shapes) -> tuple[Positions, str, int] | None:
         return None
     weight = node.input[1]
     if node.op_type == "ConvTranspose":
-        given = found = prod(left) // left[1]
+        inputs = outputs = prod(left) // left[1]
     elif node.op_type == "Conv":
-        given, found = prod(left) // left[1], prod(out) // out[1]
+        inputs, outputs = prod(left) // left[1], prod(out) // out[1]
     else:  # a matrix on either side; of two that are computed the right one counts as the weight
         inner = left[-1]
         if node.op_type == "Gemm":
@@ -107,6 +107,6 @@ def _positions(node: Any, shapes: Shapes) -> tuple[Positions, str, int] | None:
         products = prod(out) * inner
         fixed = len(left) == 2 and len(right) != 2
         weight, size = (node.input[0], prod(left)) if fixed else (weight, prod(right))
-        given = found = products // max(size, 1)
-        return Positions(given, found), weight, products
-    return Positions(given, found), weight, found * prod(right)
+        inputs = outputs = products // max(size, 1)
+        return Positions(inputs, outputs), weight, products
+    return Positions(inputs, outputs), weight, outputs * prod(right)

@@ -6,6 +6,7 @@ from collections.abc import Container, Mapping, Sequence
 
 import onnx_ir as ir
 
+from lrzip.factors import MOST_STAGES
 from lrzip.formats.onnx_data import spec_of
 from lrzip.inference import not_a_weight
 from lrzip.layers import Keep, Layer
@@ -78,7 +79,7 @@ def integer(node: ir.Node, name: str, default: int) -> int:
 def _unique(name: str, taken: Container[str], chained: Container[str] = ()) -> str:
     """Return a name, with a number behind it if it is taken, or if the tensors of a chain could not have it."""
     candidate, number = name, 1
-    while candidate in taken or any(f"{candidate}.{stage}.weight" in chained for stage in range(2)):
+    while candidate in taken or any(f"{candidate}.{stage}.weight" in chained for stage in range(MOST_STAGES)):
         number += 1
         candidate = f"{name}_{number}"
     return candidate

@@ -1,4 +1,4 @@
-"""The write side of ONNX: the source's model, read again, with a node in front of each node that is replaced."""
+"""The write side of ONNX: the source's model, read again, with nodes in front of each that is replaced."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

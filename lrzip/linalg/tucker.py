@@ -101,7 +101,8 @@ def tucker2_within(tensor: Tensor, second: Tensor, ranks: tuple[int, int]) -> Tu
             break
         captured = gained
         inner = _refined(inner, core, outer.mT @ seen, second)
-    return _rotated(Tucker2(outer, core, inner))
+    inner, mixed = torch.linalg.qr(inner)
+    return _rotated(Tucker2(outer, torch.einsum("rsp,ts->rtp", core, mixed), inner))
 
 
 def channel_moment(second: Tensor, channels: int) -> Tensor:

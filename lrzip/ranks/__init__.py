@@ -47,12 +47,16 @@ class Candidate:
         """The largest rank that still saves parameters, with all ranks equal; 0 where none does."""
         return self.largest_rank(self.layer.weight.numel - 1)
 
+    def equal(self, rank: int) -> tuple[int, ...]:
+        """Return the same rank in all places, or the largest where that is less."""
+        return tuple(min(rank, most) for most in self.max_ranks)
+
     def largest_rank(self, parameters: int) -> int:
         """Return the largest rank, the same in all places, with at most so many parameters; 0 where none has."""
         low, high = 0, max(self.max_ranks)
         while low < high:
             middle = (low + high + 1) // 2
-            fits = self.parameters(tuple(min(middle, most) for most in self.max_ranks)) <= parameters
+            fits = self.parameters(self.equal(middle)) <= parameters
             low, high = (middle, high) if fits else (low, middle - 1)
         return low
 

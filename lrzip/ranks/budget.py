@@ -145,13 +145,18 @@ class Budget:
         """Return the ranks that save, by their place among all of them from 1 on, and 0 for the whole layer."""
         dense = meter.cost(candidate.layer, None)
         ranks = 1 + np.indices(candidate.max_ranks).reshape(len(candidate.max_ranks), -1)
-        count = _affine if meter.affine else _each
-        costs = count(partial(meter.cost, candidate.layer), ranks)
-        losses = self.objective.joint(candidate.spectra).ravel()
-        saves = (costs < dense) & (_affine(candidate.parameters, ranks) < candidate.layer.weight.numel)
-        rounded = saves & (ranks % round_to == 0).all(0)
-        offered = np.flatnonzero(rounded if rounded.any() else saves)
-        return Options.of(np.append(costs[offered], dense), np.append(losses[offered], 0.0), np.append(offered + 1, 0))
+        most = np.array(candidate.max_ranks)[:, None]
+        small = _affine(candidate.parameters, ranks) < candidate.layer.weight.numel
+        rounded = small & ((ranks % round_to == 0) | (ranks == most)).all(0)
+        places = np.flatnonzero(rounded if rounded.any() else small)
+        costs = (_affine if meter.affine else _each)(partial(meter.cost, candidate.layer), ranks[:, places])
+        losses = self.objective.joint(candidate.spectra).ravel()[places]
+        saves = costs < dense
+        return Options.of(
+            np.append(costs[saves], dense).astype(np.int64),
+            np.append(losses[saves], 0.0),
+            np.append(places[saves] + 1, 0).astype(np.int64),
+        )
 
 
 def _ranks(candidate: Candidate, place: int) -> tuple[int, ...]:

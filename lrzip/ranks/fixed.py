@@ -26,7 +26,4 @@ class FixedRank:
 
     def choose(self, candidates: Sequence[Candidate]) -> Mapping[str, tuple[int, ...]]:
         """Return the ranks by layer name."""
-        return {
-            candidate.layer.name: tuple(min(int(self.rank), most) for most in candidate.max_ranks)
-            for candidate in candidates
-        }
+        return {candidate.layer.name: candidate.equal(int(self.rank)) for candidate in candidates}

@@ -30,8 +30,4 @@ class Ratio:
             candidate.layer.name: (candidate.largest_rank(int(candidate.layer.weight.numel / self.ratio)), candidate)
             for candidate in candidates
         }
-        return {
-            name: tuple(min(rank, most) for most in candidate.max_ranks)
-            for name, (rank, candidate) in ranks.items()
-            if rank
-        }
+        return {name: candidate.equal(rank) for name, (rank, candidate) in ranks.items() if rank}

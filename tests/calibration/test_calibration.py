@@ -133,6 +133,14 @@ def test_tucker_factors_are_nearest_on_the_inputs() -> None:
     assert missed > float(torch.linalg.svdvals(outputs)[4:].norm() / outputs.norm()) * (1 - 1e-4)
 
 
+def test_inputs_with_a_large_mean_are_no_obstacle() -> None:
+    model = nn.Sequential(nn.Conv2d(8, 12, 3, padding=1)).eval()
+    x = torch.randn(64, 8, 8, 8, generator=torch.Generator().manual_seed(0)) + 3000
+    how = CalibrationSettings(corrections=Corrections(bias=True))
+    small = lrzip.factorize(model, rank=4, decomposition="tucker", calibrate=x, calibration=how)
+    assert error(model, small, x) < error(model, lrzip.factorize(model, rank=4, decomposition="tucker"), x)
+
+
 @NAMES
 def test_at_full_rank_nothing_changes(name: str) -> None:
     x = images()
@@ -318,6 +326,11 @@ def test_what_was_seen_is_kept_and_used_without_the_network(tmp_path: Path) -> N
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
     assert report.calibrated
     assert report.calibrated.examples == str(kept)
+    measured = CalibrationSettings(corrections=Corrections(), save=tmp_path / "measured.safetensors")
+    sensitive: Any = {"budget": "params=50%", "objective": "sensitivity", "dry_run": True}
+    lrzip.compress(tmp_path / "model.pt", **sensitive, model=ResNet(1), calibrate=x, calibration=measured)
+    options: Any = {"energy": 0.8, "decomposition": "tucker", "dry_run": True}
+    assert lrzip.compress(tmp_path / "model.pt", **options, calibrate=measured.save).plan.factorize
     curve = lrzip.curve(tmp_path / "model.pt", "params=40%,60%", calibrate=kept)
     assert [point.plan.budget.objective for point in curve.points if point.plan.budget] == ["fisher"] * 2
 

@@ -173,6 +173,26 @@ def test_every_attribute_of_a_layer_is_kept(name: str, tmp_path: Path) -> None:
         assert_close(run(after, *x), run_model(model, *x))
 
 
+class Crowded(nn.Module):
+    """A weight beside a child that has the name of a third stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(16, 8, 3, 3))
+        self.add_module("2", nn.Conv2d(16, 16, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.get_submodule("2")(torch.conv2d(x, self.weight))
+        return out
+
+
+def test_names_of_stages_that_are_taken_are_told(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.pt2", exported(Crowded().eval(), torch.randn(2, 8, 9, 9)))
+    report = lrzip.compress(path, tmp_path / "b.pt2", rank=3, decomposition="tucker", trust=True)
+    assert [result.decision.layer.name for result in report.results] == ["2"]
+    assert "its module also holds `2." in next(keep.reason for keep in report.plan.keep)
+
+
 class Odd(nn.Module):
     """Weights that a chain cannot stand in for, and a layer that is used twice."""
 

@@ -120,9 +120,11 @@ def test_moments_of_channels_are_those_of_their_places() -> None:
     torch.testing.assert_close(channel_moment(rows.flatten(1).mT @ rows.flatten(1), 4), expected)
 
 
+@pytest.mark.parametrize("within", [False, True], ids=["tensor", "inputs"])
 @CASES
-def test_bases_are_orthonormal_and_slices_of_the_core_orthogonal(shape: tuple[int, int, int]) -> None:
-    found = tucker2(decaying(shape), (3, 2))
+def test_bases_are_orthonormal_and_slices_of_the_core_orthogonal(shape: tuple[int, int, int], within: bool) -> None:
+    x = decaying(shape)
+    found = tucker2_within(x, moment(shape), (3, 2)) if within else tucker2(x, (3, 2))
     for basis in (found.outer, found.inner):
         torch.testing.assert_close(basis.mT @ basis, torch.eye(basis.shape[1], dtype=torch.float64))
     for slices in (found.core.flatten(1), found.core.transpose(0, 1).flatten(1)):
