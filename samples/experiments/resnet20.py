@@ -2,7 +2,7 @@
 
 A published network of 269 722 parameters (He et al. 2016, section 4.2, with the shortcut that has none, trained by Y.
 Idelbayev) goes down in stages: calibrated by unlabelled training images, factorized for a budget, and tuned to the
-logits of the whole network, without labels.
+logits of the whole network, without labels. At 85 % fewer, the SVD gives way to Tucker-2.
 
     python samples/experiments/resnet20.py --data cifar10 --checkpoint resnet20-12fca82f.th
 """
@@ -28,6 +28,7 @@ RECIPE = Recipe(
         Stage("params=40%", 10_000),
         Stage("params=25%", 1_000, after=1),
         Stage("params=15%", 16_000),
+        Stage("params=15%", 26_000, after=0, decomposition="tucker", skip=("conv1", "linear"), lr=4e-3),
     ),
     Settings(batch_size=128, lr=2e-3, amp="bf16"),
     Teaching(share=1.0),
@@ -104,6 +105,11 @@ Accuracy in percent, in float32, of one run (seed {RECIPE.settings.seed}). The p
 A shorter run came before this one: 1,400, 300 and 1,600 steps gave 89.87, 84.31 and 80.99 % of the test images, and
 that is why there are more steps now. Stage 2 was added when the test accuracy of stage 1 had been seen; it ran in a
 process of its own, beside stages 3 and 4.
+
+Stage 5 begins with the whole network again, by Tucker-2 factors of its weights alone in place of the SVD, and tunes at
+{RECIPE.stages[4].lr}; `conv1` and `linear` stay whole. It was added when the test accuracies of the others had been
+seen, and ran in a process of its own too; its steps were set before it began. The ranks of the budget were compared
+with those by log-energy on the validation images, after 702 steps: 86.74 against 85.56 %.
 
 ## Beside the published results
 
