@@ -4,8 +4,9 @@
 
 `--data` is a folder with CIFAR-10 as `train_1.npz`, …, `train_5.npz` and `test.npz` (x, y). `lrzip compress` and
 `lrzip finetune` run as processes of their own, their start included in the times, with 1,024 training images that
-calibrate or with the weights alone to go by; the dense checkpoint teaches, so that no label counts but for the choice
-of the best epoch. Test images are looked at once for each file, at its end. Writes `recovery.md`.
+calibrate, for factors of the SVD and of Tucker-2, or with the weights alone to go by; the dense checkpoint teaches, so
+that no label counts but for the choice of the best epoch. Test images are looked at once for each file, at its end.
+Writes `recovery.md`.
 """
 
 import argparse
@@ -29,7 +30,7 @@ NORMALIZED = ("--mean", ",".join(map(str, MEAN)), "--std", ",".join(map(str, STD
 
 
 def main() -> None:
-    """Measure both ways; print and write the table."""
+    """Measure all ways; print and write the table."""
     parser = argparse.ArgumentParser(description="Time how a compressed ResNet-20 recovers.")
     parser.add_argument("--checkpoint", type=Path, required=True, help="the dense network")
     parser.add_argument("--data", type=Path, required=True, help="folder with CIFAR-10")
@@ -41,8 +42,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="lrzip-recovery-") as name:
         folder = Path(name)
         images = joined(arguments.data, folder)
-        for how in ("calibrated", "from weights alone"):
-            chosen = ["--calibrate", str(images), *NORMALIZED] if how == "calibrated" else []
+        calibrated = ("--calibrate", str(images), *NORMALIZED)
+        ways = {
+            "calibrated": calibrated,
+            "from weights alone": (),
+            "Tucker, calibrated": ("--decomposition", "tucker", *calibrated),
+        }
+        for how, chosen in ways.items():
             small, tuned = (folder / f"{how}-{stage}.th" for stage in ("small", "tuned"))
             compressed = run(
                 "compress", arguments.checkpoint, "--budget", "params=50%", *NETWORK, *chosen, "--output", small
