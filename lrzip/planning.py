@@ -357,7 +357,8 @@ def _chosen(layer: Layer, choice: Choice, solver: Solver, path: Path, force_fact
     reason = decomposition.refuse(layer)
     if reason:
         raise PlanMismatch(
-            f"`{path}` gives `{layer.name}` to {choice.decomposition}, which does not take it: {reason}."
+            f"`{path}` gives `{layer.name}` to {choice.decomposition}, which does not take it: {reason}. "
+            f"Write `{DEFAULT_DECOMPOSITION}` there, or take it out of the plan."
         )
     most = decomposition.max_ranks(layer)
     if len(choice.ranks) != len(most) or not all(1 <= r <= m for r, m in zip(choice.ranks, most, strict=True)):
