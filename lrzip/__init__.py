@@ -9,19 +9,20 @@ model itself. They are imported on first use, so that `import lrzip` is instant.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from lrzip.analysis import analyze
-    from lrzip.bounded import compress_within
-    from lrzip.compression import compress
-    from lrzip.curves import curve
-    from lrzip.errors import LrzipError
-    from lrzip.evaluation import Learning, evaluate
-    from lrzip.exporting import export
-    from lrzip.finetuning import finetune
-    from lrzip.live import factorize
-    from lrzip.loading import load_into
+from lrzip.core.version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from lrzip.api.analyze import analyze
+    from lrzip.api.compress import compress
+    from lrzip.api.curve import curve
+    from lrzip.api.export import export
+    from lrzip.api.factorize import factorize
+    from lrzip.api.finetune import finetune
+    from lrzip.core.errors import LrzipError
+    from lrzip.formats.load import load_into
+    from lrzip.search.compress_within import compress_within
+    from lrzip.training.evaluation import Learning, evaluate
+
 
 __all__ = [
     "Learning",
@@ -39,17 +40,17 @@ __all__ = [
 ]
 
 _HOMES = {
-    "analyze": "lrzip.analysis",
-    "compress": "lrzip.compression",
-    "compress_within": "lrzip.bounded",
-    "curve": "lrzip.curves",
-    "evaluate": "lrzip.evaluation",
-    "export": "lrzip.exporting",
-    "factorize": "lrzip.live",
-    "finetune": "lrzip.finetuning",
-    "load_into": "lrzip.loading",
-    "Learning": "lrzip.evaluation",
-    "LrzipError": "lrzip.errors",
+    "analyze": "lrzip.api.analyze",
+    "compress": "lrzip.api.compress",
+    "compress_within": "lrzip.search.compress_within",
+    "curve": "lrzip.api.curve",
+    "evaluate": "lrzip.training.evaluation",
+    "export": "lrzip.api.export",
+    "factorize": "lrzip.api.factorize",
+    "finetune": "lrzip.api.finetune",
+    "load_into": "lrzip.formats.load",
+    "Learning": "lrzip.training.evaluation",
+    "LrzipError": "lrzip.core.errors",
 }
 
 

@@ -8,9 +8,9 @@ import torch.nn.functional as F  # noqa: N812
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from lrzip.errors import LrzipError
-from lrzip.formats.huggingface import FORMAT_VERSION, METHOD, read_ranks
-from lrzip.modules import known
+from lrzip.core.errors import LrzipError
+from lrzip.formats.safetensors.huggingface import FORMAT_VERSION, METHOD, read_ranks
+from lrzip.networks.architecture import known
 
 try:
     from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
@@ -18,7 +18,10 @@ try:
 except ImportError as error:
     raise ImportError("lrzip.hf needs transformers 4.50 or later: pip install 'lrzip-nn[hf]'") from error
 
+
 _WHERE = "`quantization_config` in config.json"
+
+
 _CONVOLUTIONS = {"conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d}
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from lrzip.linalg.direct import direct_svd
-from lrzip.linalg.rangefinder import gaussian_range, srft_range, subspace_iteration
+from lrzip.linalg.blocks.direct import direct_svd
+from lrzip.linalg.blocks.rangefinder import gaussian_range, srft_range, subspace_iteration
 
 SHAPE = (500, 400)
 RANKS = range(5, 101, 5)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.networks import ResNet, seeded
+from tests.support.networks import ResNet, seeded
 
 EXPERIMENTS = Path(__file__).parents[1] / "samples" / "experiments"
 RESULTS = sorted((EXPERIMENTS / "results").glob("*.json"))

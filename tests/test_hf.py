@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lrzip
-from lrzip.errors import LrzipError
+from lrzip.core.errors import LrzipError
 
 transformers = pytest.importorskip("transformers", "4.50", reason="needs transformers 4.50 or later")
 hf = importlib.import_module("lrzip.hf")

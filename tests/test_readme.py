@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import lrzip
-from tests.cli.shell import run
+from tests.support.shell import run
 
 ROOT = Path(lrzip.__file__).parents[1]
 README = (ROOT / "README.md").read_text()

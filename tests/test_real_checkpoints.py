@@ -16,9 +16,9 @@ import torch.jit
 from torch import Tensor, nn
 
 import lrzip
-from lrzip.formats import open_checkpoint
-from tests.graphs import Array, Tensors, run
-from tests.networks import ResNet
+from lrzip.formats.open import open_checkpoint
+from tests.support.graphs import Array, Tensors, run
+from tests.support.networks import ResNet
 
 
 def place(variable: str) -> Path:

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Generator, Tensor, nn
@@ -13,122 +12,27 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from lrzip.calibration.corrections import Corrections
-from lrzip.calibration.influence import influences
+from lrzip.calibration.fisher import influences
 from lrzip.calibration.sequential import Fit, Fitted, Job, fit_in_sequence
 from lrzip.calibration.settings import DEFAULT_CORRECTIONS, CalibrationSettings
+from lrzip.calibration.subjects import Network, Subject
 from lrzip.calibration.truncation import measure
-from lrzip.data import read_inputs
-from lrzip.data.samples import Arrays, Samples
+from lrzip.core.activations import Inputs
+from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.layers import Layer
+from lrzip.core.moments import Arguments, Moments, Statistics, Sums
 from lrzip.decompositions import DEFAULT_DECOMPOSITION, decomposition_of
-from lrzip.errors import LrzipError, UsageError
-from lrzip.formats import Exported, Watchable
-from lrzip.inputs import described
-from lrzip.layers import Layer, tensor_name
 from lrzip.linalg.svd import Solver
-from lrzip.moments import Arguments, Moments, Observe, Statistics, Sums
-from lrzip.objectives import CALIBRATED_OBJECTIVE, DEFAULT_OBJECTIVE
-from lrzip.patches import Inputs
-from lrzip.programs import fixed_batch
-from lrzip.taps import watch_network
-from lrzip.tracing import follow
+from lrzip.networks.inputs import described
+from lrzip.ranks.objectives import CALIBRATED_OBJECTIVE, DEFAULT_OBJECTIVE
+from lrzip.training.data.read import read_inputs
+from lrzip.training.data.samples import Arrays, Samples
 
 _ITEMSIZE = 8
+
+
 # A mean over some hundred examples says well enough which layers matter.
 _WEIGHING_BATCHES = 2
-
-
-class Subject(Protocol):
-    """What runs on the examples of a calibration."""
-
-    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], see: Observe) -> None:
-        """Run on batches and show what layers are applied to."""
-        ...
-
-    @property
-    def correctable(self) -> bool:
-        """Whether it has a program of torch, in which layers can be fitted one after the other."""
-        ...
-
-    def program(self, arguments: Arguments) -> ExportedProgram:
-        """Return that program, of a run on inputs like these."""
-        ...
-
-    def weight_name(self, layer: Layer) -> str:
-        """Return the name of a layer's weight in the program."""
-        ...
-
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """Of inputs of floating point, where that is known."""
-        ...
-
-    @property
-    def batch(self) -> int | None:
-        """The only size of a batch that it takes, if there is one."""
-        ...
-
-
-@dataclass(frozen=True)
-class Network:
-    """A live network, in evaluation mode, with the weights that are to be compressed."""
-
-    model: nn.Module
-    correctable = True
-
-    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], see: Observe) -> None:
-        """Run on batches and show what layers are applied to."""
-        watch_network(self.model, {layer.path: layer for layer in layers}, batches, see)
-
-    def program(self, arguments: Arguments) -> ExportedProgram:
-        """Return what torch.export makes of the network."""
-        return follow(self.model, *arguments)
-
-    def weight_name(self, layer: Layer) -> str:
-        """Return the name of a layer's weight in the network."""
-        return tensor_name(layer.path, layer.kind, "weight")
-
-    batch: int | None = None
-
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """That of its parameters."""
-        return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), None)
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A program in a file."""
-
-    file: Watchable
-
-    @property
-    def correctable(self) -> bool:
-        """Whether it is one of torch."""
-        return isinstance(self.file, Exported)
-
-    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], see: Observe) -> None:
-        """Run on batches and show what layers are applied to."""
-        self.file.watch(layers, batches, see)
-
-    def program(self, arguments: Arguments) -> ExportedProgram:
-        """Return the program."""
-        del arguments
-        assert isinstance(self.file, Exported), "only what is correctable is asked"
-        return self.file.exported()
-
-    def weight_name(self, layer: Layer) -> str:
-        """Return the name of a layer's weight."""
-        return layer.weight.name
-
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """Not known: a program takes what it takes."""
-        return None
-
-    @property
-    def batch(self) -> int | None:
-        """That of the program, if it is fixed there."""
-        return fixed_batch(self.file.exported()) if isinstance(self.file, Exported) else None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from lrzip.errors import UsageError
+from lrzip.core.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrzip.layers import Layer
+from lrzip.core.layers import Layer
+from lrzip.core.moments import Moments, Targets
 from lrzip.linalg.whitening import regress
-from lrzip.moments import Moments, Targets
 
 
 @dataclass(frozen=True)

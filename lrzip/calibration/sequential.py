@@ -15,18 +15,21 @@ from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 
 from lrzip.calibration.corrections import Corrections
-from lrzip.calibration.landing import Landing, inverse, landings_of
+from lrzip.calibration.epilogues import Landing, inverse, landings_of
 from lrzip.calibration.regression import Affine, Regression, folded, unfolded
 from lrzip.calibration.response import refine
-from lrzip.factors import Factors, compose, relative_difference
-from lrzip.layers import Layer
-from lrzip.moments import Arguments, Moments, Statistics, Sums, Targets, piece_size
-from lrzip.operators import OPERATORS
-from lrzip.patches import Inputs
-from lrzip.programs import tensors_of
-from lrzip.taps import arguments_of, call_of, inputs_of, window_of
+from lrzip.core.activations import Inputs
+from lrzip.core.chains import Factors, compose, relative_difference
+from lrzip.core.layers import Layer
+from lrzip.core.moments import Arguments, Moments, Statistics, Sums, Targets, piece_size
+from lrzip.networks.observe import inputs_of
+from lrzip.networks.programs.observe import arguments_of, call_of, window_of
+from lrzip.networks.programs.operators import OPERATORS
+from lrzip.networks.programs.rewrite import tensors_of
 
 Fit = Callable[[Layer, Tensor, Moments], Factors]
+
+
 """Makes the factors of a layer of a weight, for inputs with some moments."""
 
 

@@ -4,10 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lrzip.calibration.corrections import Corrections
-from lrzip.data.augmentation import Preparation
-from lrzip.errors import UsageError
+from lrzip.core.errors import UsageError
+from lrzip.training.data.augmentation import Preparation
 
 DEFAULT_CORRECTIONS = Corrections(bias=True, sequential=True, residual=True, refit=True, response=True)
+
+
 _GIGABYTE = 1 << 30
 
 

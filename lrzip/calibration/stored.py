@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lrzip.calibration.calibrator import Calibration
-from lrzip.errors import LrzipError
-from lrzip.files.atomic import atomic_file
-from lrzip.layers import Layer
-from lrzip.measured import Measured
-from lrzip.moments import Moments
+from lrzip.core.errors import LrzipError
+from lrzip.core.layers import Layer
+from lrzip.core.measured import Measured
+from lrzip.core.moments import Moments
+from lrzip.formats.files.atomic import atomic_file
 
 _KEY = "lrzip.calibration"
 

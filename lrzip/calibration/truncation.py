@@ -10,15 +10,15 @@ from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from lrzip.calibration.regression import unfolded
+from lrzip.core.chains import compose
+from lrzip.core.layers import Layer
+from lrzip.core.measured import Measured
+from lrzip.core.moments import Arguments, Moments, Statistics
+from lrzip.core.spectrum import Spectrum
 from lrzip.decompositions import Decomposition
-from lrzip.factors import compose
-from lrzip.layers import Layer
-from lrzip.measured import Measured
-from lrzip.moments import Arguments, Moments, Statistics
-from lrzip.planning import is_finite
-from lrzip.programs import tensors_of
-from lrzip.spectrum import Spectrum
-from lrzip.taps import arguments_of, call_of
+from lrzip.linalg.blocks.gram import is_finite
+from lrzip.networks.programs.observe import arguments_of, call_of
+from lrzip.networks.programs.rewrite import tensors_of
 
 # Shares of the energy of a layer's outputs that the ranks that are tried keep: what budgets choose is mostly there.
 _ENERGIES = (0.5, 0.8, 0.95)

@@ -27,10 +27,11 @@ from lrzip.cli.console import (
 )
 from lrzip.cli.learning import make_learning
 from lrzip.cli.measuring import measure
-from lrzip.errors import UsageError
+from lrzip.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from lrzip.analysis import Analysis, LayerAnalysis
+    from lrzip.api.analyze import Analysis, LayerAnalysis
+
 
 _COLUMNS = {
     "name": "layer",
@@ -47,6 +48,8 @@ _COLUMNS = {
     "frobenius_norm": "‖W‖F",
     "decay_rate": "decay",
 }
+
+
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -122,9 +125,9 @@ def analyze(
         raise UsageError("`--sensitivity` measures on data: give `--model PKG.MOD:NET` and `--data SPEC`.")
     if data is not None and network is None:
         raise UsageError("`--data` is what a network is measured on: give `--model PKG.MOD:NET`.")
-    from lrzip.analysis import DEFAULT_ENERGIES, analyze
-    from lrzip.drawing import check_picture, draw_sensitivities, draw_spectra
-    from lrzip.page import check_page, write_page
+    from lrzip.api.analyze import DEFAULT_ENERGIES, analyze
+    from lrzip.cli.drawing import check_picture, draw_sensitivities, draw_spectra
+    from lrzip.cli.page import check_page, write_page
 
     set_threads(threads)
     with model_path(model) as path, layer_progress(quiet=quiet) as progress:

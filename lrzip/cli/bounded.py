@@ -14,14 +14,14 @@ from rich.text import Text
 from lrzip.cli.console import goes_to_stdout, make_table, model_path, output_path, print_json, printable, stderr, stdout
 from lrzip.cli.learning import score_text, scores_text, training_progress
 from lrzip.cli.reporting import print_report
-from lrzip.files.atomic import atomic_file, check_output
+from lrzip.formats.files.atomic import atomic_file, check_output
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from lrzip.bounded import Bounded
-    from lrzip.evaluation import Learning
-    from lrzip.probing import Tried
+    from lrzip.search.compress_within import Bounded
+    from lrzip.search.trials import Tried
+    from lrzip.training.evaluation import Learning
 
 
 def compress_bounded(
@@ -37,8 +37,8 @@ def compress_bounded(
     options: Mapping[str, Any],
 ) -> "Bounded":
     """Compress within a bound, and say what came of it."""
-    from lrzip.bounded import compress_within
-    from lrzip.drawing import check_picture, draw_search
+    from lrzip.cli.drawing import check_picture, draw_search
+    from lrzip.search.compress_within import compress_within
 
     assert network is not None
     to_stdout = goes_to_stdout(output, model)

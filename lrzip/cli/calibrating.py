@@ -10,6 +10,7 @@ from lrzip.cli.console import refuse
 if TYPE_CHECKING:
     from lrzip.calibration.settings import CalibrationSettings
 
+
 _OPTIONS = (
     *("--calibration-samples", "--calibration-memory", "--correct", "--save-statistics", "--reconstruct"),
     *("--mean", "--std", "--augment"),
@@ -38,8 +39,8 @@ def calibration_of(
         return None
     from lrzip.calibration.corrections import Corrections
     from lrzip.calibration.settings import CalibrationSettings
-    from lrzip.data.augmentation import Preparation
     from lrzip.ranks.budget import parse_size
+    from lrzip.training.data.augmentation import Preparation
 
     settings = CalibrationSettings(
         preparation=Preparation.parse(*preparation), seed=seed, reconstruct=reconstruct, save=save

@@ -29,24 +29,33 @@ from lrzip.cli.curves import show_curve
 from lrzip.cli.gates import check_gates
 from lrzip.cli.learning import make_learning, teaching_of
 from lrzip.cli.reporting import print_report
-from lrzip.errors import UsageError
-from lrzip.files.atomic import atomic_file, check_output
+from lrzip.core.errors import UsageError
+from lrzip.formats.files.atomic import atomic_file, check_output
 
 if TYPE_CHECKING:
-    from lrzip.report import Report
+    from lrzip.core.report import Report
+
 
 # Options that decide on ranks, and those of one plan, of a search within a bound, and of measuring on data.
 _RANKS = ("--energy", "--ratio", "--rank", "--vbmf", "--rank-rule", "--plan")
+
+
 _ONE_PLAN = ("--save-plan", "--min-ratio", "--max-error", "--min-speedup", "--latency", "--force-factorize")
+
+
 _UNBOUNDED = (
     *(*_RANKS, "--budget", "--layer", "--round-to", "--force-factorize", "--dtype", "--dry-run", "--max-error"),
     *("--keep-optimizer", "--input-shape", "--latency", "--min-speedup", "--save-statistics", "--reconstruct"),
     *("--decomposition", "--calibrate", "--calibration-samples", "--calibration-memory", "--correct"),
 )
+
+
 _BOUNDED = (
     *("--test", "--strategy", "--teacher", "--temperature", "--teacher-share", "--optimizer", "--lr", "--epochs"),
     *("--steps", "--freeze-batchnorm", "--log", "--resume"),
 )
+
+
 _MEASURING = ("--val", "--val-fraction", "--metric", "--loss", "--image-size", "--batch-size", "--amp", "--workers")
 
 
@@ -364,7 +373,7 @@ def _compressed(
     options: Mapping[str, Any],
 ) -> "Report":
     """Compress by one plan, and return the report, with the names that were given."""
-    from lrzip.compression import compress
+    from lrzip.api.compress import compress
 
     with model_path(model) as source, output_path(output, to_stdout=to_stdout) as destination:
         if save_plan:

@@ -18,18 +18,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.table import Table
 from rich.text import Text
 
-from lrzip.errors import LrzipError, UsageError
-from lrzip.layers import Keep, Layer
-from lrzip.progress import Progress, silent
+from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.layers import Keep, Layer
+from lrzip.core.progress import Progress, silent
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from lrzip.report import Costs
+    from lrzip.core.costs import Costs
+
 
 # Wider than any table, so that nothing is cut where no terminal limits the width.
 _UNLIMITED = 10_000
+
+
 _NAMES_A_REASON = 8
+
+
 _TEXTS = ("layer", "kind", "shape", "spectrum")
 
 
@@ -171,7 +176,7 @@ def load_network(spec: str | None, arguments: Sequence[str] | None) -> "nn.Modul
         if arguments:
             raise UsageError("`--model-arg` says how to build the network of `--model`, which is missing.")
         return None
-    from lrzip.models import build, parse_arguments
+    from lrzip.networks.build import build, parse_arguments
 
     with redirect_stdout(sys.stderr):
         return build(spec, parse_arguments(arguments or ()))

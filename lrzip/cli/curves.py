@@ -13,8 +13,8 @@ from lrzip.cli.console import layer_progress, make_table, model_path, print_json
 from lrzip.cli.learning import score_text, scores_text
 
 if TYPE_CHECKING:
-    from lrzip.curves import Curve
-    from lrzip.report import Report
+    from lrzip.api.curve import Curve
+    from lrzip.core.report import Report
 
 
 def show_curve(
@@ -28,8 +28,8 @@ def show_curve(
     options: Mapping[str, Any],
 ) -> None:
     """Plan for several budgets, and show the plans beside each other."""
-    from lrzip.curves import curve
-    from lrzip.drawing import check_picture, draw_curve
+    from lrzip.api.curve import curve
+    from lrzip.cli.drawing import check_picture, draw_curve
 
     with model_path(model) as source, layer_progress(quiet=quiet) as progress:
         if plot:

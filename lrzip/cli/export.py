@@ -21,7 +21,7 @@ from lrzip.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from lrzip.report import Difference
+    from lrzip.core.report import Difference
 
 
 def export(
@@ -43,7 +43,7 @@ def export(
     force: options.Force = False,
 ) -> None:
     """Write a checkpoint as safetensors, a state_dict, dense again, or as an ONNX or torch.export program."""
-    from lrzip.exporting import export
+    from lrzip.api.export import export
 
     to_stdout = goes_to_stdout(output, model)
     with model_path(model) as source, output_path(output, to_stdout=to_stdout) as destination:

@@ -24,10 +24,10 @@ from lrzip.cli.console import (
     stdout,
 )
 from lrzip.cli.learning import score_text, teaching_of, training_progress
-from lrzip.errors import UsageError
+from lrzip.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from lrzip.finetuning import FinetuneReport
+    from lrzip.api.finetune import FinetuneReport
 
 
 def finetune(
@@ -88,8 +88,8 @@ def finetune(
     """Recover accuracy of a compressed checkpoint by training it."""
     if data is None:
         raise UsageError("finetune needs `--data SPEC`. See `lrzip finetune --help`.")
-    from lrzip.data.augmentation import Preparation
-    from lrzip.finetuning import finetune
+    from lrzip.api.finetune import finetune
+    from lrzip.training.data.augmentation import Preparation
     from lrzip.training.settings import Settings
 
     set_threads(threads)

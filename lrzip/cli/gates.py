@@ -8,7 +8,7 @@ import typer
 from lrzip.cli.console import printable
 
 if TYPE_CHECKING:
-    from lrzip.report import Report
+    from lrzip.core.report import Report
 
 
 def check_gates(report: "Report", min_ratio: float | None, max_error: float | None) -> None:

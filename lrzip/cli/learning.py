@@ -13,11 +13,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from lrzip.cli.console import printable
 
 if TYPE_CHECKING:
-    from lrzip.evaluation import Learning
+    from lrzip.training.evaluation import Learning
     from lrzip.training.losses import Teaching
     from lrzip.training.outcomes import Moment, Watch
 
+
 Announce = Callable[[str], None]
+
+
 _SHARES = ("accuracy", "top5")
 
 
@@ -49,8 +52,8 @@ def make_learning(
         settings: Of `lrzip.training.settings.Settings`.
         others: Of `Learning`, by its names.
     """
-    from lrzip.data.augmentation import Preparation
-    from lrzip.evaluation import Learning
+    from lrzip.training.data.augmentation import Preparation
+    from lrzip.training.evaluation import Learning
     from lrzip.training.losses import Teaching
     from lrzip.training.settings import Settings
 

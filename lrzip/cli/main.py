@@ -8,14 +8,14 @@ from typing import Annotated, NoReturn
 
 import typer
 
-import lrzip
 from lrzip.cli.analyze import analyze
 from lrzip.cli.compress import compress
 from lrzip.cli.console import close_stdout, printable, replace_unprintable
 from lrzip.cli.export import export
 from lrzip.cli.finetune import finetune
-from lrzip.cli.grouping import Grouped
-from lrzip.errors import LrzipError, UsageError
+from lrzip.cli.help import Grouped
+from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.version import __version__
 
 app = typer.Typer(
     name="lrzip",
@@ -26,18 +26,26 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
 app.command(cls=Grouped, epilog="Example: lrzip analyze model.pt --energy 0.9 --sort parameters")(analyze)
+
+
 app.command(cls=Grouped, epilog="Example: lrzip compress model.pt --energy 0.95 --skip conv1 -o small.pt")(compress)
+
+
 app.command(
     cls=Grouped,
     epilog="Example: lrzip finetune small.pt --model nets:Net --data images.npz --epochs 3 -o tuned.pt",
 )(finetune)
+
+
 app.command(cls=Grouped, epilog="Example: lrzip export model.lrzip.pt --to dense -o dense.pt")(export)
 
 
 def _version(value: bool) -> None:
     if value:
-        typer.echo(f"lrzip {lrzip.__version__}")
+        typer.echo(f"lrzip {__version__}")
         raise typer.Exit
 
 

@@ -16,8 +16,8 @@ from lrzip.cli.learning import scores_text, training_progress
 if TYPE_CHECKING:
     from torch import nn
 
-    from lrzip.evaluation import Evaluation, Learning
-    from lrzip.sensitivity import LayerSensitivity, Sensitivities
+    from lrzip.search.sensitivity import LayerSensitivity, Sensitivities
+    from lrzip.training.evaluation import Evaluation, Learning
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,11 @@ def measure(
     """Measure a checkpoint on data, and each of its layers if that is asked for; the network is left as it was."""
     import copy
 
-    from lrzip.evaluation import Evaluation, evaluation_of, make_bench
-    from lrzip.networks import Forms
-    from lrzip.results import Results
-    from lrzip.sensitivity import ENERGIES, sensitivities_of
+    from lrzip.search.sensitivity import ENERGIES, sensitivities_of
+    from lrzip.search.variants import Forms
+    from lrzip.training.bench import make_bench
+    from lrzip.training.cache import Results
+    from lrzip.training.evaluation import Evaluation, evaluation_of
 
     with redirect_stdout(sys.stderr), training_progress(quiet=quiet, label="measure") as (announce, watch):
         bench = make_bench(path, copy.deepcopy(model), learning, distil=asked is not None, key=key, trust=trust)

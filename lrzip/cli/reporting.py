@@ -8,8 +8,8 @@ from rich.text import Text
 from lrzip.cli.console import costs_text, make_table, print_kept, printable, shape_text, size_text
 
 if TYPE_CHECKING:
-    from lrzip.plan import Spent
-    from lrzip.report import Calibrated, Report
+    from lrzip.core.plan import Spent
+    from lrzip.core.report import Calibrated, Report
 
 
 def _table(report: "Report") -> dict[str, list[str]]:

@@ -7,18 +7,22 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
-from lrzip.factors import Factors, StageSpec
-from lrzip.layers import Layer
-from lrzip.linalg.subspace import Subspace
+from lrzip.core.chains import Factors, StageSpec
+from lrzip.core.layers import Layer
+from lrzip.core.moments import Moments
+from lrzip.core.registry import Registry
+from lrzip.core.spectrum import Spectrum
+from lrzip.linalg.blocks.subspace import Subspace
 from lrzip.linalg.svd import Solver
-from lrzip.moments import Moments
-from lrzip.registry import Registry
-from lrzip.spectrum import Spectrum
 
 DECOMPOSITIONS = Registry(
     "decomposition", {"svd": "lrzip.decompositions.svd:SVD", "tucker": "lrzip.decompositions.tucker:Tucker"}
 )
+
+
 DEFAULT_DECOMPOSITION = "svd"
+
+
 """Takes every kind of layer."""
 
 

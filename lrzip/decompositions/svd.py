@@ -13,17 +13,19 @@ from math import sqrt
 import torch
 from torch import Generator, Tensor
 
-from lrzip.factors import Factors, StageSpec, relative_error
-from lrzip.layers import Layer
-from lrzip.linalg.gram import gram, product, squared_norm, tall
-from lrzip.linalg.subspace import Subspace, compute_dtype, full_subspace
+from lrzip.core.chains import Factors, StageSpec, relative_error
+from lrzip.core.layers import Layer
+from lrzip.core.moments import Moments
+from lrzip.core.spectrum import Spectrum
+from lrzip.linalg.blocks.gram import gram, product, squared_norm, tall
+from lrzip.linalg.blocks.subspace import Subspace, compute_dtype, full_subspace
 from lrzip.linalg.svd import SUBSPACE_METHODS, Solver, TruncatedSVD, find_subspace, singular_values, truncated_svd
 from lrzip.linalg.whitening import Whitening
-from lrzip.moments import Moments
-from lrzip.spectrum import Spectrum
 
 # Below this share of ‖W‖_F² a difference of sums loses too many digits to tell an error.
 _MEASURABLE = 1e-4
+
+
 # Elements of a column whose products are summed in float32.
 _ROWS = 512
 

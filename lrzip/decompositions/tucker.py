@@ -12,14 +12,14 @@ from math import prod, sqrt
 import torch
 from torch import Generator, Tensor
 
-from lrzip.factors import Factors, StageSpec, compose, relative_difference
-from lrzip.layers import Layer
-from lrzip.linalg.gram import gram
-from lrzip.linalg.subspace import Subspace, attainable, compute_dtype
+from lrzip.core.chains import Factors, StageSpec, compose, relative_difference
+from lrzip.core.layers import Layer
+from lrzip.core.moments import Moments
+from lrzip.core.spectrum import Spectrum
+from lrzip.linalg.blocks.gram import gram
+from lrzip.linalg.blocks.subspace import Subspace, attainable, compute_dtype
 from lrzip.linalg.svd import Solver, singular_values
 from lrzip.linalg.tucker import Tucker2, balanced, channel_moment, tucker2, tucker2_within
-from lrzip.moments import Moments
-from lrzip.spectrum import Spectrum
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Numerical linear algebra on tensors: no names, no files, no printing."""
+"""Linear algebra: tensors in, tensors out. What callers use is here, what it is made of in `blocks`."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lrzip.linalg.scaling import unit_scaled
+from lrzip.linalg.blocks.scaling import unit_scaled
 
 # Coefficients stay at most this large: the f of Gu & Eisenstat (1996), which Halko et al. take as 2.
 _LARGEST_COEFFICIENT = 2.0

@@ -5,10 +5,10 @@ from dataclasses import dataclass, fields
 from math import isfinite
 from typing import Protocol
 
-from lrzip.errors import UsageError
-from lrzip.layers import Layer
-from lrzip.registry import Registry
-from lrzip.spectrum import Spectrum
+from lrzip.core.errors import UsageError
+from lrzip.core.layers import Layer
+from lrzip.core.registry import Registry
+from lrzip.core.spectrum import Spectrum
 
 RULES = Registry(
     "rank rule",

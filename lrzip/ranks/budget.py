@@ -11,23 +11,29 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from lrzip.allocation import Options, least_cost
-from lrzip.errors import LrzipError, UsageError
-from lrzip.layers import Layer
-from lrzip.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, Objective
-from lrzip.plan import Spent
+from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.layers import Layer
+from lrzip.core.plan import Spent
 from lrzip.ranks import Candidate
+from lrzip.ranks.knapsack import Options, least_cost
+from lrzip.ranks.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, Objective
 
 _THOUSANDS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
+
+
 _BYTES = {f"{prefix}B": 10**power for prefix, power in (("", 0), ("k", 3), ("M", 6), ("G", 9))} | {
     f"{prefix}iB": 2**power for prefix, power in (("K", 10), ("M", 20), ("G", 30))
 }
+
+
 UNITS: Mapping[str, tuple[str, Mapping[str, int], str]] = {
     "params": ("parameters", _THOUSANDS, "50%, 1.2M or 120000"),
     "nbytes": ("bytes of tensors", {"": 1} | _BYTES, "50%, 10MB or 64KiB"),
     "macs": ("multiply-accumulates", _THOUSANDS, "40%, 20M or 1.5G"),
     "latency": ("nanoseconds of a run", {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}, "60%, 5ms or 800us"),
 }
+
+
 """By unit: what it counts, what its suffixes stand for, and examples of amounts."""
 
 

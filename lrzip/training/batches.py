@@ -3,7 +3,7 @@
 from torch import Generator, randperm
 from torch.utils.data import Dataset
 
-from lrzip.data.samples import Batch, Samples, seed_of
+from lrzip.training.data.samples import Batch, Samples, seed_of
 
 
 class Batches(Dataset[Batch]):

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrzip.data.samples import Samples
-from lrzip.errors import LrzipError
-from lrzip.inputs import described
+from lrzip.core.errors import LrzipError
+from lrzip.networks.inputs import described
+from lrzip.training.data.samples import Samples
 
 _EXAMPLES = 2
 

@@ -14,12 +14,12 @@ from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-from lrzip.data import Data
-from lrzip.data.samples import Batch, seed_of
-from lrzip.errors import LrzipError, UsageError
-from lrzip.inputs import described
-from lrzip.memory import keep_freed_blocks
+from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.memory import keep_freed_blocks
+from lrzip.networks.inputs import described
 from lrzip.training.batches import Batches
+from lrzip.training.data.read import Data
+from lrzip.training.data.samples import Batch, seed_of
 from lrzip.training.forward import images_last
 from lrzip.training.interruption import Interruption, interruption
 from lrzip.training.losses import Objective

@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from lrzip.errors import LrzipError, UsageError
-from lrzip.models import locate
+from lrzip.core.errors import LrzipError, UsageError
+from lrzip.networks.build import locate
 from lrzip.training.forward import apply
 from lrzip.training.tasks import CLASSIFICATION, Task, class_first
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+
 LOSSES = ("auto", "cross_entropy", "mse", "kl")
 
 

@@ -12,10 +12,10 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, R2Score
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.utilities import dim_zero_cat
 
-from lrzip.data.samples import Samples
-from lrzip.errors import LrzipError, UsageError
-from lrzip.memory import keep_freed_blocks
-from lrzip.models import locate
+from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.memory import keep_freed_blocks
+from lrzip.networks.build import locate
+from lrzip.training.data.samples import Samples
 from lrzip.training.forward import apply
 from lrzip.training.tasks import CLASSIFICATION, REGRESSION, Task, class_first
 
@@ -26,6 +26,8 @@ METRICS = {
     "rmse": REGRESSION,
     "mae": REGRESSION,
 }
+
+
 _TOP = 5
 
 

@@ -54,6 +54,8 @@ class Moment:
 
 
 Watch = Callable[[Moment], None]
+
+
 Log = Callable[[Epoch], None]
 
 

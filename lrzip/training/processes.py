@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lrzip.errors import LrzipError
+from lrzip.core.errors import LrzipError
 
 
 def make_accelerator(device: str, amp: str) -> Accelerator:

@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 
-from lrzip.errors import LrzipError
-from lrzip.files.atomic import atomic_file
+from lrzip.core.errors import LrzipError
+from lrzip.formats.files.atomic import atomic_file
 
 _VERSION = 1
+
+
 _KEYS = {"lrzip_training", "settings", "model", "optimizer", "scaler", "best", "step", "history", "loss", "seconds"}
 
 

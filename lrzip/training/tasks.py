@@ -5,10 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrzip.data.samples import Samples
-from lrzip.errors import LrzipError
+from lrzip.core.errors import LrzipError
+from lrzip.training.data.samples import Samples
 
 CLASSIFICATION = "classification"
+
+
 REGRESSION = "regression"
 
 

@@ -18,10 +18,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
 
-from lrzip.errors import UsageError
+from lrzip.core.errors import UsageError
 from lrzip.training.settings import Settings, make_optimizer
 
 _GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
 _WHOLE = StateDictOptions(full_state_dict=True)
 
 

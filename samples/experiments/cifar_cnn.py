@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import lrzip
-from lrzip.data.samples import Samples
+from lrzip.training.data.samples import Samples
 from lrzip.training.settings import Settings
 
 TRAINING = Settings(epochs=5, batch_size=128, optimizer="adam", lr=1e-3, amp="bf16")

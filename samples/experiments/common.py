@@ -24,9 +24,9 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import lrzip
-from lrzip.data import Data
-from lrzip.data.augmentation import Preparation
-from lrzip.data.samples import Arrays, Samples
+from lrzip.training.data.augmentation import Preparation
+from lrzip.training.data.read import Data
+from lrzip.training.data.samples import Arrays, Samples
 from lrzip.training.forward import probe
 from lrzip.training.loop import train
 from lrzip.training.losses import Objective, make_loss

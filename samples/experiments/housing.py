@@ -20,8 +20,8 @@ from scipy.stats import ttest_rel
 from torch import Tensor, nn
 
 import lrzip
-from lrzip.data.augmentation import Preparation
-from lrzip.data.samples import Arrays, Samples
+from lrzip.training.data.augmentation import Preparation
+from lrzip.training.data.samples import Arrays, Samples
 from lrzip.training.settings import Settings
 
 SEEDS = tuple(range(5))

@@ -33,8 +33,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import lrzip
-from lrzip.data import read_parts
-from lrzip.data.augmentation import Preparation
+from lrzip.training.data.augmentation import Preparation
+from lrzip.training.data.read import read_parts
 from lrzip.training.settings import Settings
 
 RANKS: tuple[int, ...] = (10, 20, 50, 100, 150)

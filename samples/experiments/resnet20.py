@@ -17,7 +17,7 @@ from shrinking import Published, Recipe, Stage, draw_beside, load, prepared, pub
 from torch import Tensor, nn
 
 from lrzip.calibration.settings import CalibrationSettings
-from lrzip.data.augmentation import Preparation
+from lrzip.training.data.augmentation import Preparation
 from lrzip.training.losses import Teaching
 from lrzip.training.settings import Settings
 

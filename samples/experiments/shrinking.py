@@ -17,8 +17,8 @@ from torch import nn
 
 import lrzip
 from lrzip.calibration.settings import CalibrationSettings
-from lrzip.data import Data
-from lrzip.data.samples import Samples
+from lrzip.training.data.read import Data
+from lrzip.training.data.samples import Samples
 from lrzip.training.losses import Teaching
 from lrzip.training.outcomes import Moment
 from lrzip.training.settings import Settings

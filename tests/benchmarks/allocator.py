@@ -13,14 +13,14 @@ from time import process_time
 import numpy as np
 import torch
 
+from lrzip.core.layers import Layer, TensorSpec
+from lrzip.core.spectrum import Spectrum
 from lrzip.decompositions.svd import SVD
-from lrzip.layers import Layer, TensorSpec
 from lrzip.linalg.svd import Solver
-from lrzip.objectives import OBJECTIVES
-from lrzip.planning import candidate_of
+from lrzip.pipeline.survey import candidate_of
 from lrzip.ranks import Candidate
 from lrzip.ranks.budget import Budget, Meter
-from lrzip.spectrum import Spectrum
+from lrzip.ranks.objectives import OBJECTIVES
 
 SHARES = (0.2, 0.4, 0.6, 0.8)
 

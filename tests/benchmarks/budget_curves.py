@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 import lrzip
-from lrzip.analysis import Analysis
+from lrzip.api.analyze import Analysis
 from lrzip.decompositions import DECOMPOSITIONS, DEFAULT_DECOMPOSITION
-from lrzip.models import build, parse_arguments
-from lrzip.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
+from lrzip.networks.build import build, parse_arguments
 from lrzip.ranks.energy import Energy
+from lrzip.ranks.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from tests.benchmarks.hardware import hardware, versions
 
 SHARES = (90, 80, 70, 60, 50, 40)

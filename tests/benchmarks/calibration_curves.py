@@ -31,10 +31,10 @@ from torch import Tensor, nn
 import lrzip
 from lrzip.calibration.corrections import Corrections
 from lrzip.calibration.settings import DEFAULT_CORRECTIONS, CalibrationSettings
-from lrzip.data.augmentation import Preparation
+from lrzip.training.data.augmentation import Preparation
 from tests.benchmarks.budget_curves import accuracy, load
 from tests.benchmarks.hardware import hardware, versions
-from tests.networks import ResNet
+from tests.support.networks import ResNet
 
 PLAIN, RIVAL, LINEAR = "without data", "whitened, relative energy", "closed form, without `response`"
 CLOSED, TRAINED = "closed form", "reconstructed"

@@ -1,4 +1,4 @@
-"""Fit the cost model of `lrzip.linalg.cost` to a device.
+"""Fit the cost model of `lrzip.linalg.blocks.cost` to a device.
 
     python -m tests.benchmarks.fit_costs [--device cpu|cuda] [--threads N]
 
@@ -14,8 +14,8 @@ from time import perf_counter
 import torch
 from torch import Generator, Tensor
 
-from lrzip.linalg.cost import Rates
-from lrzip.linalg.lanczos import block_lanczos, block_size, expected_dimension
+from lrzip.linalg.blocks.cost import Rates
+from lrzip.linalg.blocks.lanczos import block_lanczos, block_size, expected_dimension
 from tests.benchmarks.hardware import hardware
 
 SIZES = (256, 384, 512, 768, 1024, 1536, 2048)

@@ -25,18 +25,21 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 import lrzip
-from lrzip.costs import costs_of, profile
-from lrzip.inputs import InputShape, examples
+from lrzip.core.costs import Costs
+from lrzip.core.progress import silent
+from lrzip.formats.live import LiveSource
+from lrzip.formats.traced import save_onnx
 from lrzip.linalg.svd import Solver
-from lrzip.live import LiveSource
-from lrzip.modules import Architecture
-from lrzip.planning import Request, make_plan
-from lrzip.progress import silent
+from lrzip.networks.architecture import Architecture
+from lrzip.networks.inputs import InputShape, examples
+from lrzip.networks.programs.trace import trace
+from lrzip.pipeline.decide import make_plan
+from lrzip.pipeline.latency import costs_of
+from lrzip.pipeline.profile import profile
+from lrzip.pipeline.request import Request
 from lrzip.ranks.ratio import Ratio
-from lrzip.report import Costs
-from lrzip.tracing import save_onnx, trace
 from tests.benchmarks.hardware import hardware, versions
-from tests.networks import ResNet
+from tests.support.networks import ResNet
 
 RATIOS = (2.0, 4.0)
 RUNS = 15

@@ -23,7 +23,7 @@ import torch
 import lrzip
 from tests.benchmarks.budget_curves import MEAN, STD, accuracy, load
 from tests.benchmarks.hardware import hardware, versions
-from tests.networks import ResNet
+from tests.support.networks import ResNet
 
 NETWORK = ("--model", "tests.networks:ResNet")
 NORMALIZED = ("--mean", ",".join(map(str, MEAN)), "--std", ",".join(map(str, STD)))

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from lrzip.formats import open_checkpoint
-from lrzip.layers import Layer
+from lrzip.core.layers import Layer
+from lrzip.formats.open import open_checkpoint
 
 # Singular values by their numbers 1, 2, … and by how many there are. The exponentials are the decay of the square and
 # of the MLP weights of all-MiniLM-L6-v2; at the ranks below they keep 90 % of the energy.

@@ -17,16 +17,16 @@ import torch
 from torch import nn
 
 import lrzip
-from lrzip.data import Data
-from lrzip.data.augmentation import Preparation
-from lrzip.data.samples import Arrays, Samples
+from lrzip.training.data.augmentation import Preparation
+from lrzip.training.data.read import Data
+from lrzip.training.data.samples import Arrays, Samples
 from lrzip.training.loop import train
 from lrzip.training.losses import Objective, make_loss
 from lrzip.training.metrics import Scorer
 from lrzip.training.settings import Settings
 from lrzip.training.tasks import CLASSIFICATION, Task
 from tests.benchmarks.hardware import hardware, versions
-from tests.networks import ResNet, seeded
+from tests.support.networks import ResNet, seeded
 
 BATCH, ROUNDS = 128, 3
 TASK = Task(CLASSIFICATION, 10, labelled=True)

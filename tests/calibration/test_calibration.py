@@ -11,19 +11,20 @@ import torch
 from torch import Tensor, nn
 
 import lrzip
-from lrzip.calibration.calibrator import Calibration, Network, calibrate, moments_of
+from lrzip.calibration.calibrator import Calibration, calibrate, moments_of
 from lrzip.calibration.corrections import Corrections
 from lrzip.calibration.settings import CalibrationSettings
+from lrzip.calibration.subjects import Network
+from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.layers import Layer
+from lrzip.core.moments import Arguments
 from lrzip.decompositions import DECOMPOSITIONS
-from lrzip.errors import LrzipError, UsageError
-from lrzip.layers import Layer
-from lrzip.live import LiveSource
-from lrzip.modules import Architecture
-from lrzip.moments import Arguments
-from lrzip.taps import watch_program
-from lrzip.tracing import follow
-from tests.networks import Net, ResNet, Zoo, seeded
-from tests.tasks import Deep
+from lrzip.formats.live import LiveSource
+from lrzip.networks.architecture import Architecture
+from lrzip.networks.programs.observe import watch_program
+from lrzip.networks.programs.trace import follow
+from tests.support.networks import Net, ResNet, Zoo, seeded
+from tests.support.tasks import Deep
 
 NAMES = pytest.mark.parametrize("name", DECOMPOSITIONS)
 

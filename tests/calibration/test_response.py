@@ -8,7 +8,7 @@ import lrzip
 from lrzip.calibration.corrections import Corrections
 from lrzip.calibration.response import nearest
 from lrzip.calibration.settings import CalibrationSettings
-from lrzip.errors import UsageError
+from lrzip.core.errors import UsageError
 
 
 def missed(goal: Tensor, output: Tensor, z: Tensor, penalty: float) -> Tensor:

@@ -7,21 +7,22 @@ import torch
 from torch import Tensor, nn
 
 import lrzip
-from lrzip.calibration.calibrator import Network, calibrate, moments_of
+from lrzip.calibration.calibrator import calibrate, moments_of
 from lrzip.calibration.corrections import Corrections
 from lrzip.calibration.settings import CalibrationSettings
 from lrzip.calibration.stored import load_statistics, save_statistics
+from lrzip.calibration.subjects import Network
 from lrzip.calibration.truncation import measure
+from lrzip.core.errors import UsageError
+from lrzip.core.layers import Layer
+from lrzip.core.measured import Measured
+from lrzip.core.moments import Arguments
 from lrzip.decompositions import decomposition_of
-from lrzip.errors import UsageError
-from lrzip.layers import Layer
+from lrzip.formats.live import LiveSource
 from lrzip.linalg.svd import Solver
-from lrzip.live import LiveSource
-from lrzip.measured import Measured
-from lrzip.modules import Architecture
-from lrzip.moments import Arguments
-from lrzip.tracing import follow
-from tests.networks import Zoo, seeded
+from lrzip.networks.architecture import Architecture
+from lrzip.networks.programs.trace import follow
+from tests.support.networks import Zoo, seeded
 
 
 def layers_of(model: nn.Module) -> list[Layer]:

@@ -9,9 +9,9 @@ import torch
 from rich.console import Console
 
 from lrzip.cli.console import fitting_table
-from tests.checkpoints import BUILDERS, nested
-from tests.cli.schemas import ANALYZE
-from tests.cli.shell import error_of, run
+from tests.support.checkpoints import BUILDERS, nested
+from tests.support.schemas import ANALYZE
+from tests.support.shell import error_of, run
 
 
 @pytest.mark.parametrize("kind", BUILDERS)

@@ -9,11 +9,11 @@ import jsonschema
 import pytest
 import torch
 
-from tests.cli.schemas import BOUNDED
-from tests.cli.shell import error_of, run
-from tests.tasks import Deep, classes, write_data, write_trained
+from tests.support.schemas import BOUNDED
+from tests.support.shell import error_of, run
+from tests.support.tasks import Deep, classes, write_data, write_trained
 
-DATA = ("--model", "tests.tasks:Deep", "--data", "data.npz")
+DATA = ("--model", "tests.support.tasks:Deep", "--data", "data.npz")
 FAST = (*DATA, "--max-drop", "10", "--epochs", "1", "--batch-size", "32", "--lr", "0.01")
 
 
@@ -81,7 +81,7 @@ def test_a_gate_that_fails_is_3_and_the_output_is_there(folder: Path) -> None:
     ("options", "code", "message"),
     [
         (("--max-drop", "1"), 2, "`--max-drop` measures networks, and needs `--model PKG.MOD:NET`"),
-        (("--max-drop", "1", "--model", "tests.tasks:Deep"), 2, "and needs `--data SPEC`"),
+        (("--max-drop", "1", "--model", "tests.support.tasks:Deep"), 2, "and needs `--data SPEC`"),
         ((*DATA, "--energy", "0.9"), 2, "`--data` goes with `--max-drop D`, or with several budgets"),
         (("--energy", "0.9", "--lr", "1e-3"), 2, "`--lr` goes with `--max-drop D`, which is missing"),
         (("--energy", "0.9", "--resume"), 2, "`--resume` goes with `--max-drop D`, which is missing"),
@@ -96,9 +96,9 @@ def test_a_gate_that_fails_is_3_and_the_output_is_there(folder: Path) -> None:
         ((*FAST, "--svd", "none"), 2, "`svd` must be one of"),
         ((*FAST, "--plot", "p.txt"), 2, "`--plot` takes a .png"),
         ((*FAST, "--test", "parts.npz:val"), 1, "there is no part `val`"),
-        (("--model", "tests.tasks:Deep", "--data", "test.npz", "--max-drop", "1"), 2, "is test data"),
-        (("--model", "tests.tasks:Deep", "--data", "narrow.npz", "--max-drop", "1"), 1, "does not take the inputs"),
-        (("--model", "tests.tasks:Regressor", "--data", "data.npz", "--max-drop", "1"), 1, "does not fit the model"),
+        (("--model", "tests.support.tasks:Deep", "--data", "test.npz", "--max-drop", "1"), 2, "is test data"),
+        (("--model", "tests.support.tasks:Deep", "--data", "narrow.npz", "--max-drop", "1"), 1, "does not take the inputs"),
+        (("--model", "tests.support.tasks:Regressor", "--data", "data.npz", "--max-drop", "1"), 1, "does not fit the model"),
     ],
 )
 def test_bad_input_is_one_line(options: tuple[str, ...], code: int, message: str, folder: Path) -> None:

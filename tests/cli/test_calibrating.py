@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.checkpoints import huggingface
-from tests.cli.schemas import COMPRESS, CURVE
-from tests.cli.shell import error_of, run
-from tests.graphs import conv, feeds, save
-from tests.networks import seeded
-from tests.tasks import Classifier, classes, write_data, write_trained
+from tests.support.checkpoints import huggingface
+from tests.support.schemas import COMPRESS, CURVE
+from tests.support.shell import error_of, run
+from tests.support.graphs import conv, feeds, save
+from tests.support.networks import seeded
+from tests.support.tasks import Classifier, classes, write_data, write_trained
 
-MODEL = ("--model", "tests.tasks:Classifier")
+MODEL = ("--model", "tests.support.tasks:Classifier")
 BUDGET = ("--budget", "params=60%")
 CALIBRATE = ("--calibrate", "x.npz")
 CURVES = ("--budget", "params=50%,80%", "--dry-run")
@@ -137,7 +137,7 @@ def test_a_program_gets_biases_that_make_up_for_means(folder: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("more", [CALIBRATE, (), ("--calibrate", "seen.safetensors")], ids=["x", "none", "seen"])
 def test_a_curve_measures_what_compress_writes(more: tuple[str, ...], folder: Path, tmp_path: Path) -> None:
-    metrics = ("--metric", "tests.tasks:surprise", "--metric", "accuracy")
+    metrics = ("--metric", "tests.support.tasks:surprise", "--metric", "accuracy")
     done = run("compress", "dense.pt", *CURVES, *MODEL, *DATA, *metrics, *more, "--json", cwd=folder)
     assert done.stderr == b""
     document = json.loads(done.stdout)

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 import lrzip
-from tests.checkpoints import BUILDERS, nested, safetensors, sharded
-from tests.cli.schemas import COMPRESS, CURVE
-from tests.cli.shell import error_of, run, spawn
+from tests.support.checkpoints import BUILDERS, nested, safetensors, sharded
+from tests.support.schemas import COMPRESS, CURVE
+from tests.support.shell import error_of, run, spawn
 
 
 @pytest.mark.parametrize("kind", BUILDERS)

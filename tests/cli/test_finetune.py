@@ -9,11 +9,11 @@ import jsonschema
 import pytest
 import torch
 
-from tests.cli.schemas import FINETUNE
-from tests.cli.shell import error_of, run, spawn
-from tests.tasks import classes, write_compressed, write_data
+from tests.support.schemas import FINETUNE
+from tests.support.shell import error_of, run, spawn
+from tests.support.tasks import classes, write_compressed, write_data
 
-FAST = ("--model", "tests.tasks:Classifier", "--data", "data.npz", "--batch-size", "32", "--lr", "0.01")
+FAST = ("--model", "tests.support.tasks:Classifier", "--data", "data.npz", "--batch-size", "32", "--lr", "0.01")
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "my_code.py").write_text(
         "import torch\n"
         "from torch.utils.data import DataLoader, TensorDataset\n"
-        "from tests.tasks import classes\n"
+        "from tests.support.tasks import classes\n"
         "def loaders():\n"
         "    x, y = classes()\n"
         "    print('made')\n"
@@ -66,7 +66,7 @@ def test_people_get_a_table_and_what_became_of_the_metric(folder: Path) -> None:
 def test_code_of_the_user_gives_data_loss_and_metric(folder: Path) -> None:
     options = ("--loss", "my_code:loss", "--metric", "my_code:share_wrong", "--epochs", "3", "--json")
     done = run(
-        "finetune", "small.pt", "--model", "tests.tasks:Classifier", "--data", "my_code:loaders", *options, cwd=folder
+        "finetune", "small.pt", "--model", "tests.support.tasks:Classifier", "--data", "my_code:loaders", *options, cwd=folder
     )
     document = json.loads(done.stdout)
     assert (document["train_examples"], document["val_examples"]) == (300, 100)
@@ -84,7 +84,7 @@ def test_a_checkpoint_comes_and_goes_through_pipes(folder: Path) -> None:
     ("options", "code", "message"),
     [
         (("--data", "data.npz"), 2, "finetune needs `--model PKG.MOD:NET`"),
-        (("--model", "tests.tasks:Classifier"), 2, "finetune needs `--data SPEC`"),
+        (("--model", "tests.support.tasks:Classifier"), 2, "finetune needs `--data SPEC`"),
         ((*FAST, "--optimizer", "lion"), 2, "`--optimizer` takes adamw, adam, sgd, got `lion`"),
         ((*FAST, "--lr", "-1"), 2, "`--lr` takes a number above 0"),
         ((*FAST, "--amp", "fp16"), 1, "`--amp fp16` needs a GPU"),
@@ -96,8 +96,8 @@ def test_a_checkpoint_comes_and_goes_through_pipes(folder: Path) -> None:
         ((*FAST, "--loss", "my_code:each"), 1, "The loss, of shape (32,), is no scalar tensor"),
         ((*FAST, "--metric", "my_code:broken"), 1, "`--metric my_code:broken` failed: AttributeError: "),
         ((*FAST, "--loss", "my_code:lost"), 1, "`my_code` has no `lost`"),
-        (("--model", "tests.tasks:Classifier", "--data", "missing.npz"), 1, "`--data missing.npz` does not exist"),
-        (("--model", "tests.tasks:Classifier", "--data", "data.npz:test"), 1, "there is no part `test`"),
+        (("--model", "tests.support.tasks:Classifier", "--data", "missing.npz"), 1, "`--data missing.npz` does not exist"),
+        (("--model", "tests.support.tasks:Classifier", "--data", "data.npz:test"), 1, "there is no part `test`"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(options: tuple[str, ...], code: int, message: str, folder: Path) -> None:

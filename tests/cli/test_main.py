@@ -6,8 +6,8 @@ import pytest
 
 import lrzip
 from lrzip.cli.main import app
-from tests.checkpoints import nested
-from tests.cli.shell import run
+from tests.support.checkpoints import nested
+from tests.support.shell import run
 
 COMMANDS = [command.callback.__name__ for command in app.registered_commands if command.callback]
 README = Path(lrzip.__file__).parents[1] / "README.md"

@@ -6,11 +6,11 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from tests.cli.schemas import ANALYZE
-from tests.cli.shell import error_of, run
-from tests.tasks import classes, write_compressed, write_data, write_trained
+from tests.support.schemas import ANALYZE
+from tests.support.shell import error_of, run
+from tests.support.tasks import classes, write_compressed, write_data, write_trained
 
-DATA = ("--model", "tests.tasks:Classifier", "--data", "data.npz")
+DATA = ("--model", "tests.support.tasks:Classifier", "--data", "data.npz")
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +74,9 @@ def test_sensitivities_as_table_json_and_picture(folder: Path, tmp_path: Path) -
         ((*DATA, "--val-fraction", "0"), 2, "There is no validation set"),
         ((*DATA, "--sensitivity", "--runs", "3"), 2, "without `--finetune-steps` nothing is random"),
         ((*DATA, "--sensitivity", "--cache", "data.npz"), 1, "`data.npz` cannot be read as results"),
-        (("--model", "tests.tasks:Classifier", "--data", "narrow.npz"), 1, "does not take the inputs of `narrow.npz`"),
-        (("--model", "tests.tasks:Classifier", "--data", "unlabelled.npz"), 1, "has no labels, so nothing can be"),
-        (("--model", "tests.tasks:Regressor", "--data", "data.npz"), 1, "does not fit the model"),
+        (("--model", "tests.support.tasks:Classifier", "--data", "narrow.npz"), 1, "does not take the inputs of `narrow.npz`"),
+        (("--model", "tests.support.tasks:Classifier", "--data", "unlabelled.npz"), 1, "has no labels, so nothing can be"),
+        (("--model", "tests.support.tasks:Regressor", "--data", "data.npz"), 1, "does not fit the model"),
     ],
 )
 def test_bad_input_is_one_line(options: tuple[str, ...], code: int, message: str, folder: Path) -> None:

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
+from lrzip.core.chains import Chain, Factors, compose
+from lrzip.core.layers import FACTORIZABLE_DTYPES, Layer, TensorSpec
 from lrzip.decompositions import (
     DECOMPOSITIONS,
     DEFAULT_DECOMPOSITION,
@@ -14,11 +16,9 @@ from lrzip.decompositions import (
     Decompositions,
     decomposition_of,
 )
-from lrzip.factors import Chain, Factors, compose
-from lrzip.layers import FACTORIZABLE_DTYPES, Layer, TensorSpec
 from lrzip.linalg.svd import Solver
-from lrzip.modules import known
-from lrzip.surgery import sequential
+from lrzip.networks.architecture import known
+from lrzip.networks.surgery import sequential
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "linear": (nn.Linear(40, 24), (2, 7, 40)),

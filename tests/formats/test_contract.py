@@ -9,18 +9,22 @@ import torch
 from torch import Tensor, nn
 
 import lrzip
+from lrzip.core.chains import Factors
+from lrzip.core.errors import LrzipError
+from lrzip.core.layers import Layer
+from lrzip.core.plan import Plan
+from lrzip.core.progress import silent
 from lrzip.decompositions import DECOMPOSITIONS, DEFAULT_DECOMPOSITION
-from lrzip.errors import LrzipError
-from lrzip.factors import Factors
-from lrzip.formats import FORMATS, Checkpoint, open_checkpoint, rewrite
-from lrzip.layers import Layer
+from lrzip.formats import FORMATS
+from lrzip.formats.open import open_checkpoint
+from lrzip.formats.protocols import Checkpoint
+from lrzip.formats.write import rewrite
 from lrzip.linalg.svd import Solver
-from lrzip.plan import Plan
-from lrzip.planning import Request, make_plan
-from lrzip.progress import silent
+from lrzip.pipeline.decide import make_plan
+from lrzip.pipeline.request import Request
 from lrzip.ranks.ratio import Ratio
-from tests.checkpoints import BUILDERS, state
-from tests.networks import Net, seeded
+from tests.support.checkpoints import BUILDERS, state
+from tests.support.networks import Net, seeded
 
 
 @pytest.fixture(params=BUILDERS)

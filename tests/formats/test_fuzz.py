@@ -14,11 +14,11 @@ import torch.jit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lrzip.errors import LrzipError, PlanMismatch
-from lrzip.formats import open_checkpoint
-from lrzip.plan import read_plan
-from tests.checkpoints import BUILDERS, state
-from tests.networks import Net, seeded
+from lrzip.core.errors import LrzipError, PlanMismatch
+from lrzip.core.plan import read_plan
+from lrzip.formats.open import open_checkpoint
+from tests.support.checkpoints import BUILDERS, state
+from tests.support.networks import Net, seeded
 
 
 def module(folder: Path) -> Path:

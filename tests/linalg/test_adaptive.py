@@ -5,7 +5,7 @@ import torch
 from torch import Generator, Tensor
 
 from lrzip.linalg.adaptive import QB, adaptive_range, randqb_ei, rank_for_energy
-from tests.matrices import SHAPES, SPECTRA, fast, flat_then_drop, slow, with_spectrum
+from tests.support.matrices import SHAPES, SPECTRA, fast, flat_then_drop, slow, with_spectrum
 
 EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64)}
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
+from lrzip.linalg.blocks.rangefinder import gaussian_range, subspace_iteration
 from lrzip.linalg.interpolative import row_extraction_svd, row_interpolative
-from lrzip.linalg.rangefinder import gaussian_range, subspace_iteration
-from tests.matrices import SHAPES, SPECTRA, slow, with_spectrum
+from tests.support.matrices import SHAPES, SPECTRA, slow, with_spectrum
 
 EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64)}
 

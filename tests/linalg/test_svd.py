@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from lrzip.linalg.svd import METHODS, Solver, TruncatedSVD, singular_values, truncated_svd
-from tests.matrices import SHAPES, SPECTRA, fast, flat_then_drop, slow, with_spectrum, zero
+from tests.support.matrices import SHAPES, SPECTRA, fast, flat_then_drop, slow, with_spectrum, zero
 
 EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64)}
 

@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 
 from lrzip.linalg.svd import singular_values
 from lrzip.linalg.vbmf import NoiseRank, noise_rank
-from tests.matrices import SHAPES, SPECTRA, slow, with_spectrum
+from tests.support.matrices import SHAPES, SPECTRA, slow, with_spectrum
 
 LARGE = {"tall": (300, 100), "wide": (100, 300), "square": (160, 160)}
 # τ of the threshold over √α is 2.513 at α = 1 (Nakajima et al. 2015) and 2.533 at the α = 1 / 3 of these shapes.

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrzip.errors import LrzipError, UsageError
-from lrzip.layers import Layer, TensorSpec
+from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.layers import Layer, TensorSpec
+from lrzip.core.spectrum import Spectrum
 from lrzip.linalg.vbmf import noise_rank
 from lrzip.ranks import RULES, Candidate, parse_rule
-from lrzip.spectrum import Spectrum
-from tests.matrices import noisy, slow, zero
+from tests.support.matrices import noisy, slow, zero
 
 EPS = torch.finfo(torch.float32).eps
 # Each rule with targets from the strictest to the loosest; one that has no number has one target.

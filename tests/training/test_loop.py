@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lrzip.data import Data
-from lrzip.data.samples import Arrays, Samples
-from lrzip.errors import LrzipError, UsageError
+from lrzip.core.errors import LrzipError, UsageError
+from lrzip.training.data.read import Data
+from lrzip.training.data.samples import Arrays, Samples
 from lrzip.training.forward import apply, images_last, probe
 from lrzip.training.loop import train
 from lrzip.training.losses import Objective, make_loss
@@ -15,8 +15,8 @@ from lrzip.training.metrics import Scorer
 from lrzip.training.outcomes import Outcome
 from lrzip.training.settings import Settings, make_optimizer
 from lrzip.training.tasks import CLASSIFICATION, Task
-from tests.networks import seeded
-from tests.tasks import Classifier, classes
+from tests.support.networks import seeded
+from tests.support.tasks import Classifier, classes
 
 TASK = Task(CLASSIFICATION, 4, labelled=True)
 

@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from lrzip.data.samples import Arrays, Samples
-from lrzip.errors import UsageError
+from lrzip.core.errors import UsageError
+from lrzip.training.data.samples import Arrays, Samples
 from lrzip.training.losses import Objective, Teaching, make_loss
 from lrzip.training.tasks import CLASSIFICATION, REGRESSION, Task, find_task
 

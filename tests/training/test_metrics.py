@@ -5,8 +5,8 @@ from sklearn import metrics as reference
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError
 
-from lrzip.data.samples import Arrays, Samples
-from lrzip.errors import LrzipError
+from lrzip.core.errors import LrzipError
+from lrzip.training.data.samples import Arrays, Samples
 from lrzip.training.metrics import Scorer
 from lrzip.training.tasks import CLASSIFICATION, REGRESSION, Task
 

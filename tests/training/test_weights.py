@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from lrzip.training.processes import make_accelerator
 from lrzip.training.settings import Settings
 from lrzip.training.weights import Sharded, Weights, Whole
-from tests.networks import seeded
+from tests.support.networks import seeded
 
 
 class Blocks(nn.Module):

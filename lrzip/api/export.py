@@ -1,0 +1,237 @@
+"""Export: a checkpoint in another format, or with its chains multiplied back."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lrzip.core.chains import Chain, compose, find_chains
+from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.layers import TensorSpec, by_module
+from lrzip.core.plan import SCHEMA, Entry
+from lrzip.core.report import Difference
+from lrzip.core.version import __version__
+from lrzip.formats import FORMATS
+from lrzip.formats.files.atomic import check_output
+from lrzip.formats.load import load_into
+from lrzip.formats.open import open_checkpoint
+from lrzip.formats.outputs import not_carried, output_format
+from lrzip.formats.protocols import Checkpoint, Nested
+from lrzip.formats.torch.module import ModuleFile
+from lrzip.formats.torch.program import ProgramFile
+from lrzip.formats.traced import save_onnx, save_pt2
+from lrzip.formats.write import create
+from lrzip.networks.architecture import Architecture
+from lrzip.networks.inference import match
+from lrzip.networks.inputs import InputShape
+from lrzip.networks.programs.trace import Traced, trace, traced_already
+
+TARGETS = ("safetensors", "state-dict", "dense", "onnx", "pt2")
+
+
+PROGRAMS = ("onnx", "pt2")
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an export did.
+
+    Attributes:
+        source: What was read.
+        output: What was written.
+        target: `safetensors`, `state-dict`, `dense`, `onnx` or `pt2`.
+        tensors: Number of tensors written.
+        chains: Names of the layers that were multiplied back.
+        dropped: Entries of the source that were not carried over, each with its reason.
+        version: Of lrzip.
+        differences: Of a program's outputs from the network's; None if they were not compared.
+        doubtful: Modules left as they are that may be factors of a kind that only the network can tell.
+        fixed: Dimensions of a program that were to be dynamic, but of which the network makes constants.
+    """
+
+    source: Path
+    output: Path
+    target: str
+    tensors: int
+    chains: Sequence[str]
+    dropped: Sequence[tuple[str, str]]
+    version: str
+    differences: Sequence[Difference] | None = None
+    fixed: Sequence[str] = ()
+    doubtful: Sequence[str] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the document that `--json` prints."""
+        return {
+            "schema": SCHEMA,
+            "lrzip": self.version,
+            "input": str(self.source),
+            "output": str(self.output),
+            "to": self.target,
+            "tensors": self.tensors,
+            "multiplied": list(self.chains),
+            "dropped": [{"name": name, "reason": reason} for name, reason in self.dropped],
+            "differences": None if self.differences is None else [item.to_dict() for item in self.differences],
+            "fixed": list(self.fixed),
+            "doubtful": list(self.doubtful),
+        }
+
+
+def export(
+    path: str | Path,
+    to: str,
+    output: str | Path | None = None,
+    *,
+    model: nn.Module | None = None,
+    input_shapes: Sequence[str] = (),
+    key: str | None = None,
+    trust: bool = False,
+    force: bool = False,
+) -> Export:
+    """Write a checkpoint in another format.
+
+    `safetensors` and `state-dict` copy every tensor under its name. `dense` multiplies the chains that `compress` wrote
+    back, in float32 (float64 for float64) and rounded to their dtype, under the names of the original layers, in the
+    source's own format or the one that the output's suffix names.
+
+    `onnx` and `pt2` put the checkpoint into its network and export the program, in which factorized layers stay
+    operations of their own with small weights. The batch is dynamic. The program appears after it was run beside the
+    network.
+
+    Args:
+        path: A file of torch.save, torch.export, safetensors or ONNX, or a folder, sharded or of transformers.
+        to: `safetensors`, `state-dict`, `dense`, `onnx` or `pt2`.
+        output: Where to write; by default beside the source.
+        model: The network that the checkpoint belongs to, changed in place for programs. With it, `dense` also knows
+            the chains of embeddings and transposed convolutions.
+        input_shapes: For a program, one for each input of the network: `1,3,32,32`, or `1,length=128:int64`, in which
+            `length` is dynamic too.
+        key: Which entry of a nested file holds the weights.
+        trust: Allow what would run code from the file.
+        force: Overwrite an existing output.
+
+    Raises:
+        LrzipError: It could not be done; nothing is written.
+    """
+    if to not in TARGETS:
+        raise UsageError(f"`to` must be one of {', '.join(TARGETS)}, got {to}.")
+    source = Path(path)
+    destination = Path(output) if output is not None else default_output(source, to)
+    check_output(destination, source, force=force)
+    if to in PROGRAMS:
+        return _export_program(source, to, destination, model, input_shapes, key=key, trust=trust)
+    if input_shapes:
+        raise UsageError(f"`--input-shape` says how to run a network, which `--to {to}` does not.")
+    with open_checkpoint(source, key=key, trust=trust) as checkpoint:
+        if to == "dense" and FORMATS[checkpoint.format].is_program:
+            raise LrzipError(f"`{path}` is a program; only weights alone are multiplied back. Keep the dense original.")
+        format_ = _format(destination, to, checkpoint)
+        chains = _chains(checkpoint, model) if to == "dense" else ()
+        doubtful = _doubtful(checkpoint, chains) if to == "dense" and model is None else ()
+        if to == "dense" and not chains:
+            settle = f" `{doubtful[0]}` may be factors; `--model` settles it." if doubtful else " It is dense already."
+            raise LrzipError(f"`{path}` has no factorized layers to multiply back.{settle}")
+        view = checkpoint.bare() if to == "state-dict" and isinstance(checkpoint, Nested) else checkpoint
+        lost = not_carried(format_, view, optimizer=bool(chains))
+        bared = {name: "a bare state_dict has no place for it" for name in checkpoint.others if name not in view.others}
+        layout = _layout(checkpoint.tensors(), chains)
+        with create(destination, view, layout, format_=format_, drop=list(lost)) as writer:
+            for chain in chains:
+                dense = compose([checkpoint.read(spec.name) for spec in chain.weights], chain.kind)
+                writer.put(chain.dense_name, dense.to(getattr(torch, chain.weights[0].dtype)))
+    multiplied = [chain.module for chain in chains]
+    dropped = tuple((lost | bared).items())
+    version = __version__
+    return Export(source, destination, to, len(layout), multiplied, dropped, version, doubtful=doubtful)
+
+
+def _export_program(
+    source: Path,
+    to: str,
+    destination: Path,
+    model: nn.Module | None,
+    input_shapes: Sequence[str],
+    *,
+    key: str | None,
+    trust: bool,
+) -> Export:
+    if destination.suffix.lower() not in ("", f".{to}"):
+        raise UsageError(f"`--to {to}` writes .{to} files, got `{destination}`.")
+    traced = _traced(source, to, model, [InputShape.parse(text) for text in input_shapes], key=key, trust=trust)
+    differences = save_onnx(traced, destination) if to == "onnx" else save_pt2(traced, destination)
+    count = len(traced.program.state_dict)
+    return Export(source, destination, to, count, (), (), __version__, differences, traced.fixed)
+
+
+def _traced(
+    source: Path, to: str, model: nn.Module | None, inputs: Sequence[InputShape], *, key: str | None, trust: bool
+) -> Traced:
+    """Return the program of a checkpoint in its network, or of what a file holds that can be run, with trust."""
+    if model is None and trust:
+        with open_checkpoint(source, key=key, trust=True) as checkpoint:
+            if isinstance(checkpoint, ProgramFile):
+                return traced_already(checkpoint.program())
+            model = checkpoint.load().eval() if isinstance(checkpoint, ModuleFile) else None
+    elif model is not None:
+        model = load_into(model, source, key=key, trust=trust).eval()
+    if model is None or not inputs:
+        raise UsageError(
+            f"`--to {to}` needs `--model PKG.MOD:NET` and `--input-shape`, such as `1,3,32,32`; "
+            "a program or a whole module brings its own network, with `--trust`."
+        )
+    return trace(model, inputs)
+
+
+def _chains(checkpoint: Checkpoint, model: nn.Module | None) -> Sequence[Chain]:
+    """Return the chains of a checkpoint, by the file's names."""
+    if model is None:
+        return find_chains(checkpoint.tensors(), checkpoint.chain_kinds)
+    architecture = Architecture.of(model)
+    specs = match(checkpoint.path, checkpoint.tensors(), architecture)
+    prefixes = {spec.name.removesuffix(name) for name, spec in specs.items()}
+    kinds = {f"{prefix}{name}": kind for prefix in prefixes for name, kind in architecture.kinds.items()}
+    return find_chains(checkpoint.tensors(), kinds)
+
+
+def _doubtful(checkpoint: Checkpoint, chains: Sequence[Chain]) -> Sequence[str]:
+    """Return the modules that are no chain as they stand, but would be one of a kind that only the network can tell."""
+    tensors, known = checkpoint.tensors(), {chain.module for chain in chains}
+    kinds = ("embedding", "conv_transpose", "attention")
+    found = {c.module for kind in kinds for c in find_chains(tensors, dict.fromkeys(by_module(tensors), kind))}
+    return sorted(found - known)
+
+
+def default_output(source: Path, to: str) -> Path:
+    """Return `model.safetensors`, `model.state_dict.pt`, `model.dense.pt` or `model.onnx` for `model.pt`."""
+    path = source if source.name else source.absolute()
+    stem, suffix = (path.name, "") if path.is_dir() else (path.stem, path.suffix)
+    endings = {"state-dict": ".state_dict.pt", "dense": f".dense{suffix}"}
+    return path.with_name(stem + endings.get(to, f".{to}"))
+
+
+def _format(destination: Path, to: str, checkpoint: Checkpoint) -> str:
+    wanted = {"safetensors": "safetensors", "state-dict": "state_dict", "dense": checkpoint.format}[to]
+    found = output_format(destination, wanted)
+    if to != "dense" and found != wanted:
+        raise UsageError(f"`--to {to}` does not write {destination.suffix} files, got `{destination}`.")
+    return found
+
+
+def _layout(tensors: Mapping[str, TensorSpec], chains: Sequence[Chain]) -> tuple[Entry, ...]:
+    """Return every tensor of the output: dense weights in the places of first stages, biases under their old names."""
+    first = {chain.weights[0].name: chain for chain in chains}
+    later = {spec.name for chain in chains for spec in chain.weights[1:]}
+    biases = {chain.bias.name: chain.dense_name.removesuffix("weight") + "bias" for chain in chains if chain.bias}
+    entries: list[Entry] = []
+    for name, spec in tensors.items():
+        if name in first:
+            shape = first[name].dense_shape
+            dense = TensorSpec(first[name].dense_name, shape, spec.dtype, spec.nbytes // spec.numel * prod(shape))
+            entries.append(Entry(dense, name, copied=False))
+        elif name not in later:
+            entries.append(Entry(spec.renamed(biases.get(name, name)), name, copied=True))
+    return tuple(entries)

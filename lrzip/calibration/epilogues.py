@@ -1,0 +1,165 @@
+"""Where the output of a layer goes: through a batch norm, perhaps, into a sum with another branch, and a ReLU."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from lrzip.networks.programs.operators import OPERATORS, bias_of
+
+_ATEN = torch.ops.aten
+
+
+_SAME = (_ATEN.alias.default, _ATEN.clone.default, _ATEN.contiguous.default, _ATEN.dropout.default)
+
+
+_SUMS = (_ATEN.add.Tensor, _ATEN.add_.Tensor)
+
+
+_RELUS = (_ATEN.relu.default, _ATEN.relu_.default)
+
+
+# Channels that a batch norm scales by less than that share of the largest scale carry nothing.
+_DEAD = 1e-3
+
+
+@dataclass(frozen=True)
+class Landing:
+    """Where the output of a layer goes, as far as nothing else uses it on the way.
+
+    Attributes:
+        bias: Node of the layer's own bias.
+        norm: Batch norm in evaluation mode that it goes through first.
+        other: What the result is added to.
+        rectified: Whether it goes through a ReLU then.
+    """
+
+    bias: Node | None
+    norm: Node | None = None
+    other: Node | None = None
+    rectified: bool = False
+
+    @property
+    def running_mean(self) -> Node | None:
+        """Node of the running mean of the batch norm."""
+        mean = self.norm.args[3] if self.norm else None
+        return mean if isinstance(mean, Node) else None
+
+    def target(self, output: Tensor, dense: Mapping[Node, Any], small: Mapping[Node, Any]) -> Tensor:
+        """Return what a layer should put out: what it does in the dense program, and what the other branch has lost.
+
+        Args:
+            output: Of the layer in the dense program.
+            dense: Values in the dense program by node.
+            small: The same in the compressed one.
+        """
+        if self.other is None:
+            return output
+        lost: Tensor = dense[self.other] - small[self.other]
+        if self.norm is None:
+            return output + lost
+        scale, _ = self.scaling(dense)
+        return output + lost * inverse(scale).reshape(-1, *(1,) * (output.dim() - 2))
+
+    def scaling(self, dense: Mapping[Node, Any]) -> tuple[Tensor, Tensor]:
+        """Return scale and shift of the batch norm, (channels,); it must have one.
+
+        Args:
+            dense: Values in the dense program by node.
+        """
+        assert self.norm, "callers ask first"
+        _, weight, bias, mean, variance, _, _, eps, *_ = self.norm.args
+        scale = (dense[variance] + eps).rsqrt()  # type: ignore[index]
+        scale = scale * dense[weight] if isinstance(weight, Node) else scale
+        shift = -dense[mean] * scale  # type: ignore[index]
+        return scale, shift + dense[bias] if isinstance(bias, Node) else shift
+
+
+def inverse(scale: Tensor) -> Tensor:
+    """Return what undoes the scale of a batch norm, and 0 where it carries nothing."""
+    return torch.where(scale.abs() > _DEAD * scale.abs().max(), 1 / scale, 0)
+
+
+def landings_of(calls: Iterable[Node], *, residual: bool) -> dict[Node, Landing]:
+    """Return where the outputs of calls of layers go. Of two that are added to each other, only the first knows."""
+    found: dict[Node, Landing] = {}
+    sums: set[Node] = set()
+    for node in calls:
+        norm, last = None, node
+        while len(last.users) == 1:
+            user = next(iter(last.users))
+            if norm is None and _is_norm(user, last) and _has_channels(node):
+                norm = user
+            elif not _is_same(user, last):
+                break
+            last = user
+        total = next(iter(last.users)) if residual and len(last.users) == 1 else None
+        other = _other(total, node, last) if total is not None and total not in sums else None
+        if total is not None and other is not None:
+            sums.add(total)
+            last = _through(total)
+        found[node] = Landing(bias_of(node), norm, other, _is_rectified(last))
+    return found
+
+
+def _through(node: Node) -> Node:
+    """Return the last of the nodes that do nothing to the result of one."""
+    while len(node.users) == 1:
+        user = next(iter(node.users))
+        if not _is_same(user, node):
+            break
+        node = user
+    return node
+
+
+def _is_same(node: Node, x: Node) -> bool:
+    return node.target in _SAME and node.args[0] is x and True not in node.args[1:]
+
+
+def _is_rectified(node: Node) -> bool:
+    return len(node.users) == 1 and next(iter(node.users)).target in _RELUS
+
+
+def _is_norm(node: Node, x: Node) -> bool:
+    return node.target is _ATEN.batch_norm.default and node.args[0] is x and not node.args[5]
+
+
+def _has_channels(layer: Node) -> bool:
+    """Tell whether a batch norm's channels, on axis 1, are those of a layer."""
+    return OPERATORS[layer.target].kind.startswith("conv") or len(layer.meta["val"].shape) == 2
+
+
+def _other(total: Node, layer: Node, last: Node) -> Node | None:
+    """Return what a layer's output is added to, if that has the same shape and does not depend on the layer."""
+    if total.target not in _SUMS or len(total.args) != 2 or total.kwargs:
+        return None
+    others = [x for x in total.args if x is not last]
+    if len(others) != 1 or not isinstance(others[0], Node) or others[0].op == "placeholder":
+        return None
+    other = others[0]
+    # As texts, since sizes may be symbols.
+    shapes = [[str(size) for size in getattr(n.meta.get("val"), "shape", ())] for n in (other, last)]
+    return other if shapes[0] == shapes[1] and _may_come_first(other, layer) else None
+
+
+def _may_come_first(node: Node, layer: Node) -> bool:
+    """Tell whether a node can be computed before a layer: it does not depend on it, and nothing in between mutates."""
+    order = {n: index for index, n in enumerate(layer.graph.nodes)}
+    if order[node] < order[layer]:
+        return True
+    between = [n for n in layer.graph.nodes if order[layer] <= order[n] <= order[node]]
+    ancestors, pending = set(), [node]
+    while pending:
+        for x in pending.pop().all_input_nodes:
+            if x not in ancestors:
+                ancestors.add(x)
+                pending.append(x)
+    return layer not in ancestors and not any(_mutates(n) for n in between)
+
+
+def _mutates(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and (schema is None or schema.is_mutable) and node.target not in OPERATORS

@@ -1,0 +1,1 @@
+"""The vocabulary: values that rooms exchange, without any input or output."""

@@ -1,0 +1,114 @@
+"""The singular values of one unfolding, and what they say."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lrzip.core.measured import Measured
+from lrzip.linalg.blocks.subspace import Subspace
+
+# Sums of squares in float64 carry a relative error near 1e-14; an energy that is met exactly must count as met.
+_SUM_SLACK = 1e-12
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Singular values of an (m, n) matrix.
+
+    Attributes:
+        values: (min(m, n),) float64 on the CPU, descending, non-negative.
+        shape: (m, n).
+        eps: Relative precision with which the values are known, of the dtype the matrix was computed in.
+        slack: Bound on the error of a sum of squares, for each value in it.
+        influence: What errors in the outputs of a layer count; None where it is not known.
+        measured: What some ranks of the layer do to the network's outputs, where that was measured.
+    """
+
+    values: Tensor
+    shape: tuple[int, int]
+    eps: float
+    slack: float = 0.0
+    influence: float | None = None
+    measured: Measured | None = None
+
+    @classmethod
+    def of(cls, subspace: Subspace) -> "Spectrum":
+        """Return the spectrum that a subspace with all singular values brings."""
+        eps = torch.finfo(subspace.vectors.dtype).eps
+        return cls(subspace.squares.sqrt(), subspace.shape, eps, subspace.slack)
+
+    @cached_property
+    def _energies(self) -> Tensor:
+        return torch.cumsum(self.values.square(), 0)
+
+    @property
+    def total(self) -> float:
+        """Squared Frobenius norm: the sum of all squared singular values."""
+        return float(self._energies[-1])
+
+    def energy(self, rank: int) -> float:
+        """Return the share of the squared Frobenius norm in the leading `rank` singular values; 1 for a zero matrix."""
+        if self.total == 0:
+            return 1.0
+        return float(self._energies[rank - 1]) / self.total if rank else 0.0
+
+    def tail(self, rank: int) -> float:
+        """Return the Frobenius error of the best approximation of that rank (Eckart & Young 1936)."""
+        return float(self.values[rank:].square().sum().sqrt())
+
+    def rank_for_energy(self, energy: float) -> int:
+        """Return the smallest rank r ≥ 1 with Σ_{i≤r} σᵢ² ≥ energy · Σ σᵢ²."""
+        reached = self._energies >= (energy - _SUM_SLACK) * self.total
+        return int(torch.argmax(reached.to(torch.uint8))) + 1
+
+    def settles(self, energy: float) -> bool:
+        """Tell whether `rank_for_energy` is beyond doubt, for all that the values may be off."""
+        rank = self.rank_for_energy(energy)
+        wanted, doubt = energy * self.total, rank * self.slack
+        reached = float(self._energies[rank - 1]) - doubt >= wanted
+        return not doubt or (reached and (rank == 1 or float(self._energies[rank - 2]) + doubt < wanted))
+
+    @property
+    def numerical_rank(self) -> int:
+        """Number of singular values above σ₁ · max(m, n) · eps, the convention of `numpy.linalg.matrix_rank`."""
+        return int((self.values > self.spectral_norm * max(self.shape) * self.eps).sum())
+
+    @property
+    def condition_number(self) -> float | None:
+        """σ₁ / σ_min; None where σ_min is zero to the precision of the values."""
+        smallest = float(self.values[-1])
+        return self.spectral_norm / smallest if smallest > self.spectral_norm * self.eps else None
+
+    @property
+    def effective_rank(self) -> float | None:
+        """exp(entropy of σ / Σσ) (Roy & Vetterli 2007, definition 1); None for a zero matrix."""
+        if self.total == 0:
+            return None
+        shares = self.values / self.values.sum()
+        return float(torch.exp(-torch.special.xlogy(shares, shares).sum()))
+
+    @property
+    def stable_rank(self) -> float | None:
+        """‖W‖_F² / ‖W‖₂²; None for a zero matrix."""
+        return self.total / self.spectral_norm**2 if self.total else None
+
+    @property
+    def spectral_norm(self) -> float:
+        """The largest singular value."""
+        return float(self.values[0])
+
+    @property
+    def frobenius_norm(self) -> float:
+        """Square root of the sum of the squared singular values."""
+        return math.sqrt(self.total)
+
+    @property
+    def decay_rate(self) -> float | None:
+        """Mean of the differences of log σ over the numerical rank; None if that is below 2."""
+        rank = self.numerical_rank
+        if rank < 2:
+            return None
+        return math.log(float(self.values[rank - 1] / self.values[0])) / (rank - 1)

@@ -1,0 +1,1 @@
+"""Files: written atomically, streamed, and read without running anything."""

@@ -1,0 +1,103 @@
+"""Outputs that appear only when they are complete."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lrzip.core.errors import LrzipError, OutputExists
+
+
+def check_output(destination: Path, source: Path | None, *, force: bool) -> None:
+    """Refuse an output that could not or should not be written, before any work is done.
+
+    Raises:
+        OutputExists: It exists and `force` is not given, or it is the source.
+        LrzipError: Its folder is missing or not writable, or it is not a file or folder.
+    """
+    parent = destination.absolute().parent
+    if not parent.is_dir():
+        raise LrzipError(f"The output folder `{parent}` does not exist. Create it first.")
+    if not os.access(parent, os.W_OK):
+        raise LrzipError(f"The output folder `{parent}` is not writable. Choose another with `-o`.")
+    if not destination.exists() and not destination.is_symlink():
+        return
+    if source is not None and source.exists() and destination.exists() and destination.samefile(source):
+        raise OutputExists(f"The output `{destination}` is the input. Choose another name with `-o`.")
+    if not destination.is_file() and not destination.is_dir():
+        raise LrzipError(f"The output `{destination}` is neither a file nor a folder. Choose another with `-o`.")
+    if source is not None and destination.is_dir() and source.resolve().is_relative_to(destination.resolve()):
+        raise OutputExists(f"The output folder `{destination}` contains the input. Choose another with `-o`.")
+    if not force:
+        raise OutputExists(f"`{destination}` exists. Pass `--force` to overwrite it.")
+
+
+@contextmanager
+def atomic_file(destination: Path) -> Iterator[Path]:
+    """Yield a temporary path beside the destination; on success it takes its place, else it is removed."""
+    temporary = _beside(destination)
+    try:
+        temporary.touch()  # an output that cannot be written fails here, before the work
+        yield temporary
+        _sync(temporary)
+        temporary.replace(destination)
+        _sync(destination.absolute().parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(destination: Path) -> Iterator[Path]:
+    """Yield a new temporary folder beside the destination; on success it takes its place, else it is removed."""
+    temporary = _beside(destination)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in temporary.rglob("*"):
+            _sync(path)
+        if destination.exists():
+            old = _beside(destination).with_suffix(".old")
+            destination.rename(old)
+            temporary.rename(destination)
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        else:
+            temporary.rename(destination)
+        _sync(destination.absolute().parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def atomic_files(destination: Path) -> Iterator[Path]:
+    """Yield a new folder beside the destination for a file of its name and others that belong to it.
+
+    On success they take their places, the one of the destination's name last, so that it is never without the others;
+    else all are removed.
+    """
+    temporary = _beside(destination)
+    temporary.mkdir()
+    try:
+        yield temporary
+        others = [path for path in temporary.iterdir() if path.name != destination.name]
+        for path in (*others, temporary / destination.name):
+            _sync(path)
+        if others:
+            destination.unlink(missing_ok=True)  # an old one would not fit the new others
+        for path in (*others, temporary / destination.name):
+            path.replace(destination.with_name(path.name))
+        _sync(destination.absolute().parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _beside(destination: Path) -> Path:
+    return destination.with_name(f".{destination.name}.{os.getpid()}.part")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,250 @@
+"""Pickles as what they say, not as what they do: nothing in them is imported, called or set.
+
+Pickle is a program for a stack machine. This one knows its opcodes, but where others would call a function or make an
+object of a class, it writes down the name and the arguments. So there is nothing that a file could run.
+"""
+
+import pickletools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import IO, Any, NamedTuple, TypeAlias
+
+Key: TypeAlias = str | int | float | bytes | None
+
+
+_CONSTANTS = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+    *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
+
+
+_EMPTY: Mapping[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_LIST": list,
+    "EMPTY_SET": list,
+    "EMPTY_DICT": dict,
+    "EMPTY_TUPLE": tuple,
+}
+
+
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+class Name(NamedTuple):
+    """The name of a class or function, which is not looked up."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+class Handle(NamedTuple):
+    """What stands for something outside of the pickle, such as a storage."""
+
+    identity: Any
+
+
+@dataclass(eq=False)
+class Inert:
+    """What a call would have made, or an object of a class.
+
+    Attributes:
+        name: Of the class or function; None where it is itself the result of a call.
+        arguments: Of the call.
+        state: What the object would have been given to restore itself.
+        items: What it would have been given as a mapping.
+    """
+
+    name: Name | None
+    arguments: tuple[Any, ...]
+    state: Any = None
+    items: dict[Key, Any] = field(default_factory=dict)
+
+
+def read_pickle(file: bytes | IO[bytes]) -> tuple[Any, list[Handle]]:
+    """Return what a pickle holds, and all handles in it.
+
+    Numbers, texts, lists, tuples and dicts are themselves, sets are lists, and all else are inert objects.
+
+    Args:
+        file: The pickle; a file is left where the pickle ends.
+
+    Raises:
+        Exception: Whatever a damaged pickle leads to, mostly ValueError and IndexError.
+    """
+    machine = _Machine()
+    for opcode, argument, _ in pickletools.genops(file):
+        machine.step(opcode.name, argument)
+    return machine.result, machine.handles
+
+
+def outermost_class(file: IO[bytes]) -> str | None:
+    """Return the class of the object that a pickle holds, or None where it is a container or a tensor."""
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name == "GLOBAL":
+            name = str(argument).replace(" ", ".")
+            return None if name == "collections.OrderedDict" or name.startswith("torch._utils.") else name
+        legacy_module = opcode.name in ("MARK", "BINPUT") or argument == "module"  # ("module", class, its source)
+        if opcode.name not in ("PROTO", "FRAME") and not legacy_module:
+            return None
+    return None
+
+
+class _Machine:
+    """A stack, a second one of what lies below each mark, and the memo."""
+
+    def __init__(self) -> None:
+        self.result: Any = None
+        self.handles: list[Handle] = []
+        self._stack: list[Any] = []
+        self._below: list[list[Any]] = []
+        self._memo: dict[int, Any] = {}
+
+    def step(self, opcode: str, argument: Any) -> None:
+        """Obey one opcode."""
+        if opcode in _CONSTANTS:
+            self._stack.append(argument)
+        elif opcode in _EMPTY:
+            self._stack.append(_EMPTY[opcode]())
+        elif opcode in _TUPLES:
+            count = _TUPLES[opcode]
+            self._stack[-count:] = [tuple(self._last(count))]
+        elif opcode in ("BINGET", "LONG_BINGET", "GET"):
+            self._stack.append(self._memo[argument])
+        elif opcode in ("BINPUT", "LONG_BINPUT", "PUT"):
+            self._memo[argument] = self._stack[-1]
+        elif opcode not in ("PROTO", "FRAME"):
+            handler = getattr(self, f"_{opcode.lower()}", None)
+            if handler is None:
+                raise ValueError(f"the pickle has the opcode {opcode}")
+            handler(*(() if argument is None else (argument,)))
+
+    def _last(self, count: int) -> list[Any]:
+        if len(self._stack) < count:
+            raise ValueError("the pickle takes more from its stack than there is")
+        return self._stack[-count:]
+
+    def _marked(self) -> list[Any]:
+        """Return what lies above the last mark, which is taken away."""
+        items, self._stack = self._stack, self._below.pop()
+        return items
+
+    def _mark(self) -> None:
+        self._below.append(self._stack)
+        self._stack = []
+
+    def _stop(self) -> None:
+        self.result = self._stack.pop()
+
+    def _pop(self) -> None:
+        if self._stack:
+            self._stack.pop()
+        else:
+            self._marked()
+
+    def _pop_mark(self) -> None:
+        self._marked()
+
+    def _dup(self) -> None:
+        self._stack.append(self._stack[-1])
+
+    def _memoize(self) -> None:
+        self._memo[len(self._memo)] = self._stack[-1]
+
+    def _tuple(self) -> None:
+        items = self._marked()
+        self._stack.append(tuple(items))
+
+    def _list(self) -> None:
+        items = self._marked()
+        self._stack.append(items)
+
+    _frozenset = _list
+
+    def _dict(self) -> None:
+        items = self._marked()
+        self._stack.append({})
+        self._put(items)
+
+    def _append(self) -> None:
+        item = self._stack.pop()
+        self._extend([item])
+
+    def _appends(self) -> None:
+        self._extend(self._marked())
+
+    _additems = _appends
+
+    def _extend(self, items: Iterable[Any]) -> None:
+        target = self._stack[-1]
+        if isinstance(target, list):
+            target.extend(items)
+
+    def _setitem(self) -> None:
+        items = self._last(2)
+        del self._stack[-2:]
+        self._put(items)
+
+    def _setitems(self) -> None:
+        self._put(self._marked())
+
+    def _put(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        mapping = target.items if isinstance(target, Inert) else target
+        if isinstance(mapping, dict):
+            # Keys of other kinds lead nowhere, and hashing them could take forever.
+            pairs = zip(items[::2], items[1::2], strict=True)
+            mapping.update((key, value) for key, value in pairs if isinstance(key, Key))
+
+    def _global(self, argument: str) -> None:
+        module, _, name = argument.partition(" ")
+        self._stack.append(Name(module, name))
+
+    def _stack_global(self) -> None:
+        module, name = self._last(2)
+        self._stack[-2:] = [Name(str(module), str(name))]
+
+    def _ext1(self, code: int) -> None:
+        self._stack.append(Name("extension", str(code)))
+
+    _ext2 = _ext4 = _ext1
+
+    def _inst(self, argument: str) -> None:
+        arguments = self._marked()
+        self._global(argument)
+        self._stack[-1] = Inert(self._stack[-1], tuple(arguments))
+
+    def _obj(self) -> None:
+        name, *arguments = self._marked()
+        self._stack.append(_made(name, tuple(arguments)))
+
+    def _reduce(self) -> None:
+        name, arguments = self._last(2)
+        self._stack[-2:] = [_made(name, arguments)]
+
+    _newobj = _reduce
+
+    def _newobj_ex(self) -> None:
+        name, arguments, _ = self._last(3)
+        self._stack[-3:] = [_made(name, arguments)]
+
+    def _build(self) -> None:
+        target, state = self._last(2)
+        self._stack.pop()
+        if isinstance(target, Inert):
+            target.state = state
+
+    def _binpersid(self) -> None:
+        self._stack[-1] = Handle(self._stack[-1])
+        self.handles.append(self._stack[-1])
+
+
+def _made(name: Any, arguments: Any) -> Inert:
+    if isinstance(name, Handle) and isinstance(name.identity, tuple):  # ("module", class, …) of a legacy file
+        name = next((part for part in name.identity if isinstance(part, Name)), None)
+    return Inert(name if isinstance(name, Name) else None, arguments if isinstance(arguments, tuple) else ())

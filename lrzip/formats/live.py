@@ -1,0 +1,34 @@
+"""A live network as a source of tensors."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from lrzip.core.layers import Keep, Layer, TensorSpec
+from lrzip.networks.architecture import Architecture
+from lrzip.networks.inference import find_layers
+
+
+class LiveSource:
+    """The tensors of a live network, for plans."""
+
+    path = Path("the network")
+
+    def __init__(self, model: nn.Module) -> None:
+        self._state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+
+    def tensors(self) -> Mapping[str, TensorSpec]:
+        """Return all tensors of its state_dict."""
+        return {
+            name: TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.nbytes)
+            for name, tensor in self._state.items()
+        }
+
+    def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
+        """Return what each tensor is."""
+        return find_layers(self.path, self.tensors(), architecture, kinds={})
+
+    def read(self, name: str) -> Tensor:
+        """Return one tensor."""
+        return self._state[name]

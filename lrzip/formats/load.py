@@ -1,0 +1,47 @@
+"""Load a compressed checkpoint into the network it was made from."""
+
+from pathlib import Path
+from typing import TypeVar
+
+from torch import nn
+
+from lrzip.core.chains import find_chains
+from lrzip.formats.open import open_checkpoint
+from lrzip.networks.architecture import Architecture
+from lrzip.networks.inference import match
+from lrzip.networks.surgery import leave_fast_paths, replacement
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def load_into(model: Module, path: str | Path, *, key: str | None = None, trust: bool = False) -> Module:
+    """Load a compressed checkpoint into the dense model it was made from, in place.
+
+    Each layer that the file stores as a chain is replaced by an `nn.Sequential` with the layer's own stride, padding,
+    dilation, device and dtype. Then everything is loaded strictly. A dense checkpoint is loaded as it is.
+
+    Args:
+        model: An instance of the original class; its weights do not matter.
+        path: What `lrzip compress` wrote, in any format.
+        key: Which entry of a nested file holds the weights.
+        trust: Allow what would run code from the file.
+
+    Returns:
+        The same model.
+
+    Raises:
+        LrzipError: The file does not fit the model; the model is unchanged.
+    """
+    with open_checkpoint(Path(path), key=key, trust=trust) as checkpoint:
+        architecture = Architecture.of(model)
+        specs = match(checkpoint.path, checkpoint.tensors(), architecture)
+        chains = find_chains({name: spec.renamed(name) for name, spec in specs.items()}, architecture.kinds)
+        replacements = dict(replacement(chain, model) for chain in chains)
+        state = {name: checkpoint.read(spec.name) for name, spec in specs.items()}
+        tied = {name: other for name, other in architecture.shared.items() if name not in state and other in state}
+        state |= {name: state[other] for name, other in tied.items()}
+    for name, module in replacements.items():
+        model.set_submodule(name, module)
+    leave_fast_paths(model)
+    model.load_state_dict(state)
+    return model

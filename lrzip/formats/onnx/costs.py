@@ -1,0 +1,116 @@
+"""What a run of an ONNX model costs, by the shapes that onnx infers."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import onnx  # noqa: TID251  (this is the ONNX format)
+
+from lrzip.core.costs import Positions
+from lrzip.core.errors import LrzipError
+
+Shapes: TypeAlias = Mapping[str, Sequence[int]]
+
+
+_OWN_DOMAIN = ("", "ai.onnx")
+
+
+# Where the activations are among the inputs of a node.
+_ACTIVATION = 0
+
+
+def positions_and_macs(path: Path, sizes: Sequence[Sequence[int]]) -> tuple[Mapping[str, Positions], int] | None:
+    """Return how often each element of each weight is multiplied in a run, by the weight's name, and all products.
+
+    Args:
+        path: Of the model.
+        sizes: Of its inputs, in their order; symbolic dimensions count as 1 where there are none.
+
+    Returns:
+        None where shapes depend on values, so that they cannot be inferred.
+
+    Raises:
+        LrzipError: The model does not take inputs of these sizes.
+    """
+    model = onnx.load(str(path.absolute()), format="protobuf", load_external_data=False)
+    _fix_inputs(path, model.graph, sizes)
+    for value in [*model.graph.value_info, *model.graph.output]:  # inferred again, for these sizes
+        value.type.tensor_type.ClearField("shape")
+    del model.graph.value_info[:]
+    try:
+        graph = onnx.shape_inference.infer_shapes(model, strict_mode=bool(sizes), data_prop=True).graph
+    except Exception as error:
+        said = " ".join(str(error).split())[:160].rstrip(".")
+        raise LrzipError(f"`{path}` does not take inputs of these sizes: {said}.") from error
+    positions: dict[str, Positions] = {}
+    macs = 0
+    for node, shapes in _nodes(graph, {}):
+        found = _positions(node, shapes)
+        if found is None:
+            return None
+        times, weight, products = found
+        positions[weight] = positions.get(weight, Positions(0, 0)).plus(times)
+        macs += products
+    return positions, macs
+
+
+def _fix_inputs(path: Path, graph: Any, sizes: Sequence[Sequence[int]]) -> None:
+    constants = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in constants]
+    if sizes and len(sizes) != len(inputs):
+        names = ", ".join(f"`{value.name}`" for value in inputs)
+        raise LrzipError(f"`{path}` takes {len(inputs)} inputs, {names}; give `--input-shape` for each, in this order.")
+    for number, value in enumerate(inputs):
+        dimensions = value.type.tensor_type.shape.dim
+        given = sizes[number] if sizes else [size.dim_value or 1 for size in dimensions]
+        if len(given) != len(dimensions) or any(
+            d.dim_value not in (0, g) for d, g in zip(dimensions, given, strict=True)
+        ):
+            declared = ", ".join(d.dim_param or str(d.dim_value) for d in dimensions)
+            raise LrzipError(f"`{path}` declares its input `{value.name}` as ({declared}), not {tuple(given)}.")
+        for dimension, size in zip(dimensions, given, strict=True):
+            dimension.dim_value = size
+
+
+def _nodes(graph: Any, outer: Shapes) -> Iterator[tuple[Any, Shapes]]:
+    """Yield the nodes that multiply matrices, with the shapes of all values that they see; those of both branches."""
+    values = [*graph.input, *graph.value_info, *graph.output]
+    known = {value.name: _shape(value) for value in values if value.type.tensor_type.HasField("shape")}
+    shapes = dict(outer) | {name: shape for name, shape in known.items() if 0 not in shape}
+    shapes |= {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.name == "value":
+                shapes[node.output[0]] = list(attribute.t.dims)
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _nodes(attribute.g, shapes)
+        if node.domain in _OWN_DOMAIN and node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            yield node, shapes
+
+
+def _shape(value: Any) -> list[int]:
+    return [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
+
+
+def _positions(node: Any, shapes: Shapes) -> tuple[Positions, str, int] | None:
+    """Return how often a weight's elements are multiplied by a node, its name, and how many products that makes."""
+    left, right = (shapes.get(name) for name in node.input[:2])
+    out = shapes.get(node.output[0])
+    if left is None or right is None or out is None:
+        return None
+    weight = node.input[1]
+    if node.op_type == "ConvTranspose":
+        inputs = outputs = prod(left) // left[1]
+    elif node.op_type == "Conv":
+        inputs, outputs = prod(left) // left[1], prod(out) // out[1]
+    else:  # a matrix on either side; of two that are computed the right one counts as the weight
+        inner = left[-1]
+        if node.op_type == "Gemm":
+            inner = prod(left) // out[0]
+        products = prod(out) * inner
+        fixed = len(left) == 2 and len(right) != 2
+        weight, size = (node.input[0], prod(left)) if fixed else (weight, prod(right))
+        inputs = outputs = products // max(size, 1)
+        return Positions(inputs, outputs), weight, products
+    return Positions(inputs, outputs), weight, outputs * prod(right)

@@ -1,0 +1,103 @@
+"""Tensors of ONNX models: their bytes, inside the model or in files beside it, one chunk at a time."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+
+from lrzip.core.errors import UnsupportedCheckpoint
+from lrzip.core.layers import TensorSpec
+
+_CHUNK = 1 << 23
+
+
+# Large tensors start on a page, so that runtimes can map them.
+_PAGE = 4096
+
+
+_LARGE = 1 << 16
+
+
+_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}
+
+
+def spec_of(name: str, tensor: ir.TensorProtocol) -> TensorSpec:
+    """Return what is known of a tensor without reading it."""
+    shape = tuple(int(dim) for dim in tensor.shape.numpy())
+    if any(dim < 0 for dim in shape):
+        raise UnsupportedCheckpoint(f"`{name}` has a negative dimension, {shape}.")
+    nbytes = 0 if tensor.dtype == ir.DataType.STRING else int(tensor.nbytes)
+    return TensorSpec(name, shape, _NAMES.get(tensor.dtype.name, tensor.dtype.name.lower()), nbytes)
+
+
+def external_file(path: Path, tensor: ir.ExternalTensor) -> Path:
+    """Return the file that holds a tensor outside of its model.
+
+    Raises:
+        UnsupportedCheckpoint: It is missing, too short, or not in the model's folder.
+    """
+    location = str(tensor.location)
+    folder = path.absolute().parent
+    file = folder / location
+    where = f"`{path}` says that `{tensor.name}` is in {location!r}"
+    inside = location and "\\" not in location and ".." not in Path(location).parts
+    if not inside or Path(location).is_absolute() or not file.resolve().is_relative_to(folder.resolve()):
+        raise UnsupportedCheckpoint(f"{where}, which is outside of its folder. Nothing was read from there.")
+    if not file.is_file():
+        raise UnsupportedCheckpoint(f"{where}, which is not there. Put it beside the model.")
+    offset, nbytes = tensor.offset or 0, tensor.nbytes
+    if tensor.length not in (None, nbytes):
+        raise UnsupportedCheckpoint(f"{where} with {tensor.length} bytes, but its shape takes {nbytes}.")
+    if offset < 0 or offset + nbytes > file.stat().st_size:
+        raise UnsupportedCheckpoint(f"{where}, which is too short for it. Fetch it again.")
+    return file
+
+
+def chunks_of(path: Path, tensor: ir.TensorProtocol) -> Iterator[memoryview]:
+    """Yield the bytes of a tensor of the model at a path, little-endian."""
+    if tensor.dtype == ir.DataType.STRING:
+        raise UnsupportedCheckpoint(f"`{tensor.name}` in `{path}` holds texts, which no other format has.")
+    if not isinstance(tensor, ir.ExternalTensor):
+        data = tensor.tobytes()
+        if len(data) != tensor.nbytes:
+            raise UnsupportedCheckpoint(f"`{path}` has {len(data)} bytes of `{tensor.name}`, not {tensor.nbytes}.")
+        yield memoryview(data)
+        return
+    with external_file(path, tensor).open("rb") as file:
+        file.seek(tensor.offset or 0)
+        left = int(tensor.nbytes)
+        while left:
+            data = file.read(min(left, _CHUNK))
+            if not data:
+                raise UnsupportedCheckpoint(f"`{file.name}` became shorter while it was read. Run it again.")
+            left -= len(data)
+            yield memoryview(data)
+
+
+class DataFile:
+    """A file beside a model, to which tensors are appended."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("wb")
+
+    def append(self, spec: TensorSpec, dtype: ir.DataType, chunks: Iterator[memoryview]) -> ir.ExternalTensor:
+        """Write a tensor; returns what stands for it in the model."""
+        if spec.nbytes >= _LARGE:
+            self._file.write(bytes(-self._file.tell() % _PAGE))
+        offset = self._file.tell()
+        for chunk in chunks:
+            self._file.write(chunk)
+        return ir.ExternalTensor(
+            self.path.name,
+            offset,
+            self._file.tell() - offset,
+            dtype,
+            shape=ir.Shape(spec.shape),
+            name=spec.name,
+            base_dir=self.path.parent,
+        )
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._file.close()

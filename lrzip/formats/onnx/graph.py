@@ -1,0 +1,178 @@
+"""What the constants of an ONNX graph are: weights of nodes that chains can replace, or kept with a reason."""
+
+import ast
+import re
+from collections.abc import Container, Mapping, Sequence
+
+import onnx_ir as ir
+
+from lrzip.core.chains import MOST_STAGES
+from lrzip.core.layers import Keep, Layer
+from lrzip.formats.onnx.data import spec_of
+from lrzip.networks.inference import not_a_weight
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+# Runtimes compute convolutions in blocks of so many channels.
+_CHANNEL_BLOCK = 8
+
+
+_OWN_DOMAIN = ("", "ai.onnx")
+
+
+_MEANINGLESS = re.compile(r"val_\d+|\d+|onnx::\w+|_?v_?\d+|const\w*?_?\d+|/?Constant\w*", re.IGNORECASE)
+
+
+_QUANTIZED = re.compile(r"ConvInteger|MatMulInteger|QLinear\w+|QuantizeLinear|DequantizeLinear|DynamicQuantizeLinear")
+
+
+_RECURRENT = ("LSTM", "GRU", "RNN")
+
+
+_WEIGHT_INPUT = 1
+
+
+def graphs_of(model: ir.Model, *, functions: bool = False) -> Sequence[ir.Graph]:
+    """Return the graph of a model and the bodies of its If and Loop nodes, also of those in functions if asked for."""
+    inner = [graph for function in model.functions.values() for graph in function.subgraphs()] if functions else []
+    return [model.graph, *model.graph.subgraphs(), *inner]
+
+
+def constants_of(model: ir.Model) -> dict[str, ir.Value]:
+    """Return the initializers of all graphs, and the arrays of floats of Constant nodes, by unique names."""
+    found: dict[str, ir.Value] = {}
+    for graph in graphs_of(model):
+        constants = [node.outputs[0] for node in graph if node.op_type == "Constant" and _holds_floats(node)]
+        for value in [*graph.initializers.values(), *constants]:
+            if value.const_value is not None or value.producer() is not None:
+                found[_unique(str(value.name), found)] = value
+    return found
+
+
+def tensor_of(value: ir.Value) -> ir.TensorProtocol:
+    """Return the tensor of a constant."""
+    node = value.producer()
+    tensor = value.const_value if node is None else node.attributes["value"].as_tensor()
+    assert tensor is not None
+    return tensor
+
+
+def find_layers(constants: Mapping[str, ir.Value], taken: set[str]) -> Sequence[Layer | Keep]:
+    """Return what each constant is.
+
+    Args:
+        constants: By name.
+        taken: Names of all values, which the tensors of chains must not have.
+    """
+    names: set[str] = set()
+    values = set(constants.values())
+    found: list[Layer | Keep] = []
+    for name, value in constants.items():
+        spec = spec_of(name, tensor_of(value))
+        what = _refused(value) or not_a_weight(spec) or _what(value, values)
+        label = _unique(_label(name, value), names, taken)
+        names.add(label)
+        if isinstance(what, str):
+            found.append(Keep(label, spec, what))
+            continue
+        kind, groups = what
+        multiple = _CHANNEL_BLOCK if kind.startswith("conv") else 1
+        found.append(Layer(label, label, kind, spec, None, groups, multiple))
+    return found
+
+
+def integer(node: ir.Node, name: str, default: int) -> int:
+    """Return an attribute of a node."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_int()
+
+
+def _unique(name: str, taken: Container[str], chained: Container[str] = ()) -> str:
+    """Return a name, with a number behind it if it is taken, or if the tensors of a chain could not have it."""
+    candidate, number = name, 1
+    while candidate in taken or any(f"{candidate}.{stage}.weight" in chained for stage in range(MOST_STAGES)):
+        number += 1
+        candidate = f"{name}_{number}"
+    return candidate
+
+
+def _holds_floats(node: ir.Node) -> bool:
+    attribute = node.attributes.get("value")
+    tensor = attribute.as_tensor() if attribute and node.domain in _OWN_DOMAIN else None
+    return tensor is not None and len(tensor.shape) > 0 and tensor.dtype.is_floating_point()
+
+
+def _refused(value: ir.Value) -> str | None:
+    """Return why a constant must stay as it is, whatever its shape."""
+    if value.is_graph_input():
+        return "also an input of the graph, which may override it"
+    if value.is_graph_output():
+        return "an output of the graph"
+    users = [usage.node.op_type for usage in value.uses()]
+    quantized = next((user for user in users if _QUANTIZED.fullmatch(user)), None)
+    if quantized:
+        return f"quantized, for {quantized}"
+    recurrent = next((user for user in users if user in _RECURRENT), None)
+    return f"recurrent weight of {recurrent}" if recurrent else None
+
+
+def _what(value: ir.Value, constants: set[ir.Value]) -> tuple[str, int] | str:
+    """Return the kind and groups of the layers that a matrix is the weight of, or why it is none."""
+    shape = tensor_of(value).shape.numpy()
+    found = {_use(usage.node, usage.idx, shape, constants) for usage in value.uses()}
+    reasons = sorted(what for what in found if isinstance(what, str))
+    if reasons or not found:
+        return reasons[0] if reasons else "not used by any node"
+    kinds = sorted(what for what in found if isinstance(what, tuple))
+    if len(kinds) > 1:
+        return f"shared by nodes that use it differently, as {kinds[0][0]} and {kinds[1][0]}"
+    return kinds[0]
+
+
+def _use(node: ir.Node, index: int, shape: Sequence[int], constants: set[ir.Value]) -> tuple[str, int] | str:
+    """Return what a matrix is to one of its users."""
+    if node.domain not in _OWN_DOMAIN:
+        return f"used by {node.op_type} of the custom domain {node.domain}"
+    if node.op_type == "MatMul":
+        other = node.inputs[1 - index]
+        if len(shape) != 2:
+            return f"{len(shape)}-dimensional, multiplied by MatMul"
+        if other in constants:
+            return "multiplied by another constant"
+        return ("linear_transposed" if index else "linear"), 1
+    if index != _WEIGHT_INPUT or node.op_type not in ("Gemm", "Conv", "ConvTranspose"):
+        return f"used by {node.op_type}"
+    if node.op_type == "Gemm":
+        if len(shape) != 2:
+            return f"{len(shape)}-dimensional, multiplied by Gemm"
+        if integer(node, "transA", 0):
+            return "multiplied by Gemm with transA"
+        return ("linear" if integer(node, "transB", 0) else "linear_transposed"), 1
+    if not 3 <= len(shape) <= 5:
+        return f"{len(shape)}-dimensional, used by {node.op_type}"
+    groups = integer(node, "group", 1)
+    if groups < 1 or shape[0] % groups:
+        return f"{groups} groups do not divide its {shape[0]} channels"
+    if groups > 1 and shape[1] == 1:
+        return "depthwise convolution"
+    kind = "conv" if node.op_type == "Conv" else "conv_transpose"
+    return f"{kind}{len(shape) - 2}d", groups
+
+
+def _label(name: str, value: ir.Value) -> str:
+    """Return what people call the layer of a weight."""
+    node = next((usage.node for usage in value.uses()), None)
+    if node is None or not _MEANINGLESS.fullmatch(name):
+        return name.removesuffix(".weight")
+    return _scope(node) or node.name or name
+
+
+def _scope(node: ir.Node) -> str | None:
+    """Return the module that a node was exported from: the last of its scopes but itself."""
+    try:
+        scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    texts = [scope for scope in scopes if isinstance(scope, str)] if isinstance(scopes, list) else []
+    return next((scope for scope in reversed(texts[:-1]) if scope), None)

@@ -1,0 +1,203 @@
+"""The read side of ONNX: an open model, whose external data is read a tensor at a time."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import onnx  # noqa: TID251  (this is the ONNX format)
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from lrzip.core.costs import Positions, Timing
+from lrzip.core.errors import NotCompared, UnsupportedCheckpoint, UsageError
+from lrzip.core.layers import Keep, Layer, TensorSpec
+from lrzip.core.moments import Arguments, Observe
+from lrzip.core.report import Difference
+from lrzip.formats.onnx.costs import positions_and_macs
+from lrzip.formats.onnx.data import chunks_of, external_file, spec_of
+from lrzip.formats.onnx.graph import constants_of, find_layers, graphs_of, tensor_of
+from lrzip.formats.onnx.observe import watch_model
+from lrzip.formats.onnx.run import compare, time
+from lrzip.networks.architecture import Architecture
+from lrzip.networks.inputs import InputShape
+
+
+class OnnxFile:
+    """An open ONNX model with its external data."""
+
+    format = "onnx"
+    key = ""
+    others: Sequence[str] = ("graph",)
+    chain_kinds: Mapping[str, str] | None = None
+    knows_layers = True
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        model = load_model(path)
+        files = files_of(path, model)
+        self.data_files = files[1:]
+        self.nbytes = sum(file.stat().st_size for file in files)
+        self.metadata: Mapping[str, str] = dict(model.metadata_props)
+        constants = constants_of(model)
+        self._stored = {name: tensor_of(value) for name, value in constants.items()}
+        self._specs = {name: spec_of(name, tensor) for name, tensor in self._stored.items()}
+        self._outcomes: dict[Path, Sequence[Difference] | NotCompared] = {}
+        self._layers = find_layers(constants, names_of(model))
+
+    def tensors(self) -> Mapping[str, TensorSpec]:
+        """Return the initializers of all graphs and the arrays of floats of Constant nodes, in file order."""
+        return self._specs
+
+    def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
+        """Return what each tensor is, as the graph says."""
+        if architecture:
+            raise UsageError(f"`{self.path}` says itself what its layers are. Leave out `--model`.")
+        return self._layers
+
+    def read(self, name: str) -> Tensor:
+        """Return one tensor."""
+        spec = self._specs[name]
+        dtype = getattr(torch, spec.dtype, None)
+        if not isinstance(dtype, torch.dtype):
+            raise UnsupportedCheckpoint(f"`{name}` in `{self.path}` is {spec.dtype}, which torch cannot read.")
+        data = bytearray().join(self.chunks(name))
+        return torch.frombuffer(data, dtype=dtype).reshape(spec.shape) if data else torch.empty(spec.shape, dtype=dtype)
+
+    def chunks(self, name: str) -> Iterator[memoryview]:
+        """Yield the bytes of one tensor."""
+        return chunks_of(self.path, self._stored[name])
+
+    def refuse_replacing(self, format_: str) -> None:
+        """Refuse another format: weights of a graph whose nodes go with them are of no use."""
+        if format_ != self.format:
+            raise UsageError(f"`{self.path}` is a program, so the name of the output must end in .onnx.")
+
+    def carries(self, format_: str) -> bool:
+        """Tell whether the output is a program."""
+        return format_ == self.format
+
+    def compare(self, output: Path) -> Sequence[Difference]:
+        """Run both models on the same random inputs of the declared shapes, if that was not done before it appeared.
+
+        Raises:
+            NotCompared: They cannot be run.
+            LrzipError: This one runs and the output does not.
+        """
+        if output not in self._outcomes:
+            self.try_out(output, output)
+        outcome = self._outcomes[output]
+        if isinstance(outcome, NotCompared):
+            raise outcome
+        return outcome
+
+    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], see: Observe) -> None:
+        """Run the model on batches in onnxruntime and show what layers are applied to."""
+        watch_model(self.path, self.nbytes, layers, batches, see)
+
+    def measure(self, inputs: Sequence[InputShape]) -> tuple[Mapping[str, Positions], int] | None:
+        """Return the positions and products of a run, by the shapes that onnx infers."""
+        found = positions_and_macs(self.path, [shape.sizes for shape in inputs])
+        if found is None:
+            return None
+        names = {item.weight.name: item.name for item in self._layers if isinstance(item, Layer)}
+        return {names[weight]: times for weight, times in found[0].items() if weight in names}, found[1]
+
+    def time(self, output: Path, inputs: Sequence[InputShape]) -> Timing | None:
+        """Run both models in onnxruntime, in turns; it fuses nodes, so that layers have no times of their own."""
+        whole = time(self.path, output, [shape.sizes for shape in inputs])
+        return Timing(whole, {}) if whole else None
+
+    def try_out(self, written: Path, output: Path) -> None:
+        """Run what was written and will appear as an output, and remember how it compares.
+
+        Raises:
+            LrzipError: This model runs and what was written does not.
+        """
+        try:
+            self._outcomes[output] = compare(self.path, written, nbytes=self.nbytes)
+        except NotCompared as error:
+            self._outcomes[output] = error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        pass  # files are open only while a tensor is read
+
+
+def load_model(path: Path) -> ir.Model:
+    """Parse a model; its external data stays where it is.
+
+    Raises:
+        UnsupportedCheckpoint: It has something that would be lost in writing it again.
+    """
+    absolute = path.absolute()  # external data is looked for beside it, never in the working directory
+    proto = onnx.load(str(absolute), format="protobuf", load_external_data=False)
+    if not proto.HasField("graph"):
+        raise UnsupportedCheckpoint(f"`{path}` is damaged or not a checkpoint: it has no graph.")
+    if proto.training_info:
+        raise UnsupportedCheckpoint(f"`{path}` holds training information. Export it for inference.")
+    _refuse_sparse(path, proto.graph)
+    try:
+        model = ir.from_proto(proto)
+    except ir.serde.SerdeError as error:
+        raise UnsupportedCheckpoint(f"`{path}` is damaged or not a checkpoint: {root_of(error)}.") from error
+    for tensor in external_tensors(model):
+        tensor.base_dir = str(absolute.parent)
+    return model
+
+
+def files_of(path: Path, model: ir.Model) -> Sequence[Path]:
+    """Return the file of a model and those of its external data.
+
+    Raises:
+        UnsupportedCheckpoint: One is missing, too short, or not in the model's folder.
+    """
+    return [path, *sorted({external_file(path, tensor) for tensor in external_tensors(model)})]
+
+
+def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """Yield the tensors of a model, of initializers and of attributes, whose data is in other files."""
+    for graph in graphs_of(model, functions=True):
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                yield value.const_value
+    for node in nodes_of(model):
+        for attribute in node.attributes.values():
+            values = attribute.value if isinstance(attribute.value, Sequence) else [attribute.value]
+            yield from (value for value in values if isinstance(value, ir.ExternalTensor))
+
+
+def nodes_of(model: ir.Model) -> Iterator[ir.Node]:
+    """Yield the nodes of all graphs and functions."""
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
+
+
+def root_of(error: BaseException) -> str:
+    """Return what was said first of a chain of errors, as a part of one line."""
+    while error.__cause__:
+        error = error.__cause__
+    return "".join(char if char.isprintable() else " " for char in str(error))[:160].strip(" .") or type(error).__name__
+
+
+def names_of(model: ir.Model) -> set[str]:
+    """Return the names of all values and nodes."""
+    names = {value.name for graph in graphs_of(model) for value in (*graph.inputs, *graph.initializers.values())}
+    for node in model.graph.all_nodes():
+        names |= {node.name, *(output.name for output in node.outputs)}
+    return {name for name in names if name}
+
+
+def _refuse_sparse(path: Path, graph: onnx.GraphProto) -> None:
+    if graph.sparse_initializer:
+        raise UnsupportedCheckpoint(f"`{path}` has sparse initializers. Save it with dense ones.")
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                _refuse_sparse(path, body)

@@ -1,0 +1,106 @@
+"""What the layers of an ONNX model are applied to: a run in onnxruntime with their inputs among the outputs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx  # noqa: TID251  (this is the ONNX format)
+import torch
+from torch import Tensor
+
+from lrzip.core.activations import Inputs, Window
+from lrzip.core.errors import LrzipError
+from lrzip.core.layers import Layer
+from lrzip.core.moments import Arguments, Observe
+from lrzip.formats.onnx.run import run, start
+
+_PROTOBUF_LIMIT = 1 << 31
+
+
+def watch_model(path: Path, nbytes: int, layers: Sequence[Layer], batches: Sequence[Arguments], see: Observe) -> None:
+    """Run a model on batches and show what its layers are applied to; those in branches and loops are not seen.
+
+    Args:
+        path: Of the model.
+        nbytes: Of it with its external data.
+        layers: To be watched.
+        batches: Arguments by position or by name. They are cut to the batch size that the model declares, if any.
+        see: Gets the name of each layer, and its inputs, for every call.
+
+    Raises:
+        LrzipError: It is too large to be run so, or does not take the arguments.
+    """
+    if nbytes >= _PROTOBUF_LIMIT:
+        raise LrzipError(f"`{path}` is too large to calibrate: onnxruntime takes 2 GB with outputs added. Use PyTorch.")
+    model = onnx.load(str(path.absolute()))
+    calls = list(_calls(model.graph, {layer.weight.name: layer for layer in layers}))
+    known = {value.name for value in (*model.graph.input, *model.graph.output)}
+    wanted = list(dict.fromkeys(name for _, _, name in calls))
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in known)
+    session = start(model.SerializeToString())
+    computed = [name for name in wanted if name not in {value.name for value in session.get_inputs()}]
+    for arguments in batches:
+        for feed in _feeds(path, session.get_inputs(), arguments):
+            values = {**feed, **run(session, computed, feed)} if computed else feed
+            for layer, node, name in calls:
+                see(layer.name, _inputs(layer, node, torch.from_numpy(np.asarray(values[name]))))
+
+
+def _calls(graph: Any, layers: Mapping[str, Layer]) -> Iterator[tuple[Layer, Any, str]]:
+    """Yield the layers of a graph, with their nodes and the names of what these are applied to."""
+    constants = {node.output[0]: node.output[0] for node in graph.node if node.op_type == "Constant"}
+    for node in graph.node:
+        for place, name in enumerate(node.input[:2]):
+            layer = layers.get(constants.get(name, name))
+            if layer:
+                yield layer, node, node.input[1 - place]
+
+
+def _inputs(layer: Layer, node: Any, x: Tensor) -> Inputs:
+    """Return the inputs of a node, by the groups of its weight."""
+    if layer.kind.startswith("conv_transpose"):
+        return Inputs(layer.kind, (x,))
+    if layer.kind.startswith("conv"):
+        return Inputs(layer.kind, tuple(x.chunk(layer.groups, 1)), _window(node, layer.weight.shape[2:], x.shape[2:]))
+    weight_first = node.op_type == "MatMul" and layer.kind == "linear"  # W x, with positions in columns
+    return Inputs(layer.kind, (x.mT if weight_first else x,))
+
+
+def _window(node: Any, kernel: Sequence[int], sizes: Sequence[int]) -> Window:
+    given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    axes = len(kernel)
+    strides, dilations = (tuple(given.get(name, [1] * axes)) for name in ("strides", "dilations"))
+    pads = given.get("pads", [0] * (2 * axes))
+    padding = list(zip(pads[:axes], pads[axes:], strict=True))
+    mode = given.get("auto_pad", b"NOTSET").decode()
+    if mode.startswith("SAME"):
+        padding = []
+        for size, width, step, gap in zip(sizes, kernel, strides, dilations, strict=True):
+            total = max((-(-size // step) - 1) * step + gap * (width - 1) + 1 - size, 0)
+            less, more = total // 2, total - total // 2
+            padding.append((less, more) if mode == "SAME_UPPER" else (more, less))
+    return Window(tuple(kernel), strides, padding, dilations)
+
+
+def _feeds(path: Path, inputs: Sequence[Any], arguments: Arguments) -> Iterator[dict[str, Any]]:
+    """Yield what a model takes, in pieces of the batch size that it declares."""
+    args, kwargs = arguments
+    named = dict(zip([value.name for value in inputs], args, strict=False)) | kwargs
+    if len(args) > len(inputs) or set(named) != {value.name for value in inputs}:
+        names = ", ".join(f"`{value.name}`" for value in inputs)
+        raise LrzipError(f"`{path}` takes {names}, and the examples have {len(args) + len(kwargs)} inputs.")
+    whole = len(next(iter(named.values())))
+    declared = [value.shape[0] for value in inputs if value.shape]
+    size = next((size for size in declared if isinstance(size, int)), whole)
+    for start_ in range(0, whole // size * size, size):
+        yield {
+            value.name: np.ascontiguousarray(named[value.name][start_ : start_ + size].numpy()).astype(_dtype(value))
+            for value in inputs
+        }
+
+
+def _dtype(value: Any) -> str:
+    """Return numpy's name of what onnxruntime calls `tensor(float)`."""
+    name = str(value.type).removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(name, name)

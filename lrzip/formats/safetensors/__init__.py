@@ -1,0 +1,1 @@
+"""Safetensors: single files, shards, and folders of transformers."""

@@ -1,0 +1,164 @@
+"""safetensors: one file, read and written a tensor at a time."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from lrzip.core.errors import UnsupportedCheckpoint
+from lrzip.core.layers import Keep, Layer, TensorSpec
+from lrzip.core.plan import Entry
+from lrzip.formats.files.atomic import atomic_file
+from lrzip.formats.files.stream import CODES, NAMES, TensorStream, tensor_bytes
+from lrzip.formats.protocols import Checkpoint, Writer
+from lrzip.networks.architecture import Architecture
+from lrzip.networks.inference import find_layers
+
+_CHUNK = 1 << 23
+
+
+class SafetensorsFile:
+    """An open safetensors file. The library checks the header; data is read with plain reads, so memory stays small."""
+
+    format = "safetensors"
+    key = ""
+    others: Sequence[str] = ()
+    chain_kinds: Mapping[str, str] | None = None
+    knows_layers = False
+
+    def __init__(self, path: Path) -> None:
+        with safe_open(path, framework="pt"):
+            pass  # refuses overlaps, holes, truncation, duplicates and shapes that do not match their bytes
+        self.path = path
+        self.nbytes = path.stat().st_size
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header, start = json.loads(file.read(size)), 8 + size
+        self.metadata: Mapping[str, str] = header.pop("__metadata__", None) or {}
+        items = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+        self._starts = {name: start + item["data_offsets"][0] for name, item in items}
+        self._specs = {name: _spec(name, item) for name, item in items}
+        self._file = path.open("rb")
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Present tensors under other names; `names` gives them by those in the file."""
+        self._starts = {names.get(name, name): start for name, start in self._starts.items()}
+        specs = (spec.renamed(names.get(name, name)) for name, spec in self._specs.items())
+        self._specs = {spec.name: spec for spec in specs}
+
+    def tensors(self) -> Mapping[str, TensorSpec]:
+        """Return all tensors in file order."""
+        return self._specs
+
+    def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
+        """Return what each tensor is."""
+        return find_layers(self.path, self._specs, architecture)
+
+    def read(self, name: str) -> Tensor:
+        """Return one tensor."""
+        spec = self._specs[name]
+        dtype = getattr(torch, spec.dtype, None)
+        if not isinstance(dtype, torch.dtype):
+            raise UnsupportedCheckpoint(f"`{name}` in `{self.path}` is {spec.dtype}, which torch cannot read.")
+        if not spec.nbytes:
+            return torch.empty(spec.shape, dtype=dtype)
+        data = bytearray(spec.nbytes)
+        self._file.seek(self._starts[name])
+        if self._file.readinto(data) != spec.nbytes:
+            raise UnsupportedCheckpoint(f"`{self.path}` became shorter while it was read. Run it again.")
+        return torch.frombuffer(data, dtype=dtype).reshape(spec.shape)
+
+    def chunks(self, name: str) -> Iterator[memoryview]:
+        """Yield the bytes of one tensor as they are in the file."""
+        start = self._starts[name]
+        end = start + self._specs[name].nbytes
+        for position in range(start, end, _CHUNK):
+            self._file.seek(position)
+            yield memoryview(self._file.read(min(end - position, _CHUNK)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+class SafetensorsWriter:
+    """Writes computed tensors as they come."""
+
+    def __init__(self, stream: TensorStream) -> None:
+        self._stream = stream
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Take one computed tensor."""
+        self._stream.write(name, [tensor_bytes(tensor)])
+
+
+class Safetensors:
+    """Files that end in `.safetensors`, or start like one."""
+
+    suffixes: Sequence[str] = (".safetensors",)
+    usage: str | None = None
+    is_program = False
+
+    def matches(self, path: Path) -> bool:
+        """Tell by the suffix, or by a length followed by a JSON object."""
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            head = file.read(9)
+        return path.suffix.lower() in self.suffixes or head[8:] == b"{"
+
+    def open(self, path: Path, *, key: str | None, trust: bool) -> SafetensorsFile:
+        """Open a file; there is nothing in it to trust."""
+        del trust
+        refuse_key(path, key)
+        return SafetensorsFile(path)
+
+    def files(self, path: Path) -> Sequence[Path]:
+        """Return the one file."""
+        return [path]
+
+    @contextmanager
+    def write(
+        self, destination: Path, source: Checkpoint, layout: Sequence[Entry], *, drop: Sequence[str]
+    ) -> Iterator[Writer]:
+        """Write a file with the source's metadata."""
+        del drop  # there are no entries beside the tensors
+        with atomic_file(destination) as temporary, stream_tensors(temporary, source, layout) as writer:
+            yield writer
+
+
+@contextmanager
+def stream_tensors(path: Path, source: Checkpoint, layout: Sequence[Entry]) -> Iterator[SafetensorsWriter]:
+    """Write tensors to a path, the copied ones at the end."""
+    for spec in (entry.spec for entry in layout):
+        if spec.dtype not in CODES and hasattr(torch, spec.dtype):
+            raise UnsupportedCheckpoint(f"safetensors has no dtype for `{spec.name}`, which is {spec.dtype}.")
+    with TensorStream(path, (entry.spec for entry in layout), source.metadata) as stream:
+        yield SafetensorsWriter(stream)
+        for entry in layout:
+            if entry.copied:
+                stream.write(entry.spec.name, source.chunks(entry.origin))
+
+
+def refuse_key(path: Path, key: str | None) -> None:
+    """Refuse `--key` for a format whose files have no entries to choose from."""
+    if key:
+        raise UnsupportedCheckpoint(f"`{path}` is safetensors and has no entries, so `--key {key}` names nothing.")
+
+
+def _spec(name: str, item: Mapping[str, Any]) -> TensorSpec:
+    start, end = item["data_offsets"]
+    return TensorSpec(name, tuple(item["shape"]), NAMES.get(item["dtype"], item["dtype"].lower()), end - start)
+
+
+FORMAT = Safetensors()

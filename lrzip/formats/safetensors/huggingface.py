@@ -1,0 +1,240 @@
+"""A folder of transformers: `config.json` beside safetensors weights, which `from_pretrained` loads.
+
+A factorized layer `x` is stored as `x.weight_in` (rank, in) and `x.weight` (out, rank), as nn.Linear stores weights,
+with its bias still in `x.bias`; `config.json` names it under `quantization_config`. Inside lrzip it is `x.0.weight`,
+`x.1.weight` and `x.1.bias`, as everywhere. transformers without lrzip skips a `quantization_config` that it does not
+know: then `x.weight` has another shape than the model's, which it refuses, whereas weights of names that it does not
+know would leave a layer at random values.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lrzip.core.chains import find_chains
+from lrzip.core.errors import LrzipError, UnsupportedCheckpoint
+from lrzip.core.layers import Keep, Layer, by_module
+from lrzip.core.plan import Entry
+from lrzip.formats.files.readable import readable
+from lrzip.formats.protocols import Checkpoint, Writer
+from lrzip.formats.safetensors.file import refuse_key
+from lrzip.formats.safetensors.sharded import ShardedFolder, write_folder
+from lrzip.formats.safetensors.transformers_models import conv1d_weights, doubted, read_directly
+from lrzip.networks.architecture import Architecture
+from lrzip.networks.inference import find_layers
+
+METHOD = "lrzip"
+
+
+FORMAT_VERSION = 1
+
+
+_CONFIG = "config.json"
+
+
+_USAGE = "import lrzip.hf before from_pretrained"
+
+
+# Suffixes of the tensors of a layer, inside lrzip and in the folder.
+_SUFFIXES = {"0.weight": "weight_in", "1.weight": "weight", "1.bias": "bias"}
+
+
+# Kinds of layers that lrzip.hf has modules for.
+_KINDS = ("linear", "linear_transposed", "conv1d", "conv2d", "conv3d")
+
+
+class HuggingFaceFolder(ShardedFolder):
+    """An open folder, whose factorized layers go by the names of chains."""
+
+    format = "huggingface"
+
+    def __init__(self, path: Path) -> None:
+        self.config = _read_config(path)
+        self.quantization = self.config.get("quantization_config") or {}
+        where = f"`quantization_config` in `{path / _CONFIG}`"
+        if not isinstance(self.quantization, dict):
+            raise UnsupportedCheckpoint(f"{where} is not an object. Fetch the folder again.")
+        method = self.quantization.get("quant_method")
+        self.foreign = str(method) if self.quantization and method != METHOD else None
+        ranks = read_ranks(self.quantization, where) if method == METHOD else {}
+        transposed = _texts(self.quantization.get("transposed"))
+        self.chain_kinds = {module: "linear_transposed" if module in transposed else "ordinary" for module in ranks}
+        super().__init__(path)
+        with ExitStack() as stack:
+            stack.enter_context(self)
+            self._present_chains(ranks, where)
+            stack.pop_all()
+
+    def _present_chains(self, ranks: Mapping[str, int], where: str) -> None:
+        """Rename the factors of the layers that `ranks` names, if they are there."""
+        modules = by_module(self.tensors())
+        for module, rank in ranks.items():
+            under = modules.get(module, {})
+            shapes = {suffix: spec.shape for suffix, spec in under.items()}
+            if shapes.keys() - {"bias"} != {"weight_in", "weight"} or shapes["weight"][1:2] != (rank,):
+                found = ", ".join(f"`{suffix}` {shape}" for suffix, shape in shapes.items()) or "no tensors"
+                raise UnsupportedCheckpoint(
+                    f"{where} gives `{module}` rank {rank}, which its tensors do not have: {found[:120]}."
+                )
+        names = {_key(m, stored): _key(m, inner) for m in ranks for inner, stored in _SUFFIXES.items()}
+        self.rename(names)
+        chains = {chain.module for chain in find_chains(self.tensors(), self.chain_kinds)}
+        lost = next((module for module in ranks if module not in chains), None)
+        if lost is not None:
+            raise UnsupportedCheckpoint(f"{where} names `{lost}`, whose factors do not fit together.")
+
+    def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
+        """Return what each tensor is; `config.json` tells layers whose weights are stored (in, out)."""
+        tensors = self.tensors()
+        chained = {_key(module, suffix) for module in self.chain_kinds or () for suffix in ("0.weight", "1.weight")}
+        reasons = read_directly(self.config, tensors) | dict.fromkeys(chained, "already factorized")
+        if self.foreign:
+            reasons = dict.fromkeys(tensors, f"quantized already ({self.foreign})")
+        kinds = dict.fromkeys(conv1d_weights(self.config, tensors), "linear_transposed")
+        found = find_layers(self.path, tensors, architecture, untouchable=reasons, kinds=kinds)
+        return [_storable(item) if architecture else _storable(doubted(self.config, item)) for item in found]
+
+
+class HuggingFaceWriter:
+    """Writes computed tensors under their names in the folder."""
+
+    def __init__(self, writer: Writer, names: Mapping[str, str]) -> None:
+        self._writer = writer
+        self._names = names
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Take one computed tensor."""
+        self._writer.put(self._names.get(name, name), tensor)
+
+
+class HuggingFace:
+    """Folders with a `config.json` that names a model; the other files in them are copied."""
+
+    suffixes: Sequence[str] = ()
+    usage: str | None = "To load it: `import lrzip.hf` before `from_pretrained` (pip install 'lrzip-nn[hf]')"
+    is_program = False
+
+    def matches(self, path: Path) -> bool:
+        """Tell by a `config.json` with a model's type or class, or a damaged one, beside safetensors."""
+        if not (path / _CONFIG).is_file() or next(path.glob("*.safetensors"), None) is None:
+            return False
+        try:
+            config = _read_config(path)
+        except UnsupportedCheckpoint:
+            return True
+        return "model_type" in config or "architectures" in config
+
+    def open(self, path: Path, *, key: str | None, trust: bool) -> HuggingFaceFolder:
+        """Open a folder; there is nothing in it to trust."""
+        del trust
+        refuse_key(path, key)
+        return HuggingFaceFolder(path)
+
+    def files(self, path: Path) -> Sequence[Path]:
+        """Return the weight files of a folder."""
+        return sorted(path.glob("*.safetensors"))
+
+    def write(
+        self, destination: Path, source: Checkpoint, layout: Sequence[Entry], *, drop: Sequence[str]
+    ) -> AbstractContextManager[Writer]:
+        """Write a folder with the source's other files; `config.json` comes last and names what is factorized."""
+        del drop  # there are no entries beside the tensors
+        if not isinstance(source, HuggingFaceFolder):
+            raise LrzipError(f"`{source.path}` is no folder with a `config.json`, so `{destination}` cannot be one.")
+        return _write(destination, source, layout)
+
+
+@contextmanager
+def _write(destination: Path, source: HuggingFaceFolder, layout: Sequence[Entry]) -> Iterator[HuggingFaceWriter]:
+    kinds = _chains(source, layout)
+    names = {_key(m, inner): _key(m, stored) for m in kinds for inner, stored in _SUFFIXES.items()}
+    specs = {entry.spec.name: entry.spec for entry in layout}
+    stored = [replace(entry, spec=entry.spec.renamed(names.get(entry.spec.name, entry.spec.name))) for entry in layout]
+    ranks = {module: specs[_key(module, "1.weight")].shape[1] for module in kinds}
+    config = _rewritten_config(source, ranks, [m for m, kind in kinds.items() if kind == "linear_transposed"])
+    texts = {_CONFIG: json.dumps(config, indent=2, ensure_ascii=False) + "\n"} if config != source.config else {}
+    with write_folder(destination, source, stored, texts=texts) as writer:
+        yield HuggingFaceWriter(writer, names)
+
+
+def _chains(source: HuggingFaceFolder, layout: Sequence[Entry]) -> dict[str, str]:
+    """Return the layers that a layout has as chains, computed or carried over, with their kinds."""
+    carried = {_key(module, "0.weight"): (module, kind) for module, kind in (source.chain_kinds or {}).items()}
+    chains: dict[str, str] = {}
+    for entry in layout:
+        module, _, stage = entry.spec.name.removesuffix(".weight").rpartition(".")
+        if entry.kind and stage not in ("0", "1"):
+            raise LrzipError(
+                f"`{module}` has more than two factors, which these folders do not hold. "
+                "Leave out `--decomposition`, or `--skip` it."
+            )
+        if entry.kind:
+            chains[module] = entry.kind
+        elif entry.copied and entry.spec.name in carried:
+            name, kind = carried[entry.spec.name]
+            chains[name] = kind
+    return chains
+
+
+def _rewritten_config(
+    source: HuggingFaceFolder, ranks: Mapping[str, int], transposed: Sequence[str]
+) -> Mapping[str, Any]:
+    if source.foreign or not (ranks or source.quantization):
+        return source.config
+    config = {name: value for name, value in source.config.items() if name != "quantization_config"}
+    if not ranks:
+        return config
+    ours = {"quant_method": METHOD, "format_version": FORMAT_VERSION, "usage": _USAGE, "ranks": dict(ranks)}
+    return {**config, "quantization_config": ours | ({"transposed": list(transposed)} if transposed else {})}
+
+
+def _storable(item: Layer | Keep) -> Layer | Keep:
+    """Return what a tensor is, but keep layers for which there is no module of low rank."""
+    if isinstance(item, Keep) or item.kind in _KINDS:
+        return item
+    return Keep(item.name, item.weight, f"{item.kind}, for which lrzip.hf has no module of low rank")
+
+
+def read_ranks(quantization: Mapping[str, Any], where: str) -> dict[str, int]:
+    """Return the rank of each factorized layer, by module.
+
+    Args:
+        quantization: The `quantization_config` of a compressed folder.
+        where: What to call it in messages.
+
+    Raises:
+        UnsupportedCheckpoint: It is malformed, or a later lrzip wrote it.
+    """
+    version = quantization.get("format_version")
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+        raise UnsupportedCheckpoint(
+            f"{where} has format_version {version!r}, and this lrzip knows {FORMAT_VERSION}. Update lrzip."
+        )
+    ranks = quantization.get("ranks")
+    if not isinstance(ranks, dict) or not all(type(rank) is int and rank > 0 for rank in ranks.values()):
+        raise UnsupportedCheckpoint(f"{where} has no usable `ranks`: one whole number above 0 for each layer.")
+    return ranks
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    with readable(path / _CONFIG):
+        config = json.loads((path / _CONFIG).read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise UnsupportedCheckpoint(f"`{path / _CONFIG}` holds no JSON object. Fetch the folder again.")
+    return config
+
+
+def _texts(value: object) -> list[str]:
+    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
+
+
+def _key(module: str, suffix: str) -> str:
+    return f"{module}.{suffix}" if module else suffix
+
+
+FORMAT = HuggingFace()

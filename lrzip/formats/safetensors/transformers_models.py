@@ -1,0 +1,74 @@
+"""What names and `config.json` tell about the layers of transformers' models, without transformers itself."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lrzip.core.layers import Keep, Layer, TensorSpec
+from lrzip.networks.inference import SETTLE
+
+# Models built of transformers' Conv1D, a linear layer whose weight is stored (in, out), and what they call it.
+_CONV1D_MODELS = ("clvp", "decision_transformer", "gpt2", "imagegpt", "openai-gpt")
+
+
+_CONV1D = (".c_attn.weight", ".c_fc.weight", ".c_proj.weight", ".q_attn.weight")
+
+
+# Models with convolutions in groups, which shapes alone do not show.
+_GROUPED_MODELS = ("regnet", "squeezebert")
+
+
+# Layers of a state-space mixer whose weights its kernels take, beside what they compute.
+_MIXED = (".dt_proj.weight", ".x_proj.weight", ".out_proj.weight")
+
+
+def conv1d_weights(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> list[str]:
+    """Return the weights of transformers' Conv1D, by the type of the model, their names and their biases."""
+    if config.get("model_type") not in _CONV1D_MODELS:
+        return []
+    biases = {name: tensors.get(name.removesuffix("weight") + "bias") for name in tensors if name.endswith(_CONV1D)}
+    return [name for name, bias in biases.items() if bias and bias.shape == tensors[name].shape[1:2]]
+
+
+def read_directly(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> dict[str, str]:
+    """Return the tensors that models use without calling a layer, or that transformers joins, each with the reason."""
+    experts = _sizes(config, r"\w*experts")
+    fused = {name for name, spec in tensors.items() if len(spec.shape) == 3 and spec.shape[0] in experts}
+    mixtures = {name.split(".experts.")[0] for name in tensors if ".experts." in name} | {_parent(n) for n in fused}
+    routers = tuple(f"{mixture}.{router}." for mixture in mixtures for router in ("gate", "router"))
+    mixers = {name.removesuffix(".A_log") for name in tensors if name.endswith(".A_log")}
+    reasons: dict[str, str] = {}
+    for name in tensors:
+        if ".experts." in name or name in fused:
+            reasons[name] = "experts of a mixture, which transformers holds in one tensor"
+        elif name.startswith(routers):
+            reasons[name] = "the router of a mixture of experts"
+        elif name.endswith(_MIXED) and _parent(name) in mixers:
+            reasons[name] = "read directly by the mixer of a state-space model"
+    return reasons
+
+
+def doubted(config: Mapping[str, Any], item: Layer | Keep) -> Layer | Keep:
+    """Return what a tensor was inferred to be, or keep it if the model may be using it otherwise."""
+    if isinstance(item, Keep):
+        return item
+    if config.get("model_type") in _GROUPED_MODELS and item.kind.startswith("conv"):
+        reason = f"may be a grouped convolution, as {config['model_type']} has them; `--model` tells"
+        return Keep(item.name, item.weight, reason)
+    if item.kind != "linear" or item.weight.shape[0] not in _sizes(config, "vocab_size"):
+        return item
+    reason = "as long as the vocabulary: an embedding or a head, which may share its weight"
+    if config.get("tie_word_embeddings") is not False:
+        return Keep(item.name, item.weight, reason)
+    return Keep(item.name, item.weight, f"{reason}; {SETTLE}", insist=item)
+
+
+def _sizes(config: Mapping[str, Any], pattern: str) -> set[int]:
+    """Return the numbers that a model and the models in it have under names of a pattern."""
+    parts = [config, *(value for value in config.values() if isinstance(value, dict))]
+    return {n for part in parts for name, n in part.items() if re.fullmatch(pattern, name) and isinstance(n, int)}
+
+
+def _parent(name: str) -> str:
+    """Return the module in which the module of a tensor is."""
+    return name.rpartition(".")[0].rpartition(".")[0]

@@ -1,0 +1,1 @@
+"""Formats that torch writes: state dicts, modules, TorchScript and exported programs."""

@@ -1,0 +1,148 @@
+"""Whole modules, as `torch.save(model)` writes them: their weights without running anything, with trust themselves."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lrzip.core.chains import Chain
+from lrzip.core.errors import LrzipError, UnsupportedCheckpoint, UntrustedFile
+from lrzip.core.layers import Keep, Layer
+from lrzip.core.plan import Entry
+from lrzip.formats import FORMATS
+from lrzip.formats.files.atomic import atomic_file
+from lrzip.formats.files.inert import outermost_class
+from lrzip.formats.protocols import Checkpoint, Format, Writer
+from lrzip.formats.torch.pickled import PickledFile, opened_pickle
+from lrzip.formats.torch.raw import refuse_other_dtypes
+from lrzip.formats.torch.state_dict import StateDictWriter, save_to
+from lrzip.networks.architecture import Architecture
+from lrzip.networks.build import importable
+from lrzip.networks.inference import find_layers
+from lrzip.networks.surgery import leave_fast_paths, replaced
+
+
+class ModuleFile(PickledFile):
+    """An open file of a whole module. With trust the module is loaded, and says what its layers are."""
+
+    def __init__(self, path: Path, *, key: str | None, trust: bool) -> None:
+        super().__init__(path, key=key)
+        self.trust = trust
+        self.knows_layers = trust
+        self._architecture = Architecture.of(self.load()) if trust else None
+
+    def load(self) -> nn.Module:
+        """Load the module, which runs code from the file.
+
+        Raises:
+            UnsupportedCheckpoint: Its class cannot be imported, or does not load.
+        """
+        try:
+            with importable(Path.cwd()), warnings.catch_warnings():
+                # A class whose source differs from the one that was saved is the user's own, and newer.
+                warnings.simplefilter("ignore", torch.serialization.SourceChangeWarning)
+                module = torch.load(self.path, map_location="cpu", weights_only=False)
+        except Exception as error:
+            said = " ".join(str(error).split())[:160].rstrip(".") or type(error).__name__
+            raise UnsupportedCheckpoint(
+                f"`{self.path}` is a module of class `{self.kind}`, which cannot be loaded: {said}. "
+                "Make the class importable, or leave out `--trust`, which gives its state_dict."
+            ) from error
+        if not isinstance(module, nn.Module):
+            raise UnsupportedCheckpoint(f"`{self.path}` holds `{self.kind}`, which is no module.")
+        return module
+
+    def network(self) -> nn.Module:
+        """Return the module."""
+        if not self.trust:
+            raise UntrustedFile(
+                f"`{self.path}` is a module of class `{self.kind}`, and loading it can run code from the file. Pass "
+                "`--trust` if you know where it came from, or build the network by `--model`."
+            )
+        return self.load()
+
+    def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
+        """Return what each tensor is, as the module says if it is trusted."""
+        known = architecture or self._architecture
+        kinds: dict[str, str] | None = {} if self.trust else None  # the module itself tells which chains are whose
+        return find_layers(self.path, self.tensors(), known, untouchable=self.untouchable(), kinds=kinds)
+
+    def carries(self, format_: str) -> bool:
+        """Tell whether the output is the module itself."""
+        return self.trust and format_ == self.format
+
+
+class Module:
+    """Files of torch.save that hold a module rather than its state_dict."""
+
+    suffixes: Sequence[str] = (".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")
+    usage: str | None = None
+    is_program = False
+
+    def matches(self, path: Path) -> bool:
+        """Tell by the class of the outermost object."""
+        if not path.is_file():
+            return False
+        with opened_pickle(path) as file:
+            return file is not None and outermost_class(file) is not None
+
+    def open(self, path: Path, *, key: str | None, trust: bool) -> ModuleFile:
+        """Open a file; without `trust`, the module is not loaded."""
+        return ModuleFile(path, key=key, trust=trust)
+
+    def files(self, path: Path) -> Sequence[Path]:
+        """Return the file itself."""
+        return [path]
+
+    def write(
+        self, destination: Path, source: Checkpoint, layout: Sequence[Entry], *, drop: Sequence[str]
+    ) -> AbstractContextManager[Writer]:
+        """Write the module with its layers replaced if it is trusted, else a state_dict of its weights."""
+        if isinstance(source, ModuleFile) and source.trust:
+            return _write_module(destination, source, layout)
+        state_dict: Format = FORMATS["state_dict"]
+        return state_dict.write(destination, source, layout, drop=drop)
+
+
+@contextmanager
+def _write_module(destination: Path, source: ModuleFile, layout: Sequence[Entry]) -> Iterator[Writer]:
+    refuse_other_dtypes(source, layout)
+    with atomic_file(destination) as temporary:
+        writer = StateDictWriter()
+        yield writer
+        module = _rewritten(source, layout, writer.tensors)
+        with temporary.open("wb") as file:
+            save_to(file, module)
+
+
+def _rewritten(source: ModuleFile, layout: Sequence[Entry], computed: Mapping[str, Tensor]) -> nn.Module:
+    """Return the module with tensors of a layout replaced by others, and layers by chains."""
+    result = source.load()
+    own = result.state_dict()
+    kinds = {item.weight.name: item for item in source.layers() if isinstance(item, Layer)}
+    biases = {layer.bias.name for layer in kinds.values() if layer.bias}
+    renamed = {e.origin: e.spec for e in layout if e.origin in biases and e.origin != e.spec.name}
+    stages: dict[str, list[Entry]] = {}
+    for entry in layout:
+        if not entry.copied:
+            stages.setdefault(entry.origin, []).append(entry)
+    for name, entries in stages.items():
+        if name in renamed or [entry.spec.name for entry in entries] == [name]:
+            own[name].copy_(computed[entries[0].spec.name])
+            continue
+        if name not in kinds or len(entries) < 2:
+            raise LrzipError(
+                f"`{name}` is no layer that a chain can replace in a module. Write it with `-o weights.pt`."
+            )
+        layer = kinds[name]
+        bias = layer.bias if layer.bias and layer.bias.name in renamed else None
+        chain = Chain(layer.module, tuple(entry.spec for entry in entries), bias, layer.kind)
+        result = replaced(result, chain, [computed[entry.spec.name] for entry in entries])
+    leave_fast_paths(result)
+    return result
+
+
+FORMAT = Module()

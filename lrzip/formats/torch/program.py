@@ -1,0 +1,313 @@
+"""Programs that torch.export.save writes (.pt2).
+
+The weights are raw bytes beside a list of their shapes, and reading them runs nothing. Loading the program itself,
+which replacing its layers takes, can run code from the file.
+"""
+
+import json
+import re
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lrzip.core.costs import Positions, Timing
+from lrzip.core.errors import LrzipError, UnsupportedCheckpoint, UntrustedFile
+from lrzip.core.layers import Keep, Layer
+from lrzip.core.moments import Arguments, Observe
+from lrzip.core.plan import Entry
+from lrzip.core.report import Difference
+from lrzip.formats.files.archive import checked_members
+from lrzip.formats.files.atomic import atomic_file
+from lrzip.formats.files.raw import Block, RawTensor, members_of
+from lrzip.formats.protocols import Checkpoint, Writer
+from lrzip.formats.torch.raw import RawFile, refuse_other_dtypes
+from lrzip.networks.architecture import Architecture
+from lrzip.networks.inputs import InputShape
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+
+_MODEL = r"([^/]+)/models/([^/]+)\.json"
+
+
+_OLD = "serialized_exported_program.json"
+
+
+_OLD_WEIGHTS = r"[^/]+/data/weights/[^/]+\.pt"
+
+
+_COMPILED = r"[^/]+/data/aotinductor/.*"
+
+
+_LISTING_LIMIT = 1 << 29
+
+
+_DTYPES = {
+    1: torch.uint8,
+    2: torch.int8,
+    3: torch.int16,
+    4: torch.int32,
+    5: torch.int64,
+    6: torch.float16,
+    7: torch.float32,
+    8: torch.float64,
+    9: torch.complex32,
+    10: torch.complex64,
+    11: torch.complex128,
+    12: torch.bool,
+    13: torch.bfloat16,
+    28: torch.uint16,
+    29: torch.float8_e4m3fn,
+    30: torch.float8_e5m2,
+    31: torch.float8_e4m3fnuz,
+    32: torch.float8_e5m2fnuz,
+    33: torch.float8_e8m0fnu,
+    34: torch.uint32,
+    35: torch.uint64,
+}
+
+
+"""Torch's dtype of each code of the format."""
+
+
+class ProgramFile(RawFile):
+    """An open .pt2 file. With trust its graph says what the weights are, else their names."""
+
+    def __init__(self, path: Path, *, trust: bool) -> None:
+        checked_members(path)
+        members = members_of(path)
+        root = _root(path, list(members))
+        extra = f"{root}/extra/"
+        self._extra = {name.removeprefix(extra): block for name, block in members.items() if name.startswith(extra)}
+        config = _listing(path, members, root)
+        super().__init__(path, "program", _tensors(path, config, members, root), ["the program"])
+        self._pickled = [name for name, item in config.items() if item["use_pickle"]]
+        self.trust = trust
+        self._program: ExportedProgram | None = None
+        self._known = self._look() if trust else None
+        self.knows_layers = trust
+
+    def _look(self) -> Sequence[Layer | Keep]:
+        from lrzip.networks.programs.rewrite import program_layers
+
+        self._program = self.program()
+        return program_layers(self._program, self._specs, self.untouchable())
+
+    def program(self) -> "ExportedProgram":
+        """Return the program, for the caller to change. Loading it, which takes long, may run code from the file."""
+        from lrzip.networks.programs.rewrite import load_program
+
+        program, self._program = self._program, None
+        try:
+            return program or load_program(self.path)
+        except Exception as error:
+            said = " ".join(str(error).split())[:160].rstrip(".") or type(error).__name__
+            raise UnsupportedCheckpoint(
+                f"`{self.path}` is damaged, or needs operators that are not installed: {said}."
+            ) from error
+
+    def network(self) -> nn.Module:
+        """Return the program as a network that can be trained."""
+        from lrzip.networks.programs.trainable import network_of
+
+        if not self.trust:
+            raise UntrustedFile(
+                f"`{self.path}` is a program, which must be loaded to be trained, and that can run code from the file. "
+                "Pass `--trust` if you know where it came from."
+            )
+        return network_of(self.program(), self.path)
+
+    def extra_files(self) -> Mapping[str, str]:
+        """Return the texts stored beside the program, by name."""
+        return {name: _bytes(self.path, block).decode() for name, block in self._extra.items()}
+
+    def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
+        """Return what each tensor is: by the graph if the file is trusted, which knows best."""
+        return super().layers(architecture) if self._known is None else self._known
+
+    def untouchable(self) -> Mapping[str, str]:
+        """Return the reasons against touching tensors, by name."""
+        return {**super().untouchable(), **dict.fromkeys(self._pickled, "pickled within the program")}
+
+    def read(self, name: str) -> Tensor:
+        """Return one tensor."""
+        self._refuse_pickled(name)
+        return super().read(name)
+
+    def chunks(self, name: str) -> Iterator[memoryview]:
+        """Yield the bytes of one tensor."""
+        self._refuse_pickled(name)
+        return super().chunks(name)
+
+    def compare(self, output: Path) -> Sequence[Difference]:
+        """Run both programs on the inputs that are stored in this one, if any are."""
+        from lrzip.networks.programs.rewrite import load_program
+        from lrzip.networks.programs.run import differences
+
+        return differences(self.program(), load_program(output)) if FORMAT.matches(output) else ()
+
+    def measure(self, inputs: Sequence[InputShape]) -> tuple[Mapping[str, Positions], int] | None:
+        """Run the program, if it is trusted, on inputs of these shapes or on those that are stored in it."""
+        if not self.trust:
+            return None
+        from lrzip.networks.programs.run import measure
+
+        return measure(self.program(), [item for item in self.layers() if isinstance(item, Layer)], inputs)
+
+    def time(self, output: Path, inputs: Sequence[InputShape]) -> Timing | None:
+        """Run both programs in turns."""
+        from lrzip.networks.programs.rewrite import load_program
+        from lrzip.networks.programs.run import time
+
+        if not self.trust or not FORMAT.matches(output):
+            return None
+        layers = [item for item in self.layers() if isinstance(item, Layer)]
+        return time(self.program(), load_program(output), layers, inputs)
+
+    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], see: Observe) -> None:
+        """Run the program on batches and show what layers are applied to."""
+        from lrzip.networks.programs.observe import watch_program
+
+        watch_program(self.exported(), {layer.weight.name: layer for layer in layers}, batches, see)
+
+    def exported(self) -> "ExportedProgram":
+        """Return the program."""
+        self.refuse_replacing(self.format)
+        return self.program()
+
+    def refuse_replacing(self, format_: str) -> None:
+        """Refuse to write a program without trust."""
+        if format_ == self.format and not self.trust:
+            raise UntrustedFile(
+                f"`{self.path}` is a program, and to replace its layers it must be loaded, which can run code from the "
+                "file. Pass `--trust` if you know where it came from, or write its weights alone with `-o weights.pt`."
+            )
+
+    def carries(self, format_: str) -> bool:
+        """Tell whether the output is a program."""
+        return format_ == self.format
+
+    def _refuse_pickled(self, name: str) -> None:
+        if name in self._pickled:
+            raise UnsupportedCheckpoint(f"`{name}` in `{self.path}` is pickled, and reading it would run code.")
+
+
+class ProgramWriter:
+    """Collects computed tensors; the program is rewritten with all of them at the end."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Take one computed tensor."""
+        self.tensors[name] = tensor
+
+
+class Program:
+    """Files of torch.export.save."""
+
+    suffixes: Sequence[str] = (".pt2",)
+    usage: str | None = None
+    is_program = True
+
+    def matches(self, path: Path) -> bool:
+        """Tell by the members of a zip."""
+        if not path.is_file() or not zipfile.is_zipfile(path):
+            return False
+        with zipfile.ZipFile(path) as archive:
+            return any(re.fullmatch(_MODEL, name) or name == _OLD for name in archive.namelist())
+
+    def open(self, path: Path, *, key: str | None, trust: bool) -> ProgramFile:
+        """Open a file; without `trust`, the program in it is not loaded."""
+        if key:
+            raise UnsupportedCheckpoint(f"`{path}` is a program and has no entries, so `--key {key}` names nothing.")
+        return ProgramFile(path, trust=trust)
+
+    def files(self, path: Path) -> Sequence[Path]:
+        """Return the file itself."""
+        return [path]
+
+    @contextmanager
+    def write(
+        self, destination: Path, source: Checkpoint, layout: Sequence[Entry], *, drop: Sequence[str]
+    ) -> Iterator[Writer]:
+        """Write the source's program with its layers replaced, and the files stored beside it."""
+        from lrzip.networks.programs.rewrite import rewrite, write_program
+
+        del drop  # a program has no entries
+        if not isinstance(source, ProgramFile):
+            raise LrzipError(
+                f"`{source.path}` is not a program, so `{destination}` cannot be one. Give the output another suffix."
+            )
+        source.refuse_replacing(source.format)
+        refuse_other_dtypes(source, layout)
+        with atomic_file(destination) as temporary:
+            writer = ProgramWriter()
+            yield writer
+            program = rewrite(source.program(), layout, writer.tensors)
+            with temporary.open("wb") as file:
+                write_program(program, file, source.extra_files())
+
+
+def _root(path: Path, members: Sequence[str]) -> str:
+    """Return the folder in the archive that holds everything, after checking that there is one program in it."""
+    if any(name == _OLD or re.fullmatch(_OLD_WEIGHTS, name) for name in members):
+        raise UnsupportedCheckpoint(
+            f"`{path}` is a torch.export program as an older torch saved it. Load and save it with torch 2.10 or later."
+        )
+    if any(re.fullmatch(_COMPILED, name) for name in members):
+        raise UnsupportedCheckpoint(
+            f"`{path}` holds a program compiled by AOTInductor. Compress the .pt2 that it was compiled from."
+        )
+    roots = [(found[1], found[2]) for name in members if (found := re.fullmatch(_MODEL, name))]
+    if len(roots) != 1 or roots[0][1] != "model":
+        names = ", ".join(name for _, name in roots)
+        raise UnsupportedCheckpoint(
+            f"`{path}` holds the programs {names}; lrzip reads a single one named model, as torch.export.save writes."
+        )
+    return roots[0][0]
+
+
+def _listing(path: Path, members: Mapping[str, Block], root: str) -> Mapping[str, Mapping[str, Any]]:
+    """Return what the archive says of each weight, by name."""
+    listing = members.get(f"{root}/data/weights/model_weights_config.json")
+    if listing is None:
+        raise UnsupportedCheckpoint(f"`{path}` does not store its weights. Save the program again with them.")
+    if listing.nbytes > _LISTING_LIMIT:
+        raise UnsupportedCheckpoint(f"`{path}` lists its weights in {listing.nbytes} bytes, more than any file needs.")
+    if _bytes(path, members.get(f"{root}/byteorder", Block(0, 0))) == b"big":
+        raise UnsupportedCheckpoint(f"`{path}` is big-endian, and lrzip reads little-endian files.")
+    config = json.loads(_bytes(path, listing))["config"]
+    return {str(name): dict(item) for name, item in config.items()}
+
+
+def _tensors(
+    path: Path, config: Mapping[str, Mapping[str, Any]], members: Mapping[str, Block], root: str
+) -> dict[str, RawTensor]:
+    tensors: dict[str, RawTensor] = {}
+    for name, item in config.items():
+        file, meta = item["path_name"], item["tensor_meta"]
+        block = members.get(f"{root}/data/weights/{file}")
+        if block is None or "/" in file:
+            raise UnsupportedCheckpoint(f"`{path}` puts `{name}` into {file!r}, which is not a member of it.")
+        shape, strides = (tuple(count["as_int"] for count in meta[key]) for key in ("sizes", "strides"))
+        tensor = RawTensor(block, _DTYPES[meta["dtype"]], shape, strides, meta["storage_offset"]["as_int"])
+        # A pickle tells nothing of where in it the tensor is; it is never read as raw bytes.
+        tensors[name] = replace(tensor, block=Block(0, 1 << 62)) if item["use_pickle"] else tensor
+    return tensors
+
+
+def _bytes(path: Path, block: Block) -> bytes:
+    with path.open("rb") as file:
+        file.seek(block.start)
+        return file.read(block.nbytes)
+
+
+FORMAT = Program()

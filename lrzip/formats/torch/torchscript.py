@@ -1,0 +1,116 @@
+"""TorchScript programs: their weights are read, and nothing of them runs."""
+
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from lrzip.core.errors import UnsupportedCheckpoint
+from lrzip.core.plan import Entry
+from lrzip.formats.files.archive import checked_members
+from lrzip.formats.files.inert import Inert
+from lrzip.formats.files.raw import RawTensor
+from lrzip.formats.protocols import Checkpoint, Writer
+from lrzip.formats.torch.pickled import Pickled, mapping_of, read_archive
+from lrzip.formats.torch.raw import RawFile
+
+_CODE = r"(.*/)?code/.*"
+
+
+_CLASS = re.compile(r"^class (\w+)\(Module\):\n((?:  __\w+__ = .*\n)*)", re.MULTILINE)
+
+
+_LISTED = re.compile(r"^  __(?:parameters|buffers)__ = \[(.*)\]$", re.MULTILINE)
+
+
+class TorchScriptFile(RawFile):
+    """An open file of torch.jit.save."""
+
+    def __init__(self, path: Path) -> None:
+        checked_members(path, compressed=_CODE)
+        pickled = read_archive(path)
+        found: dict[str, RawTensor] = {}
+        _gather(pickled, pickled.content, _tensor_names(path), "", found)
+        super().__init__(path, "torchscript", found, ["the TorchScript program"])
+
+    def refuse_replacing(self, format_: str) -> None:
+        """Refuse: a TorchScript program cannot be rewritten."""
+        del format_
+        raise UnsupportedCheckpoint(
+            f"`{self.path}` is a TorchScript program, whose layers cannot be replaced. Save its weights with "
+            f"`lrzip export {self.path} --to state-dict` and compress those, or export the model with torch.export."
+        )
+
+    def carries(self, format_: str) -> bool:
+        """Tell that no output keeps the program."""
+        del format_
+        return False
+
+
+class TorchScript:
+    """Files of torch.jit.save."""
+
+    suffixes: Sequence[str] = (".jit",)
+    usage: str | None = None
+    is_program = False
+
+    def matches(self, path: Path) -> bool:
+        """Tell by the members of a zip."""
+        if not path.is_file() or not zipfile.is_zipfile(path):
+            return False
+        with zipfile.ZipFile(path) as archive:
+            return any(re.fullmatch(r"([^/]+/)?(code/.*|constants\.pkl)", name) for name in archive.namelist())
+
+    def open(self, path: Path, *, key: str | None, trust: bool) -> TorchScriptFile:
+        """Open a file; it is not loaded, so there is nothing to trust."""
+        del trust
+        if key:
+            raise UnsupportedCheckpoint(f"`{path}` is TorchScript and has no entries, so `--key {key}` names nothing.")
+        return TorchScriptFile(path)
+
+    def files(self, path: Path) -> Sequence[Path]:
+        """Return the file itself."""
+        return [path]
+
+    def write(
+        self, destination: Path, source: Checkpoint, layout: Sequence[Entry], *, drop: Sequence[str]
+    ) -> AbstractContextManager[Writer]:
+        """Refuse: lrzip writes no TorchScript."""
+        del source, layout, drop
+        raise UnsupportedCheckpoint(f"lrzip does not write TorchScript, as `{destination}` would be. Use .pt or .pt2.")
+
+
+def _gather(
+    pickled: Pickled, value: Inert, names: Mapping[str, Sequence[str]], prefix: str, found: dict[str, RawTensor]
+) -> None:
+    """Add the parameters and buffers of a module and of those within it."""
+    pickled.count()
+    own: list[tuple[str, RawTensor]] = []
+    children: list[tuple[str, Inert]] = []
+    for name, item in (mapping_of(value.state) or {}).items():
+        tensor = pickled.tensor(item)
+        if tensor and name in names.get(str(value.name), ()):
+            own.append((f"{prefix}{name}", tensor))
+        elif isinstance(item, Inert) and str(item.name) in names:
+            children.append((f"{prefix}{name}.", item))
+    found.update(own)
+    for inner, child in children:
+        _gather(pickled, child, names, inner, found)
+
+
+def _tensor_names(path: Path) -> Mapping[str, Sequence[str]]:
+    """Return the names of the parameters and buffers of each class, as the code of the program lists them."""
+    names: dict[str, Sequence[str]] = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            place = re.fullmatch(r"(?:[^/]+/)?code/(.*)\.py", member)
+            if place is None:
+                continue
+            for found in _CLASS.finditer(archive.read(member).decode()):
+                listed = " ".join(_LISTED.findall(found[2]))
+                names[f"{place[1].replace('/', '.')}.{found[1]}"] = re.findall(r'"([^"]*)"', listed)
+    return names
+
+
+FORMAT = TorchScript()

@@ -1,0 +1,1 @@
+"""Parts of which the factorizations of `lrzip.linalg` are made."""

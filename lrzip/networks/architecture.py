@@ -1,0 +1,128 @@
+"""What the modules of a live network are: layers that can be factorized, or why not."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from lrzip.networks.attention import PROJECTIONS
+
+_KINDS: Mapping[type[nn.Module], str] = {
+    nn.Linear: "linear",
+    nn.Embedding: "embedding",
+    nn.Conv1d: "conv1d",
+    nn.Conv2d: "conv2d",
+    nn.Conv3d: "conv3d",
+    nn.ConvTranspose1d: "conv_transpose1d",
+    nn.ConvTranspose2d: "conv_transpose2d",
+    nn.ConvTranspose3d: "conv_transpose3d",
+}
+
+
+_HOOKED = "it carries forward hooks, which would be lost"
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the weight of a module is.
+
+    Attributes:
+        kind: As `lrzip.core.layers.Layer` has it; None if it is not the weight of such a layer.
+        groups: Of a convolution.
+        reason: Why the module cannot be replaced, or None.
+    """
+
+    kind: str | None
+    groups: int = 1
+    reason: str | None = None
+
+
+def known(module: nn.Module) -> Known:
+    """Return what a module is by its class and attributes; a subclass counts if it computes what its parent does."""
+    kind = _kind(module)
+    if kind is None:
+        return Known(None, reason=f"the weight of {type(module).__name__}, which has no factors here")
+    groups = getattr(module, "groups", 1)
+    return Known(kind, groups if isinstance(groups, int) else 1, _obstacle(module))
+
+
+def _projections(module: nn.MultiheadAttention) -> Known:
+    """Return what the input projections of an attention module are."""
+    reason = None
+    if type(module).forward is not nn.MultiheadAttention.forward:
+        reason = f"the input projection of {type(module).__name__}"
+    elif "in_proj_weight" not in module._parameters or module.in_proj_weight is None:
+        reason = "attention whose query, key and value differ in width"
+    elif module.bias_k is not None or module.add_zero_attn:
+        reason = "attention with further keys of its own (add_bias_kv or add_zero_attn)"
+    elif module._forward_hooks or module._forward_pre_hooks:
+        reason = _HOOKED
+    return Known("attention", PROJECTIONS, reason)
+
+
+def _kind(module: nn.Module) -> str | None:
+    for parent, kind in _KINDS.items():
+        if isinstance(module, parent):
+            return kind if type(module).forward is parent.forward else None
+    # Its weight is stored (in, out).
+    transposed = type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+    return "linear_transposed" if transposed else None
+
+
+def _obstacle(module: nn.Module) -> str | None:
+    if "weight" not in module._parameters:
+        return "its weight is computed from other tensors (weight norm or another parametrization)"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return _HOOKED
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return "read directly by nn.MultiheadAttention"
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        return "an embedding whose rows are renormalized (max_norm)"
+    if getattr(module, "groups", 1) == getattr(module, "in_channels", 0) > 1:
+        return "depthwise: nothing to share between channels"
+    return None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a network says of the tensors of its checkpoints.
+
+    Attributes:
+        layers: What each module with a weight is, by its path; `x.in_proj` stands for the input projections of an
+            nn.MultiheadAttention `x`.
+        classes: Name of the class of each module.
+        shapes: Of all tensors of its state_dict.
+        shared: For each tensor that stands under several names, another one of them.
+    """
+
+    layers: Mapping[str, Known]
+    classes: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]]
+    shared: Mapping[str, str]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Architecture":
+        """Return what a live network says; its weights do not matter."""
+        modules = dict(model.named_modules(remove_duplicate=False))
+        attentions = {name: module for name, module in modules.items() if isinstance(module, nn.MultiheadAttention)}
+        state = model.state_dict(keep_vars=True)
+        users: dict[int, list[str]] = {}
+        for name, tensor in state.items():
+            users.setdefault(id(tensor), []).append(name)
+        return cls(
+            {name: known(module) for name, module in modules.items() if has_weight(module)}
+            | {f"{name}.in_proj".removeprefix("."): _projections(module) for name, module in attentions.items()},
+            {name: type(module).__name__ for name, module in modules.items()},
+            {name: tuple(tensor.shape) for name, tensor in state.items()},
+            {name: next(o for o in names if o != name) for names in users.values() if len(names) > 1 for name in names},
+        )
+
+    @property
+    def kinds(self) -> Mapping[str, str]:
+        """Kinds of the layers that a chain of weights may stand for, by module."""
+        return {name: what.kind or "ordinary" for name, what in self.layers.items() if name}
+
+
+def has_weight(module: nn.Module) -> bool:
+    """Tell whether a module has a weight of its own."""
+    return isinstance(getattr(module, "weight", None), Tensor)

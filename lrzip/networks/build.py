@@ -1,0 +1,113 @@
+"""The user's network, named as `pkg.mod:Net`."""
+
+import importlib
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lrzip.core.errors import LrzipError, UsageError
+
+
+def build(spec: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
+    """Import and call a class or factory, and return the network in evaluation mode.
+
+    Args:
+        spec: `pkg.mod:Net`; the working directory is importable. Dots after the colon lead into objects.
+        arguments: Keyword arguments of the call.
+
+    Raises:
+        UsageError: `spec` has no colon.
+        LrzipError: It cannot be imported or called, or what it returns is no module.
+    """
+    factory = locate(spec, "--model")
+    if isinstance(factory, nn.Module):
+        return factory.eval()
+    if not callable(factory):
+        raise LrzipError(f"`{spec}` is {type(factory).__name__}, not a class or function that gives a network.")
+    try:
+        made = factory(**(arguments or {}))
+    except Exception as error:
+        raise LrzipError(
+            f"`{spec}` could not be built: {_said(error)}. Give what it takes with `--model-arg NAME=VALUE`."
+        ) from error
+    if not isinstance(made, nn.Module):
+        raise LrzipError(f"`{spec}` returned {type(made).__name__}, not an nn.Module.")
+    return made.eval()
+
+
+def locate(spec: str, option: str) -> Any:
+    """Return what `pkg.mod:name` names; importing it runs its code.
+
+    Args:
+        spec: The working directory is importable. Dots after the colon lead into objects.
+        option: That it was given for, for messages.
+
+    Raises:
+        UsageError: `spec` has no colon.
+        LrzipError: There is no such module or name.
+    """
+    module_name, colon, path = spec.partition(":")
+    if not (module_name and colon and path):
+        raise UsageError(f"`{option}` takes `pkg.mod:Net`, a module and a class or function in it, got `{spec}`.")
+    return _lookup(spec, _import(spec, module_name), path)
+
+
+def parse_arguments(texts: Iterable[str]) -> dict[str, Any]:
+    """Return keyword arguments written as NAME=VALUE; a value that is no JSON is a string."""
+    arguments: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise UsageError(f"`--model-arg` takes NAME=VALUE, such as `width=64`, got `{text}`.")
+        try:
+            arguments[name] = json.loads(value)
+        except ValueError:
+            arguments[name] = value
+    return arguments
+
+
+def _import(spec: str, name: str) -> Any:
+    with importable(Path.cwd()):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            missing = error.name or name
+            if name == missing or name.startswith(f"{missing}."):
+                raise LrzipError(
+                    f"`{spec}` cannot be imported: there is no module `{missing}` here or among what is installed."
+                ) from error
+            raise LrzipError(f"`{spec}` cannot be imported: it needs `{missing}`, which is not installed.") from error
+        except Exception as error:
+            raise LrzipError(f"`{spec}` cannot be imported: {_said(error)}.") from error
+
+
+@contextmanager
+def importable(folder: Path) -> Iterator[None]:
+    """Let modules be imported from a folder."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _lookup(spec: str, module: Any, path: str) -> Any:
+    found = module
+    for part in path.split("."):
+        if not hasattr(found, part):
+            near = get_close_matches(part, dir(found), n=3)
+            hint = f" Did you mean {' or '.join(f'`{name}`' for name in near)}?" if near else ""
+            raise LrzipError(f"`{spec}`: `{getattr(found, '__name__', path)}` has no `{part}`.{hint}")
+        found = getattr(found, part)
+    return found
+
+
+def _said(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:160]}".rstrip(". :")

@@ -1,0 +1,95 @@
+"""What a network takes: shapes, and random inputs of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from lrzip.core.errors import LrzipError, UsageError
+
+BATCH = "batch"
+
+
+# Integers are often indices; these are valid ones for any table of two rows.
+_INDICES = 2
+
+
+@dataclass(frozen=True)
+class InputShape:
+    """One input of a network.
+
+    Attributes:
+        sizes: As given; those of dynamic dimensions are examples.
+        names: Of the dynamic dimensions, None elsewhere.
+        dtype: torch's name.
+    """
+
+    sizes: tuple[int, ...]
+    names: tuple[str | None, ...]
+    dtype: str
+
+    @classmethod
+    def parse(cls, text: str) -> "InputShape":
+        """Return what `1,3,32,32` or `1,length=128:int64` says. The first dimension is the batch.
+
+        Raises:
+            UsageError: It says nothing that could be a shape.
+        """
+        shape, _, dtype = text.partition(":")
+        sizes: list[int] = []
+        names: list[str | None] = []
+        for position, part in enumerate(shape.split(",")):
+            name, equals, size = part.strip().rpartition("=")
+            if not size.isdigit() or int(size) < 1 or (equals and not name.isidentifier()):
+                raise UsageError(
+                    f"`--input-shape` takes sizes such as `1,3,32,32` or `1,length=128:int64`, got `{text}`."
+                )
+            sizes.append(int(size))
+            names.append(name or (None if position else BATCH))
+        if not isinstance(getattr(torch, dtype or "float32", None), torch.dtype):
+            raise UsageError(f"`--input-shape {text}`: `{dtype}` is no dtype of torch.")
+        return cls(tuple(sizes), tuple(names), dtype or "float32")
+
+    def example(self, batch: int, generator: Generator) -> Tensor:
+        """Return a random input with some batch size; integers are 0 or 1."""
+        sizes = [batch if name == BATCH else size for size, name in zip(self.sizes, self.names, strict=True)]
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        if dtype.is_floating_point or dtype.is_complex:
+            return torch.randn(sizes, generator=generator).to(dtype)
+        return torch.randint(_INDICES, sizes, generator=generator).to(dtype)
+
+
+def examples(inputs: Sequence[InputShape], batch: int = 1) -> tuple[Tensor, ...]:
+    """Return random inputs of a network, the same every time."""
+    generator = Generator().manual_seed(0)
+    return tuple(shape.example(batch, generator) for shape in inputs)
+
+
+def run(model: Any, inputs: Sequence[InputShape], *, batch: int = 1) -> list[Tensor]:
+    """Return the outputs of a network for random inputs, in the order in which they are nested.
+
+    Raises:
+        LrzipError: It does not take inputs of these shapes.
+    """
+    try:
+        return outputs_of(model, examples(inputs, batch))
+    except Exception as error:
+        shapes = " ".join(f"`--input-shape {','.join(map(str, shape.sizes))}:{shape.dtype}`" for shape in inputs)
+        said = " ".join(str(error).split())[:160].rstrip(".")
+        raise LrzipError(f"The network does not take {shapes}: {type(error).__name__}: {said}.") from error
+
+
+def outputs_of(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """Return the tensors that a network puts out, in the order in which they are nested."""
+    with torch.no_grad():
+        leaves = torch.utils._pytree.tree_leaves(model(*inputs))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def described(inputs: Any) -> str:
+    """Return shapes and dtypes of one example's inputs, for people."""
+    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    texts = [f"{str(leaf.dtype).removeprefix('torch.')} {tuple(leaf.shape[1:])}" for leaf in leaves]
+    return " and ".join(texts) or type(inputs).__name__

@@ -1,0 +1,66 @@
+"""Where the inputs of layers are seen: in a live network by hooks, in a program by running its graph."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrzip.core.activations import Inputs, Window
+from lrzip.core.layers import Layer
+from lrzip.core.moments import Arguments, Observe
+from lrzip.networks.attention import PROJECTIONS
+
+
+def watch_network(model: nn.Module, layers: Mapping[str, Layer], batches: Sequence[Arguments], see: Observe) -> None:
+    """Run a network in evaluation mode and show what its layers are applied to.
+
+    Args:
+        model: The network.
+        layers: By the path of their module, or that of an nn.MultiheadAttention with `.in_proj`.
+        batches: What to run it on.
+        see: Gets the name of each layer, and its inputs, for every call.
+    """
+    with ExitStack() as hooks, torch.no_grad():
+        fast = torch.backends.mha.get_fastpath_enabled()
+        hooks.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        torch.backends.mha.set_fastpath_enabled(False)  # its kernels run no layers
+        for path, layer in layers.items():
+            module = model.get_submodule(path.removesuffix("in_proj").removesuffix(".") if _attends(layer) else path)
+            hook = module.register_forward_pre_hook(_hook(layer, see), with_kwargs=True)
+            hooks.callback(hook.remove)
+        for args, kwargs in batches:
+            model(*args, **kwargs)
+
+
+def _attends(layer: Layer) -> bool:
+    return layer.kind == "attention"
+
+
+def _hook(layer: Layer, see: Observe) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if _attends(layer):
+            named = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+            see(layer.name, Inputs(layer.kind, (named["query"], named["key"], named["value"])))
+            return
+        x = args[0] if args else next(iter(kwargs.values()))
+        window = _window_of(module) if layer.kind.startswith("conv") else None
+        see(layer.name, inputs_of(layer, x, window))
+
+    return hook
+
+
+def inputs_of(layer: Layer, x: Tensor, window: Window | None) -> Inputs:
+    """Return the inputs of a layer, by the groups of its weight."""
+    if layer.kind.startswith("conv_transpose"):
+        return Inputs(layer.kind, (x,))
+    if window:
+        batched = x if x.dim() == len(window.kernel) + 2 else x[None]
+        return Inputs(layer.kind, tuple(batched.chunk(layer.groups, 1)), window)
+    return Inputs(layer.kind, (x,) * (PROJECTIONS if _attends(layer) else 1))
+
+
+def _window_of(module: nn.Module) -> Window:
+    values = [getattr(module, name) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")]
+    return Window.of(*values)

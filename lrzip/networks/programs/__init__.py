@@ -1,0 +1,1 @@
+"""Programs of torch.export: their graphs, rewritten, run, observed and made trainable."""

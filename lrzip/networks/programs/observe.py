@@ -1,0 +1,81 @@
+"""Observe the inputs of layers while a program of torch.export runs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import Interpreter, Node
+from torch.utils import _pytree as pytree
+
+from lrzip.core.activations import Window
+from lrzip.core.layers import Layer
+from lrzip.core.moments import Arguments, Observe
+from lrzip.networks.observe import inputs_of
+from lrzip.networks.programs.operators import OPERATORS, is_layer
+from lrzip.networks.programs.rewrite import tensors_of
+
+
+def watch_program(
+    program: ExportedProgram, layers: Mapping[str, Layer], batches: Sequence[Arguments], see: Observe
+) -> None:
+    """Run a program and show what its layers are applied to.
+
+    Args:
+        program: The program.
+        layers: By the name of their weight in the program.
+        batches: What to run it on.
+        see: Gets the name of each layer, and its inputs, for every call.
+    """
+    interpreter = _Watching(program, layers, see)
+    with torch.no_grad():
+        for args, kwargs in batches:
+            interpreter.run(*arguments_of(program, args, kwargs))
+
+
+def arguments_of(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """Return what all placeholders of a program's graph stand for in a call: its tensors, and the inputs."""
+    given = iter(pytree.tree_leaves((args, kwargs)))
+    stored = tensors_of(program)
+    nodes = [node for node in program.graph.nodes if node.op == "placeholder"]
+    return [stored[node][1] if node in stored else next(given) for node in nodes]
+
+
+def call_of(node: Node, layers: Mapping[str, Layer], names: Mapping[Node, str]) -> tuple[Layer, Node] | None:
+    """Return the layer that a node is a call of, and the node of its weight.
+
+    Args:
+        node: Of a program's graph.
+        layers: By the name of their weight.
+        names: Of the program's tensors, by placeholder.
+    """
+    for weight in node.all_input_nodes if node.target in OPERATORS else ():
+        layer = layers.get(names.get(weight, ""))
+        if layer and is_layer(node, weight):
+            return layer, weight
+    return None
+
+
+def window_of(node: Node, weight: Tensor) -> Window | None:
+    """Return the window of a call of a convolution, by its arguments; None for other layers."""
+    if not OPERATORS[node.target].kind.startswith("conv"):
+        return None
+    given = dict(enumerate(node.args))
+    return Window.of(weight.shape[2:], given.get(3, 1), given.get(4, 0), given.get(5, 1))
+
+
+class _Watching(Interpreter):
+    def __init__(self, program: ExportedProgram, layers: Mapping[str, Layer], see: Observe) -> None:
+        super().__init__(program.graph_module)
+        self._names = {node: name for node, (name, _) in tensors_of(program).items()}
+        self._layers, self._see = layers, see
+
+    def run_node(self, n: Node) -> Any:
+        """Run one node, and show the inputs of a layer."""
+        called = call_of(n, self._layers, self._names)
+        if called:
+            layer, weight = called
+            x = self.env[n.args[OPERATORS[n.target].x]]  # type: ignore[index]
+            self._see(layer.name, inputs_of(layer, x, window_of(n, self.env[weight])))
+        return super().run_node(n)

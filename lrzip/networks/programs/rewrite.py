@@ -1,0 +1,284 @@
+"""Programs of torch.export: what their weights are, by the graph, and graphs with layers replaced.
+
+A replaced layer keeps its node as the last stage of the chain, with its name, its metadata and its place among the
+outputs; new nodes before it are the others. All else of the graph stays as it is, dynamic shapes too.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
+from torch.fx import GraphModule, Node, map_arg
+
+from lrzip.core.chains import MOST_STAGES, kernel_stage
+from lrzip.core.layers import ROOT, Keep, Layer, TensorSpec
+from lrzip.core.plan import Entry
+from lrzip.formats.files.atomic import atomic_file
+from lrzip.networks.inference import not_a_weight, wrapper_prefix
+from lrzip.networks.programs.operators import OPERATORS, Operator, bias_of, groups_of, is_layer, signature
+
+_ATEN = torch.ops.aten
+
+
+_CONVS = {"conv1d": _ATEN.conv1d.default, "conv2d": _ATEN.conv2d.default, "conv3d": _ATEN.conv3d.default}
+
+
+def program_layers(
+    program: ExportedProgram, tensors: Mapping[str, TensorSpec], untouchable: Mapping[str, str]
+) -> Sequence[Layer | Keep]:
+    """Return what each tensor of a program is, as its graph says. Biases of layers belong to their layer.
+
+    Args:
+        program: The program.
+        tensors: Its parameters and buffers, by name.
+        untouchable: Reasons the format has found against touching a tensor, by tensor name.
+    """
+    prefix = wrapper_prefix(tensors, trainer=False)
+    graph = _Graph(program)
+    found = [_layer(spec, graph, tensors, prefix, untouchable) for spec in tensors.values()]
+    biases = {item.bias.name for item in found if isinstance(item, Layer) and item.bias}
+    return [item for item in found if isinstance(item, Layer) or item.tensor.name not in biases]
+
+
+def rewrite(program: ExportedProgram, layout: Sequence[Entry], computed: Mapping[str, Tensor]) -> ExportedProgram:
+    """Return a program with tensors replaced by others, and layers by chains; the one given is used up.
+
+    Args:
+        program: A program in memory, such as torch.export.export or torch.export.load returns.
+        layout: Every tensor of the result, as `Plan.layout` returns it.
+        computed: Other tensors, and the weights of the chains, by name.
+    """
+    graph = _Graph(program)
+    names: dict[str, list[str]] = {}
+    for entry in layout:
+        names.setdefault(entry.origin, []).append(entry.spec.name)
+    replaced = dict.fromkeys(entry.origin for entry in layout if not entry.copied)
+    fresh: dict[str, Tensor] = {}
+    for origin in replaced:
+        old = program.state_dict[origin]
+        if len(names[origin]) == 1:
+            (name,) = names[origin]
+            value = computed[name].to(old.device).clone()
+            fresh[name] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
+            continue
+        chain = {name: nn.Parameter(computed[name].to(old.device).clone(), old.requires_grad) for name in names[origin]}
+        fresh |= chain
+        graph.replace(origin, chain)
+    for origin, (name, *_) in names.items():
+        if len(names[origin]) == 1 and origin != name:
+            graph.rename(origin, name)
+    state = {e.spec.name: program.state_dict[e.origin] if e.copied else fresh[e.spec.name] for e in layout}
+    return graph.program(state)
+
+
+def tensors_of(program: ExportedProgram) -> Mapping[Node, tuple[str, Any]]:
+    """Return the parameters, buffers and constants of a program, by their placeholder, with their names."""
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    stored = {**program.constants, **program.state_dict}
+    named = {spec.arg.name: str(spec.target) for spec in program.graph_signature.input_specs if spec.target is not None}
+    return {nodes[place]: (name, stored[name]) for place, name in named.items() if name in stored}
+
+
+def fixed_batch(program: ExportedProgram) -> int | None:
+    """Return the first size of a program's first input, or None where it is dynamic."""
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    inputs = [nodes[name] for name in program.graph_signature.user_inputs if isinstance(name, str) and name in nodes]
+    sizes = [node.meta["val"].shape for node in inputs if getattr(node.meta.get("val"), "shape", ())]
+    return sizes[0][0] if sizes and isinstance(sizes[0][0], int) else None
+
+
+def load_program(path: Path) -> ExportedProgram:
+    """Load a program.
+
+    This runs code from a file that wants it: what torch.export.load reads may be pickled, or a text that is evaluated.
+    """
+    with path.open("rb") as file, quiet():
+        return torch.export.load(file)
+
+
+def save_program(program: ExportedProgram, path: Path, extra_files: Mapping[str, str] | None = None) -> None:
+    """Save a program, visible at the path only when it is complete."""
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        write_program(program, file, extra_files)
+
+
+def write_program(program: ExportedProgram, file: IO[bytes], extra_files: Mapping[str, str] | None = None) -> None:
+    """Write a program to an open file. By handle, since torch would put the name of a file into it."""
+    torch.export.save(program, file, extra_files=dict(extra_files or {}))
+
+
+def _layer(
+    spec: TensorSpec,
+    graph: "_Graph",
+    tensors: Mapping[str, TensorSpec],
+    prefix: str,
+    untouchable: Mapping[str, str],
+) -> Layer | Keep:
+    """Return what a tensor is. One that is not called `weight` makes a module of its own name."""
+    leaf = spec.name.rpartition(".")[2]
+    module = spec.name.removesuffix("weight").removesuffix(".") if leaf == "weight" else spec.name
+    name = module.removeprefix(prefix) or ROOT
+    reason = untouchable.get(spec.name) or not_a_weight(spec) or graph.obstacle(spec.name)
+    if reason:
+        return Keep(name, spec, reason)
+    bias = graph.bias(spec.name)
+    stages = tuple(f"{module}.{stage}." if module else f"{stage}." for stage in range(MOST_STAGES))
+    other = next((other for other in tensors if other.startswith(stages)), None)
+    if other:
+        return Keep(name, spec, f"its module also holds `{other}`")
+    operator, groups = graph.operator(spec.name)
+    if groups == spec.shape[0] > 1 and "transpose" not in operator.kind and spec.shape[1] == 1:
+        return Keep(name, spec, "depthwise: nothing to share between channels")
+    return Layer(name, module, operator.kind, spec, tensors[bias] if bias else None, groups)
+
+
+class _Graph:
+    """The graph of a program, with its parameters by name."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        self._program = program
+        self._module: GraphModule = program.graph_module
+        self._specs = list(program.graph_signature.input_specs)
+        nodes = {node.name: node for node in self._module.graph.nodes if node.op == "placeholder"}
+        self._placeholders = {
+            str(spec.target): nodes[spec.arg.name]
+            for spec in self._specs
+            if spec.kind is InputKind.PARAMETER and isinstance(spec.arg, TensorArgument)
+        }
+        self._changed = {spec.target for spec in program.graph_signature.output_specs if spec.target}
+
+    def obstacle(self, name: str) -> str | None:
+        """Return why a tensor cannot be replaced as the weight of a layer, or None."""
+        if name not in self._placeholders:
+            return "not a parameter of the program"
+        if name in self._changed:
+            return "changed by the program, or with a gradient among its outputs"
+        weight = self._placeholders[name]
+        if not weight.users:
+            return "not used by the program"
+        for user in weight.users:
+            if not is_layer(user, weight):
+                return self._said(user)
+        if len({signature(user) for user in weight.users}) > 1:
+            return "used by layers of different kinds"
+        return None
+
+    def operator(self, name: str) -> tuple[Operator, int]:
+        """Return what layer a weight is of, and its groups."""
+        user = next(iter(self._placeholders[name].users))
+        return OPERATORS[user.target], groups_of(user)
+
+    def bias(self, name: str) -> str | None:
+        """Return the name of the bias that all layers with a weight, and nothing else, use."""
+        users = self._placeholders[name].users
+        biases = {bias_of(user) for user in users}
+        found = [fqn for fqn, node in self._placeholders.items() if biases == {node} and set(node.users) <= set(users)]
+        return found[0] if len(found) == 1 and found[0] not in self._changed else None
+
+    def replace(self, name: str, chain: Mapping[str, nn.Parameter]) -> None:
+        """Put a chain in the place of the layers that use a weight."""
+        weight = self._placeholders.pop(name)
+        stages = [self._parameter(weight, key, value) for key, value in chain.items()]
+        for user in list(weight.users):
+            _replace(user, stages)
+        self._specs = [spec for spec in self._specs if spec.arg.name != weight.name]
+        self._module.graph.erase_node(weight)
+
+    def rename(self, name: str, to: str) -> None:
+        """Give a tensor another name; its node keeps its own."""
+        for spec in self._specs:
+            if spec.target == name:
+                spec.target = to
+
+    def program(self, state: Mapping[str, Tensor]) -> ExportedProgram:
+        """Return the program of this graph, which is verified."""
+        self._module.graph.lint()
+        self._module.recompile()
+        old = self._program
+        return ExportedProgram(
+            root=self._module,
+            graph=self._module.graph,
+            graph_signature=ExportGraphSignature(self._specs, list(old.graph_signature.output_specs)),
+            state_dict=dict(state),
+            range_constraints=dict(old.range_constraints),
+            module_call_graph=old.module_call_graph,
+            example_inputs=old.example_inputs,
+            constants=dict(old.constants),
+            verifiers=old.verifiers,
+        )
+
+    def _parameter(self, before: Node, name: str, value: nn.Parameter) -> Node:
+        """Add a parameter before another, which it stands for."""
+        graph = self._module.graph
+        with graph.inserting_before(before):
+            node = graph.placeholder(f"p_{name.replace('.', '_')}")
+        node.target = node.name
+        fake = before.meta["val"].fake_mode.from_tensor(value, static_shapes=True)
+        node.meta = {**before.meta, "val": fake}
+        place = next(index for index, spec in enumerate(self._specs) if spec.arg.name == before.name)
+        self._specs.insert(place, InputSpec(InputKind.PARAMETER, TensorArgument(name=node.name), name, None))
+        return node
+
+    def _said(self, user: Node) -> str:
+        """Return what a weight is used for that is no layer."""
+        if user.op == "output":
+            return "an output of the program"
+        if isinstance(user.target, torch._ops.HigherOrderOperator):
+            return f"used within `{user.target}`, a part of the program with a graph of its own"
+        decomposed = any(verifier.dialect != "TRAINING" for verifier in self._program.verifiers)
+        advice = "; the program is decomposed, so re-export it without run_decompositions" if decomposed else ""
+        return f"used by `{user.target}`, not as the weight of a layer{advice}"
+
+
+def _replace(user: Node, stages: Sequence[Node]) -> None:
+    """Make a layer the last stage of a chain, after new nodes that are the others."""
+    kind, groups = signature(user)
+    x, bias, rest = user.args[OPERATORS[user.target].x], bias_of(user), user.args[2:]
+    first, *_, last = stages
+    if kind.startswith("linear"):
+        for stage in stages[:-1]:
+            x = _before(user, _ATEN.linear.default, (x, stage))
+        user.target, user.args = _ATEN.linear.default, (x, last, bias)
+    elif kind == "embedding":
+        before = _before(user, user.target, (first, *user.args[1:]))
+        user.target, user.args = _ATEN.linear.default, (before, last)
+    elif kind.startswith("conv_transpose"):
+        before = _before(user, _CONVS[kind.replace("_transpose", "")], (x, first))
+        user.args = (before, last, *rest)
+    else:
+        shapes = [tuple(stage.meta["val"].shape) for stage in stages]
+        ones = [1] * (len(shapes[0]) - 2)
+        pointwise = (ones, [0] * len(ones), ones, groups)
+        kernel = kernel_stage(shapes)
+        for index, stage in enumerate(stages[:-1]):
+            geometry = (user.target, rest[1:]) if index == kernel else (_CONVS[kind], pointwise)
+            x = _before(user, geometry[0], (x, stage, None, *geometry[1]))
+        user.target, user.args = _CONVS[kind], (x, last, bias, *pointwise)
+
+
+def _before(user: Node, target: Any, args: tuple[Any, ...]) -> Node:
+    """Insert a node before another, with the shapes that its operator gives for symbolic ones."""
+    graph = user.graph
+    with graph.inserting_before(user):
+        node = graph.call_function(target, args)
+    node.meta = {key: value for key, value in user.meta.items() if key != "val"}
+    with user.meta["val"].fake_mode:
+        node.meta["val"] = target(*map_arg(args, lambda argument: argument.meta["val"]))
+    return node
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep torch.export from logging a traceback of what is then raised."""
+    logger = logging.getLogger("torch.export")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled

@@ -1,0 +1,180 @@
+"""Programs of torch.export, run: what they put out, how much they multiply, and how long they take."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import count, takewhile
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Interpreter, Node
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
+
+from lrzip.core.costs import Latency, Positions, Timing
+from lrzip.core.layers import Layer
+from lrzip.core.report import Difference
+from lrzip.networks.inputs import InputShape, examples
+from lrzip.networks.programs.rewrite import quiet
+from lrzip.networks.timing import in_turns
+
+# Runs in which layers are timed.
+_ROUNDS = 12
+
+
+@torch.no_grad()
+def differences(before: ExportedProgram, after: ExportedProgram) -> Sequence[Difference]:
+    """Run two programs on the inputs that the first was exported with, and compare their outputs.
+
+    Returns:
+        One for each tensor that they return; nothing where no inputs are stored.
+    """
+    inputs = before.example_inputs
+    if inputs is None:
+        return ()
+    names = before.graph_signature.user_outputs
+    outputs = zip(names, _outputs(before, inputs), _outputs(after, inputs), strict=True)
+    return [difference_of(str(name), old, new) for name, old, new in outputs if isinstance(old, Tensor)]
+
+
+def measure(
+    program: ExportedProgram, layers: Sequence[Layer], inputs: Sequence[InputShape]
+) -> tuple[Mapping[str, Positions], int] | None:
+    """Return how often each element of each layer's weight is multiplied in a run, by layer, and all products.
+
+    Args:
+        program: What to run.
+        layers: Of it.
+        inputs: Shapes of its inputs; none for those that are stored in it.
+
+    Returns:
+        None where there are no inputs to run it on.
+    """
+    arguments = _arguments(program, inputs)
+    if arguments is None:
+        return None
+    module = program.module()
+    counter = _Positions(module, {layer.weight.name: layer for layer in layers})
+    with quiet(), torch.no_grad(), FlopCounterMode(display=False) as flops:
+        counter.run(*arguments)
+    return counter.found, flops.get_total_flops() // 2
+
+
+def time(
+    before: ExportedProgram, after: ExportedProgram, layers: Sequence[Layer], inputs: Sequence[InputShape]
+) -> Timing | None:
+    """Return how long two programs run on the same inputs, as `measure` takes them; None where there are none.
+
+    Args:
+        before: The program.
+        after: The same with layers replaced.
+        layers: Of the first.
+        inputs: Shapes of the inputs; none for those that are stored.
+    """
+    arguments = _arguments(before, inputs)
+    if arguments is None:
+        return None
+    modules = [program.module() for program in (before, after)]
+    names = {name: layer.name for layer in layers for name in takewhile(after.state_dict.__contains__, _stages(layer))}
+    clocks = [_Clock(modules[0], {layer.weight.name: layer.name for layer in layers}), _Clock(modules[1], names)]
+    with quiet(), torch.inference_mode():
+        for clock in (clocks[number % 2] for number in range(2 * _ROUNDS)):
+            clock.run(*arguments)
+        whole = in_turns(*(partial(module, *arguments) for module in modules))
+    dense, small = (clock.medians() for clock in clocks)
+    return Timing(whole, {name: Latency(dense[name], small[name]) for name in small if name in dense})
+
+
+def _stages(layer: Layer) -> Iterator[str]:
+    """Return the names of the weights of a chain, and on."""
+    return (layer.key(f"{stage}.weight") for stage in count())
+
+
+def _arguments(program: ExportedProgram, inputs: Sequence[InputShape]) -> tuple[Any, ...] | None:
+    if inputs:
+        return examples(inputs, inputs[0].sizes[0])
+    stored, options = program.example_inputs or ((), {})
+    return tuple(stored) if stored and not options else None
+
+
+class _Positions(Interpreter):
+    """Runs a program and counts how often each element of each layer's weight is multiplied."""
+
+    def __init__(self, module: GraphModule, layers: Mapping[str, Layer]) -> None:
+        super().__init__(module)
+        self._layers = layers
+        self.found: dict[str, Positions] = {}
+
+    def run_node(self, n: Node) -> Any:
+        """Run one node."""
+        result = super().run_node(n)
+        for weight in n.all_input_nodes if n.op == "call_function" else ():
+            layer = self._layers.get(str(weight.target)) if weight.op == "get_attr" else None
+            if layer:
+                others = [self.env[x] for x in n.all_input_nodes if x is not weight]
+                given = next((x for x in others if isinstance(x, Tensor) and x.dim() > 1), others[0])
+                before = self.found.get(layer.name, Positions(0, 0))
+                self.found[layer.name] = before.plus(_positions(layer, given, result))
+        return result
+
+
+class _Clock(Interpreter):
+    """Runs a program and takes the time of the nodes that each layer's weights go into."""
+
+    def __init__(self, module: GraphModule, layers: Mapping[str, str]) -> None:
+        super().__init__(module)
+        self._layers = layers
+        self._runs: dict[str, list[float]] = {}
+
+    def run(self, *args: Any, **options: Any) -> Any:
+        """Run the program once."""
+        for seconds in self._runs.values():
+            seconds.append(0.0)
+        return super().run(*args, **options)
+
+    def run_node(self, n: Node) -> Any:
+        """Run one node."""
+        start = perf_counter()
+        result = super().run_node(n)
+        elapsed = perf_counter() - start
+        weights = [str(node.target) for node in n.all_input_nodes if node.op == "get_attr"]
+        for name in {self._layers[weight] for weight in weights if weight in self._layers and n.op == "call_function"}:
+            self._runs.setdefault(name, [0.0])[-1] += elapsed
+        return result
+
+    def medians(self) -> dict[str, float]:
+        """Return the median seconds of each layer, of all runs but the first."""
+        return {name: median(seconds[1:]) for name, seconds in self._runs.items()}
+
+
+def _positions(layer: Layer, given: Tensor, result: Tensor) -> Positions:
+    """Return how often each element of a layer's weight is multiplied in one call."""
+    first, second, *_ = layer.weight.shape
+    if layer.kind == "embedding" or layer.kind.startswith("conv_transpose"):
+        channels = 1 if layer.kind == "embedding" else first
+        return Positions(given.numel() // channels, given.numel() // channels)
+    out, inner = (second, first) if layer.kind == "linear_transposed" else (first, second)
+    return Positions(given.numel() // (inner * layer.groups), result.numel() // out)
+
+
+def _outputs(program: ExportedProgram, inputs: tuple[Any, Any]) -> Sequence[Any]:
+    """Run a program with a fixed seed, so that what it draws at random is the same each time."""
+    args, kwargs = copy.deepcopy(inputs)  # a program may change its inputs
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return pytree.tree_leaves(program.module()(*args, **kwargs))
+
+
+def difference_of(name: str, before: Tensor, after: Tensor) -> Difference:
+    """Return by how much an output differs from what it should be; infinitely, if it has another shape."""
+    if before.shape != after.shape:
+        return Difference(name, torch.inf, torch.inf)
+    exact = torch.complex128 if before.is_complex() else torch.float64
+    change = (after.to(exact) - before.to(exact)).abs()
+    scale = float(torch.linalg.vector_norm(before.to(exact)))
+    size = float(torch.linalg.vector_norm(change))
+    return Difference(name, float(change.max()) if change.numel() else 0.0, size / scale if scale else size)

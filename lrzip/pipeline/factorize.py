@@ -1,0 +1,91 @@
+"""Pass 2: layers are read and factorized, several at a time."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from time import perf_counter
+
+import torch
+from torch import Generator, Tensor
+
+from lrzip.core.chains import Factors
+from lrzip.core.errors import LrzipError
+from lrzip.core.layers import Layer
+from lrzip.core.moments import Moments, Statistics
+from lrzip.core.plan import Factorize, Plan
+from lrzip.core.progress import Progress
+from lrzip.decompositions import decomposition_of
+from lrzip.formats.protocols import Source
+from lrzip.linalg.blocks.gram import is_finite
+from lrzip.linalg.svd import Solver
+from lrzip.pipeline.parallel import map_in_order
+from lrzip.pipeline.scratch import Scratch
+from lrzip.pipeline.survey import memory_of, read_weight
+
+
+@dataclass(frozen=True)
+class Work:
+    """What pass 2 does for each decision: read a layer, and factorize it, by its inputs if their moments are known.
+
+    Layers of which there are factors already, by name in `fitted`, get these.
+    """
+
+    checkpoint: Source
+    solver: Solver
+    scratch: Scratch | None
+    device: str
+    seed: int
+    statistics: Statistics = field(default_factory=dict)
+    fitted: Mapping[str, Factors] = field(default_factory=dict)
+
+    def load(self, decision: Factorize) -> Tensor:
+        """Read the weight of a layer."""
+        return read_weight(self.checkpoint, decision.layer, self.device)
+
+    def factorize(self, decision: Factorize, weight: Tensor) -> tuple[Factors, float]:
+        """Return the factors of a layer, and the seconds they took."""
+        start = perf_counter()
+        layer = decision.layer
+        if layer.name in self.fitted:
+            return self.fitted[layer.name], perf_counter() - start
+        factors = self.fit(decision, weight, self.statistics.get(layer.name))
+        return factors, perf_counter() - start
+
+    def fit(self, decision: Factorize, weight: Tensor, moments: Moments | None) -> Factors:
+        """Return the factors of a weight in the place of a layer's."""
+        layer = decision.layer
+        if not is_finite(weight):
+            raise LrzipError(f"`{layer.name}` contains NaN or Inf. Take it out of the plan.")
+        factors = decomposition_of(decision.decomposition, self.solver).factorize(
+            layer,
+            weight,
+            decision.ranks,
+            dtype=getattr(torch, decision.dtype),
+            generator=_generator(self.seed, layer),
+            subspaces=self.scratch.take(layer.name, self.device) if self.scratch and not moments else (),
+            moments=moments,
+        )
+        if not isfinite(factors.error):
+            raise LrzipError(f"`{layer.name}` overflows in {decision.dtype}. Use `--dtype bfloat16` or `--skip` it.")
+        return factors
+
+
+def factorize_all(plan: Plan, work: Work, progress: Progress) -> Iterator[tuple[Factorize, Factors, float]]:
+    """Pass 2: yield the factors of the layers of a plan, several in work at a time."""
+    results = map_in_order(
+        plan.factorize,
+        work.load,
+        work.factorize,
+        nbytes=lambda decision: memory_of(decision.layer),
+        device=work.device,
+    )
+    for index, decision in enumerate(plan.factorize):
+        progress("factorizing", decision.layer, index, len(plan.factorize))
+        yield decision, *next(results)
+
+
+def _generator(seed: int, layer: Layer) -> Generator:
+    """Return a source of randomness of this layer alone, so that no result depends on the order of layers."""
+    digest = hashlib.sha256(f"{seed}:{layer.weight.name}".encode()).digest()
+    return Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))

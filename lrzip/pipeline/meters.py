@@ -1,0 +1,99 @@
+"""What a budget counts."""
+
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from math import prod
+from statistics import median
+
+import numpy as np
+
+from lrzip.core.chains import StageSpec
+from lrzip.core.errors import UsageError
+from lrzip.core.layers import FACTORIZABLE_DTYPES, Layer, TensorSpec
+from lrzip.core.plan import Factorize
+from lrzip.decompositions import Decompositions
+from lrzip.networks.inference import is_parameter
+from lrzip.pipeline.latency import layer_latency, whole_latency
+from lrzip.pipeline.profile import NetworkProfile, Profile
+from lrzip.ranks.budget import Meter
+
+# Of the largest rank, at which chains are timed.
+_TIMED_SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
+
+
+def meter_of(
+    unit: str,
+    tensors: Iterable[TensorSpec],
+    decompositions: Decompositions,
+    *,
+    dtype: str | None = None,
+    found: Profile | None = None,
+) -> Meter:
+    """Return what counts the parameters, the bytes of tensors or the multiply-accumulates of a checkpoint.
+
+    Args:
+        unit: `params`, `nbytes`, `macs` or `latency`, which is measured here and now.
+        tensors: All of the checkpoint.
+        decompositions: Of the layers that are replaced.
+        dtype: Of the factors, or None for that of each layer.
+        found: A run of the network, for `macs`.
+    """
+
+    def stages(layer: Layer, ranks: tuple[int, ...] | None) -> Sequence[StageSpec]:
+        whole = (StageSpec(layer.kind, layer.weight.shape),)
+        return decompositions.of(layer).blueprint(layer, ranks) if ranks else whole
+
+    def parameters(layer: Layer, ranks: tuple[int, ...] | None) -> int:
+        return sum(prod(stage.shape) for stage in stages(layer, ranks))
+
+    def nbytes(layer: Layer, ranks: tuple[int, ...] | None) -> int:
+        stored = (dtype if ranks else None) or layer.weight.dtype
+        return FACTORIZABLE_DTYPES[stored] * parameters(layer, ranks)
+
+    def macs(layer: Layer, ranks: tuple[int, ...] | None) -> int:
+        assert found, "a run of the network is asked for before"
+        return found.macs_with(layer, stages(layer, ranks))
+
+    if unit == "latency":
+        if not isinstance(found, NetworkProfile):
+            raise UsageError("A budget of `latency` times layers. Give `--model PKG.MOD:NET` and `--input-shape`.")
+        return _clock(found, decompositions)
+    if unit == "macs":
+        assert found, "a run of the network is asked for before"
+        return Meter(found.macs, macs)
+    if unit == "nbytes":
+        return Meter(sum(spec.nbytes for spec in tensors), nbytes)
+    return Meter(sum(spec.numel for spec in tensors if is_parameter(spec)), parameters)
+
+
+def _clock(found: NetworkProfile, decompositions: Decompositions) -> Meter:
+    """Return what times layers, dense and at a few ranks; in between, times are interpolated, and never fall.
+
+    With several ranks, only equal shares of them are timed, and chains of as many parameters count as equally fast.
+    """
+    curves: dict[str, tuple[int, list[int], list[float]]] = {}
+
+    def curve(layer: Layer) -> tuple[int, list[int], list[float]]:
+        name, decomposition = decompositions.name_for(layer), decompositions.of(layer)
+        most = decomposition.max_ranks(layer)
+        shares = dict.fromkeys(tuple(max(round(share * rank), 1) for rank in most) for share in _TIMED_SHARES)
+        decisions = [
+            Factorize(layer, name, ranks, decomposition.blueprint(layer, ranks), layer.weight.dtype) for ranks in shares
+        ]
+        sizes = [decision.parameters_after for decision in decisions]
+        times = [latency for decision in decisions if (latency := layer_latency(found, decision))]
+        if not times:  # it does not run on these inputs, so that it takes no time in any form
+            return 0, sizes, [0.0] * len(sizes)
+        dense = round(1e9 * median(latency.dense for latency in times))
+        return dense, sizes, list(accumulate((1e9 * latency.factorized for latency in times), max))
+
+    def cost(layer: Layer, ranks: tuple[int, ...] | None) -> int:
+        if layer.name not in curves:
+            curves[layer.name] = curve(layer)
+        dense, sizes, times = curves[layer.name]
+        if ranks is None:
+            return dense
+        size = sum(prod(stage.shape) for stage in decompositions.of(layer).blueprint(layer, ranks))
+        return round(float(np.interp(size, sizes, times)))
+
+    return Meter(round(1e9 * whole_latency(found, ()).dense), cost, affine=False)

@@ -1,0 +1,187 @@
+"""Profile one run of a network: what its layers are applied to, and its multiply-accumulates."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lrzip.core.chains import StageSpec, kernel_stage
+from lrzip.core.costs import Positions
+from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.layers import Layer
+from lrzip.formats.protocols import Runnable, Source
+from lrzip.networks.architecture import known
+from lrzip.networks.attention import PROJECTIONS
+from lrzip.networks.inputs import InputShape, run
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a layer is applied to in a run of the network.
+
+    Attributes:
+        shape: Of its (last) input.
+        positions: How often each element of its weight is multiplied.
+    """
+
+    shape: tuple[int, ...]
+    positions: Positions
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One run of a network or program.
+
+    Attributes:
+        positions: How often each element of a layer's weight is multiplied, by the layer's name.
+        macs: Multiply-accumulates of the whole: of linear layers, convolutions, attention and recurrent layers.
+    """
+
+    positions: Mapping[str, Positions]
+    macs: int
+
+    def macs_of(self, layer: Layer) -> int:
+        """Return the multiply-accumulates of a layer; those of an embedding are none."""
+        return self.macs_with(layer, [StageSpec(layer.kind, layer.weight.shape)])
+
+    def macs_with(self, layer: Layer, stages: Sequence[StageSpec]) -> int:
+        """Return the multiply-accumulates of a chain in the place of a layer; an embedding has none."""
+        inputs, outputs = self.positions.get(layer.name, (0, 0))
+        strided = kernel_stage([stage.shape for stage in stages])
+        return sum(
+            prod(stage.shape) * (inputs if index < strided else outputs)
+            for index, stage in enumerate(stages)
+            if stage.kind != "embedding"
+        )
+
+
+@dataclass(frozen=True)
+class NetworkProfile(Profile):
+    """One run of a live network, whose parts can be run again.
+
+    Attributes:
+        model: The network.
+        inputs: What it ran on, at the batch size given.
+        shapes: Of the (last) input of each layer, by module.
+    """
+
+    model: nn.Module
+    inputs: Sequence[InputShape]
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+def profile_of(
+    checkpoint: Source, model: nn.Module | None, input_shapes: Sequence[str], *, needed: bool
+) -> Profile | None:
+    """Return what a run of the network shows, or of the program that a file holds; None where neither is known.
+
+    Args:
+        checkpoint: The file.
+        model: The network.
+        input_shapes: One for each input. A program may know them itself.
+        needed: Whether costs were asked for.
+
+    Raises:
+        UsageError: They were, and it is not known how to run anything.
+    """
+    if model and input_shapes:
+        return profile(model, input_shapes)
+    if isinstance(checkpoint, Runnable):
+        return _program_profile(checkpoint, input_shapes, needed=needed or bool(input_shapes))
+    if input_shapes or needed:
+        raise UsageError(
+            "What a run costs can be told with both `--model PKG.MOD:NET` and `--input-shape`, or of a program."
+        )
+    return None
+
+
+def _program_profile(checkpoint: Runnable, input_shapes: Sequence[str], *, needed: bool) -> Profile | None:
+    """Return what a run of a program shows, or None where that cannot be told and was not asked for."""
+    try:
+        measured = checkpoint.measure([InputShape.parse(text) for text in input_shapes])
+    except LrzipError:
+        if needed:
+            raise
+        return None
+    if measured is None and needed:
+        raise LrzipError(
+            "What a run of this program costs cannot be told: its shapes depend on values, or it is not trusted "
+            "(`--trust`), or it stores no inputs to run it on (`--input-shape`)."
+        )
+    return Profile(*measured) if measured else None
+
+
+def profile(model: nn.Module, shapes: Sequence[str]) -> NetworkProfile:
+    """Run a network once and see what its layers are applied to.
+
+    Args:
+        model: In evaluation mode.
+        shapes: One for each input, as `InputShape.parse` takes them.
+
+    Raises:
+        UsageError: A shape is none.
+        LrzipError: The network does not take these shapes.
+    """
+    inputs = [InputShape.parse(text) for text in shapes]
+    sites: dict[str, Site] = {}
+    recurrent: dict[str, int] = {}
+
+    def observe(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+            if isinstance(module, nn.RNNBase):
+                steps = arguments[0].numel() // module.input_size
+                recurrent[name] = steps * sum(p.numel() for n, p in module.named_parameters() if "weight" in n)
+            elif isinstance(module, nn.MultiheadAttention):
+                sites[f"{name}.in_proj"] = _attention_site(module, arguments)
+            elif arguments and isinstance(arguments[0], Tensor):
+                before = sites[name].positions if name in sites else Positions(0, 0)
+                sites[name] = Site(tuple(arguments[0].shape), before.plus(_positions(module, arguments[0], output)))
+
+        return hook
+
+    with ExitStack() as hooks, _without_fast_paths(), FlopCounterMode(display=False) as counter:
+        for name, module in model.named_modules():
+            if known(module).kind or isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+                hooks.callback(module.register_forward_hook(observe(name)).remove)
+        run(model, inputs, batch=inputs[0].sizes[0])
+    counted = {name for name, counts in counter.get_flop_counts().items() if counts}
+    uncounted = sum(macs for name, macs in recurrent.items() if not any(c.endswith(f".{name}") for c in counted))
+    positions = {name: site.positions for name, site in sites.items()}
+    macs = counter.get_total_flops() // 2 + uncounted
+    return NetworkProfile(positions, macs, model, inputs, {name: site.shape for name, site in sites.items()})
+
+
+def _attention_site(module: nn.MultiheadAttention, arguments: Sequence[Any]) -> Site:
+    """Return the mean positions of query, key and value; those that were passed by name count as the query."""
+    given = [x for x in arguments[:PROJECTIONS] if isinstance(x, Tensor)]
+    positions = sum(x.numel() for x in given) // (module.embed_dim * max(len(given), 1))
+    return Site(tuple(given[0].shape) if given else (), Positions(positions, positions))
+
+
+def _positions(module: nn.Module, x: Tensor, output: Any) -> Positions:
+    """Return how often each element of a module's weight is multiplied in one call."""
+    if isinstance(module, nn.Embedding):
+        return Positions(x.numel(), x.numel())
+    if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        times = x.numel() // module.in_channels
+        return Positions(times, times)
+    out, inner, *_ = module.get_parameter("weight").shape
+    if known(module).kind == "linear_transposed":
+        out, inner = inner, out
+    return Positions(x.numel() // (inner * getattr(module, "groups", 1)), int(output.numel()) // out)
+
+
+@contextmanager
+def _without_fast_paths() -> Iterator[None]:
+    """Keep attention from kernels whose products are not seen."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)

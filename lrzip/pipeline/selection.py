@@ -1,0 +1,63 @@
+"""Which layers a command is about: globs on names, and rules for some of them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import TypeVar
+
+from lrzip.core.errors import UnknownName
+from lrzip.core.layers import Keep, Layer
+
+Rule = TypeVar("Rule")
+
+
+def select(
+    found: Sequence[Layer | Keep], *, only: Sequence[str] = (), skip: Sequence[str] = (), named: Iterable[str] = ()
+) -> Sequence[Layer | Keep]:
+    """Return the same items with the layers that are not selected turned into kept ones.
+
+    A pattern matches a whole name, without wrapper prefixes, `fnmatch` style. A name in full, without wildcards, in
+    `only` or `named` also settles the doubt about a layer that would be kept for it.
+
+    Args:
+        found: All items of a checkpoint.
+        only: Patterns of layers to take; empty takes all.
+        skip: Patterns of layers to leave.
+        named: Patterns of layers that have a rule of their own.
+
+    Raises:
+        UnknownName: A pattern matches nothing, or a name in full is of something that cannot be factorized.
+    """
+    for flag, patterns in (("--only", only), ("--skip", skip), ("--layer", named)):
+        for pattern in patterns:
+            if not any(_matches(item, pattern) for item in found):
+                raise UnknownName(f"`{flag} {pattern}` matches no layer. Names are: {_examples(found)}.")
+    return [_decide(item, only, skip, [*only, *named]) for item in found]
+
+
+def rule_for(layer: Layer, rules: Mapping[str, Rule], default: Rule) -> Rule:
+    """Return the rule of the last pattern that matches a layer, else the default."""
+    matching = [rule for pattern, rule in rules.items() if _matches(layer, pattern)]
+    return matching[-1] if matching else default
+
+
+def _decide(item: Layer | Keep, only: Sequence[str], skip: Sequence[str], named: Sequence[str]) -> Layer | Keep:
+    if isinstance(item, Keep):
+        insisted = next((name for name in named if name == item.name), None)
+        if insisted is None:
+            return item
+        if item.insist is None:
+            raise UnknownName(f"`{insisted}` cannot be factorized: {item.reason}.")
+        item = item.insist
+    if only and not any(_matches(item, pattern) for pattern in only):
+        return Keep(item.name, item.weight, "not matched by `--only`")
+    skipped = next((pattern for pattern in skip if _matches(item, pattern)), None)
+    return Keep(item.name, item.weight, f"matched `--skip {skipped}`") if skipped else item
+
+
+def _matches(item: Layer | Keep, pattern: str) -> bool:
+    return fnmatchcase(item.name, pattern)
+
+
+def _examples(found: Sequence[Layer | Keep]) -> str:
+    names = [item.name for item in found if isinstance(item, Layer)] or [item.name for item in found]
+    return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")

@@ -1,0 +1,1 @@
+"""The smallest network within a bound on its metric."""

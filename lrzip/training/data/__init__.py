@@ -1,0 +1,1 @@
+"""Data: arrays, folders of images and datasets of the user."""

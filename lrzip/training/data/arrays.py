@@ -1,0 +1,105 @@
+"""Files of arrays: `.npz`, `.safetensors` and `.pt`. Nothing in them is run."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lrzip.core.errors import LrzipError
+from lrzip.training.data.samples import Arrays
+
+_SUFFIXES = (".npz", ".safetensors", ".pt", ".pth")
+
+
+_NAMED = ("train", "val", "test")
+
+
+def is_array_file(path: Path) -> bool:
+    """Tell by the suffix whether a path is a file of arrays."""
+    return path.is_file() and path.suffix.lower() in _SUFFIXES
+
+
+def read_arrays(path: Path) -> dict[str, Arrays]:
+    """Return the parts of a file: `x` and `y` as `train`, or `train_x`, `val_x`, `test_x` with labels of theirs.
+
+    Labels may be missing.
+
+    Raises:
+        LrzipError: The file is damaged, has no such arrays, or they do not fit together or hold NaN.
+    """
+    arrays = _load(path)
+    named = {"train": ("x", "y")} if "x" in arrays else {part: (f"{part}_x", f"{part}_y") for part in _NAMED}
+    parts = {part: _part(path, arrays, *names) for part, names in named.items() if names[0] in arrays}
+    if not parts:
+        raise LrzipError(
+            f"`{path}` has no array `x` or `train_x`. It has: {', '.join(list(arrays)[:8]) or 'no arrays'}."
+        )
+    return parts
+
+
+def _load(path: Path) -> Mapping[str, Tensor]:
+    try:
+        return _loaded(path)
+    except (LrzipError, MemoryError):
+        raise
+    except Exception as error:  # the libraries raise anything at all on damaged files
+        said = re.sub(r"\x1b\[[0-9;]*m|\s+", " ", str(error)).strip(" .")[:160]
+        raise LrzipError(f"The data in `{path}` cannot be read: {said or type(error).__name__}.") from error
+
+
+def _loaded(path: Path) -> Mapping[str, Tensor]:
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
+        return load_file(path)
+    if suffix == ".npz":
+        wanted = {"x", "y", *(f"{part}_{leaf}" for part in _NAMED for leaf in "xy")}
+        # By handle, since NumPy leaves files that it opened itself open where they are damaged.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            # Other arrays, such as names of features, may be of types that torch does not have.
+            return {name: _tensor(path, name, file) if name in wanted else torch.empty(0) for name in file.files}
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict):
+        raise LrzipError(f"`{path}` holds a {type(content).__name__}, not a dict of tensors.")
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _tensor(path: Path, name: str, file: Mapping[str, np.ndarray]) -> Tensor:
+    array = file[name]
+    if array.dtype.kind in "USV":
+        raise LrzipError(f"`{path}`: `{name}` holds texts ({array.dtype}). Give numbers; classes count from 0.")
+    return torch.from_numpy(array)
+
+
+def _part(path: Path, arrays: Mapping[str, Tensor], x_name: str, y_name: str) -> Arrays:
+    x, y = arrays[x_name], arrays.get(y_name)
+    for name, array in ((x_name, x), (y_name, y)):
+        if array is not None:
+            _check(path, name, array)
+    if y is not None and len(x) != len(y):
+        raise LrzipError(f"`{path}`: `{x_name}` has {len(x)} rows and `{y_name}` has {len(y)}. They must be alike.")
+    return Arrays(x, None if y is None else _labels(y))
+
+
+def _check(path: Path, name: str, array: Tensor) -> None:
+    if not array.ndim or not len(array):
+        raise LrzipError(f"`{path}`: `{name}` of shape {tuple(array.shape)} holds no examples.")
+    if array.is_complex():
+        raise LrzipError(f"`{path}`: `{name}` is complex.")
+    if array.is_floating_point():
+        bad = ~torch.isfinite(array.flatten(1) if array.ndim > 1 else array[:, None]).all(1)
+        if bool(bad.any()):
+            raise LrzipError(
+                f"`{path}`: `{name}` has NaN or infinite values in {int(bad.sum())} rows, the first is row "
+                f"{int(bad.nonzero()[0])}. Remove them."
+            )
+
+
+def _labels(y: Tensor) -> Tensor:
+    """Return classes as int64, (n,) for (n, 1), and numbers in torch's default dtype."""
+    if y.is_floating_point():
+        return y.to(torch.get_default_dtype())
+    return (y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y).long()

@@ -1,0 +1,59 @@
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lrzip.core.activations import Inputs, Window
+
+CONVOLUTIONS = {
+    "1d": (nn.Conv1d(6, 4, 5, stride=2, padding=3, dilation=2, bias=False), (3, 6, 30)),
+    "2d": (nn.Conv2d(8, 4, 3, stride=(1, 2), padding=1, bias=False), (3, 8, 12, 11)),
+    "same": (nn.Conv2d(8, 4, (5, 3), padding="same", bias=False), (3, 8, 12, 11)),
+    "same-even": (nn.Conv2d(8, 4, (4, 3), padding="same", dilation=(1, 2), bias=False), (3, 8, 12, 11)),
+    "valid": (nn.Conv2d(8, 4, (4, 3), padding="valid", bias=False), (3, 8, 12, 11)),
+    "circular": (nn.Conv2d(8, 4, 3, padding=2, padding_mode="circular", bias=False), (3, 8, 12, 11)),
+    "reflect": (nn.Conv2d(8, 4, 3, padding=2, padding_mode="reflect", bias=False), (3, 8, 12, 11)),
+    "3d": (nn.Conv3d(3, 4, (1, 3, 2), padding=(0, 1, 1), bias=False), (2, 3, 4, 6, 5)),
+    "groups": (nn.Conv2d(8, 6, 3, groups=2, padding=1, bias=False), (3, 8, 5, 6)),
+    "pointwise": (nn.Conv2d(8, 4, 1, stride=2, bias=False), (3, 8, 5, 6)),
+}
+
+
+def inputs_of(layer: nn.Module, x: Tensor) -> Inputs:
+    values = [getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")]
+    return Inputs("conv", tuple(x.chunk(getattr(layer, "groups", 1), 1)), Window.of(*values))
+
+
+@pytest.mark.parametrize("nbytes", [1, 5000, 1 << 20])
+@pytest.mark.parametrize("case", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_a_convolution_is_a_product_with_its_patches(case: tuple[nn.Module, tuple[int, ...]], nbytes: int) -> None:
+    layer, shape = case
+    x = torch.randn(shape)
+    groups = getattr(layer, "groups", 1)
+    weights = layer.get_parameter("weight").flatten(1).chunk(groups)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths")
+        expected = layer(x).chunk(groups, 1)
+    pieces = list(inputs_of(layer, x).rows(nbytes, expected))
+    for group, weight in enumerate(weights):
+        products = torch.cat([piece[group] @ weight.mT for piece in pieces])
+        beside = torch.cat([piece[groups + group] for piece in pieces])
+        # Another order of at most 72 products of float32.
+        assert torch.allclose(products, beside, atol=1e-5)
+        assert len(products) == expected[group].numel() // len(weight)
+
+
+def test_pieces_are_bounded() -> None:
+    layer = nn.Conv2d(8, 4, 3, padding=1)
+    pieces = list(inputs_of(layer, torch.randn(3, 8, 12, 10)).rows(4 * 72 * 10 * 4))
+    assert len(pieces) == 9  # four lines of ten positions with 72 elements each
+    assert {len(rows) for (rows,) in pieces} == {40}
+
+
+def test_rows_of_other_layers_are_their_channels() -> None:
+    x = torch.randn(4, 7, 5)
+    (rows,) = next(Inputs("linear", (x,)).rows(1 << 20))
+    assert torch.equal(rows, x.reshape(28, 5))
+    (rows,) = next(Inputs("conv_transpose1d", (x,)).rows(1 << 20))
+    assert torch.equal(rows, x.mT.reshape(20, 7))

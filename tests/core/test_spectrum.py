@@ -1,0 +1,93 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lrzip.core.spectrum import Spectrum
+from lrzip.linalg.svd import singular_values
+from tests.support.matrices import fast, slow, with_spectrum
+
+EPS = torch.finfo(torch.float32).eps
+
+
+def spectrum(values: Tensor | list[float], shape: tuple[int, int] | None = None) -> Spectrum:
+    values = torch.as_tensor(values, dtype=torch.float64)
+    return Spectrum(values, shape or (len(values), len(values)), EPS)
+
+
+def test_a_flat_spectrum_of_100_takes_95_values_for_95_percent() -> None:
+    assert spectrum(torch.ones(100)).rank_for_energy(0.95) == 95
+    orthogonal = torch.linalg.qr(torch.randn(100, 100, generator=torch.Generator().manual_seed(0))).Q
+    assert spectrum(singular_values(orthogonal)).rank_for_energy(0.95) == 95
+
+
+@pytest.mark.parametrize("percent", range(1, 101))
+def test_every_percentage_of_a_flat_spectrum_is_met_exactly(percent: int) -> None:
+    assert spectrum(torch.full((100,), 0.3)).rank_for_energy(percent / 100) == percent
+
+
+@given(
+    st.lists(st.floats(0.0, 1e6), min_size=1, max_size=30).map(lambda values: sorted(values, reverse=True)),
+    st.floats(0.001, 1.0),
+)
+def test_the_rank_for_an_energy_is_the_smallest_that_keeps_it(values: list[float], energy: float) -> None:
+    found = spectrum(values)
+    rank = found.rank_for_energy(energy)
+    assert 1 <= rank <= len(values)
+    assert found.energy(rank) >= energy - 2e-12
+    assert rank == 1 or found.energy(rank - 1) < energy
+
+
+def test_tail_and_energy_say_the_same() -> None:
+    found = spectrum(slow(50))
+    for rank in (0, 1, 20, 50):
+        assert found.tail(rank) ** 2 == pytest.approx((1 - found.energy(rank)) * found.total, abs=1e-12)
+
+
+def test_a_zero_matrix_has_no_numbers() -> None:
+    found = spectrum(torch.zeros(5))
+    assert (found.numerical_rank, found.rank_for_energy(0.9), found.energy(1)) == (0, 1, 1.0)
+    assert found.condition_number is found.effective_rank is found.stable_rank is found.decay_rate is None
+
+
+def test_a_singular_matrix_has_no_condition_number() -> None:
+    assert spectrum([1.0, 0.5, 0.0]).condition_number is None
+    assert spectrum([1.0, 0.5, 1e-6]).condition_number == pytest.approx(1e6)
+    assert spectrum([1.0, 0.5, 1e-8]).condition_number is None  # float32 cannot tell it from zero
+
+
+@pytest.mark.parametrize(("shape", "rank"), [((40, 30), 12), ((30, 40), 30), ((7, 1), 1)])
+def test_numerical_rank_agrees_with_numpy(shape: tuple[int, int], rank: int) -> None:
+    matrix = with_spectrum(shape, torch.ones(rank))
+    found = Spectrum(singular_values(matrix), shape, EPS)
+    assert found.numerical_rank == np.linalg.matrix_rank(matrix.numpy()) == rank
+
+
+def test_ranks_of_flat_and_of_single_spectra_are_their_extremes() -> None:
+    flat, single = spectrum(torch.ones(20)), spectrum([3.0] + [0.0] * 19)
+    assert flat.effective_rank == pytest.approx(20)
+    assert flat.stable_rank == pytest.approx(20)
+    assert single.effective_rank == pytest.approx(1)
+    assert single.stable_rank == pytest.approx(1)
+
+
+def test_decay_rate_of_a_geometric_spectrum_is_its_logarithm() -> None:
+    assert spectrum(fast(12)).decay_rate == pytest.approx(math.log(0.7))
+
+
+def test_a_rank_is_settled_when_no_doubt_could_change_it() -> None:
+    values = torch.tensor([2.0, 1.0, 1.0], dtype=torch.float64)  # energies 4, 5 and 6
+
+    def settles(energy: float, slack: float) -> bool:
+        return Spectrum(values, (3, 3), EPS, slack).settles(energy)
+
+    assert settles(5 / 6, 0.0)
+    assert not settles(5 / 6, 1e-9)
+    assert settles(0.75, 0.1)
+    assert not settles(0.75, 0.3)
+    assert settles(0.5, 0.9)
+    assert not settles(0.5, 1.1)

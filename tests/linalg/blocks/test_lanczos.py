@@ -1,0 +1,96 @@
+from math import sqrt
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from lrzip.linalg.blocks.lanczos import Ritz, block_lanczos, block_size
+from tests.support.matrices import SPECTRA, slow, with_spectrum
+
+SIZE = 400
+
+
+def positive(values: Tensor, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    """Return a symmetric matrix with given eigenvalues."""
+    vectors = with_spectrum((len(values), len(values)), torch.ones(len(values)), dtype=torch.float64, seed=seed)
+    matrix: Tensor = (vectors * values.double()) @ vectors.mT
+    return ((matrix + matrix.mT) / 2).to(dtype)
+
+
+def start(matrix: Tensor, rank: int, generator: Generator) -> Tensor:
+    return torch.randn(len(matrix), block_size(rank), generator=generator, dtype=matrix.dtype)
+
+
+def lanczos(matrix: Tensor, rank: int, tolerance: float = 1e-3, limit: int = SIZE, seed: int = 0) -> Ritz | None:
+    trace, generator = float(matrix.trace()), Generator().manual_seed(seed)
+    return block_lanczos(
+        matrix.matmul,
+        rank,
+        start=start(matrix, rank, generator),
+        trace=trace,
+        tolerance=tolerance,
+        limit=limit,
+        generator=generator,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_vectors_miss_no_more_energy_than_their_residuals_say(spectrum: str, dtype: torch.dtype) -> None:
+    values = SPECTRA[spectrum](SIZE).square()
+    matrix = positive(values, dtype)
+    for rank in (5, 60):
+        ritz = lanczos(matrix, rank)
+        assert ritz is not None
+        eps = torch.finfo(dtype).eps * float(values[0])
+        captured = float((ritz.vectors.double() * (matrix.double() @ ritz.vectors.double())).sum())
+        missed = float(values[:rank].sum()) - captured
+        assert -rank * SIZE * eps <= missed <= ritz.missed + rank * SIZE * eps
+        discarded = max(float(matrix.trace()) - float(ritz.values.sum()), 0.0)
+        assert ritz.missed <= 1e-3 * discarded + 4 * rank * eps
+        identity = torch.eye(rank, dtype=dtype)
+        atol = 20 * sqrt(SIZE) * torch.finfo(dtype).eps
+        torch.testing.assert_close(ritz.vectors.mT @ ritz.vectors, identity, rtol=0, atol=atol)
+
+
+def test_ritz_values_are_below_the_eigenvalues_by_what_they_miss_at_most() -> None:
+    values = slow(SIZE).square()
+    matrix = positive(values)
+    for seed in range(5):
+        ritz = lanczos(matrix, 30, tolerance=0.2, seed=seed)
+        assert ritz is not None
+        below = values[:30] - ritz.values
+        assert float(below.min()) >= -1e-13
+        assert 1e-12 < float(below.sum()) <= ritz.missed  # and not yet exact, or this would prove nothing
+
+
+@pytest.mark.parametrize("rank", [20, 100, 140])
+def test_clusters_wider_than_a_block_do_not_hide(rank: int) -> None:
+    # The Krylov space of 64 vectors holds 64 eigenvectors of each distinct eigenvalue and not one more.
+    values = torch.where(torch.arange(600) < 140, 9.0, torch.linspace(2, 1, 600).double())
+    matrix, generator = positive(values, torch.float32), Generator().manual_seed(0)
+    ritz = block_lanczos(
+        matrix.matmul,
+        rank,
+        start=start(matrix, rank, generator),
+        trace=float(values.sum()),
+        tolerance=1e-3,
+        limit=600,
+        generator=generator,
+    )
+    assert (ritz is None) == (rank == 140)  # which is found out instead of answered wrongly
+    if ritz:
+        missed = float(values[:rank].sum() - ritz.values.sum())
+        assert missed <= 1e-3 * float(values[rank:].sum())
+
+
+def test_a_flat_spectrum_runs_into_the_limit() -> None:
+    assert lanczos(positive(torch.linspace(1.0, 0.99, SIZE)), 20, tolerance=1e-9, limit=250) is None
+
+
+def test_an_exact_rank_below_the_one_wanted_is_no_trouble() -> None:
+    values = torch.cat([torch.arange(12, 0, -1), torch.zeros(SIZE - 12)])
+    ritz = lanczos(positive(values, torch.float32), 20)
+    assert ritz is not None
+    torch.testing.assert_close(ritz.values[:12], values[:12].double(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(ritz.vectors.mT @ ritz.vectors, torch.eye(20), rtol=0, atol=1e-4)

@@ -1,0 +1,107 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import lrzip
+from lrzip.core.errors import LrzipError, UsageError
+from lrzip.networks.build import build, parse_arguments
+from tests.support.networks import Net, seeded
+
+SOURCE = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width=4, name="x"):
+        super().__init__()
+        self.fc = nn.Linear(width, 3)
+
+class Zoo:
+    @staticmethod
+    def make():
+        return Net(7)
+
+ready = Net(9)
+number = 5
+
+def nothing():
+    return None
+
+def broken():
+    raise ValueError("no luck\\ntoday")
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_nets.py").write_text(SOURCE)
+    (tmp_path / "needs.py").write_text("import not_installed_at_all")
+    (tmp_path / "wrong.py").write_text("def (:")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("spec", "arguments", "width"),
+    [
+        ("my_nets:Net", {}, 4),
+        ("my_nets:Net", {"width": 6}, 6),
+        ("my_nets:Zoo.make", {}, 7),
+        ("my_nets:ready", {}, 9),
+    ],
+)
+def test_classes_functions_and_networks_are_found(spec: str, arguments: dict[str, int], width: int) -> None:
+    model = build(spec, arguments)
+    assert not model.training
+    assert isinstance(model.fc, nn.Linear)
+    assert model.fc.in_features == width
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("my_nets", "takes `pkg.mod:Net`"),
+        ("my_nets:", "takes `pkg.mod:Net`"),
+        ("no_such_module:Net", "there is no module `no_such_module`"),
+        ("my_nets.sub:Net", "cannot be imported"),
+        ("needs:Net", "it needs `not_installed_at_all`, which is not installed"),
+        ("wrong:Net", "cannot be imported: SyntaxError"),
+        ("my_nets:Nte", "has no `Nte`. Did you mean `Net`"),
+        ("my_nets:number", "is int, not a class or function"),
+        ("my_nets:nothing", "returned NoneType"),
+        ("my_nets:broken", "could not be built: ValueError: no luck today. Give what"),
+    ],
+)
+def test_what_cannot_be_built_is_said_in_one_line(spec: str, message: str) -> None:
+    with pytest.raises(LrzipError) as caught:
+        build(spec)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_arguments_are_json_or_text() -> None:
+    texts = ["width=64", "name=resnet", "ratio=0.5", "flags=[1, true]", "eq=a=b"]
+    expected = {"width": 64, "name": "resnet", "ratio": 0.5, "flags": [1, True], "eq": "a=b"}
+    assert parse_arguments(texts) == expected
+    for text in ("width", "2x=3", "=3"):
+        with pytest.raises(UsageError, match="NAME=VALUE"):
+            parse_arguments([text])
+
+
+def test_a_network_that_does_not_fit_is_named_by_the_first_difference(tmp_path: Path) -> None:
+    torch.save(seeded(Net).state_dict(), tmp_path / "a.pt")
+    model = Net()
+    model.fc2 = nn.Linear(20, 13)
+    with pytest.raises(LrzipError, match=r"`fc2\.weight` has shape \(12, 20\), the model takes \(13, 20\)"):
+        lrzip.compress(tmp_path / "a.pt", ratio=2, model=model)
+    assert not (tmp_path / "a.lrzip.pt").exists()
+
+
+def test_a_compressed_checkpoint_still_fits_its_network(tmp_path: Path) -> None:
+    torch.save(seeded(Net).state_dict(), tmp_path / "a.pt")
+    lrzip.compress(tmp_path / "a.pt", tmp_path / "b.pt", ratio=2, only=["conv2"])
+    report = lrzip.compress(tmp_path / "b.pt", tmp_path / "c.pt", ratio=2, model=Net())
+    reasons = {keep.name: keep.reason for keep in report.plan.keep}
+    assert reasons["conv2.0"] == reasons["conv2.1"] == "already factorized"
+    assert lrzip.load_into(Net(), tmp_path / "c.pt")

@@ -1,0 +1,370 @@
+"""Budgets, from the option to the file."""
+
+import json
+import math
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import lrzip
+from lrzip.core.costs import Latency
+from lrzip.core.errors import LrzipError, UnknownName, UsageError
+from lrzip.core.measured import Measured
+from lrzip.core.spectrum import Spectrum
+from lrzip.ranks.objectives import OBJECTIVES, objective_of
+from tests.support.checkpoints import BUILDERS
+from tests.support.matrices import slow, zero
+from tests.support.networks import Net, ResNet, Zoo, seeded
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    torch.save(seeded(Net).state_dict(), tmp_path / "net.pt")
+    return tmp_path / "net.pt"
+
+
+def reasons(report: Any) -> dict[str, str]:
+    return {keep.name: keep.reason for keep in report.plan.keep}
+
+
+def ranks(report: Any) -> dict[str, int]:
+    return {decision.layer.name: decision.ranks[0] for decision in report.plan.factorize}
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_every_format_meets_its_budget(kind: str, tmp_path: Path) -> None:
+    path = BUILDERS[kind](tmp_path)
+    report = lrzip.compress(path, tmp_path / "out", budget="params=60%")
+    spent = report.plan.budget
+    assert spent
+    assert spent.used == report.parameters_after <= spent.limit == int(0.6 * report.parameters_before)
+    assert spent.whole == report.parameters_before
+    assert spent.predicted_loss == pytest.approx(sum(d.predicted_loss or 0 for d in report.plan.factorize))
+
+
+def test_predictions_are_the_errors_of_what_is_written(path: Path, tmp_path: Path) -> None:
+    report = lrzip.compress(path, tmp_path / "a.pt", budget="params=50%", objective="relative-energy")
+    assert report.results
+    for result in report.results:
+        assert result.decision.predicted_loss == pytest.approx(result.error**2, rel=1e-3)
+
+
+def test_no_other_ranks_are_better(path: Path) -> None:
+    report = lrzip.compress(path, budget="params=80%", skip=["fc1"], objective="relative-energy", dry_run=True)
+    spent = report.plan.budget
+    assert spent
+    assert spent.bound == pytest.approx(spent.predicted_loss, rel=1e-9)
+    state = torch.load(path, weights_only=True)
+    options: list[list[tuple[int, float]]] = []
+    for name in ("conv1", "conv2", "fc2"):
+        weight = state[f"{name}.weight"].double().flatten(1)
+        squares = torch.linalg.svdvals(weight).square()
+        tails = [float(squares[rank:].sum() / squares.sum()) for rank in range(1, len(squares))]
+        chains = [(rank * sum(weight.shape), tail) for rank, tail in enumerate(tails, 1)]
+        options.append([(weight.numel(), 0.0), *(chain for chain in chains if chain[0] < weight.numel())])
+    fixed = report.parameters_before - sum(option[0][0] for option in options)
+    within = [
+        sum(loss for _, loss in picked)
+        for picked in product(*options)
+        if fixed + sum(cost for cost, _ in picked) <= spent.limit
+    ]
+    assert spent.predicted_loss == pytest.approx(min(within), rel=1e-6)
+
+
+def test_no_other_pairs_of_ranks_are_better(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"a.weight": (6, 4, 3, 3), "b.weight": (5, 6, 3, 3)}
+    weights = {n: torch.rand(shape, dtype=torch.float64, generator=generator) + 1 for n, shape in shapes.items()}
+    torch.save(weights, tmp_path / "net.pt")
+    options: Any = {"decomposition": "tucker", "objective": "relative-energy", "dry_run": True}
+    report = lrzip.compress(tmp_path / "net.pt", budget="params=50%", **options)
+    spent = report.plan.budget
+    assert spent
+    choices: list[list[tuple[int, float]]] = []
+    for weight in weights.values():
+        out, inner = weight.shape[:2]
+        tails = []
+        for unfolding in (weight.flatten(1), weight.transpose(0, 1).flatten(1)):
+            squares = torch.linalg.svdvals(unfolding.double()).square()
+            tails.append([float(squares[rank:].sum() / squares.sum()) for rank in range(1, len(squares) + 1)])
+        pairs = [
+            (a * out + 9 * a * b + b * inner, tails[0][a - 1] + tails[1][b - 1])
+            for a, b in product(range(1, out + 1), range(1, inner + 1))
+        ]
+        choices.append([(weight.numel(), 0.0), *(pair for pair in pairs if pair[0] < weight.numel())])
+    within = [sum(x[1] for x in picked) for picked in product(*choices) if sum(x[0] for x in picked) <= spent.limit]
+    assert spent.predicted_loss == pytest.approx(min(within), rel=1e-6)
+    assert all(len(decision.ranks) == 2 for decision in report.plan.factorize)
+
+
+def test_the_same_is_planned_with_and_without_writing(path: Path, tmp_path: Path) -> None:
+    planned = lrzip.compress(path, budget="params=50%", dry_run=True)
+    written = lrzip.compress(path, tmp_path / "a.pt", budget="params=50%")
+    assert planned.plan == written.plan
+    (tmp_path / "plan.json").write_text(json.dumps(planned.plan.to_dict()))
+    lrzip.compress(path, tmp_path / "b.pt", plan=tmp_path / "plan.json")
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+
+
+def test_a_plan_file_tells_of_losses_and_budget(path: Path) -> None:
+    document = lrzip.compress(path, budget="params=50%", objective="operator-norm", dry_run=True).plan.to_dict()
+    assert all(0 < row["predicted_loss"] < 1 for row in document["layers"])
+    assert document["budget"]["unit"] == "params"
+    energy = lrzip.compress(path, energy=0.6, objective="relative-energy", dry_run=True).plan.to_dict()
+    assert all(row["predicted_loss"] <= 0.4 + 1e-6 for row in energy["layers"])
+    assert "budget" not in energy
+    assert all(
+        "predicted_loss" not in row for row in lrzip.compress(path, rank=4, dry_run=True).plan.to_dict()["layers"]
+    )
+
+
+def test_the_whole_budget_keeps_everything(path: Path) -> None:
+    report = lrzip.compress(path, budget="params=100%", dry_run=True)
+    assert not report.plan.factorize
+    assert reasons(report)["fc1"] == "kept by budget params=100%"
+
+
+def test_layers_with_their_own_rule_are_taken_as_they_are(path: Path) -> None:
+    options: dict[str, Any] = {"layers": {"conv2": "rank:3", "fc2": "keep"}, "skip": ["conv1"]}
+    report = lrzip.compress(path, budget="params=40%", dry_run=True, **options)
+    assert ranks(report)["conv2"] == 3
+    assert reasons(report)["fc2"] == "kept by `--layer`"
+    assert report.parameters_after <= 0.4 * report.parameters_before
+    left = int(0.4 * report.parameters_before) - report.parameters_after
+    assert left < sum(torch.load(path, weights_only=True)["fc1.weight"].shape)  # there is no room for one more rank
+    nothing = lrzip.compress(path, budget="params=90%", layers={"*": "rank:2"}, dry_run=True).plan.budget
+    assert nothing
+    assert (nothing.predicted_loss, nothing.bound) == (0, 0)
+
+
+def test_ranks_are_multiples_where_any_saves(path: Path) -> None:
+    for share in (40, 60, 80):
+        found = ranks(lrzip.compress(path, budget=f"params={share}%", round_to=4, dry_run=True))
+        assert found
+        assert all(rank % 4 == 0 for rank in found.values())
+    whole = lrzip.compress(path, rank=1, dry_run=True).parameters_before
+    assert ranks(lrzip.compress(path, budget=f"params={whole - 80}", only=["fc2"], round_to=8, dry_run=True)) == {
+        "fc2": 5  # its break-even is 7, and a rank costs 32
+    }
+
+
+def test_a_budget_of_bytes_counts_the_dtype_of_factors(path: Path, tmp_path: Path) -> None:
+    whole = sum(tensor.nbytes for tensor in torch.load(path, weights_only=True).values())
+    for dtype in ("keep", "float16"):
+        report = lrzip.compress(path, tmp_path / f"{dtype}.pt", budget="nbytes=50%", dtype=dtype)
+        written = sum(tensor.nbytes for tensor in torch.load(tmp_path / f"{dtype}.pt", weights_only=True).values())
+        spent = report.plan.budget
+        assert spent
+        assert (spent.whole, spent.used) == (whole, written)
+        assert written <= whole // 2
+    assert ranks(lrzip.compress(path, budget="nbytes=20kB", dtype="float16", dry_run=True))
+
+
+def test_a_budget_of_multiply_accumulates_is_that_of_the_report(path: Path) -> None:
+    report = lrzip.compress(path, budget="macs=50%", model=seeded(Net), input_shapes=["1,3,16,16"], dry_run=True)
+    spent = report.plan.budget
+    assert spent
+    assert report.costs
+    assert (spent.whole, spent.used) == (report.costs.macs_before, report.costs.macs_after)
+    assert spent.used <= spent.whole // 2
+    with pytest.raises(UsageError, match=r"both `--model PKG\.MOD:NET` and `--input-shape`"):
+        lrzip.compress(path, budget="macs=50%", dry_run=True)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_larger_budgets_never_lose_more(objective: str, path: Path) -> None:
+    points = lrzip.curve(
+        path,
+        "params=20%,35%,50%,65%,80%,95%,100%",
+        objective=objective,
+        model=Net(),
+        calibrate=torch.randn(32, 3, 16, 16) if objective in ("fisher", "sensitivity") else None,
+    ).points
+    losses = [point.plan.budget.predicted_loss for point in points if point.plan.budget]
+    assert len(losses) == 7
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] == 0
+
+
+def test_a_curve_is_the_plans_of_its_budgets(path: Path) -> None:
+    shares = (30, 60, 90)
+    points = lrzip.curve(path, "params=30%, 60%,params=90%", skip=["conv1"], round_to=2).points
+    for share, point in zip(shares, points, strict=True):
+        alone = lrzip.compress(path, budget=f"params={share}%", skip=["conv1"], round_to=2, dry_run=True)
+        assert alone.plan == point.plan
+        assert alone.plan.budget == point.plan.budget
+
+
+def test_a_resnet_leaves_little_of_its_budget(tmp_path: Path) -> None:
+    torch.save(seeded(ResNet).state_dict(), tmp_path / "net.pt")
+    for point in lrzip.curve(tmp_path / "net.pt", "params=30%,50%,70%,90%").points:
+        spent = point.plan.budget
+        assert spent
+        assert 0 <= spent.limit - spent.used <= 0.005 * spent.limit
+
+
+def test_a_live_network_is_factorized_within_a_budget() -> None:
+    model = seeded(Zoo)
+    small = lrzip.factorize(model, budget="params=60%", objective="operator-norm")
+    counts = [sum(parameter.numel() for parameter in net.parameters()) for net in (small, model)]
+    assert counts[0] <= 0.6 * counts[1]
+    with pytest.raises(UsageError, match=r"`macs` is for `lrzip\.compress`"):
+        lrzip.factorize(model, budget="macs=60%")
+
+
+def test_exact_low_rank_costs_no_loss(tmp_path: Path) -> None:
+    weight = torch.randn(60, 2, dtype=torch.float64) @ torch.randn(2, 50, dtype=torch.float64)
+    torch.save({"a.weight": weight, "zero.weight": torch.zeros(40, 30)}, tmp_path / "net.pt")
+    report = lrzip.compress(tmp_path / "net.pt", budget=f"params={2 * 110 + 70}", dry_run=True)
+    assert ranks(report) == {"a": 2, "zero": 1}
+    assert report.plan.budget
+    assert report.plan.budget.predicted_loss < 1e-25
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_losses_fall_to_nothing_with_the_rank(name: str) -> None:
+    known = Measured((4, 9, 20), (5.0, 6.0, 0.1))  # more ranks may happen to do more harm
+    for values in (slow(30), zero(30)):
+        losses = objective_of(name).losses(Spectrum(values, (30, 40), 1e-7, influence=3.0, measured=known))
+        assert losses.shape == (30,)
+        assert losses.tolist() == sorted(losses.tolist(), reverse=True)
+        assert losses[-1] == 0
+
+
+@pytest.mark.parametrize(("objective", "said"), [("fisher", "takes a calibration"), ("sensitivity", "give `--model`")])
+def test_some_objectives_need_a_calibration(objective: str, said: str, path: Path) -> None:
+    with pytest.raises(UsageError, match=said):
+        lrzip.compress(path, budget="params=50%", objective=objective, dry_run=True)
+
+
+def test_between_measurements_changes_follow_the_energy() -> None:
+    values = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0], dtype=torch.float64)
+    lost = objective_of("relative-energy").losses(Spectrum(values, (5, 5), 1e-7))
+    found = objective_of("sensitivity").losses(Spectrum(values, (5, 5), 1e-7, measured=Measured((2, 4), (8.0, 0.5))))
+    slope = math.log(8 / 0.5) / math.log(lost[1] / lost[3])
+    between = 8 * (lost[2] / lost[1]) ** slope
+    assert found == pytest.approx([8 * lost[0] / lost[1], 8, between, 0.5, 0])
+    nothing = Spectrum(values, (5, 5), 1e-7, measured=Measured((2,), (0.0,)))
+    assert objective_of("sensitivity").losses(nothing).tolist() == [0.0] * 5
+
+
+def test_objectives_are_what_they_are_called() -> None:
+    values = torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64)
+    spectrum = Spectrum(values, (3, 5), 1e-7, influence=4.0, measured=Measured((1, 2), (0.7, 0.2)))
+    found = {name: objective_of(name).loss(spectrum, 1) for name in OBJECTIVES}
+    assert found == pytest.approx(
+        {
+            "relative-energy": 5 / 21,
+            "energy": 5,
+            "log-energy": 0.27193371548,  # ln(21 / 16)
+            "scaled-log-energy": 1.24615683521,  # √21 ln(21 / 16)
+            "fisher": 2.49231367042,  # √4 times that
+            "sensitivity": 0.7,
+            "operator-norm": 0.5,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"budget": "params=1%"},
+            r"params=1%` is \d+ parameters, but what stays whole .* Give at least params=[\d.]+%",
+        ),
+        ({"budget": "nbytes=10B"}, r"is 10 bytes of tensors, but what stays whole .* Give at least nbytes="),
+        ({"budget": "params=1"}, "is 1 parameters, but"),
+        ({"budget": "params=1.2M"}, "is more than the whole, which has [0-9,]+ parameters"),
+        ({"budget": "params=50%", "energy": 0.9}, "got `--energy` and `--budget`"),
+        ({"budget": "params=50%", "force_factorize": True}, "`--force-factorize` overrides what a budget decides"),
+        ({"budget": "params=50%", "min_speedup": 1.0}, "`--min-speedup` overrides what a budget decides"),
+        ({"budget": "params=50%", "layers": {"fc1": "budget:params=3%"}}, "`--layer` takes no budget"),
+        ({"budget": "params=50%", "objective": "magic"}, "Unknown objective `magic`. Choose one of: relative-energy,"),
+        ({"budget": "params=20%,30%"}, "names several budgets"),
+        ({"plan": "plan.json", "objective": "energy"}, "decides on every layer"),
+    ],
+)
+def test_budgets_that_cannot_be_are_one_line(options: dict[str, Any], message: str, path: Path) -> None:
+    with pytest.raises(LrzipError, match=message) as caught:
+        lrzip.compress(path, **options)
+    assert "\n" not in str(caught.value)
+    assert [file.name for file in path.parent.iterdir()] == ["net.pt"]
+
+
+def test_the_least_that_is_named_is_enough(path: Path) -> None:
+    with pytest.raises(LrzipError) as caught:
+        lrzip.compress(path, budget="params=1%", dry_run=True)
+    least = str(caught.value).rsplit("params=", 1)[1].rstrip(".")
+    assert len(ranks(lrzip.compress(path, budget=f"params={least}", dry_run=True))) == 4
+
+
+@pytest.mark.parametrize(
+    ("budgets", "message"),
+    [
+        ("params=10%,nbytes=20%", "mixes units"),
+        ("params=10%,,20%", "takes an amount such as 50%"),
+        ("params=50%,120%", "more than the whole"),
+    ],
+)
+def test_lists_that_make_no_sense_are_usage_errors(budgets: str, message: str, path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        lrzip.curve(path, budgets)
+    with pytest.raises(UnknownName, match="Unknown objective"):
+        lrzip.curve(path, "params=50%", objective="magic")
+
+
+def test_every_rule_has_a_name(path: Path) -> None:
+    named: dict[str, dict[str, Any]] = {"energy:0.7": {"energy": 0.7}, "rank:4": {"rank": 4}, "vbmf": {"vbmf": True}}
+    options: dict[str, dict[str, Any]] = {**named, "budget:params=50%": {"budget": "params=50%"}}
+    for rule, same in options.items():
+        assert (
+            lrzip.compress(path, rank_rule=rule, dry_run=True).plan == lrzip.compress(path, dry_run=True, **same).plan
+        )
+
+
+def test_layers_that_do_not_run_cost_nothing(tmp_path: Path) -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Linear(40, 40), nn.Linear(40, 40)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.used(x)
+            return out
+
+    torch.save(Half().state_dict(), tmp_path / "net.pt")
+    report = lrzip.compress(tmp_path / "net.pt", budget="macs=50%", model=Half(), input_shapes=["1,40"], dry_run=True)
+    assert set(ranks(report)) == {"used"}
+
+
+def test_a_budget_of_time_is_met_by_what_was_timed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times are made up: as many microseconds as a layer or chain has weights, and one more for each layer."""
+
+    def timed(_: Any, decision: Any) -> Latency:
+        return Latency((decision.parameters_before + 1) * 1e-6, (decision.parameters_after + 1) * 1e-6)
+
+    whole = sum(tensor.numel() for tensor in Net().parameters()) * 1e-6
+    monkeypatch.setattr("lrzip.pipeline.latency.layer_latency", timed)
+    monkeypatch.setattr("lrzip.pipeline.latency.whole_latency", lambda *_: Latency(whole, whole))
+    options: Any = {"model": Net(), "input_shapes": ["2,3,16,16"], "dry_run": True}
+    by_time = lrzip.compress(path, budget="latency=50%", **options)
+    by_size = lrzip.compress(path, budget="params=50%", **options)
+    spent = by_time.plan.budget
+    assert spent
+    assert spent.unit == "latency"
+    assert spent.whole == round(whole * 1e9)
+    assert spent.used <= spent.limit
+    sizes = [report.parameters_after for report in (by_time, by_size)]
+    # What is linear in the rank is interpolated exactly; a microsecond is a weight.
+    assert abs(sizes[0] - sizes[1]) <= 0.01 * by_size.parameters_before
+
+
+def test_a_budget_of_time_needs_a_network(path: Path) -> None:
+    with pytest.raises(UsageError, match="`--model PKG"):
+        lrzip.compress(path, budget="latency=50%", dry_run=True)
+    with pytest.raises(UsageError, match="A budget of `latency` is for"):
+        lrzip.factorize(Net(), budget="latency=50%")

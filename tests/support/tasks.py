@@ -1,0 +1,124 @@
+"""Small tasks with a known answer, and networks that can learn them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import lrzip
+from lrzip.training.data.read import Data
+from lrzip.training.data.samples import Arrays, Samples
+from lrzip.training.evaluation import Learning
+from lrzip.training.settings import Settings
+from tests.support.networks import seeded
+
+
+class Classifier(nn.Module):
+    """A perceptron with batch norm: 12 features, 4 classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(12, 32)
+        self.bn = nn.BatchNorm1d(32)
+        self.fc2 = nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(torch.relu(self.bn(self.fc1(x))))
+        return out
+
+
+class Deep(nn.Module):
+    """A perceptron of four layers: 12 features, 4 classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(12, 24)
+        self.fc2 = nn.Linear(24, 32)
+        self.fc3 = nn.Linear(32, 24)
+        self.fc4 = nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.fc1, self.fc2, self.fc3):
+            x = torch.relu(layer(x))
+        out: Tensor = self.fc4(x)
+        return out
+
+
+class Regressor(nn.Module):
+    """A perceptron: 12 features, one number, (n, 1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(12, 32)
+        self.fc2 = nn.Linear(32, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(torch.tanh(self.fc1(x)))
+        return out
+
+
+def classes(count: int = 400) -> tuple[Tensor, Tensor]:
+    """Return features and the nearest of four far-apart centers."""
+    generator = torch.Generator().manual_seed(0)
+    centers = 2 * torch.randn(4, 12, generator=generator)
+    y = torch.arange(count) % 4
+    return centers[y] + torch.randn(count, 12, generator=generator), y
+
+
+def surprise(output: Tensor, target: Tensor) -> Tensor:
+    """Return the cross entropy, a metric that no small change leaves as it is."""
+    return nn.functional.cross_entropy(output, target)
+
+
+def numbers(count: int = 400) -> tuple[Tensor, Tensor]:
+    """Return features and a linear function of them, (n,)."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(count, 12, generator=generator)
+    return x, x @ torch.randn(12, generator=generator)
+
+
+def write_data(path: Path, x: Tensor | None = None, y: Tensor | None = None, **others: Tensor) -> Path:
+    """Write arrays to an .npz."""
+    named = ({} if x is None else {"x": x}) | ({} if y is None else {"y": y}) | others
+    arrays = {name: array.numpy() for name, array in named.items()}
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+def write_compressed(folder: Path, kind: type[nn.Module] = Classifier) -> Path:
+    """Write a network with random weights, factorized at rank 4."""
+    torch.save({"epoch": 3, "state_dict": seeded(kind).state_dict(), "optimizer": {}}, folder / "dense.pt")
+    lrzip.compress(folder / "dense.pt", folder / "small.pt", rank=4, layers={"fc2": "keep"}, force=True)
+    return folder / "small.pt"
+
+
+def samples_of(x: Tensor, y: Tensor | None) -> Samples:
+    """Return examples of arrays."""
+    return Samples("arrays", Arrays(x, y))
+
+
+def learning_of(x: Tensor, y: Tensor | None, **others: Any) -> Learning:
+    """Return what three quarters of some examples teach and the rest measure, in quick fine-tunes."""
+    count = len(x) * 3 // 4
+    parts = [samples_of(x[part], None if y is None else y[part]) for part in (slice(count), slice(count, None))]
+    settings = Settings(epochs=1, batch_size=32, lr=1e-2)
+    return Learning(Data(*parts), **{"settings": settings, **others})
+
+
+def write_trained(folder: Path, kind: type[nn.Module] = Classifier, *, steps: int = 150) -> Path:
+    """Write a dense network that has learned its task."""
+    x, y = numbers() if kind is Regressor else classes()
+    model = seeded(kind).train()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(steps):
+        output = model(x)
+        loss = (
+            nn.functional.mse_loss(output[:, 0], y) if y.is_floating_point() else nn.functional.cross_entropy(output, y)
+        )
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    torch.save({"epoch": 3, "state_dict": model.state_dict(), "optimizer": {}}, folder / "dense.pt")
+    return folder / "dense.pt"
