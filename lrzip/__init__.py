@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from lrzip.core.errors import LrzipError
     from lrzip.formats.load import load_into
     from lrzip.search.compress_within import compress_within
-    from lrzip.training.evaluation import Learning, evaluate
-
+    from lrzip.training.learning import Learning
+from lrzip.training.evaluation import evaluate
 
 __all__ = [
     "Learning",
@@ -38,7 +38,6 @@ __all__ = [
     "finetune",
     "load_into",
 ]
-
 _HOMES = {
     "analyze": "lrzip.api.analyze",
     "compress": "lrzip.api.compress",
@@ -49,7 +48,7 @@ _HOMES = {
     "factorize": "lrzip.api.factorize",
     "finetune": "lrzip.api.finetune",
     "load_into": "lrzip.formats.load",
-    "Learning": "lrzip.training.evaluation",
+    "Learning": "lrzip.training.learning",
     "LrzipError": "lrzip.core.errors",
 }
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lrzip.core.errors import LrzipError
 from lrzip.formats.safetensors.huggingface import FORMAT_VERSION, METHOD, read_ranks
-from lrzip.networks.architecture import known
+from lrzip.networks.architecture import module_info
 
 try:
     from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
@@ -20,8 +20,6 @@ except ImportError as error:
 
 
 _WHERE = "`quantization_config` in config.json"
-
-
 _CONVOLUTIONS = {"conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d}
 
 
@@ -214,7 +212,7 @@ def _low_rank(path: str, layer: Any, rank: int) -> nn.Module:
     Raises:
         LrzipError: The layer is of a kind that has none.
     """
-    what = known(layer)
+    what = module_info(layer)
     if what.kind in _CONVOLUTIONS and not what.reason and layer.padding_mode == "zeros":
         return LowRankConv(layer, what.kind, rank)
     if what.kind not in ("linear", "linear_transposed") or what.reason:

@@ -22,7 +22,7 @@ from lrzip.formats.write import rewrite
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.inference import is_parameter
 from lrzip.networks.inputs import InputShape
-from lrzip.pipeline.calibrate import by_file_names, calibrated, look_at_inputs, told
+from lrzip.pipeline.calibrate import by_file_names, calibration_summary, fit_calibrated, look_at_inputs
 from lrzip.pipeline.decide import load_plan, make_plan
 from lrzip.pipeline.factorize import Work, factorize_all
 from lrzip.pipeline.latency import costs_of, keep_slow
@@ -209,7 +209,7 @@ def compress(
         results: list[LayerResult] = []
         changed: Mapping[str, Tensor] = {}
         if scratch:
-            work, others = calibrated(Work(checkpoint, solver, scratch, device, seed), decisions, seen, progress)
+            work, others = fit_calibrated(Work(checkpoint, solver, scratch, device, seed), decisions, seen, progress)
             changed = by_file_names(others, checkpoint, architecture)
             with rewrite(destination, checkpoint, decisions, drop=list(lost), changed=changed) as rewriter:
                 for decision, factors, seconds in factorize_all(decisions, work, progress):
@@ -233,5 +233,5 @@ def compress(
             costs=costs,
             usage=FORMATS[format_].usage if results else None,
             not_compared=not_compared,
-            calibrated=told(seen, changed) if seen else None,
+            calibrated=calibration_summary(seen, changed) if seen else None,
         )

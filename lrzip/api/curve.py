@@ -21,7 +21,7 @@ from lrzip.formats.open import open_checkpoint
 from lrzip.formats.protocols import Checkpoint
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.inference import is_parameter
-from lrzip.pipeline.calibrate import applied, look_at_inputs, network_in, told
+from lrzip.pipeline.calibrate import apply_plan, calibration_summary, look_at_inputs, network_in
 from lrzip.pipeline.decide import decide
 from lrzip.pipeline.factorize import Work
 from lrzip.pipeline.latency import costs_of
@@ -33,7 +33,8 @@ from lrzip.ranks.objectives import DEFAULT_OBJECTIVE, objective_of
 
 if TYPE_CHECKING:
     from lrzip.training.bench import Bench
-    from lrzip.training.evaluation import Evaluation, Learning
+    from lrzip.training.learning import Learning
+from lrzip.training.evaluation import Evaluation
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def curve(
                 meter,
             )
             if bench and dense:
-                network = applied(copy.deepcopy(bench.model), plan, work, inputs, progress)
+                network = apply_plan(copy.deepcopy(bench.model), plan, work, inputs, progress)
                 measured.append(replace(dense, scores=bench.score(network)))
             points.append(
                 Report(
@@ -192,7 +193,7 @@ def curve(
                     seconds=perf_counter() - start,
                     version=__version__,
                     costs=costs_of(found, plan.factorize, latency=False) if found else None,
-                    calibrated=told(inputs, ()) if inputs else None,
+                    calibrated=calibration_summary(inputs, ()) if inputs else None,
                 )
             )
     return Curve(str(path), __version__, points, dense, measured)

@@ -26,13 +26,11 @@ from lrzip.formats.torch.program import ProgramFile
 from lrzip.formats.traced import save_onnx, save_pt2
 from lrzip.formats.write import create
 from lrzip.networks.architecture import Architecture
-from lrzip.networks.inference import match
+from lrzip.networks.inference import match_names
 from lrzip.networks.inputs import InputShape
-from lrzip.networks.programs.trace import Traced, trace, traced_already
+from lrzip.networks.programs.trace import Traced, trace, trace_program
 
 TARGETS = ("safetensors", "state-dict", "dense", "onnx", "pt2")
-
-
 PROGRAMS = ("onnx", "pt2")
 
 
@@ -174,7 +172,7 @@ def _traced(
     if model is None and trust:
         with open_checkpoint(source, key=key, trust=True) as checkpoint:
             if isinstance(checkpoint, ProgramFile):
-                return traced_already(checkpoint.program())
+                return trace_program(checkpoint.program())
             model = checkpoint.load().eval() if isinstance(checkpoint, ModuleFile) else None
     elif model is not None:
         model = load_into(model, source, key=key, trust=trust).eval()
@@ -191,7 +189,7 @@ def _chains(checkpoint: Checkpoint, model: nn.Module | None) -> Sequence[Chain]:
     if model is None:
         return find_chains(checkpoint.tensors(), checkpoint.chain_kinds)
     architecture = Architecture.of(model)
-    specs = match(checkpoint.path, checkpoint.tensors(), architecture)
+    specs = match_names(checkpoint.path, checkpoint.tensors(), architecture)
     prefixes = {spec.name.removesuffix(name) for name, spec in specs.items()}
     kinds = {f"{prefix}{name}": kind for prefix in prefixes for name, kind in architecture.kinds.items()}
     return find_chains(checkpoint.tensors(), kinds)

@@ -14,7 +14,7 @@ from lrzip.core.layers import Layer
 from lrzip.core.progress import Progress, silent
 from lrzip.formats.live import LiveSource
 from lrzip.networks.architecture import Architecture
-from lrzip.pipeline.calibrate import applied
+from lrzip.pipeline.calibrate import apply_plan
 from lrzip.pipeline.decide import make_plan
 from lrzip.pipeline.factorize import Work
 from lrzip.pipeline.request import meter_for, request_of, rule_of, solver_of, with_objective
@@ -78,7 +78,7 @@ def factorize(
         progress: Called before each layer.
 
     Returns:
-        The network, of ordinary modules; only nn.MultiheadAttention becomes a `SplitAttention` of `lrzip.networks.attention`.
+        The network, of ordinary modules; only nn.MultiheadAttention becomes a module of `lrzip.networks.attention`.
 
     Raises:
         UsageError: The options contradict each other or are out of range.
@@ -117,4 +117,4 @@ def factorize(
         statistics=seen.planned if seen else None,
     )
     work = Work(source, solver, None, where, seed)
-    return applied(model if inplace else copy.deepcopy(model), plan, work, seen, progress)
+    return apply_plan(model if inplace else copy.deepcopy(model), plan, work, seen, progress)

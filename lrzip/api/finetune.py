@@ -22,11 +22,11 @@ from lrzip.training.cache import network_digest
 from lrzip.training.data.augmentation import Preparation
 from lrzip.training.data.read import Data, read_data
 from lrzip.training.loop import train
-from lrzip.training.losses import Objective, Teaching, make_loss
+from lrzip.training.losses import Distillation, TrainingLoss, make_loss
 from lrzip.training.metrics import Scorer
-from lrzip.training.outcomes import Epoch, Outcome, Watch
+from lrzip.training.outcomes import Epoch, Outcome, StepCallback
 from lrzip.training.settings import Settings
-from lrzip.training.student import study_of
+from lrzip.training.student import load_student
 from lrzip.training.tasks import Task
 
 
@@ -112,7 +112,7 @@ def finetune(
     label_smoothing: float = 0.0,
     metrics: Sequence[str] = (),
     teacher: str | Path | None = None,
-    teaching: Teaching | None = None,
+    distillation: Distillation | None = None,
     settings: Settings | None = None,
     device: str = "cpu",
     workers: int = 0,
@@ -121,7 +121,7 @@ def finetune(
     key: str | None = None,
     trust: bool = False,
     force: bool = False,
-    watch: Watch | None = None,
+    watch: StepCallback | None = None,
 ) -> FinetuneReport:
     """Train a checkpoint and write its best state by the validation set, under the same names and in the same format.
 
@@ -141,7 +141,7 @@ def finetune(
         label_smoothing: Of cross entropy.
         metrics: `accuracy`, `top5`, `r2`, `rmse`, `mae` or `pkg.mod:fn`; the first selects the best state.
         teacher: The dense checkpoint, whose outputs are learned too; without labels, alone.
-        teaching: How much it counts.
+        distillation: How much it counts.
         settings: Optimizer, schedule, length and the like.
         device: Where to compute.
         workers: Processes that prepare batches.
@@ -161,11 +161,11 @@ def finetune(
     for kept in (resume, log):
         if kept is not None and not Path(kept).absolute().parent.is_dir():
             raise LrzipError(f"The folder of `{kept}` does not exist. Create it first.")
-    begun, taught = settings or Settings(), teaching or Teaching()
-    if teacher is None and teaching is not None:
+    begun, taught = settings or Settings(), distillation or Distillation()
+    if teacher is None and distillation is not None:
         raise UsageError("`--temperature`, `--teacher-share` and `--match-layers` say how to learn from a `--teacher`.")
     _check_format(source, destination, key=key, trust=trust)
-    study = study_of(source, model, Path(teacher) if teacher is not None else None, key=key, trust=trust)
+    study = load_student(source, model, Path(teacher) if teacher is not None else None, key=key, trust=trust)
     student = study.student
     if taught.layers and not study.modules:
         raise UsageError(f"`--match-layers` compares outputs of factorized layers, and `{source}` has none to look at.")
@@ -194,7 +194,7 @@ def finetune(
     outcome = train(
         student,
         found,
-        Objective(task, function, teacher=study.teacher, teaching=taught, modules=study.modules),
+        TrainingLoss(task, function, teacher=study.teacher, distillation=taught, modules=study.modules),
         scorer,
         chosen,
         device=device,

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from lrzip.calibration.corrections import Corrections
-from lrzip.calibration.fisher import influences
+from lrzip.calibration.fisher import fisher_sensitivities
 from lrzip.calibration.sequential import Fit, Fitted, Job, fit_in_sequence
 from lrzip.calibration.settings import DEFAULT_CORRECTIONS, CalibrationSettings
 from lrzip.calibration.subjects import Network, Subject
@@ -29,8 +29,6 @@ from lrzip.training.data.read import read_inputs
 from lrzip.training.data.samples import Arrays, Samples
 
 _ITEMSIZE = 8
-
-
 # A mean over some hundred examples says well enough which layers matter.
 _WEIGHING_BATCHES = 2
 
@@ -71,7 +69,7 @@ class Calibration:
     @property
     def objective(self) -> str:
         """The objective by which ranks are chosen best with what is known."""
-        known = all(moments.influence is not None for moments in self.statistics.values())
+        known = all(moments.fisher is not None for moments in self.statistics.values())
         return CALIBRATED_OBJECTIVE if known and self.statistics else DEFAULT_OBJECTIVE
 
     @property
@@ -146,11 +144,11 @@ def calibrate(
     with _named(samples, batches[0]):
         named = {subject.weight_name(layer): layer for layer in layers if layer.name in found}
         few = batches[:_WEIGHING_BATCHES]
-        counts = influences(program, named, few, seed=settings.seed)
+        counts = fisher_sensitivities(program, named, few, seed=settings.seed)
         decomposition = decomposition_of(DEFAULT_DECOMPOSITION, Solver())
         changes = measure(program, named, few, found, decomposition, centered=corrections.bias) if measured else {}
     weighed = {
-        name: replace(moments, influence=counts.get(name, 0.0), measured=changes.get(name))
+        name: replace(moments, fisher=counts.get(name, 0.0), measured=changes.get(name))
         for name, moments in found.items()
     }
 
@@ -189,13 +187,13 @@ def moments_of(
     most = max(positions // len(batches), 1)
     by_name = {layer.name: layer for layer in layers}
 
-    def see(name: str, inputs: Inputs) -> None:
+    def observer(name: str, inputs: Inputs) -> None:
         layer = by_name[name]
         if name not in sums:
             sums[name] = Sums(layer.input_size, layer.groups, diagonal=layer.kind == "embedding")
         sums[name].add(inputs, most=most)
 
-    subject.watch(layers, batches, see)
+    subject.watch(layers, batches, observer)
     return {name: seen.moments() for name, seen in sums.items()}
 
 

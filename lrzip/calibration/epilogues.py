@@ -11,23 +11,15 @@ from torch.fx import Node
 from lrzip.networks.programs.operators import OPERATORS, bias_of
 
 _ATEN = torch.ops.aten
-
-
 _SAME = (_ATEN.alias.default, _ATEN.clone.default, _ATEN.contiguous.default, _ATEN.dropout.default)
-
-
 _SUMS = (_ATEN.add.Tensor, _ATEN.add_.Tensor)
-
-
 _RELUS = (_ATEN.relu.default, _ATEN.relu_.default)
-
-
 # Channels that a batch norm scales by less than that share of the largest scale carry nothing.
 _DEAD = 1e-3
 
 
 @dataclass(frozen=True)
-class Landing:
+class Epilogue:
     """Where the output of a layer goes, as far as nothing else uses it on the way.
 
     Attributes:
@@ -83,9 +75,9 @@ def inverse(scale: Tensor) -> Tensor:
     return torch.where(scale.abs() > _DEAD * scale.abs().max(), 1 / scale, 0)
 
 
-def landings_of(calls: Iterable[Node], *, residual: bool) -> dict[Node, Landing]:
+def find_epilogues(calls: Iterable[Node], *, residual: bool) -> dict[Node, Epilogue]:
     """Return where the outputs of calls of layers go. Of two that are added to each other, only the first knows."""
-    found: dict[Node, Landing] = {}
+    found: dict[Node, Epilogue] = {}
     sums: set[Node] = set()
     for node in calls:
         norm, last = None, node
@@ -101,7 +93,7 @@ def landings_of(calls: Iterable[Node], *, residual: bool) -> dict[Node, Landing]
         if total is not None and other is not None:
             sums.add(total)
             last = _through(total)
-        found[node] = Landing(bias_of(node), norm, other, _is_rectified(last))
+        found[node] = Epilogue(bias_of(node), norm, other, _is_rectified(last))
     return found
 
 

@@ -15,7 +15,7 @@ from lrzip.networks.programs.observe import arguments_of, call_of
 from lrzip.networks.programs.rewrite import tensors_of
 
 
-def influences(
+def fisher_sensitivities(
     program: ExportedProgram, layers: Mapping[str, Layer], batches: Sequence[Arguments], *, seed: int
 ) -> dict[str, float]:
     """Return, for each layer, E‖Δz‖² of the network's outputs z for noise of unit second moment in its own outputs.
@@ -33,7 +33,7 @@ def influences(
         By layer name, for layers that influence the outputs; estimated from one v an example.
     """
     generator = Generator().manual_seed(seed)
-    watching, kinds = _Watching(program, layers), {layer.name: layer.kind for layer in layers.values()}
+    watching, kinds = _Observer(program, layers), {layer.name: layer.kind for layer in layers.values()}
     sums: dict[str, float] = {}
     count = 0
     for args, kwargs in batches:
@@ -54,7 +54,7 @@ def influences(
     return {name: total / count for name, total in sums.items()}
 
 
-class _Watching(Interpreter):
+class _Observer(Interpreter):
     """Runs a program with gradients, and keeps the outputs of layers."""
 
     def __init__(self, program: ExportedProgram, layers: Mapping[str, Layer]) -> None:

@@ -15,7 +15,7 @@ from lrzip.training.data.read import Data
 from lrzip.training.data.samples import Samples
 from lrzip.training.forward import probe
 from lrzip.training.loop import train
-from lrzip.training.losses import Objective, make_loss
+from lrzip.training.losses import TrainingLoss, make_loss
 from lrzip.training.metrics import Scorer
 from lrzip.training.settings import Settings
 from lrzip.training.tasks import find_task
@@ -66,7 +66,7 @@ def reconstruct(
     settings = Settings(steps=steps, lr=_RATE, freeze_batchnorm=True, seed=seed)
     settings = replace(settings, batch_size=settings.batch(len(unlabelled)))
     teacher = copy.deepcopy(model)
-    objective = Objective(task, make_loss("auto", task), teacher=teacher)
+    objective = TrainingLoss(task, make_loss("auto", task), teacher=teacher)
     state = train(student, Data(unlabelled, None), objective, Scorer((), task), settings).state
     return _read_back(model, plan, factors, state)
 

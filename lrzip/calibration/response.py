@@ -15,11 +15,7 @@ from lrzip.core.moments import Targets
 
 # λ of each turn. The paper too goes from 0.01 to 1; for images that were not calibrated on, more turns are no better.
 _PENALTIES = (0.01, 0.1, 1.0)
-
-
 Pieces = Callable[[], Iterable[tuple[Tensor, ...]]]
-
-
 """Yields all positions in pieces: for each group a matrix (positions, columns) of inputs, then one (positions, outputs)
 of what should come before the ReLU, and where something is added to the outputs, one of that."""
 

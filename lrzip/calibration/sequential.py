@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 
 from lrzip.calibration.corrections import Corrections
-from lrzip.calibration.epilogues import Landing, inverse, landings_of
+from lrzip.calibration.epilogues import Epilogue, find_epilogues, inverse
 from lrzip.calibration.regression import Affine, Regression, folded, unfolded
 from lrzip.calibration.response import refine
 from lrzip.core.activations import Inputs
@@ -28,8 +28,6 @@ from lrzip.networks.programs.operators import OPERATORS
 from lrzip.networks.programs.rewrite import tensors_of
 
 Fit = Callable[[Layer, Tensor, Moments], Factors]
-
-
 """Makes the factors of a layer of a weight, for inputs with some moments."""
 
 
@@ -98,7 +96,7 @@ class _Walk:
         self._nodes = [node for node in program.graph.nodes if node.op not in ("placeholder", "output")]
         calls = [node for node in self._nodes if call_of(node, layers, self._names)]
         self._most = max(job.positions // len(batches), 1)
-        self._landings = landings_of(calls, residual=job.corrections.residual)
+        self._epilogues = find_epilogues(calls, residual=job.corrections.residual)
 
     def run(self) -> None:
         """Walk through the program."""
@@ -124,9 +122,9 @@ class _Walk:
 
     def _needs(self, node: Node) -> list[Node]:
         """Return the nodes whose values have to be there when one is reached."""
-        landing = self._landings.get(node)
-        others = [landing.other] if landing and landing.other else []
-        norm = landing.norm.all_input_nodes if landing and landing.norm else []
+        epilogue = self._epilogues.get(node)
+        others = [epilogue.other] if epilogue and epilogue.other else []
+        norm = epilogue.norm.all_input_nodes if epilogue and epilogue.norm else []
         return [*node.all_input_nodes, *others, *(n for n in norm if n.op == "placeholder")]
 
     def _order(self) -> list[Node]:
@@ -147,21 +145,21 @@ class _Walk:
         """Find the weight of a layer in the compressed program."""
         factorize = layer.name in self._job.factorize
         old: Tensor = self._dense[0][weight]
-        landing = self._landings[node]
-        shift = self._shift(landing)
+        epilogue = self._epilogues[node]
+        shift = self._shift(epilogue)
         if len(weight.users) > 1 or layer.kind == "embedding" or layer.kind.startswith("conv_transpose"):
             # Several calls would have several targets; the outputs of others are no products with inputs by position.
             if factorize:
                 self._settle(weight, layer, self._job.fit(layer, old, self._job.statistics[layer.name]))
             return
-        sums = self._sums(node, layer, old, landing)
+        sums = self._sums(node, layer, old, epilogue)
         inputs, targets = sums.moments(), sums.targets()
-        prior = Affine(unfolded(layer, old).double(), self._bias(landing, like=targets.first))
+        prior = Affine(unfolded(layer, old).double(), self._bias(epilogue, like=targets.first))
         regression = Regression(inputs, prior, free=shift is not None)
         self._put(weight, layer, regression.matrices(targets), regression.about)
         found = regression.completed(unfolded(layer, self._small[0][weight]).double(), targets)
-        if self._job.corrections.response and landing.rectified:
-            better = self._respond(node, layer, landing, regression, found)
+        if self._job.corrections.response and epilogue.rectified:
+            better = self._respond(node, layer, epilogue, regression, found)
             if better is not found:
                 found = better
                 before = self.found.factors.get(layer.name)
@@ -172,12 +170,12 @@ class _Walk:
         if shift:
             shift(found.constants.flatten())
 
-    def _respond(self, node: Node, layer: Layer, landing: Landing, regression: Regression, start: Affine) -> Affine:
+    def _respond(self, node: Node, layer: Layer, epilogue: Epilogue, regression: Regression, start: Affine) -> Affine:
         """Return what comes nearer to the dense network than a start, behind the ReLU, or that itself."""
         old: Tensor = self._dense[0][node.args[OPERATORS[node.target].weight]]  # type: ignore[index]
         scale, shift = torch.ones_like(start.constants), torch.zeros_like(start.constants)
-        if landing.norm:
-            scale, shift = (value.double().reshape(scale.shape) for value in landing.scaling(self._dense[0]))
+        if epilogue.norm:
+            scale, shift = (value.double().reshape(scale.shape) for value in epilogue.scaling(self._dense[0]))
         behind = replace(regression, prior=regression.prior.then(scale, shift))
 
         def solve(targets: Targets) -> Affine:
@@ -188,21 +186,21 @@ class _Walk:
             return behind.completed(matrices, targets)
 
         first = start.then(scale, shift)
-        found = refine(first, solve, lambda: self._responses(node, layer, landing))
+        found = refine(first, solve, lambda: self._responses(node, layer, epilogue))
         back = inverse(scale)
         return start if found is first else found.then(back, -shift * back)
 
-    def _responses(self, node: Node, layer: Layer, landing: Landing) -> Iterator[tuple[Tensor, ...]]:
+    def _responses(self, node: Node, layer: Layer, epilogue: Epilogue) -> Iterator[tuple[Tensor, ...]]:
         """Yield the positions of a layer in the compressed program in pieces, with what should come before the ReLU."""
         axis = 1 if layer.kind.startswith("conv") else -1
         for number, (dense, small) in enumerate(zip(self._dense, self._small, strict=True), 1):
             goal = dense[node]
-            if landing.norm:
-                scale, shift = (value.reshape(-1, *(1,) * (goal.dim() - 2)) for value in landing.scaling(dense))
+            if epilogue.norm:
+                scale, shift = (value.reshape(-1, *(1,) * (goal.dim() - 2)) for value in epilogue.scaling(dense))
                 goal = goal * scale + shift
             beside = [goal]
-            if landing.other:
-                beside = [goal + dense[landing.other], small[landing.other]]
+            if epilogue.other:
+                beside = [goal + dense[epilogue.other], small[epilogue.other]]
             inputs = self._inputs(node, layer, dense, small).thinned(self._most, number)
             parts = [part for value in beside for part in value.chunk(layer.groups, axis)]
             yield from inputs.rows(piece_size(layer.input_size), tuple(parts))
@@ -214,20 +212,20 @@ class _Walk:
         x, weight = node.args[operator.x], node.args[operator.weight]
         return inputs_of(layer, given[x], window_of(node, dense[weight]))  # type: ignore[index]
 
-    def _bias(self, landing: Landing, like: Tensor) -> Tensor:
+    def _bias(self, epilogue: Epilogue, like: Tensor) -> Tensor:
         """Return the layer's own bias."""
-        if landing.bias is None:
+        if epilogue.bias is None:
             return torch.zeros_like(like)
-        own: Tensor = self._dense[0][landing.bias]
+        own: Tensor = self._dense[0][epilogue.bias]
         return own.to(like).reshape(like.shape)
 
-    def _sums(self, node: Node, layer: Layer, old: Tensor, landing: Landing) -> Sums:
+    def _sums(self, node: Node, layer: Layer, old: Tensor, epilogue: Epilogue) -> Sums:
         """Return the moments of what reaches a layer in the compressed program, with what it should make of it."""
         groups, rows, columns = unfolded(layer, old).shape
         sums = Sums(columns, groups, outputs=rows)
         axis = 1 if layer.kind.startswith("conv") else -1
         for dense, small in zip(self._dense, self._small, strict=True):
-            target = landing.target(dense[node], dense, small)
+            target = epilogue.target(dense[node], dense, small)
             inputs = self._inputs(node, layer, dense, small)
             sums.add(inputs, target.chunk(groups, axis), most=self._most)
         return sums
@@ -256,11 +254,11 @@ class _Walk:
         for env in self._small:
             env[node] = value
 
-    def _shift(self, landing: Landing) -> Callable[[Tensor], None] | None:
+    def _shift(self, epilogue: Epilogue) -> Callable[[Tensor], None] | None:
         """Return what makes the outputs W′x of a layer have the mean that is wanted, if anything can."""
         if not self._job.corrections.bias:
             return None
-        bias, mean = landing.bias, landing.running_mean
+        bias, mean = epilogue.bias, epilogue.running_mean
         if bias is not None and bias in self._names and len(bias.users) == 1:
             return lambda missing: self._change(bias, missing)
         if mean is not None and mean in self._names and len(mean.users) == 1:

@@ -8,8 +8,6 @@ from lrzip.core.errors import UsageError
 from lrzip.training.data.augmentation import Preparation
 
 DEFAULT_CORRECTIONS = Corrections(bias=True, sequential=True, residual=True, refit=True, response=True)
-
-
 _GIGABYTE = 1 << 30
 
 

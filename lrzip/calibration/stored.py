@@ -13,7 +13,7 @@ from torch import Tensor
 from lrzip.calibration.calibrator import Calibration
 from lrzip.core.errors import LrzipError
 from lrzip.core.layers import Layer
-from lrzip.core.measured import Measured
+from lrzip.core.measured import MeasuredChanges
 from lrzip.core.moments import Moments
 from lrzip.formats.files.atomic import atomic_file
 
@@ -62,12 +62,12 @@ def load_statistics(path: Path, layers: Sequence[Layer]) -> Calibration:
 
 def _entry(moments: Moments) -> dict[str, Any]:
     measured = asdict(moments.measured) if moments.measured else None
-    return {"count": moments.count, "influence": moments.influence, "measured": measured}
+    return {"count": moments.count, "influence": moments.fisher, "measured": measured}
 
 
 def _moments(second: Tensor, first: Tensor, entry: Mapping[str, Any]) -> Moments:
     points = entry.get("measured")
-    measured = Measured(**{name: tuple(values) for name, values in points.items()}) if points else None
+    measured = MeasuredChanges(**{name: tuple(values) for name, values in points.items()}) if points else None
     return Moments(second, first, entry["count"], entry["influence"], measured)
 
 

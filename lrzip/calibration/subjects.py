@@ -10,16 +10,16 @@ from torch.export import ExportedProgram
 
 from lrzip.core.layers import Layer, tensor_name
 from lrzip.core.moments import Arguments, Observe
-from lrzip.formats.protocols import Exported, Watchable
-from lrzip.networks.observe import watch_network
+from lrzip.formats.protocols import Exported, Observable
+from lrzip.networks.observe import observe_network
 from lrzip.networks.programs.rewrite import fixed_batch
-from lrzip.networks.programs.trace import follow
+from lrzip.networks.programs.trace import export_network
 
 
 class Subject(Protocol):
     """What runs on the examples of a calibration."""
 
-    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], see: Observe) -> None:
+    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], observer: Observe) -> None:
         """Run on batches and show what layers are applied to."""
         ...
 
@@ -54,13 +54,13 @@ class Network:
     model: nn.Module
     correctable = True
 
-    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], see: Observe) -> None:
+    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], observer: Observe) -> None:
         """Run on batches and show what layers are applied to."""
-        watch_network(self.model, {layer.path: layer for layer in layers}, batches, see)
+        observe_network(self.model, {layer.path: layer for layer in layers}, batches, observer)
 
     def program(self, arguments: Arguments) -> ExportedProgram:
         """Return what torch.export makes of the network."""
-        return follow(self.model, *arguments)
+        return export_network(self.model, *arguments)
 
     def weight_name(self, layer: Layer) -> str:
         """Return the name of a layer's weight in the network."""
@@ -78,16 +78,16 @@ class Network:
 class Stored:
     """A program in a file."""
 
-    file: Watchable
+    file: Observable
 
     @property
     def correctable(self) -> bool:
         """Whether it is one of torch."""
         return isinstance(self.file, Exported)
 
-    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], see: Observe) -> None:
+    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], observer: Observe) -> None:
         """Run on batches and show what layers are applied to."""
-        self.file.watch(layers, batches, see)
+        self.file.watch(layers, batches, observer)
 
     def program(self, arguments: Arguments) -> ExportedProgram:
         """Return the program."""

@@ -1,4 +1,4 @@
-"""Measured sensitivity: what a network puts out when one layer at a time has a low rank."""
+"""MeasuredChanges sensitivity: what a network puts out when one layer at a time has a low rank."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from lrzip.calibration.regression import unfolded
 from lrzip.core.chains import compose
 from lrzip.core.layers import Layer
-from lrzip.core.measured import Measured
+from lrzip.core.measured import MeasuredChanges
 from lrzip.core.moments import Arguments, Moments, Statistics
 from lrzip.core.spectrum import Spectrum
 from lrzip.decompositions import Decomposition
@@ -32,7 +32,7 @@ def measure(
     decomposition: Decomposition,
     *,
     centered: bool,
-) -> dict[str, Measured]:
+) -> dict[str, MeasuredChanges]:
     """Return what a few ranks of each layer alone do to the outputs of a program.
 
     Args:
@@ -47,7 +47,7 @@ def measure(
         By layer name, for those that can be factorized.
     """
     weights = dict(tensors_of(program).values())
-    found: dict[str, Measured] = {}
+    found: dict[str, MeasuredChanges] = {}
     with torch.no_grad():
         expected = [_outputs(Interpreter(program.graph_module), program, batch) for batch in batches]
         for name, layer in layers.items():
@@ -61,7 +61,7 @@ def measure(
                 new = _truncated(layer, weights[name], rank, about, decomposition)
                 trial = _Trial(program, name, layer, new, _missed(layer, weights[name] - new, seen, about))
                 changes.append(_difference([_outputs(trial, program, batch) for batch in batches], expected))
-            found[layer.name] = Measured(ranks, tuple(changes))
+            found[layer.name] = MeasuredChanges(ranks, tuple(changes))
     return found
 
 

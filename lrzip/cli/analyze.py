@@ -48,8 +48,6 @@ _COLUMNS = {
     "frobenius_norm": "‖W‖F",
     "decay_rate": "decay",
 }
-
-
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 

@@ -19,12 +19,12 @@ from lrzip.formats.files.atomic import atomic_file, check_output
 if TYPE_CHECKING:
     from torch import nn
 
-    from lrzip.search.compress_within import Bounded
-    from lrzip.search.trials import Tried
-    from lrzip.training.evaluation import Learning
+    from lrzip.search.compress_within import SearchReport
+    from lrzip.search.trials import Trial
+    from lrzip.training.learning import Learning
 
 
-def compress_bounded(
+def compress_within_bound(
     model: str | None,
     output: Path | None,
     network: "nn.Module | None",
@@ -35,7 +35,7 @@ def compress_bounded(
     json: bool,
     quiet: bool,
     options: Mapping[str, Any],
-) -> "Bounded":
+) -> "SearchReport":
     """Compress within a bound, and say what came of it."""
     from lrzip.cli.drawing import check_picture, draw_search
     from lrzip.search.compress_within import compress_within
@@ -68,7 +68,7 @@ def compress_bounded(
     return found
 
 
-def _print(console: Console, found: "Bounded") -> None:
+def _print(console: Console, found: "SearchReport") -> None:
     rows = [_cells(one, found) for one in [found.dense, *found.tried]]
     console.print(make_table(list(rows[0]), [list(row.values()) for row in rows]))
     console.print()
@@ -83,7 +83,7 @@ def _print(console: Console, found: "Bounded") -> None:
         console.print(Text(printable(f"Test data: {scores_text(found.test[0])} → {scores_text(found.test[1])}")))
 
 
-def _cells(one: "Tried", found: "Bounded") -> dict[str, str]:
+def _cells(one: "Trial", found: "SearchReport") -> dict[str, str]:
     what = ", ".join(f"{name} {value}" for name, value in one.what.items() if name not in ("strategy", "dense"))
     return {
         "layer": what or "dense",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lrzip.cli import options
-from lrzip.cli.bounded import compress_bounded
+from lrzip.cli.bounded import compress_within_bound
 from lrzip.cli.calibrating import calibration_of
 from lrzip.cli.console import (
     given_options,
@@ -27,7 +27,7 @@ from lrzip.cli.console import (
 )
 from lrzip.cli.curves import show_curve
 from lrzip.cli.gates import check_gates
-from lrzip.cli.learning import make_learning, teaching_of
+from lrzip.cli.learning import distillation_of, make_learning
 from lrzip.cli.reporting import print_report
 from lrzip.core.errors import UsageError
 from lrzip.formats.files.atomic import atomic_file, check_output
@@ -38,24 +38,16 @@ if TYPE_CHECKING:
 
 # Options that decide on ranks, and those of one plan, of a search within a bound, and of measuring on data.
 _RANKS = ("--energy", "--ratio", "--rank", "--vbmf", "--rank-rule", "--plan")
-
-
 _ONE_PLAN = ("--save-plan", "--min-ratio", "--max-error", "--min-speedup", "--latency", "--force-factorize")
-
-
 _UNBOUNDED = (
     *(*_RANKS, "--budget", "--layer", "--round-to", "--force-factorize", "--dtype", "--dry-run", "--max-error"),
     *("--keep-optimizer", "--input-shape", "--latency", "--min-speedup", "--save-statistics", "--reconstruct"),
     *("--decomposition", "--calibrate", "--calibration-samples", "--calibration-memory", "--correct"),
 )
-
-
 _BOUNDED = (
     *("--test", "--strategy", "--teacher", "--temperature", "--teacher-share", "--optimizer", "--lr", "--epochs"),
     *("--steps", "--freeze-batchnorm", "--log", "--resume"),
 )
-
-
 _MEASURING = ("--val", "--val-fraction", "--metric", "--loss", "--image-size", "--batch-size", "--amp", "--workers")
 
 
@@ -275,7 +267,7 @@ def compress(
             data,
             preparation=(mean, std, augment),
             teacher=teacher,
-            teaching=teaching_of(temperature, teacher_share),
+            distillation=distillation_of(temperature, teacher_share),
             settings=computing | tuning,
             **measuring,
         )
@@ -287,7 +279,7 @@ def compress(
             "log": log,
             "resume": resume,
         }
-        found = compress_bounded(
+        found = compress_within_bound(
             *(model, output, load_network(network, model_arg), learning, plot, save_plan),
             json=json,
             quiet=quiet,

@@ -12,14 +12,12 @@ from lrzip.formats.files.atomic import atomic_file, check_output
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from lrzip.search.compress_within import Bounded
+    from lrzip.search.compress_within import SearchReport
     from lrzip.search.sensitivity import Sensitivities
-    from lrzip.search.trials import Tried
+    from lrzip.search.trials import Trial
 
 
 _SUFFIXES = (".png", ".svg", ".pdf")
-
-
 # More names than this leave no room for the curves.
 _NAMED_LAYERS = 72
 
@@ -111,7 +109,7 @@ def draw_sensitivities(found: "Sensitivities", path: Path) -> None:
     _save(figure, path)
 
 
-def draw_search(found: "Bounded", path: Path) -> None:
+def draw_search(found: "SearchReport", path: Path) -> None:
     """Draw the metric of all networks that were tried against their size, with the Pareto front and the bound."""
     from matplotlib.figure import Figure
 
@@ -125,7 +123,7 @@ def draw_search(found: "Bounded", path: Path) -> None:
         points = [one for one in found.tried if one.within == within]
         sizes = [one.parameters for one in points]
         axes.scatter(sizes, [one.scores[metric] for one in points], s=16, color=color, label=label)
-    front: list[Tried] = []
+    front: list[Trial] = []
     for one in sorted([dense, *found.tried], key=lambda one: (one.parameters, -sign * one.scores[metric])):
         if not front or sign * one.scores[metric] > sign * front[-1].scores[metric]:
             front.append(one)

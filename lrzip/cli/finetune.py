@@ -23,7 +23,7 @@ from lrzip.cli.console import (
     stderr,
     stdout,
 )
-from lrzip.cli.learning import score_text, teaching_of, training_progress
+from lrzip.cli.learning import distillation_of, score_text, training_progress
 from lrzip.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def finetune(
                 label_smoothing=label_smoothing,
                 metrics=metric or (),
                 teacher=teacher,
-                teaching=teaching_of(temperature, teacher_share, match_layers),
+                distillation=distillation_of(temperature, teacher_share, match_layers),
                 settings=settings,
                 device=device,
                 workers=workers,

@@ -13,24 +13,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from lrzip.cli.console import printable
 
 if TYPE_CHECKING:
-    from lrzip.training.evaluation import Learning
-    from lrzip.training.losses import Teaching
-    from lrzip.training.outcomes import Moment, Watch
+    from lrzip.training.learning import Learning
+    from lrzip.training.losses import Distillation
+    from lrzip.training.outcomes import StepCallback, StepState
 
 
 Announce = Callable[[str], None]
-
-
 _SHARES = ("accuracy", "top5")
 
 
-def teaching_of(temperature: float | None, share: float | None, layers: float | None = None) -> "Teaching | None":
+def distillation_of(
+    temperature: float | None, share: float | None, layers: float | None = None
+) -> "Distillation | None":
     """Return how a teacher counts, or None where no option says."""
-    from lrzip.training.losses import Teaching
+    from lrzip.training.losses import Distillation
 
     given = {"temperature": temperature, "share": share, "layers": layers}
     chosen = {name: value for name, value in given.items() if value is not None}
-    return Teaching(**chosen) if chosen else None
+    return Distillation(**chosen) if chosen else None
 
 
 def make_learning(
@@ -38,7 +38,7 @@ def make_learning(
     *,
     preparation: tuple[str | None, str | None, str | None],
     metrics: Sequence[str] | None,
-    teaching: "Teaching | None" = None,
+    distillation: "Distillation | None" = None,
     settings: Mapping[str, Any],
     **others: Any,
 ) -> "Learning":
@@ -48,27 +48,27 @@ def make_learning(
         data: Of `--data`.
         preparation: Of `--mean`, `--std` and `--augment`.
         metrics: Of `--metric`.
-        teaching: How a teacher counts.
+        distillation: How a teacher counts.
         settings: Of `lrzip.training.settings.Settings`.
         others: Of `Learning`, by its names.
     """
     from lrzip.training.data.augmentation import Preparation
-    from lrzip.training.evaluation import Learning
-    from lrzip.training.losses import Teaching
+    from lrzip.training.learning import Learning
+    from lrzip.training.losses import Distillation
     from lrzip.training.settings import Settings
 
     return Learning(
         data,
         preparation=Preparation.parse(*preparation),
         metrics=metrics or (),
-        teaching=teaching or Teaching(),
+        distillation=distillation or Distillation(),
         settings=Settings(**settings),
         **others,
     )
 
 
 @contextmanager
-def training_progress(*, quiet: bool, label: str) -> "Iterator[tuple[Announce, Watch | None]]":
+def training_progress(*, quiet: bool, label: str) -> "Iterator[tuple[Announce, StepCallback | None]]":
     """Yield what names the work at hand and what draws its steps, where standard error is a terminal.
 
     Nothing is drawn elsewhere, nor by any but the first of several processes.
@@ -90,7 +90,7 @@ def training_progress(*, quiet: bool, label: str) -> "Iterator[tuple[Announce, W
         def announce(text: str) -> None:
             drawn.reset(task, description=printable(text), total=None, epoch=1, loss=float("nan"), scores="")
 
-        def show(moment: "Moment") -> None:
+        def show(moment: "StepState") -> None:
             scores = scores_text(moment.last.scores) if moment.last else ""
             drawn.update(
                 task, total=moment.steps, completed=moment.step, epoch=moment.epoch, loss=moment.loss, scores=scores

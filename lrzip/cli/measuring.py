@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lrzip.search.sensitivity import LayerSensitivity, Sensitivities
-    from lrzip.training.evaluation import Evaluation, Learning
+    from lrzip.training.learning import Learning
+from lrzip.training.evaluation import Evaluation
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """What data say of a checkpoint.
 
     Attributes:
@@ -63,24 +64,24 @@ def measure(
     key: str | None,
     trust: bool,
     quiet: bool,
-) -> Measured:
+) -> Measurement:
     """Measure a checkpoint on data, and each of its layers if that is asked for; the network is left as it was."""
     import copy
 
     from lrzip.search.sensitivity import ENERGIES, sensitivities_of
-    from lrzip.search.variants import Forms
+    from lrzip.search.variants import Variants
     from lrzip.training.bench import make_bench
-    from lrzip.training.cache import Results
+    from lrzip.training.cache import Cache
     from lrzip.training.evaluation import Evaluation, evaluation_of
 
     with redirect_stdout(sys.stderr), training_progress(quiet=quiet, label="measure") as (announce, watch):
         bench = make_bench(path, copy.deepcopy(model), learning, distil=asked is not None, key=key, trust=trust)
         if asked is None:
-            return Measured(evaluation_of(bench), None, bench.input_shapes())
+            return Measurement(evaluation_of(bench), None, bench.input_shapes())
         found = sensitivities_of(
             bench,
-            Forms.of(bench.model, only=only or (), skip=skip or ()),
-            Results(cache),
+            Variants.of(bench.model, only=only or (), skip=skip or ()),
+            Cache(cache),
             energies=asked["energies"] or ENERGIES,
             finetune_steps=asked["finetune_steps"],
             runs=asked["runs"],
@@ -88,7 +89,7 @@ def measure(
             watch=watch,
         )
     evaluation = Evaluation(found.baseline, len(bench.val), bench.task.kind)
-    return Measured(evaluation, found, bench.input_shapes())
+    return Measurement(evaluation, found, bench.input_shapes())
 
 
 def _cells(item: "LayerSensitivity", found: "Sensitivities") -> dict[str, str]:

@@ -8,8 +8,8 @@ from rich.text import Text
 from lrzip.cli.console import costs_text, make_table, print_kept, printable, shape_text, size_text
 
 if TYPE_CHECKING:
-    from lrzip.core.plan import Spent
-    from lrzip.core.report import Calibrated, Report
+    from lrzip.core.plan import BudgetUse
+    from lrzip.core.report import CalibrationSummary, Report
 
 
 def _table(report: "Report") -> dict[str, list[str]]:
@@ -39,7 +39,7 @@ def _table(report: "Report") -> dict[str, list[str]]:
     return table
 
 
-def _budget_text(spent: "Spent") -> str:
+def _budget_text(spent: "BudgetUse") -> str:
     """Return in one line what became of a budget."""
     gap = spent.predicted_loss - spent.bound
     proof = (
@@ -51,7 +51,7 @@ def _budget_text(spent: "Spent") -> str:
     )
 
 
-def _calibrated_text(seen: "Calibrated") -> str:
+def _calibrated_text(seen: "CalibrationSummary") -> str:
     """Return in one line by what ranks and factors were chosen, and in another what was too little."""
     text = f"Calibrated on {seen.count} examples of {printable(seen.examples)}, corrections: {seen.corrections}"
     if seen.changed:

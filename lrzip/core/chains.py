@@ -24,8 +24,6 @@ class StageSpec:
 
 
 MOST_STAGES = 3
-
-
 """Of any chain."""
 
 

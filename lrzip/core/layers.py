@@ -5,14 +5,10 @@ from dataclasses import dataclass
 from math import prod
 
 FACTORIZABLE_DTYPES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-
-
 """Bytes an element, of the dtypes that can be factorized."""
 
 
 ROOT = "(root)"
-
-
 """What people call the layer that is a whole network."""
 
 
@@ -88,6 +84,10 @@ class Layer:
         """Elements of what a row or column of the unfolding of one group is multiplied by."""
         return self.matrix_shape[0 if self.inputs_are_rows else 1]
 
+    def kept(self, reason: str) -> "Keep":
+        """Return the layer as one that is left unchanged, for a reason."""
+        return Keep(self.name, self.weight, reason)
+
     def key(self, suffix: str) -> str:
         """Return the tensor name of `suffix` (such as `0.weight`) inside this layer's module."""
         return f"{self.module}.{suffix}" if self.module else suffix
@@ -103,7 +103,7 @@ class Keep:
     name: str
     tensor: TensorSpec
     reason: str
-    insist: Layer | None = None
+    override: Layer | None = None
 
 
 def tensor_name(module: str, kind: str, leaf: str) -> str:

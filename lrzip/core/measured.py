@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredChanges:
     """What became of a network's outputs when one layer alone had some ranks.
 
     Attributes:

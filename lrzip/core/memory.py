@@ -4,11 +4,7 @@ import ctypes
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-
-
 _LARGE = 1 << 22
-
-
 _ALL = (1 << 31) - 1
 
 

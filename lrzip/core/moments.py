@@ -8,18 +8,14 @@ import torch
 from torch import Tensor
 
 from lrzip.core.activations import Inputs
-from lrzip.core.measured import Measured
+from lrzip.core.measured import MeasuredChanges
 from lrzip.linalg.blocks.gram import gram
 from lrzip.linalg.whitening import DAMPING
 
 # Bytes and rows of the pieces in which inputs are unfolded: large enough for full speed, small enough that sums of so
 # many products in float32 lose nothing.
 PIECE = 1 << 25
-
-
 _ROWS = 1 << 13
-
-
 _ITEMSIZE = 4
 
 
@@ -40,8 +36,8 @@ class Moments:
     second: Tensor
     first: Tensor
     count: int
-    influence: float | None = None
-    measured: Measured | None = None
+    fisher: float | None = None
+    measured: MeasuredChanges | None = None
 
     @property
     def damping(self) -> float:
@@ -135,18 +131,12 @@ def piece_size(columns: int) -> int:
 
 
 Statistics = Mapping[str, Moments]
-
-
 """Moments by layer name."""
 
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-
-
 """Of one call of a network: positional and named."""
 
 
 Observe = Callable[[str, Inputs], None]
-
-
 """Takes what a layer of some name was applied to."""

@@ -72,7 +72,7 @@ class Factorize:
 
 
 @dataclass(frozen=True)
-class Spent:
+class BudgetUse:
     """What became of a budget.
 
     Attributes:
@@ -140,7 +140,7 @@ class Plan:
     keep: tuple[Keep, ...]
     source: str
     fingerprint: str
-    budget: Spent | None = field(default=None, compare=False)
+    budget: BudgetUse | None = field(default=None, compare=False)
 
     @property
     def parameters_saved(self) -> int:
@@ -192,7 +192,7 @@ def fingerprint(tensors: Mapping[str, TensorSpec]) -> str:
 
 
 @dataclass(frozen=True)
-class Choice:
+class PlanEntry:
     """What a plan file says of one layer."""
 
     decomposition: str
@@ -211,7 +211,7 @@ class PlanFile:
         fingerprint: Of the checkpoint it was made for, if it says.
     """
 
-    choices: Mapping[str, Choice]
+    choices: Mapping[str, PlanEntry]
     kept: Sequence[str]
     fingerprint: str | None
 
@@ -244,7 +244,7 @@ def read_plan(path: Path) -> PlanFile:
         or not isinstance(document.get("layers"), list)
     ):
         raise PlanMismatch(f"`{path}` is not a plan of schema {SCHEMA}. Write one with `--save-plan`.")
-    choices: dict[str, Choice] = {}
+    choices: dict[str, PlanEntry] = {}
     for index, item in enumerate(document["layers"]):
         tensor, choice = _read_choice(item, f"`{path}`: layers[{index}]")
         if tensor in choices:
@@ -260,7 +260,7 @@ def read_plan(path: Path) -> PlanFile:
     )
 
 
-def _read_choice(item: object, where: str) -> tuple[str, Choice]:
+def _read_choice(item: object, where: str) -> tuple[str, PlanEntry]:
     if not isinstance(item, dict):
         raise PlanMismatch(f"{where} is not an object.")
     for key, kind in (("tensor", str), ("decomposition", str), ("ranks", list), ("dtype", str), ("shape", list)):
@@ -271,5 +271,5 @@ def _read_choice(item: object, where: str) -> tuple[str, Choice]:
             raise PlanMismatch(f"{where}: `{key}` takes whole numbers, got {item[key]}.")
     if item["dtype"] not in FACTORIZABLE_DTYPES:
         raise PlanMismatch(f"{where}: dtype `{item['dtype']}` is not one of {', '.join(sorted(FACTORIZABLE_DTYPES))}.")
-    choice = Choice(item["decomposition"], tuple(item["ranks"]), item["dtype"], tuple(item["shape"]))
+    choice = PlanEntry(item["decomposition"], tuple(item["ranks"]), item["dtype"], tuple(item["shape"]))
     return item["tensor"], choice

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from lrzip.core.layers import Layer
 
 Progress = Callable[[str, Layer, int, int], None]
-
-
 """Called before each layer with what is being done, the layer, its index and the number of layers."""
 
 

@@ -56,7 +56,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class CalibrationSummary:
     """By what ranks and factors were chosen, other than by weights alone.
 
     Attributes:
@@ -119,7 +119,7 @@ class Report:
     costs: Costs | None = None
     usage: str | None = None
     not_compared: str | None = None
-    calibrated: Calibrated | None = None
+    calibrated: CalibrationSummary | None = None
 
     @property
     def parameters_after(self) -> int:

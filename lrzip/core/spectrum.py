@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lrzip.core.measured import Measured
+from lrzip.core.measured import MeasuredChanges
 from lrzip.linalg.blocks.subspace import Subspace
 
 # Sums of squares in float64 carry a relative error near 1e-14; an energy that is met exactly must count as met.
@@ -31,8 +31,8 @@ class Spectrum:
     shape: tuple[int, int]
     eps: float
     slack: float = 0.0
-    influence: float | None = None
-    measured: Measured | None = None
+    fisher: float | None = None
+    measured: MeasuredChanges | None = None
 
     @classmethod
     def of(cls, subspace: Subspace) -> "Spectrum":
@@ -67,9 +67,9 @@ class Spectrum:
     def settles(self, energy: float) -> bool:
         """Tell whether `rank_for_energy` is beyond doubt, for all that the values may be off."""
         rank = self.rank_for_energy(energy)
-        wanted, doubt = energy * self.total, rank * self.slack
-        reached = float(self._energies[rank - 1]) - doubt >= wanted
-        return not doubt or (reached and (rank == 1 or float(self._energies[rank - 2]) + doubt < wanted))
+        wanted, ambiguity = energy * self.total, rank * self.slack
+        reached = float(self._energies[rank - 1]) - ambiguity >= wanted
+        return not ambiguity or (reached and (rank == 1 or float(self._energies[rank - 2]) + ambiguity < wanted))
 
     @property
     def numerical_rank(self) -> int:

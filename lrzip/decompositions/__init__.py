@@ -18,11 +18,7 @@ from lrzip.linalg.svd import Solver
 DECOMPOSITIONS = Registry(
     "decomposition", {"svd": "lrzip.decompositions.svd:SVD", "tucker": "lrzip.decompositions.tucker:Tucker"}
 )
-
-
 DEFAULT_DECOMPOSITION = "svd"
-
-
 """Takes every kind of layer."""
 
 

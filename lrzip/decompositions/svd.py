@@ -24,8 +24,6 @@ from lrzip.linalg.whitening import Whitening
 
 # Below this share of ‖W‖_F² a difference of sums loses too many digits to tell an error.
 _MEASURABLE = 1e-4
-
-
 # Elements of a column whose products are summed in float32.
 _ROWS = 512
 
@@ -58,7 +56,7 @@ class SVD:
         squares = torch.stack([singular_values(matrix).cpu().square() for matrix in matrices])
         eps = torch.finfo(compute_dtype(weight.dtype)).eps
         found = Spectrum(squares.sum(0).sqrt(), layer.matrix_shape, eps)
-        known = replace(found, influence=moments.influence, measured=moments.measured) if moments else found
+        known = replace(found, fisher=moments.fisher, measured=moments.measured) if moments else found
         return (known,)
 
     def subspaces(self, layer: Layer, weight: Tensor, rank: int) -> tuple[Subspace, ...]:

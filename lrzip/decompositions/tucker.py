@@ -59,9 +59,9 @@ class Tucker:
         else:
             values = _seen_values(weight, moments)
         eps = torch.finfo(compute_dtype(weight.dtype)).eps
-        influence = moments.influence if moments else None
+        fisher = moments.fisher if moments else None
         return tuple(
-            Spectrum(found, (unfolding.shape[0], unfolding.shape[1]), eps, influence=influence)
+            Spectrum(found, (unfolding.shape[0], unfolding.shape[1]), eps, fisher=fisher)
             for found, unfolding in zip(values, unfoldings, strict=True)
         )
 

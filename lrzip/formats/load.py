@@ -8,7 +8,7 @@ from torch import nn
 from lrzip.core.chains import find_chains
 from lrzip.formats.open import open_checkpoint
 from lrzip.networks.architecture import Architecture
-from lrzip.networks.inference import match
+from lrzip.networks.inference import match_names
 from lrzip.networks.surgery import leave_fast_paths, replacement
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -34,7 +34,7 @@ def load_into(model: Module, path: str | Path, *, key: str | None = None, trust:
     """
     with open_checkpoint(Path(path), key=key, trust=trust) as checkpoint:
         architecture = Architecture.of(model)
-        specs = match(checkpoint.path, checkpoint.tensors(), architecture)
+        specs = match_names(checkpoint.path, checkpoint.tensors(), architecture)
         chains = find_chains({name: spec.renamed(name) for name, spec in specs.items()}, architecture.kinds)
         replacements = dict(replacement(chain, model) for chain in chains)
         state = {name: checkpoint.read(spec.name) for name, spec in specs.items()}

@@ -161,16 +161,16 @@ class Bringing(Protocol):
 
 
 @runtime_checkable
-class Watchable(Protocol):
+class Observable(Protocol):
     """A checkpoint whose layers can be watched while it runs."""
 
-    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], see: Observe) -> None:
+    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], observer: Observe) -> None:
         """Run on batches and show what layers are applied to.
 
         Args:
             layers: To be watched.
             batches: Arguments of the calls, positional and named.
-            see: Gets the name of each layer, and its inputs, for every call.
+            observer: Gets the name of each layer, and its inputs, for every call.
         """
         ...
 

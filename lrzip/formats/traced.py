@@ -18,8 +18,6 @@ from lrzip.networks.programs.trace import Traced, quiet
 
 # Share of an output's norm by which another order of float32 sums may change it, with room for deep networks.
 _AGREES = 1e-3
-
-
 _PROTOBUF_LIMIT = 1 << 31
 
 

@@ -12,13 +12,9 @@ from lrzip.linalg.blocks.sketches import gaussian
 
 # What is left of a column or a matrix is rounding below this many eps of what there was.
 _ROUNDING = 10
-
-
 # Below this many eps of ‖A‖², a difference of sums of squares no longer gives the error to 1 % (Yu, Gu & Li 2018,
 # theorem 3: √(4 · unit roundoff / 0.01), which is 2e-7 of ‖A‖ in float64 and 5e-3 in float32).
 _TRUSTED = 200
-
-
 # Rows of the residual that are formed at a time.
 _BLOCK_ROWS = 1024
 

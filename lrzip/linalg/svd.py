@@ -18,34 +18,18 @@ from lrzip.linalg.blocks.subspace import Subspace, attainable, compute_dtype, la
 from lrzip.linalg.interpolative import row_extraction_svd
 
 Triplets = tuple[Tensor, Tensor, Tensor]  # u (m, rank), s (rank,), vh (rank, n)
-
-
 # The methods that end in `find_subspace`.
 SUBSPACE_METHODS = ("auto", "gram")
-
-
 # Eigenvalues of a float32 Gram matrix stand for all singular values if the smallest is right to this share.
 _RESOLUTION = 1e-3
-
-
 # Matrices with this many times more rows than columns tend to be well conditioned, so that float32 is tried first.
 _TALL = 2
-
-
 # Of u: where the image of the basis is less orthogonal than that, a QR factorization makes it so.
 _ORTHOGONALITY = 1e-4
-
-
 # A first look at how fast a spectrum falls: so many columns have to leave less than that share of the energy.
 _PROBE_COLUMNS = 32
-
-
 _PROBE_LEAVES = 0.05
-
-
 _PROBE_FROM = 512
-
-
 _PROBE_SHARE = 8
 
 
@@ -295,6 +279,4 @@ _SKETCHES: Mapping[str, Callable[[Tensor, int, Solver, Generator], Triplets]] = 
     "row-extraction": _row_extraction,
     "single-pass": _single_pass,
 }
-
-
 METHODS = (*SUBSPACE_METHODS, "exact", *_SKETCHES)

@@ -13,22 +13,12 @@ from lrzip.linalg.whitening import Whitening
 
 # Steps stop when the squared error falls by less than this share of itself.
 _CONVERGED = 1e-4
-
-
 _STEPS = 50
-
-
 # With inputs they cost more and gain little after the first few; each solves for a basis by some conjugate gradients.
 _STEPS_WITHIN = 8
-
-
 _GRADIENTS = 10
-
-
 # Scales stop when no norm changes by more than this share.
 _BALANCED = 1e-6
-
-
 _BALANCING_STEPS = 200
 
 

@@ -23,15 +23,9 @@ import torch
 from torch import Tensor
 
 Array = npt.NDArray[Any]
-
-
 _EPS = torch.finfo(torch.float64).eps
-
-
 # Every step of the enclosure holds, so where it ends is a matter of cost alone, not of how exact the minimum becomes.
 _FEW_PIECES = 5
-
-
 _STILL = 1e-4
 
 

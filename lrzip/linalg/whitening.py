@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 
 DAMPING = 0.01
-
-
 """Share of the mean second moment that is added in all directions, so that those without inputs count a little too."""
 
 

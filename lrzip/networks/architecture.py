@@ -17,13 +17,11 @@ _KINDS: Mapping[type[nn.Module], str] = {
     nn.ConvTranspose2d: "conv_transpose2d",
     nn.ConvTranspose3d: "conv_transpose3d",
 }
-
-
 _HOOKED = "it carries forward hooks, which would be lost"
 
 
 @dataclass(frozen=True)
-class Known:
+class ModuleInfo:
     """What the weight of a module is.
 
     Attributes:
@@ -37,16 +35,16 @@ class Known:
     reason: str | None = None
 
 
-def known(module: nn.Module) -> Known:
+def module_info(module: nn.Module) -> ModuleInfo:
     """Return what a module is by its class and attributes; a subclass counts if it computes what its parent does."""
     kind = _kind(module)
     if kind is None:
-        return Known(None, reason=f"the weight of {type(module).__name__}, which has no factors here")
+        return ModuleInfo(None, reason=f"the weight of {type(module).__name__}, which has no factors here")
     groups = getattr(module, "groups", 1)
-    return Known(kind, groups if isinstance(groups, int) else 1, _obstacle(module))
+    return ModuleInfo(kind, groups if isinstance(groups, int) else 1, _obstacle(module))
 
 
-def _projections(module: nn.MultiheadAttention) -> Known:
+def _projections(module: nn.MultiheadAttention) -> ModuleInfo:
     """Return what the input projections of an attention module are."""
     reason = None
     if type(module).forward is not nn.MultiheadAttention.forward:
@@ -57,7 +55,7 @@ def _projections(module: nn.MultiheadAttention) -> Known:
         reason = "attention with further keys of its own (add_bias_kv or add_zero_attn)"
     elif module._forward_hooks or module._forward_pre_hooks:
         reason = _HOOKED
-    return Known("attention", PROJECTIONS, reason)
+    return ModuleInfo("attention", PROJECTIONS, reason)
 
 
 def _kind(module: nn.Module) -> str | None:
@@ -95,7 +93,7 @@ class Architecture:
         shared: For each tensor that stands under several names, another one of them.
     """
 
-    layers: Mapping[str, Known]
+    layers: Mapping[str, ModuleInfo]
     classes: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
     shared: Mapping[str, str]
@@ -110,7 +108,7 @@ class Architecture:
         for name, tensor in state.items():
             users.setdefault(id(tensor), []).append(name)
         return cls(
-            {name: known(module) for name, module in modules.items() if has_weight(module)}
+            {name: module_info(module) for name, module in modules.items() if has_weight(module)}
             | {f"{name}.in_proj".removeprefix("."): _projections(module) for name, module in attentions.items()},
             {name: type(module).__name__ for name, module in modules.items()},
             {name: tuple(tensor.shape) for name, tensor in state.items()},

@@ -8,8 +8,6 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 PROJECTIONS = 3
-
-
 """Query, key and value, whose weights nn.MultiheadAttention keeps in one tensor (3 · width, width)."""
 
 

@@ -15,23 +15,11 @@ from lrzip.core.layers import FACTORIZABLE_DTYPES, ROOT, Keep, Layer, TensorSpec
 from lrzip.networks.architecture import Architecture
 
 _CONV = {3: "conv1d", 4: "conv2d", 5: "conv3d"}
-
-
 _RECURRENT = re.compile(r"(^|[._])weight_(ih|hh|hr)(_|$)")
-
-
 _EMBEDDING = re.compile(r"(^|[._])(\w*embed\w*|emb|\w+_emb|wte|wpe|relative_attention_bias|shared|lut)$", re.IGNORECASE)
-
-
 _FUSED_ATTENTION = re.compile(r"(^|\.)(\w*qkv|c_attn|query_key_value|in_proj|qkv_proj)$", re.IGNORECASE)
-
-
 _TRANSPOSED = re.compile(r"deconv|conv_?trans|transposed?_?conv|upconv|up_?sample", re.IGNORECASE)
-
-
 _NAMED_OTHERWISE = "not named `weight`, so not the weight of a layer"
-
-
 SETTLE = "name it in `--only` to factorize it all the same"
 
 
@@ -75,7 +63,7 @@ def find_layers(
             format that has no place for kinds.
     """
     if architecture:
-        found = known_layers(match(path, tensors, architecture), architecture, untouchable=untouchable)
+        found = known_layers(match_names(path, tensors, architecture), architecture, untouchable=untouchable)
         return found if kinds is not None else [_recognizable(item) for item in found]
     prefix = wrapper_prefix(tensors, trainer=trainer)
     return infer_layers(tensors, prefix=prefix, untouchable=untouchable, kinds=kinds)
@@ -140,7 +128,7 @@ def known_layers(
             continue
         if reason is None:
             of = architecture.classes.get(module, "a module that the network does not have")
-            said = isinstance(inferred, Keep) and not inferred.insist and inferred.reason != _NAMED_OTHERWISE
+            said = isinstance(inferred, Keep) and not inferred.override and inferred.reason != _NAMED_OTHERWISE
             reason = inferred.reason if said and isinstance(inferred, Keep) else f"a parameter of {of}"
             reason = (what and what.reason) or reason
         whole = module and (name in weights or name.endswith(".weight"))
@@ -148,7 +136,7 @@ def known_layers(
     return _without_biases(found)
 
 
-def match(path: Path, tensors: Mapping[str, TensorSpec], architecture: Architecture) -> Mapping[str, TensorSpec]:
+def match_names(path: Path, tensors: Mapping[str, TensorSpec], architecture: Architecture) -> Mapping[str, TensorSpec]:
     """Return the tensors of a file by a network's names for them, wrapper prefixes aside.
 
     Layers may be stored as chains. Of weights that share their values, the file may have one.
@@ -243,8 +231,8 @@ def _infer(
     if reason:
         return Keep(name if spec.name.endswith(".weight") else spec.name.removeprefix(prefix), spec, reason)
     layer = Layer(name, module, _CONV.get(len(spec.shape), "linear"), spec, bias)
-    doubt = _doubt(layer, surroundings)
-    return Keep(name, spec, f"{doubt}; {SETTLE}", insist=layer) if doubt else layer
+    ambiguity = _ambiguity(layer, surroundings)
+    return Keep(name, spec, f"{ambiguity}; {SETTLE}", override=layer) if ambiguity else layer
 
 
 def is_parameter(spec: TensorSpec) -> bool:
@@ -293,7 +281,7 @@ def _not_a_layer(module: str, bias: TensorSpec | None, spec: TensorSpec, surroun
     )
 
 
-def _doubt(layer: Layer, surroundings: _Surroundings) -> str | None:
+def _ambiguity(layer: Layer, surroundings: _Surroundings) -> str | None:
     """Return why the kind of a layer is not certain enough to go ahead unasked."""
     out, channels, *kernel = layer.weight.shape
     leaf = layer.module.rpartition(".")[2]

@@ -10,8 +10,6 @@ from torch import Generator, Tensor
 from lrzip.core.errors import LrzipError, UsageError
 
 BATCH = "batch"
-
-
 # Integers are often indices; these are valid ones for any table of two rows.
 _INDICES = 2
 
@@ -61,7 +59,7 @@ class InputShape:
         return torch.randint(_INDICES, sizes, generator=generator).to(dtype)
 
 
-def examples(inputs: Sequence[InputShape], batch: int = 1) -> tuple[Tensor, ...]:
+def example_inputs(inputs: Sequence[InputShape], batch: int = 1) -> tuple[Tensor, ...]:
     """Return random inputs of a network, the same every time."""
     generator = Generator().manual_seed(0)
     return tuple(shape.example(batch, generator) for shape in inputs)
@@ -74,7 +72,7 @@ def run(model: Any, inputs: Sequence[InputShape], *, batch: int = 1) -> list[Ten
         LrzipError: It does not take inputs of these shapes.
     """
     try:
-        return outputs_of(model, examples(inputs, batch))
+        return outputs_of(model, example_inputs(inputs, batch))
     except Exception as error:
         shapes = " ".join(f"`--input-shape {','.join(map(str, shape.sizes))}:{shape.dtype}`" for shape in inputs)
         said = " ".join(str(error).split())[:160].rstrip(".")

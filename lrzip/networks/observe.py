@@ -13,14 +13,16 @@ from lrzip.core.moments import Arguments, Observe
 from lrzip.networks.attention import PROJECTIONS
 
 
-def watch_network(model: nn.Module, layers: Mapping[str, Layer], batches: Sequence[Arguments], see: Observe) -> None:
+def observe_network(
+    model: nn.Module, layers: Mapping[str, Layer], batches: Sequence[Arguments], observer: Observe
+) -> None:
     """Run a network in evaluation mode and show what its layers are applied to.
 
     Args:
         model: The network.
         layers: By the path of their module, or that of an nn.MultiheadAttention with `.in_proj`.
         batches: What to run it on.
-        see: Gets the name of each layer, and its inputs, for every call.
+        observer: Gets the name of each layer, and its inputs, for every call.
     """
     with ExitStack() as hooks, torch.no_grad():
         fast = torch.backends.mha.get_fastpath_enabled()
@@ -28,7 +30,7 @@ def watch_network(model: nn.Module, layers: Mapping[str, Layer], batches: Sequen
         torch.backends.mha.set_fastpath_enabled(False)  # its kernels run no layers
         for path, layer in layers.items():
             module = model.get_submodule(path.removesuffix("in_proj").removesuffix(".") if _attends(layer) else path)
-            hook = module.register_forward_pre_hook(_hook(layer, see), with_kwargs=True)
+            hook = module.register_forward_pre_hook(_hook(layer, observer), with_kwargs=True)
             hooks.callback(hook.remove)
         for args, kwargs in batches:
             model(*args, **kwargs)
@@ -38,15 +40,15 @@ def _attends(layer: Layer) -> bool:
     return layer.kind == "attention"
 
 
-def _hook(layer: Layer, see: Observe) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+def _hook(layer: Layer, observer: Observe) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if _attends(layer):
             named = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
-            see(layer.name, Inputs(layer.kind, (named["query"], named["key"], named["value"])))
+            observer(layer.name, Inputs(layer.kind, (named["query"], named["key"], named["value"])))
             return
         x = args[0] if args else next(iter(kwargs.values()))
         window = _window_of(module) if layer.kind.startswith("conv") else None
-        see(layer.name, inputs_of(layer, x, window))
+        observer(layer.name, inputs_of(layer, x, window))
 
     return hook
 

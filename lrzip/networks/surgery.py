@@ -10,24 +10,14 @@ from lrzip.core.chains import Chain, Factors, dense_shape, groups_of, kernel_sta
 from lrzip.core.errors import LrzipError
 from lrzip.core.layers import tensor_name
 from lrzip.core.plan import Plan
-from lrzip.networks.architecture import known
+from lrzip.networks.architecture import module_info
 from lrzip.networks.attention import PROJECTIONS, SplitAttention
 
 _Ordinary: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
-
-
 _Transposed: TypeAlias = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
-
-
 _ORDINARY = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-
 _CONVS = dict(enumerate(_ORDINARY, 1))
-
-
 _CONV_TRANSPOSES = dict(enumerate(_TRANSPOSED, 1))
 
 
@@ -66,7 +56,7 @@ def sequential(chain: Chain, layer: nn.Module) -> nn.Sequential:
     Raises:
         LrzipError: The chain does not stand for this layer.
     """
-    what = known(layer)
+    what = module_info(layer)
     weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
     if what.kind is None or what.reason or not isinstance(weight, Tensor):
         raise LrzipError(

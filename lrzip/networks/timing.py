@@ -10,15 +10,11 @@ from lrzip.core.costs import Latency
 
 # Rounds in which both take turns, and the seconds after which a few are enough.
 _ROUNDS = 50
-
-
 _FEW = 7
-
-
 _PATIENCE = 0.5
 
 
-def in_turns(dense: Callable[[], object], factorized: Callable[[], object]) -> Latency:
+def time_alternately(dense: Callable[[], object], factorized: Callable[[], object]) -> Latency:
     """Time two functions in turns, so that what else the machine does hits both, after one run of each to warm up."""
     seconds: tuple[list[float], list[float]] = ([], [])
     with torch.inference_mode():

@@ -16,13 +16,13 @@ from lrzip.core.errors import UsageError
 from lrzip.core.layers import Keep, Layer
 from lrzip.core.plan import Plan
 from lrzip.core.progress import Progress
-from lrzip.core.report import Calibrated
+from lrzip.core.report import CalibrationSummary
 from lrzip.formats import FORMATS
 from lrzip.formats.files.atomic import check_output
 from lrzip.formats.load import load_into
-from lrzip.formats.protocols import Bringing, Checkpoint, Watchable
+from lrzip.formats.protocols import Bringing, Checkpoint, Observable
 from lrzip.networks.architecture import Architecture
-from lrzip.networks.inference import match
+from lrzip.networks.inference import match_names
 from lrzip.networks.surgery import assemble
 from lrzip.pipeline.factorize import Work, factorize_all
 
@@ -60,7 +60,7 @@ def look_at_inputs(
     return seen
 
 
-def calibrated(
+def fit_calibrated(
     work: Work, plan: Plan, seen: Calibration | None, progress: Progress
 ) -> tuple[Work, Mapping[str, Tensor]]:
     """Return the work with what a calibration says of it, and the other tensors that change with the factors.
@@ -88,9 +88,9 @@ def calibrated(
     return replace(work, fitted=done.factors), done.tensors
 
 
-def told(seen: Calibration, changed: Iterable[str]) -> Calibrated:
+def calibration_summary(seen: Calibration, changed: Iterable[str]) -> CalibrationSummary:
     """Return what a report says of a calibration."""
-    return Calibrated(seen.examples, seen.count, str(seen.corrections), tuple(changed), dict(seen.scarce))
+    return CalibrationSummary(seen.examples, seen.count, str(seen.corrections), tuple(changed), dict(seen.scarce))
 
 
 def subject_of(checkpoint: Checkpoint, model: nn.Module | None, *, key: str | None, trust: bool) -> Subject:
@@ -102,7 +102,7 @@ def subject_of(checkpoint: Checkpoint, model: nn.Module | None, *, key: str | No
     network = network_in(checkpoint, model, key=key, trust=trust)
     if network is not None:
         return Network(network.eval())
-    if isinstance(checkpoint, Watchable):
+    if isinstance(checkpoint, Observable):
         return Stored(checkpoint)
     raise UsageError(
         f"`--calibrate` runs the network, and `{checkpoint.path}` holds only weights. Give `--model PKG.MOD:NET`."
@@ -121,13 +121,13 @@ def network_in(checkpoint: Checkpoint, model: nn.Module | None, *, key: str | No
     return None
 
 
-def applied(model: nn.Module, plan: Plan, work: Work, seen: Calibration | None, progress: Progress) -> nn.Module:
+def apply_plan(model: nn.Module, plan: Plan, work: Work, seen: Calibration | None, progress: Progress) -> nn.Module:
     """Replace the layers of a plan by their factors, in place, with what a calibration makes up for.
 
     Returns:
         The network, or the chain where that stands for the network itself.
     """
-    work, changed = calibrated(work, plan, seen, progress)
+    work, changed = fit_calibrated(work, plan, seen, progress)
     made = {decision.layer.name: factors for decision, factors, _ in factorize_all(plan, work, progress)}
     return assemble(model, plan, made, changed)
 
@@ -138,5 +138,5 @@ def by_file_names(
     """Return tensors of a network by their names in its checkpoint."""
     if architecture is None or not tensors:
         return tensors
-    names = match(checkpoint.path, checkpoint.tensors(), architecture)
+    names = match_names(checkpoint.path, checkpoint.tensors(), architecture)
     return {names[name].name: tensor for name, tensor in tensors.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 from lrzip.core.errors import PlanMismatch
 from lrzip.core.layers import Keep, Layer
 from lrzip.core.moments import Statistics
-from lrzip.core.plan import Choice, Factorize, Plan, Spent, fingerprint, read_plan
+from lrzip.core.plan import BudgetUse, Factorize, Plan, PlanEntry, fingerprint, read_plan
 from lrzip.core.progress import Progress
 from lrzip.decompositions import DEFAULT_DECOMPOSITION, Decompositions, decomposition_of
 from lrzip.formats.protocols import Source
@@ -80,7 +80,7 @@ def decide(
         assert rule, "what no rule is for is kept"
         groups.setdefault(rule, []).append(candidate)
     decided: dict[str, Factorize | Keep] = {}
-    spent: Spent | None = None
+    spent: BudgetUse | None = None
     for rule, candidates in sorted(groups.items(), key=lambda group: isinstance(group[0], Budget)):
         if isinstance(rule, Budget):
             assert meter, "a budget needs a meter"
@@ -117,9 +117,9 @@ def load_plan(
     for item in checkpoint.layers(architecture):
         tensor = item.weight if isinstance(item, Layer) else item.tensor
         if tensor.name not in file.choices:
-            decisions.append(_keep(item, f"not in `{path}`") if isinstance(item, Layer) else item)
+            decisions.append(item.kept(f"not in `{path}`") if isinstance(item, Layer) else item)
             continue
-        layer = item if isinstance(item, Layer) else item.insist
+        layer = item if isinstance(item, Layer) else item.override
         if layer is None:
             reason = item.reason if isinstance(item, Keep) else ""
             raise PlanMismatch(f"`{path}` names `{tensor.name}`, which is kept: {reason}. Take it out of the plan.")
@@ -143,9 +143,9 @@ def _decide(
     layer = candidate.layer
     break_even = f"break-even is {_listed(candidate.equal(candidate.break_even_rank))}"
     if ranks is None:
-        return _keep(layer, f"kept by {rule}" if isinstance(rule, Budget) else f"no rank meets {rule}; {break_even}")
+        return layer.kept(f"kept by {rule}" if isinstance(rule, Budget) else f"no rank meets {rule}; {break_even}")
     if not (candidate.saves(ranks) or request.force_factorize):
-        return _keep(layer, f"rank {_listed(ranks)} saves nothing; {break_even}")
+        return layer.kept(f"rank {_listed(ranks)} saves nothing; {break_even}")
     if not isinstance(rule, Budget):  # which has rounded its ranks itself
         ranks = _rounded(candidate, ranks, request)
     stages, name = decompositions.of(layer).blueprint(layer, ranks), decompositions.name_for(layer)
@@ -172,7 +172,7 @@ def _predicted(candidate: Candidate, ranks: tuple[int, ...], request: Request) -
     return request.objective.total(losses) if losses else None
 
 
-def _chosen(layer: Layer, choice: Choice, solver: Solver, path: Path, force_factorize: bool) -> Factorize:
+def _chosen(layer: Layer, choice: PlanEntry, solver: Solver, path: Path, force_factorize: bool) -> Factorize:
     """Return the decision of a plan file, after checking that its ranks can be and save."""
     decomposition = decomposition_of(choice.decomposition, solver)
     reason = decomposition.refuse(layer)
@@ -202,7 +202,3 @@ def _plan(checkpoint: Source, decisions: Sequence[Factorize | Keep]) -> Plan:
         str(checkpoint.path),
         fingerprint(checkpoint.tensors()),
     )
-
-
-def _keep(layer: Layer, reason: str) -> Keep:
-    return Keep(layer.name, layer.weight, reason)

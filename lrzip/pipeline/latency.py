@@ -12,9 +12,9 @@ from lrzip.core.costs import Costs, Latency, LayerCost
 from lrzip.core.errors import UsageError
 from lrzip.core.layers import Keep
 from lrzip.core.plan import Factorize, Plan
-from lrzip.networks.inputs import examples
+from lrzip.networks.inputs import example_inputs
 from lrzip.networks.surgery import leave_fast_paths, replacement
-from lrzip.networks.timing import in_turns
+from lrzip.networks.timing import time_alternately
 from lrzip.pipeline.profile import NetworkProfile, Profile
 
 
@@ -69,9 +69,9 @@ def layer_latency(found: NetworkProfile, decision: Factorize) -> Latency | None:
     layer = found.model.get_submodule(path)
     if isinstance(layer, nn.MultiheadAttention):
         h = torch.randn(shape)
-        return in_turns(lambda: layer(h, h, h, need_weights=False), lambda: chain(h, h, h, need_weights=False))
+        return time_alternately(lambda: layer(h, h, h, need_weights=False), lambda: chain(h, h, h, need_weights=False))
     x = torch.zeros(shape, dtype=torch.int64) if isinstance(layer, nn.Embedding) else torch.randn(shape)
-    return in_turns(lambda: layer(x), lambda: chain(x))
+    return time_alternately(lambda: layer(x), lambda: chain(x))
 
 
 def whole_latency(found: NetworkProfile, decisions: Sequence[Factorize]) -> Latency:
@@ -81,8 +81,8 @@ def whole_latency(found: NetworkProfile, decisions: Sequence[Factorize]) -> Late
         if decision.layer.name in found.shapes:
             factorized.set_submodule(*_replacement(factorized, decision))
     leave_fast_paths(factorized)
-    inputs = examples(found.inputs, found.inputs[0].sizes[0])
-    return in_turns(lambda: found.model(*inputs), lambda: factorized(*inputs))
+    inputs = example_inputs(found.inputs, found.inputs[0].sizes[0])
+    return time_alternately(lambda: found.model(*inputs), lambda: factorized(*inputs))
 
 
 def _replacement(model: nn.Module, decision: Factorize) -> tuple[str, nn.Module]:

@@ -11,14 +11,8 @@ import torch
 from lrzip.core.memory import return_large_blocks
 
 Item = TypeVar("Item")
-
-
 Loaded = TypeVar("Loaded")
-
-
 Result = TypeVar("Result")
-
-
 # Small items that may wait, done, for a large one before them.
 _AHEAD = 8
 

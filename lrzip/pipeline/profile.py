@@ -15,7 +15,7 @@ from lrzip.core.costs import Positions
 from lrzip.core.errors import LrzipError, UsageError
 from lrzip.core.layers import Layer
 from lrzip.formats.protocols import Runnable, Source
-from lrzip.networks.architecture import known
+from lrzip.networks.architecture import module_info
 from lrzip.networks.attention import PROJECTIONS
 from lrzip.networks.inputs import InputShape, run
 
@@ -146,7 +146,7 @@ def profile(model: nn.Module, shapes: Sequence[str]) -> NetworkProfile:
 
     with ExitStack() as hooks, _without_fast_paths(), FlopCounterMode(display=False) as counter:
         for name, module in model.named_modules():
-            if known(module).kind or isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+            if module_info(module).kind or isinstance(module, nn.RNNBase | nn.MultiheadAttention):
                 hooks.callback(module.register_forward_hook(observe(name)).remove)
         run(model, inputs, batch=inputs[0].sizes[0])
     counted = {name for name, counts in counter.get_flop_counts().items() if counts}
@@ -171,7 +171,7 @@ def _positions(module: nn.Module, x: Tensor, output: Any) -> Positions:
         times = x.numel() // module.in_channels
         return Positions(times, times)
     out, inner, *_ = module.get_parameter("weight").shape
-    if known(module).kind == "linear_transposed":
+    if module_info(module).kind == "linear_transposed":
         out, inner = inner, out
     return Positions(x.numel() // (inner * getattr(module, "groups", 1)), int(output.numel()) // out)
 

@@ -16,6 +16,37 @@ from lrzip.ranks.budget import Budget, Meter
 from lrzip.ranks.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, Objective, objective_of
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a user asks of all layers.
+
+    Attributes:
+        rule: The rule for layers that no pattern of `rules` names.
+        rules: By pattern, the rule for some layers, or None to keep them; the last match wins.
+        only: Patterns of the layers to take.
+        skip: Patterns of the layers to leave.
+        round_to: Ranks are rounded up to a multiple of it, where that still saves; None for that of each layer.
+        dtype: Of the factors, or None for that of each layer.
+        decomposition: Registered name; layers that it does not take go to the default one.
+        force_factorize: Replace layers also where that saves nothing.
+        objective: What the loss of a rank is predicted by, where singular values are looked at.
+    """
+
+    rule: RankRule
+    rules: Mapping[str, RankRule | None]
+    only: Sequence[str] = ()
+    skip: Sequence[str] = ()
+    round_to: int | None = None
+    dtype: str | None = None
+    decomposition: str = DEFAULT_DECOMPOSITION
+    force_factorize: bool = False
+    objective: Objective = OBJECTIVES[DEFAULT_OBJECTIVE]
+
+    def rule_of(self, layer: Layer) -> RankRule | None:
+        """Return the rule of a layer, or None to keep it."""
+        return rule_for(layer, self.rules, self.rule)
+
+
 def rule_of(given: Mapping[str, object]) -> RankRule | None:
     """Return the one rule that is given by name, or None where it is a plan file."""
     named = [name for name, value in given.items() if value is not None]
@@ -97,34 +128,3 @@ def solver_of(svd: str, oversample: int, power_iterations: int, tolerance: float
     if not tolerance > 0:
         raise UsageError(f"`tolerance` must be above 0, or inf, got {tolerance:g}.")
     return Solver(svd, oversample, power_iterations, tolerance)
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a user asks of all layers.
-
-    Attributes:
-        rule: The rule for layers that no pattern of `rules` names.
-        rules: By pattern, the rule for some layers, or None to keep them; the last match wins.
-        only: Patterns of the layers to take.
-        skip: Patterns of the layers to leave.
-        round_to: Ranks are rounded up to a multiple of it, where that still saves; None for that of each layer.
-        dtype: Of the factors, or None for that of each layer.
-        decomposition: Registered name; layers that it does not take go to the default one.
-        force_factorize: Replace layers also where that saves nothing.
-        objective: What the loss of a rank is predicted by, where singular values are looked at.
-    """
-
-    rule: RankRule
-    rules: Mapping[str, RankRule | None]
-    only: Sequence[str] = ()
-    skip: Sequence[str] = ()
-    round_to: int | None = None
-    dtype: str | None = None
-    decomposition: str = DEFAULT_DECOMPOSITION
-    force_factorize: bool = False
-    objective: Objective = OBJECTIVES[DEFAULT_OBJECTIVE]
-
-    def rule_of(self, layer: Layer) -> RankRule | None:
-        """Return the rule of a layer, or None to keep it."""
-        return rule_for(layer, self.rules, self.rule)

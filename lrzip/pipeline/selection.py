@@ -42,12 +42,12 @@ def rule_for(layer: Layer, rules: Mapping[str, Rule], default: Rule) -> Rule:
 
 def _decide(item: Layer | Keep, only: Sequence[str], skip: Sequence[str], named: Sequence[str]) -> Layer | Keep:
     if isinstance(item, Keep):
-        insisted = next((name for name in named if name == item.name), None)
-        if insisted is None:
+        overridden = next((name for name in named if name == item.name), None)
+        if overridden is None:
             return item
-        if item.insist is None:
-            raise UnknownName(f"`{insisted}` cannot be factorized: {item.reason}.")
-        item = item.insist
+        if item.override is None:
+            raise UnknownName(f"`{overridden}` cannot be factorized: {item.reason}.")
+        item = item.override
     if only and not any(_matches(item, pattern) for pattern in only):
         return Keep(item.name, item.weight, "not matched by `--only`")
     skipped = next((pattern for pattern in skip if _matches(item, pattern)), None)

@@ -17,7 +17,6 @@ from lrzip.formats.protocols import Source
 from lrzip.linalg.blocks.gram import is_finite
 from lrzip.linalg.svd import Solver
 from lrzip.networks.architecture import Architecture
-from lrzip.pipeline.decide import _keep
 from lrzip.pipeline.parallel import map_in_order
 from lrzip.pipeline.request import Request
 from lrzip.pipeline.scratch import Scratch
@@ -54,7 +53,7 @@ def look_at(
     seen: list[Candidate | Keep] = []
     for item in survey(checkpoint, items, decompositions, look, device=device, progress=progress):
         rule = request.rule_of(item.layer) if isinstance(item, Candidate) else None
-        seen.append(item if rule or isinstance(item, Keep) else _keep(item.layer, "kept by `--layer`"))
+        seen.append(item if rule or isinstance(item, Keep) else item.layer.kept("kept by `--layer`"))
     return seen
 
 
@@ -72,7 +71,7 @@ def selected(checkpoint: Source, request: Request, architecture: Architecture | 
 def _reached(layer: Layer, statistics: Statistics) -> Layer | Keep:
     if layer.name in statistics:
         return layer
-    return _keep(layer, "the calibration does not reach it")
+    return layer.kept("the calibration does not reach it")
 
 
 def survey(
@@ -91,7 +90,7 @@ def survey(
         decomposition = decompositions.of(layer)
         reason = decomposition.refuse(layer) or (None if is_finite(weight) else "contains NaN or Inf")
         candidate = candidate_of(layer, decomposition)
-        return _keep(layer, reason) if reason else replace(candidate, spectra=look(candidate, weight))
+        return layer.kept(reason) if reason else replace(candidate, spectra=look(candidate, weight))
 
     results = map_in_order(
         layers, lambda layer: read_weight(checkpoint, layer, device), examine, nbytes=memory_of, device=device
@@ -144,7 +143,7 @@ def check_device(device: str) -> None:
 
 def refuse_if_hopeless(checkpoint: Source, found: Sequence[Layer | Keep]) -> None:
     """Raise an error if nothing in a checkpoint could ever be factorized, with the commonest reason."""
-    kept = [item for item in found if isinstance(item, Keep) and item.insist is None]
+    kept = [item for item in found if isinstance(item, Keep) and item.override is None]
     if len(kept) < len(found):
         return
     reasons = [item.reason for item in kept]

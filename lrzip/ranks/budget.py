@@ -13,27 +13,21 @@ from numpy.typing import NDArray
 
 from lrzip.core.errors import LrzipError, UsageError
 from lrzip.core.layers import Layer
-from lrzip.core.plan import Spent
+from lrzip.core.plan import BudgetUse
 from lrzip.ranks import Candidate
 from lrzip.ranks.knapsack import Options, least_cost
 from lrzip.ranks.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, Objective
 
 _THOUSANDS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
-
-
 _BYTES = {f"{prefix}B": 10**power for prefix, power in (("", 0), ("k", 3), ("M", 6), ("G", 9))} | {
     f"{prefix}iB": 2**power for prefix, power in (("K", 10), ("M", 20), ("G", 30))
 }
-
-
 UNITS: Mapping[str, tuple[str, Mapping[str, int], str]] = {
     "params": ("parameters", _THOUSANDS, "50%, 1.2M or 120000"),
     "nbytes": ("bytes of tensors", {"": 1} | _BYTES, "50%, 10MB or 64KiB"),
     "macs": ("multiply-accumulates", _THOUSANDS, "40%, 20M or 1.5G"),
     "latency": ("nanoseconds of a run", {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}, "60%, 5ms or 800us"),
 }
-
-
 """By unit: what it counts, what its suffixes stand for, and examples of amounts."""
 
 
@@ -113,7 +107,7 @@ class Budget:
 
     def spend(
         self, candidates: Sequence[Candidate], meter: Meter, *, saved: int, round_to: int | None = None
-    ) -> tuple[Mapping[str, tuple[int, ...]], Spent]:
+    ) -> tuple[Mapping[str, tuple[int, ...]], BudgetUse]:
         """Return the ranks by layer name, without the layers that stay whole, and what all comes to.
 
         Args:
@@ -143,7 +137,7 @@ class Budget:
             )
         found = self.objective.allocate(items, limit - fixed)
         ranks = {c.layer.name: _ranks(c, place) for c, place in zip(ordered, found.labels, strict=True) if place}
-        return ranks, Spent(
+        return ranks, BudgetUse(
             self.unit, meter.whole, limit, fixed + found.cost, self.objective.name, found.loss, found.bound
         )
 

@@ -9,26 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Numbers = NDArray[np.int64]
-
-
 Losses = NDArray[np.float64]
-
-
 # Chords that close in on the best price; each is the last one as soon as it finds nothing below it.
 _CHORDS = 200
-
-
 # Sums that the exact search may form in all, and how many partial choices it keeps at least.
 _SUMS = 1_000_000
-
-
 _FEWEST_STATES = 8
-
-
 # Times that the items at which the best price is torn are held back, so that others get what their leap would cost.
 _HOLDS = 4
-
-
 # Losses are sums of float64.
 _ROUNDING = 1e-12
 

@@ -78,9 +78,9 @@ def _fisher(spectrum: Spectrum) -> Losses:
 
     The root makes up for what layers in a row have in common: less is lost than each of them alone predicts.
     """
-    if spectrum.influence is None:
+    if spectrum.fisher is None:
         raise UsageError("`--objective fisher` takes a calibration of a network: `--model` and `--calibrate`.")
-    return float(np.sqrt(spectrum.influence)) * _scaled_log_energy(spectrum)
+    return float(np.sqrt(spectrum.fisher)) * _scaled_log_energy(spectrum)
 
 
 def _sensitivity(spectrum: Spectrum) -> Losses:
@@ -122,14 +122,8 @@ OBJECTIVES: Mapping[str, Objective] = {
         Objective("operator-norm", _operator_norm, by_maximum=True),
     )
 }
-
-
 DEFAULT_OBJECTIVE = "scaled-log-energy"
-
-
 CALIBRATED_OBJECTIVE = "fisher"
-
-
 """The default where there is a calibration of a network."""
 
 

@@ -24,19 +24,21 @@ from lrzip.formats.protocols import Checkpoint
 from lrzip.formats.rewrite import write_state
 from lrzip.linalg.svd import Solver
 from lrzip.networks.architecture import Architecture
-from lrzip.networks.inference import is_parameter, match
+from lrzip.networks.inference import is_parameter, match_names
 from lrzip.pipeline.selection import select
 from lrzip.search.strategies import STRATEGIES, manner, search
-from lrzip.search.trials import Interrupted, Prober, States, Tried
-from lrzip.search.variants import Forms, Ranks
+from lrzip.search.trials import Interrupted, States, Trial, Trials
+from lrzip.search.variants import Ranks, Variants
 from lrzip.training.bench import make_bench
-from lrzip.training.cache import Results
-from lrzip.training.evaluation import Learning, finite, read_test
-from lrzip.training.outcomes import Watch
+from lrzip.training.cache import Cache
+from lrzip.training.evaluation import read_test
+from lrzip.training.learning import Learning
+from lrzip.training.outcomes import StepCallback
+from lrzip.training.tasks import finite
 
 
 @dataclass(frozen=True)
-class Bounded:
+class SearchReport:
     """What a compression within a bound came to.
 
     Attributes:
@@ -63,9 +65,9 @@ class Bounded:
     higher_is_better: bool
     unit: float
     drop: float
-    dense: Tried
-    best: Tried
-    tried: Sequence[Tried]
+    dense: Trial
+    best: Trial
+    tried: Sequence[Trial]
     examples: tuple[int, int]
     test: tuple[Mapping[str, float], Mapping[str, float]] | None
     interrupted: bool
@@ -124,9 +126,9 @@ def compress_within(
     trust: bool = False,
     force: bool = False,
     announce: Callable[[str], None] | None = None,
-    watch: Watch | None = None,
-    decided: Callable[[Tried], None] | None = None,
-) -> Bounded:
+    watch: StepCallback | None = None,
+    decided: Callable[[Trial], None] | None = None,
+) -> SearchReport:
     """Make a dense checkpoint as small as a bound on its metric on the validation set allows, tuning on the way.
 
     Networks are factorized, tuned (the dense network teaches, beside the labels if there are any) and measured, each
@@ -168,35 +170,37 @@ def compress_within(
     tested = read_test(test, learning) if test is not None else None
     bench = make_bench(source, model, learning, distil=True, key=key, trust=trust)
     chosen = {"seed": learning.settings.seed, **(options or {})}
-    forms = Forms.of(bench.model, only=only, skip=skip, options=chosen, examples=bench.train if calibrate else None)
-    prober = Prober(
+    variants = Variants.of(
+        bench.model, only=only, skip=skip, options=chosen, examples=bench.train if calibrate else None
+    )
+    trials = Trials(
         bench,
-        forms,
-        Results(logged),
+        variants,
+        Cache(logged),
         States(logged.with_name(f"{logged.name}.states") if logged else None),
         max_drop * bench.unit,
         announce=announce,
         watch=watch,
         decided=decided,
     )
-    best, interrupted = _searched(strategy, prober)
-    state = prober.state(best)
-    report = _write(source, destination, forms.architecture, best.ranks, state, (only, skip), key=key, trust=trust)
+    best, interrupted = _searched(strategy, trials)
+    state = trials.state(best)
+    report = _write(source, destination, variants.architecture, best.ranks, state, (only, skip), key=key, trust=trust)
     scores = None
     if tested is not None and not interrupted:
-        scores = bench.score(forms.model, tested), bench.score(forms.built(state), tested)
-    prober.keep(best)
-    return Bounded(
+        scores = bench.score(variants.model, tested), bench.score(variants.built(state), tested)
+    trials.keep(best)
+    return SearchReport(
         replace(report, seconds=perf_counter() - start),
         strategy,
         max_drop,
         bench.scorer.first,
         bench.scorer.higher_is_better,
         bench.unit,
-        (prober.gain(prober.dense) - prober.gain(best)) / bench.unit,
-        prober.dense,
+        (trials.gain(trials.dense) - trials.gain(best)) / bench.unit,
+        trials.dense,
         best,
-        prober.tried,
+        trials.tried,
         (len(bench.train), len(bench.val)),
         scores,
         interrupted,
@@ -224,25 +228,25 @@ def _log(log: str | Path | None, *, resume: bool, force: bool) -> Path | None:
     if path.exists() and not resume:
         if not force:
             raise OutputExists(f"`{path}` exists. Pass `--resume` to go on with it, or `--force` to begin anew.")
-        Results(path)  # refuses a file that is something else
+        Cache(path)  # refuses a file that is something else
         path.unlink()
     return path
 
 
-def _searched(strategy: str, prober: Prober) -> tuple[Tried, bool]:
+def _searched(strategy: str, trials: Trials) -> tuple[Trial, bool]:
     """Return the smallest network within the bound, and whether the search was interrupted."""
     try:
-        best, interrupted = search(strategy, prober, prober.bench.learning.settings), False
+        best, interrupted = search(strategy, trials, trials.bench.learning.settings), False
     except Interrupted:
-        within = [one for one in prober.tried if one.within and prober.states.get(one.key) is not None]
-        best, interrupted = min(within, key=lambda one: one.parameters, default=prober.dense), True
-    if best is not prober.dense:
+        within = [one for one in trials.tried if one.within and trials.states.get(one.key) is not None]
+        best, interrupted = min(within, key=lambda one: one.parameters, default=trials.dense), True
+    if best is not trials.dense:
         return best, interrupted
     if interrupted:
         raise KeyboardInterrupt
-    scorer = prober.bench.scorer
-    allowed = prober.floor if scorer.higher_is_better else -prober.floor
-    closest = max(prober.tried, key=prober.gain, default=None)
+    scorer = trials.bench.scorer
+    allowed = trials.floor if scorer.higher_is_better else -trials.floor
+    closest = max(trials.tried, key=trials.gain, default=None)
     reached = f"the best that was tried has {closest.scores[scorer.first]:.4g}" if closest else "none could be tried"
     raise LrzipError(
         f"No smaller network keeps {scorer.first} within {allowed:.4g} on the validation set; {reached}. Raise "
@@ -267,7 +271,7 @@ def _write(
         plan = _plan(checkpoint, architecture, ranks, *chosen)
         dropped = not_carried(format_, checkpoint, optimizer=True)
         layout = plan.layout(checkpoint.tensors())
-        specs = match(source, {entry.spec.name: entry.spec for entry in layout}, architecture)
+        specs = match_names(source, {entry.spec.name: entry.spec for entry in layout}, architecture)
         names = {spec.name: name for name, spec in specs.items()}
         write_state(destination, checkpoint, layout, names, state, format_=format_, drop=list(dropped))
         return Report(

@@ -13,21 +13,16 @@ from lrzip.core.errors import UsageError
 from lrzip.core.layers import Layer
 from lrzip.ranks import Candidate
 from lrzip.ranks.energy import Energy
-from lrzip.search.variants import Forms
+from lrzip.search.variants import Variants
 from lrzip.training.bench import Bench, make_bench
-from lrzip.training.cache import Results, key_of, network_digest
-from lrzip.training.evaluation import Learning, finite
-from lrzip.training.outcomes import Watch
+from lrzip.training.cache import Cache, key_of, network_digest
+from lrzip.training.learning import Learning
+from lrzip.training.outcomes import StepCallback
+from lrzip.training.tasks import finite
 
 ENERGIES = (0.8, 0.9, 0.95)
-
-
 CONFIDENCE = 0.95
-
-
 Announce = Callable[[str], None]
-
-
 """Called with what is done next, for people."""
 
 
@@ -157,7 +152,7 @@ def sensitivity(
     key: str | None = None,
     trust: bool = False,
     announce: Announce | None = None,
-    watch: Watch | None = None,
+    watch: StepCallback | None = None,
 ) -> Sensitivities:
     """Compress each layer of a dense checkpoint alone, and measure what that costs on the validation set.
 
@@ -180,11 +175,11 @@ def sensitivity(
         LrzipError: It could not be done.
     """
     bench = make_bench(path, model, learning, distil=True, key=key, trust=trust)
-    forms = Forms.of(bench.model, only=only, skip=skip)
-    results = Results(Path(cache) if cache is not None else None)
+    variants = Variants.of(bench.model, only=only, skip=skip)
+    results = Cache(Path(cache) if cache is not None else None)
     return sensitivities_of(
         bench,
-        forms,
+        variants,
         results,
         energies=energies,
         finetune_steps=finetune_steps,
@@ -196,14 +191,14 @@ def sensitivity(
 
 def sensitivities_of(
     bench: Bench,
-    forms: Forms,
-    results: Results,
+    variants: Variants,
+    results: Cache,
     *,
     energies: Sequence[float] = ENERGIES,
     finetune_steps: int = 0,
     runs: int = 1,
     announce: Announce | None = None,
-    watch: Watch | None = None,
+    watch: StepCallback | None = None,
 ) -> Sensitivities:
     """Return the sensitivities of the layers of a network; arguments as for `sensitivity`.
 
@@ -217,15 +212,15 @@ def sensitivities_of(
     if runs > 1 and not finetune_steps:
         raise UsageError("`--runs` repeats a fine-tune with other seeds; without `--finetune-steps` nothing is random.")
     known = len(results)
-    work = _Work(bench, results, network_digest(forms.model), finetune_steps, runs, watch)
-    baseline = work.score("whole", lambda: forms.model)
+    work = _Work(bench, results, network_digest(variants.model), finetune_steps, runs, watch)
+    baseline = work.score("whole", lambda: variants.model)
     layers: list[LayerSensitivity] = []
-    for candidate in forms.candidates:
+    for candidate in variants.candidates:
         for energy, rule in rules.items():
             if announce:
                 announce(f"{candidate.layer.name} at {100 * energy:g} %")
             rank = rule.choose([candidate])[candidate.layer.name][0]
-            layers.append(_measured(work, forms, candidate, energy, rank, bench.gain(baseline)))
+            layers.append(_measured(work, variants, candidate, energy, rank, bench.gain(baseline)))
     return Sensitivities(baseline, bench.scorer.first, bench.unit, layers, finetune_steps, runs, len(results) - known)
 
 
@@ -257,11 +252,11 @@ class _Work:
     """Measures networks, each once."""
 
     bench: Bench
-    results: Results
+    results: Cache
     digest: str
     steps: int
     runs: int
-    watch: Watch | None
+    watch: StepCallback | None
 
     def score(self, what: str, build: Callable[[], nn.Module]) -> dict[str, float]:
         """Return the metrics of a network as it is."""
@@ -291,13 +286,13 @@ class _Work:
 
 
 def _measured(
-    work: _Work, forms: Forms, candidate: Candidate, energy: float, rank: int, baseline: float
+    work: _Work, variants: Variants, candidate: Candidate, energy: float, rank: int, baseline: float
 ) -> LayerSensitivity:
     layer, spectrum, bench = candidate.layer, candidate.spectra[0], work.bench
     what = f"{layer.name} at rank {rank}"
 
     def build() -> nn.Module:
-        return forms.alone(candidate, rank)
+        return variants.alone(candidate, rank)
 
     before = baseline - bench.gain(work.score(what, build))
     after = [baseline - bench.gain(work.tuned(what, build, run)) for run in range(work.runs)] if work.steps else []

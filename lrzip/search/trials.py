@@ -11,23 +11,19 @@ from torch import Tensor, nn
 
 from lrzip.core.errors import LrzipError
 from lrzip.formats.files.atomic import atomic_file
-from lrzip.search.variants import Forms, Ranks
+from lrzip.search.variants import Ranks, Variants
 from lrzip.training.bench import Bench
-from lrzip.training.cache import Results, key_of, network_digest
-from lrzip.training.evaluation import finite
-from lrzip.training.outcomes import Watch
+from lrzip.training.cache import Cache, key_of, network_digest
+from lrzip.training.outcomes import StepCallback
 from lrzip.training.settings import Settings
+from lrzip.training.tasks import finite
 
-Build = Callable[[Forms], nn.Module]
-
-
+Build = Callable[[Variants], nn.Module]
 """Makes a factorized network of the forms of a whole one."""
 
 
 # Metrics come as float32; one that meets the bound exactly must count as met.
 _ROUNDING = 1e-6
-
-
 NOT_SMALLER = "not smaller"
 
 
@@ -36,7 +32,7 @@ class Interrupted(Exception):
 
 
 @dataclass(frozen=True)
-class Tried:
+class Trial:
     """A network that was tried.
 
     Attributes:
@@ -118,7 +114,7 @@ class States:
 
 
 @dataclass
-class Prober:
+class Trials:
     """Tries networks, one made from another, and knows which ones are within the bound.
 
     Each is made, tuned and measured in the same way every time, so that what was tried before need not be again: its
@@ -126,7 +122,7 @@ class Prober:
 
     Attributes:
         bench: Tunes and measures.
-        forms: Of the dense network.
+        variants: Of the dense network.
         results: What is known, with its file.
         states: Of the networks that may be gone on from.
         bound: By how much the metric may get worse, in its own unit.
@@ -137,28 +133,28 @@ class Prober:
     """
 
     bench: Bench
-    forms: Forms
-    results: Results
+    variants: Variants
+    results: Cache
     states: States
     bound: float
     announce: Callable[[str], None] | None = None
-    watch: Watch | None = None
-    decided: Callable[[Tried], None] | None = None
-    tried: list[Tried] = field(default_factory=list)
+    watch: StepCallback | None = None
+    decided: Callable[[Trial], None] | None = None
+    tried: list[Trial] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        names = [candidate.layer.name for candidate in self.forms.candidates]
-        digest, calibrated = network_digest(self.forms.model), self.forms.examples is not None
+        names = [candidate.layer.name for candidate in self.variants.candidates]
+        digest, calibrated = network_digest(self.variants.model), self.variants.examples is not None
         data = self.bench.identity if self.results.lasting else ""
-        self._begin = key_of(digest, data, names, dict(self.forms.options), calibrated)
+        self._begin = key_of(digest, data, names, dict(self.variants.options), calibrated)
         self._again: dict[str, Callable[[], Mapping[str, Tensor]]] = {}
         self._fresh = False
         self._twins: dict[tuple[str, str], str] = {}
-        self._latest: tuple[str, Forms] = self._begin, self.forms
+        self._latest: tuple[str, Variants] = self._begin, self.variants
         self.floor = -inf
         if self.results.get(self._begin) is None:
-            scores = self.bench.score(self.forms.model)
-            whole = Tried(self._begin, {"dense": True}, {}, self.forms.parameters({}), scores, scores)
+            scores = self.bench.score(self.variants.model)
+            whole = Trial(self._begin, {"dense": True}, {}, self.variants.parameters({}), scores, scores)
             self._put(whole, None)
         self.dense = self._known(self._begin)
         best = self.gain(self.dense)
@@ -166,15 +162,15 @@ class Prober:
         if not isfinite(self.floor):
             raise LrzipError(f"The {self.bench.scorer.first} of the dense network on the validation set is no number.")
 
-    def gain(self, tried: Tried) -> float:
+    def gain(self, tried: Trial) -> float:
         """Return the metric that counts so that more is better."""
         return self.bench.gain(tried.scores)
 
-    def shortfall(self, tried: Tried) -> float:
+    def shortfall(self, tried: Trial) -> float:
         """Return by how much a network misses the bound, in the metric's unit; negative where it is within."""
         return self.floor - self.gain(tried)
 
-    def try_(self, origin: Tried, what: Mapping[str, Any], build: Build | None, settings: Settings) -> Tried:
+    def attempt(self, origin: Trial, what: Mapping[str, Any], build: Build | None, settings: Settings) -> Trial:
         """Return what comes of a network that is made from another one's weights and tuned.
 
         Args:
@@ -202,43 +198,45 @@ class Prober:
                 self.decided(tried)
         return tried
 
-    def forms_of(self, tried: Tried) -> Forms:
+    def variants_of(self, tried: Trial) -> Variants:
         """Return the forms of what a network computes, multiplied back."""
         if self._latest[0] != tried.key:
-            self._latest = tried.key, self.forms.with_weights(self.forms.dense(self.state(tried)))
+            self._latest = tried.key, self.variants.with_weights(self.variants.dense(self.state(tried)))
         return self._latest[1]
 
-    def state(self, tried: Tried) -> Mapping[str, Tensor]:
+    def state(self, tried: Trial) -> Mapping[str, Tensor]:
         """Return the state of a network at its best."""
         if tried.key == self._begin:
-            return self.forms.model.state_dict()
+            return self.variants.model.state_dict()
         kept = self.states.get(tried.key)
         return kept if kept is not None else self._again[tried.key]()
 
-    def note(self, tried: Tried, what: Mapping[str, Any], compute: Callable[[Forms], Mapping[str, Any]]) -> Any:
+    def note(self, tried: Trial, what: Mapping[str, Any], compute: Callable[[Variants], Mapping[str, Any]]) -> Any:
         """Return what a function says of the forms of a network, which is then known and need not be asked again."""
         key = key_of(tried.key, what)
         if self.results.get(key) is None:
-            self.results.put(key, {"from": tried.key, "what": dict(what), **compute(self.forms_of(tried))})
+            self.results.put(key, {"from": tried.key, "what": dict(what), **compute(self.variants_of(tried))})
         return self.results.get(key)
 
-    def keep(self, *tried: Tried) -> None:
+    def keep(self, *tried: Trial) -> None:
         """Forget the states of all other networks, unless all this was known: then later states are still needed."""
         if self._fresh:
             self.states.keep(*(one.key for one in tried))
 
     def _compute(
-        self, key: str, origin: Tried, what: Mapping[str, Any], build: Build | None, settings: Settings
+        self, key: str, origin: Trial, what: Mapping[str, Any], build: Build | None, settings: Settings
     ) -> Mapping[str, Tensor]:
         if self.announce:
             self.announce(", ".join(f"{name} {value}" for name, value in what.items()))
-        network = build(self.forms_of(origin)) if build else self.forms.built(self.state(origin))
-        ranks = self.forms.ranks(network.state_dict())
+        network = build(self.variants_of(origin)) if build else self.variants.built(self.state(origin))
+        ranks = self.variants.ranks(network.state_dict())
         twin = self._twins.get((origin.key, key_of(ranks, asdict(settings)))) if build else None
         if twin not in (None, key):
             self.results.put(key, {"from": origin.key, "what": dict(what), "same": twin})
             return {}  # what is known of the twin stands for it
-        tried = Tried(key, dict(what), ranks, self.forms.parameters(ranks), origin.scores, origin.scores, NOT_SMALLER)
+        tried = Trial(
+            key, dict(what), ranks, self.variants.parameters(ranks), origin.scores, origin.scores, NOT_SMALLER
+        )
         if build and tried.parameters >= origin.parameters:
             self._put(tried, origin)
             return network.state_dict()
@@ -252,13 +250,13 @@ class Prober:
         self._put(tried, origin)
         return outcome.state
 
-    def _put(self, tried: Tried, origin: Tried | None) -> None:
+    def _put(self, tried: Trial, origin: Trial | None) -> None:
         if self.results.get(tried.key) is not None:
             return  # it was made again for its state
         document = replace(tried, within=self._within(tried)).to_dict()
         self.results.put(tried.key, {"from": origin.key if origin else None, **document})
 
-    def _known(self, key: str) -> Tried:
+    def _known(self, key: str) -> Trial:
         document = self.results.get(key)
         assert document, "it was just put there"
         if "same" in document:
@@ -267,8 +265,8 @@ class Prober:
         found = {name: document[name] for name in names}
         for part in ("before", "scores"):
             found[part] = {name: nan if value is None else value for name, value in found[part].items()}
-        tried = Tried(key, **found)
+        tried = Trial(key, **found)
         return replace(tried, within=self._within(tried))
 
-    def _within(self, tried: Tried) -> bool:
+    def _within(self, tried: Trial) -> bool:
         return tried.stopped != NOT_SMALLER and self.gain(tried) >= self.floor

@@ -27,13 +27,11 @@ from lrzip.ranks import Candidate
 from lrzip.training.data.samples import Samples
 
 Ranks = Mapping[str, int]
-
-
 """The rank of each factorized layer, by its name."""
 
 
 @dataclass(frozen=True)
-class Forms:
+class Variants:
     """What one network may look like: whole, or with some of its layers factorized.
 
     Attributes:
@@ -59,7 +57,7 @@ class Forms:
         skip: Sequence[str] = (),
         options: Mapping[str, Any] | None = None,
         examples: Samples | None = None,
-    ) -> "Forms":
+    ) -> "Variants":
         """Return the forms of a network with its weights.
 
         Raises:
@@ -79,7 +77,7 @@ class Forms:
         candidates = [item for item in seen if isinstance(item, Candidate)]
         return cls(model, architecture, candidates, options or {}, examples)
 
-    def with_weights(self, dense: nn.Module) -> "Forms":
+    def with_weights(self, dense: nn.Module) -> "Variants":
         """Return the forms of the same network with other weights."""
         decomposition, state = decomposition_of(DEFAULT_DECOMPOSITION, Solver()), dense.state_dict()
         candidates = [

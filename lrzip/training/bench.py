@@ -16,29 +16,25 @@ from lrzip.formats import FORMATS
 from lrzip.formats.load import load_into
 from lrzip.formats.open import open_checkpoint
 from lrzip.networks.architecture import Architecture
-from lrzip.networks.inference import match
+from lrzip.networks.inference import match_names
 from lrzip.training.cache import key_of, network_digest, samples_digest
 from lrzip.training.data.read import Data, read_data
 from lrzip.training.data.samples import Samples
-from lrzip.training.evaluation import Learning
 from lrzip.training.forward import images_last, probe
+from lrzip.training.learning import Learning
 from lrzip.training.loop import train
-from lrzip.training.losses import Objective, make_loss
+from lrzip.training.losses import TrainingLoss, make_loss
 from lrzip.training.metrics import Scorer
-from lrzip.training.outcomes import Outcome, Watch
+from lrzip.training.outcomes import Outcome, StepCallback
 from lrzip.training.processes import precision
 from lrzip.training.settings import Settings
 from lrzip.training.tasks import Task, find_task
 
 POINTS: Mapping[str, float] = {"accuracy": 0.01, "top5": 0.01}
-
-
 """What one unit of a drop is in the metric; 1 for all others."""
 
 
 _BATCH = 256
-
-
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -79,7 +75,7 @@ class Bench:
                 batch_size=_BATCH,
             )
 
-    def tune(self, model: nn.Module, settings: Settings, watch: Watch | None = None) -> Outcome:
+    def tune(self, model: nn.Module, settings: Settings, watch: StepCallback | None = None) -> Outcome:
         """Train a network, in place, and return its best state by the validation set."""
         return train(
             model,
@@ -125,15 +121,15 @@ class Bench:
             learning.label_smoothing,
             list(self.scorer.metrics),
             network_digest(self.teacher) if self.teacher is not None else None,
-            asdict(learning.teaching),
+            asdict(learning.distillation),
             learning.settings.amp,
             learning.device.partition(":")[0],
         )
 
     @cached_property
-    def _objective(self) -> Objective:
+    def _objective(self) -> TrainingLoss:
         function = make_loss(self.learning.loss, self.task, label_smoothing=self.learning.label_smoothing)
-        return Objective(self.task, function, teacher=self.teacher, teaching=self.learning.teaching)
+        return TrainingLoss(self.task, function, teacher=self.teacher, distillation=self.learning.distillation)
 
 
 def make_bench(
@@ -193,7 +189,7 @@ def refuse_factorized(path: Path, model: nn.Module, *, key: str | None, trust: b
         if FORMATS[checkpoint.format].is_program:
             raise LrzipError(f"`{path}` is a program, which cannot be tuned. Take the weights it was made from.")
         architecture = Architecture.of(model)
-        specs = match(path, checkpoint.tensors(), architecture)
+        specs = match_names(path, checkpoint.tensors(), architecture)
         chains = find_chains({name: spec.renamed(name) for name, spec in specs.items()}, architecture.kinds)
     if chains:
         raise LrzipError(

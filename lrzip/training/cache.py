@@ -15,7 +15,7 @@ from lrzip.training.data.samples import Samples
 _BATCH = 512
 
 
-class Results:
+class Cache:
     """Documents by key: in memory, and in a file of JSON lines if there is one.
 
     Each result is one line, written at once, so that a process that dies loses none but the one it is at.

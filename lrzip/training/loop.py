@@ -22,9 +22,9 @@ from lrzip.training.data.read import Data
 from lrzip.training.data.samples import Batch, seed_of
 from lrzip.training.forward import images_last
 from lrzip.training.interruption import Interruption, interruption
-from lrzip.training.losses import Objective
+from lrzip.training.losses import TrainingLoss
 from lrzip.training.metrics import Scorer
-from lrzip.training.outcomes import Epoch, Log, Moment, Outcome, Watch
+from lrzip.training.outcomes import Epoch, Log, Outcome, StepCallback, StepState
 from lrzip.training.processes import make_accelerator, precision, reproducible, synchronize_batchnorm
 from lrzip.training.resuming import load_state, save_state
 from lrzip.training.schedules import factor, idle
@@ -37,7 +37,7 @@ _SAVE_SECONDS = 60.0
 def train(
     model: nn.Module,
     data: Data,
-    objective: Objective,
+    objective: TrainingLoss,
     scorer: Scorer,
     settings: Settings,
     *,
@@ -45,7 +45,7 @@ def train(
     workers: int = 0,
     resume: Path | None = None,
     identity: Mapping[str, Any] | None = None,
-    watch: Watch | None = None,
+    watch: StepCallback | None = None,
     log: Log | None = None,
 ) -> Outcome:
     """Train a network and return its best state by the validation set.
@@ -89,14 +89,14 @@ class _Run:
     accelerator: Accelerator
     model: nn.Module
     data: Data
-    objective: Objective
+    objective: TrainingLoss
     scorer: Scorer
     settings: Settings
     images_last: bool
     asked: Interruption
     workers: int
     resume: Path | None
-    watch: Watch | None
+    watch: StepCallback | None
     log: Log | None
     step: int = 0
     seconds: float = 0.0
@@ -168,7 +168,7 @@ class _Run:
                 return
             self.losses.append(loss)
             if self.watch:
-                self.watch(Moment(number, self.step, self.steps, loss, self.history[-1]))
+                self.watch(StepState(number, self.step, self.steps, loss, self.history[-1]))
             interrupted, due = self._agreed(self.asked.requested, perf_counter() - self._saved > _SAVE_SECONDS)
             if interrupted:
                 self.stopped = "interrupted"
@@ -270,8 +270,8 @@ class _Run:
         """Return which wishes any of the processes has."""
         if self.part[1] == 1:
             return wishes
-        told = torch.tensor([float(wish) for wish in wishes], device=self.accelerator.device)
-        return [bool(count > 0) for count in self.accelerator.reduce(told, reduction="sum")]
+        votes = torch.tensor([float(wish) for wish in wishes], device=self.accelerator.device)
+        return [bool(count > 0) for count in self.accelerator.reduce(votes, reduction="sum")]
 
     def _save(self) -> None:
         self._saved = perf_counter()

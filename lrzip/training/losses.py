@@ -15,8 +15,6 @@ from lrzip.training.forward import apply
 from lrzip.training.tasks import CLASSIFICATION, Task, class_first
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
-
-
 LOSSES = ("auto", "cross_entropy", "mse", "kl")
 
 
@@ -53,7 +51,7 @@ def make_loss(spec: str, task: Task, *, label_smoothing: float = 0.0) -> LossFun
 
 
 @dataclass(frozen=True)
-class Teaching:
+class Distillation:
     """How a teacher counts.
 
     Attributes:
@@ -77,14 +75,14 @@ class Teaching:
             raise UsageError(f"`--match-layers` takes a weight from 0 on, got {self.layers:g}.")
 
 
-class Objective:
+class TrainingLoss:
     """The loss of a network on a batch.
 
     Args:
         task: What is learned.
         loss: Against labels.
         teacher: Network whose outputs are to be met.
-        teaching: How much that counts.
+        distillation: How much that counts.
         modules: Names of the factorized layers, in network and teacher alike.
     """
 
@@ -94,14 +92,14 @@ class Objective:
         loss: LossFunction,
         *,
         teacher: nn.Module | None = None,
-        teaching: Teaching | None = None,
+        distillation: Distillation | None = None,
         modules: Sequence[str] = (),
     ) -> None:
         if teacher is None and not task.labelled:
             raise UsageError("The data has no labels. Give the dense checkpoint as `--teacher` to learn from.")
         self._task, self._loss, self.teacher = task, loss, teacher
-        self._teaching = teaching or Teaching()
-        self._modules = modules if teacher is not None and self._teaching.layers else ()
+        self._distillation = distillation or Distillation()
+        self._modules = modules if teacher is not None and self._distillation.layers else ()
         self._seen: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
 
     @contextmanager
@@ -123,11 +121,13 @@ class Objective:
             goal = apply(self.teacher, inputs).float()
         loss = self._distance(output, goal)
         if self._task.labelled:
-            loss = self._teaching.share * loss + (1 - self._teaching.share) * self._against_labels(output, target)
+            loss = self._distillation.share * loss + (1 - self._distillation.share) * self._against_labels(
+                output, target
+            )
         if self._modules:
             ours, theirs = self._seen
             differences = [_relative(ours.pop(name), theirs.pop(name)) for name in self._modules]
-            loss = loss + self._teaching.layers * torch.stack(differences).mean()
+            loss = loss + self._distillation.layers * torch.stack(differences).mean()
         return loss
 
     def target(self, inputs: Any, target: Tensor | None) -> Tensor:
@@ -145,7 +145,7 @@ class Objective:
         return self._loss(output, target)
 
     def _distance(self, output: Tensor, goal: Tensor) -> Tensor:
-        temperature = self._teaching.temperature
+        temperature = self._distillation.temperature
         if temperature is None or self._task.kind != CLASSIFICATION:
             return F.mse_loss(output, goal)
         # T² keeps the gradients at the scale of those of the labels (Hinton, Vinyals & Dean 2015, section 2).

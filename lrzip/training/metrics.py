@@ -26,8 +26,6 @@ METRICS = {
     "rmse": REGRESSION,
     "mae": REGRESSION,
 }
-
-
 _TOP = 5
 
 

@@ -43,7 +43,7 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Moment:
+class StepState:
     """Where a training is, for people: after each step."""
 
     epoch: int
@@ -53,9 +53,7 @@ class Moment:
     last: Epoch | None
 
 
-Watch = Callable[[Moment], None]
-
-
+StepCallback = Callable[[StepState], None]
 Log = Callable[[Epoch], None]
 
 

@@ -10,8 +10,6 @@ from lrzip.core.errors import LrzipError
 from lrzip.formats.files.atomic import atomic_file
 
 _VERSION = 1
-
-
 _KEYS = {"lrzip_training", "settings", "model", "optimizer", "scaler", "best", "step", "history", "loss", "seconds"}
 
 

@@ -4,11 +4,7 @@ from collections.abc import Sequence
 from math import cos, pi
 
 SCHEDULES = ("cosine", "plateau", "constant")
-
-
 _PLATEAU_EPOCHS = 3
-
-
 _PLATEAU_FACTOR = 0.1
 
 

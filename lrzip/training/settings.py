@@ -10,19 +10,11 @@ from lrzip.core.errors import UsageError
 from lrzip.training.schedules import SCHEDULES
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
-
-
 PRECISIONS = ("auto", "no", "bf16", "fp16")
-
-
 _BATCH, _SMALLEST_BATCH, _STEPS_AN_EPOCH = 128, 16, 32
-
-
 # Of 3e-4, 1e-3 and 3e-3, by validation sets: the best for small perceptrons and convolutional networks on ten epochs of
 # 1100 to 14 000 examples, and of the last two for 150 steps of a ResNet-20; none diverged, nor did SGD at 5e-2.
 _RATES = {"adamw": 3e-3, "adam": 3e-3, "sgd": 5e-2}
-
-
 _DECAYS = {"adamw": 1e-2, "adam": 0.0, "sgd": 1e-4}
 
 

@@ -15,11 +15,11 @@ from lrzip.formats.load import load_into
 from lrzip.formats.open import open_checkpoint
 from lrzip.formats.protocols import Bringing
 from lrzip.networks.architecture import Architecture
-from lrzip.networks.inference import match
+from lrzip.networks.inference import match_names
 
 
 @dataclass(frozen=True)
-class Study:
+class StudentTeacher:
     """What is trained and by what.
 
     Attributes:
@@ -35,9 +35,9 @@ class Study:
     modules: Sequence[str]
 
 
-def study_of(
+def load_student(
     source: Path, model: nn.Module | None, teacher: Path | None, *, key: str | None = None, trust: bool = False
-) -> Study:
+) -> StudentTeacher:
     """Return the networks of a training.
 
     Args:
@@ -53,19 +53,19 @@ def study_of(
     return _of_files(source, teacher, key, trust) if model is None else _of_model(source, model, teacher, key, trust)
 
 
-def _of_model(source: Path, model: nn.Module, teacher: Path | None, key: str | None, trust: bool) -> Study:
+def _of_model(source: Path, model: nn.Module, teacher: Path | None, key: str | None, trust: bool) -> StudentTeacher:
     with open_checkpoint(source, key=key, trust=trust) as checkpoint:
         architecture = Architecture.of(model)
-        specs = match(source, checkpoint.tensors(), architecture)
+        specs = match_names(source, checkpoint.tensors(), architecture)
         chains = find_chains({name: spec.renamed(name) for name, spec in specs.items()}, architecture.kinds)
     tutor = load_into(copy.deepcopy(model), teacher, trust=trust) if teacher is not None else None
     student = load_into(model, source, key=key, trust=trust)
     # The input projections of attention are no module of their own whose outputs could be compared.
     modules = [chain.module for chain in chains if chain.kind != "attention"]
-    return Study(student, tutor, {spec.name: name for name, spec in specs.items()}, modules)
+    return StudentTeacher(student, tutor, {spec.name: name for name, spec in specs.items()}, modules)
 
 
-def _of_files(source: Path, teacher: Path | None, key: str | None, trust: bool) -> Study:
+def _of_files(source: Path, teacher: Path | None, key: str | None, trust: bool) -> StudentTeacher:
     student = _brought(source, key=key, trust=trust)
     tutor = _brought(teacher, key=None, trust=trust) if teacher is not None else None
     with open_checkpoint(source, key=key, trust=trust) as checkpoint:
@@ -73,7 +73,7 @@ def _of_files(source: Path, teacher: Path | None, key: str | None, trust: bool) 
     own = student.state_dict()
     called = _called(student) & _called(tutor or student)
     modules = [chain.module for chain in find_chains(tensors) if chain.module in called]
-    return Study(student, tutor, {name: name for name in tensors if name in own}, modules)
+    return StudentTeacher(student, tutor, {name: name for name in tensors if name in own}, modules)
 
 
 def _called(network: nn.Module) -> set[str]:

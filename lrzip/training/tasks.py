@@ -1,16 +1,14 @@
 """What is learned: classes or numbers, told by the labels and by what the network puts out."""
 
 from dataclasses import dataclass
+from math import isfinite
 
-import torch
 from torch import Tensor
 
 from lrzip.core.errors import LrzipError
 from lrzip.training.data.samples import Samples
 
 CLASSIFICATION = "classification"
-
-
 REGRESSION = "regression"
 
 
@@ -94,6 +92,6 @@ def class_first(output: Tensor, target: Tensor) -> Tensor:
     return output
 
 
-def finite(value: Tensor) -> bool:
-    """Tell whether all of a tensor is finite."""
-    return bool(torch.isfinite(value).all())
+def finite(value: float | None) -> float | None:
+    """Return a number as JSON can hold it: None for what is none."""
+    return value if value is not None and isfinite(value) else None

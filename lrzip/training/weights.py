@@ -22,8 +22,6 @@ from lrzip.core.errors import UsageError
 from lrzip.training.settings import Settings, make_optimizer
 
 _GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)
-
-
 _WHOLE = StateDictOptions(full_state_dict=True)
 
 
@@ -62,13 +60,13 @@ def place(model: nn.Module, settings: Settings, accelerator: Accelerator) -> Wei
         UsageError: There is one process, among which nothing can be shared out.
     """
     if not settings.shard:
-        return Whole(model, settings, accelerator)
+        return FullWeights(model, settings, accelerator)
     if accelerator.num_processes == 1:
         raise UsageError("`--shard` shares out the weights among processes, but there is one. Start it with torchrun.")
-    return Sharded(model, settings, accelerator)
+    return ShardedWeights(model, settings, accelerator)
 
 
-class Whole:
+class FullWeights:
     """Every process has all weights."""
 
     def __init__(self, model: nn.Module, settings: Settings, accelerator: Accelerator) -> None:
@@ -94,7 +92,7 @@ class Whole:
         self._accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)
 
 
-class Sharded:
+class ShardedWeights:
     """Each process has a part of every weight, gradient and optimizer state: torch's fully_shard.
 
     Weights are put together block by block while a batch runs. It is called here, since accelerate leaves out CPUs.

@@ -12,9 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from common import Experiment, Results, cifar10, fit, say
+from common import Experiment, Measurements, cifar10, fit, say
 from matplotlib.figure import Figure
-from shrinking import Published, Recipe, Stage, draw_beside, prepared, published_table, shrink, stages_table, told
+from shrinking import (
+    Published,
+    Recipe,
+    Stage,
+    draw_beside,
+    prepared,
+    published_table,
+    recipe_summary,
+    shrink,
+    stages_table,
+)
 from torch import Tensor, nn
 
 from lrzip.calibration.corrections import Corrections
@@ -66,7 +76,7 @@ class CNN(nn.Module):
         return logits
 
 
-def measure(data: Path, quick: bool) -> Results:
+def measure(data: Path, quick: bool) -> Measurements:
     """Return the sizes and accuracies of all stages."""
     parts, test, recipe = prepared(*cifar10(data), RECIPE, quick=quick)
     torch.manual_seed(TRAINING.seed)
@@ -75,7 +85,7 @@ def measure(data: Path, quick: bool) -> Results:
     return shrink(CNN, dense.eval(), recipe, parts, test)
 
 
-def document(results: Results) -> str:
+def document(results: Measurements) -> str:
     """Return the tables."""
     whole = results["dense"]["parameters"]
     against = ", ".join(
@@ -89,7 +99,7 @@ shifted and mirrored, batches of {TRAINING.batch_size}; the rate, {TRAINING.lr},
 for longer, and gain what that left: a whole network that was trained by AdamW for one cycle of 24 epochs has 86.74 %.
 The report's fine-tuning gains as well, 0.72 points at 2.91×.
 
-{told(RECIPE, results)}
+{recipe_summary(RECIPE, results)}
 
 {stages_table(results)}
 
@@ -111,7 +121,7 @@ Against the whole network of the report, the networks here stand at {against}.
 """
 
 
-def draw(results: Results, figure: Figure) -> None:
+def draw(results: Measurements, figure: Figure) -> None:
     """Draw what became of the accuracy."""
     draw_beside(results, PUBLISHED, figure)
 

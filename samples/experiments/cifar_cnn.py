@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Experiment, Results, accuracy, chosen, cifar10, first, fit, parameters, retrained, say, table
+from common import Experiment, Measurements, accuracy, chosen, cifar10, first, fit, parameters, retrained, say, table
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -121,7 +121,7 @@ def factorized(model: nn.Module, ranks: Mapping[str, int], seed: int, **how: Any
     return model
 
 
-def measure(data: Path, quick: bool) -> Results:
+def measure(data: Path, quick: bool) -> Measurements:
     """Return the accuracies of all networks."""
     train, test = cifar10(data)
     linear, conv = LINEAR, CONV
@@ -151,7 +151,7 @@ def trained(settings: Settings, train: Samples) -> nn.Module:
     return network
 
 
-def compressed(whole: nn.Module, part: Part, train: Samples, test: Samples) -> Results:
+def compressed(whole: nn.Module, part: Part, train: Samples, test: Samples) -> Measurements:
     """Return the accuracy of a network, and those of what becomes of it at each rank and by each method."""
     rows = []
     for rank, method in product(part.ranks, METHODS):
@@ -164,7 +164,7 @@ def compressed(whole: nn.Module, part: Part, train: Samples, test: Samples) -> R
     return {"dense": accuracy(whole, test, amp=TRAINING.amp), "rows": rows}
 
 
-def document(results: Results) -> str:
+def document(results: Measurements) -> str:
     """Return the tables."""
     whole = results["parameters"]
     linear = [
@@ -221,12 +221,12 @@ The basic sketch at rank 16, before retraining, by vectors beyond the rank:
 """
 
 
-def _pair(published: Mapping[tuple[str, int], tuple[float, float]], row: Results) -> list[str]:
+def _pair(published: Mapping[tuple[str, int], tuple[float, float]], row: Measurements) -> list[str]:
     values = published.get((row["method"], row["rank"]))
     return [f"{value:.2f}" for value in values] if values else ["", ""]
 
 
-def draw(results: Results, figure: Figure) -> None:
+def draw(results: Measurements, figure: Figure) -> None:
     """Draw accuracy before and after retraining against the rank."""
     parts = {"fc1, and fc2 at half the rank": results["linear"], "conv2 alone": results["conv"]}
     for axes, (title, part) in zip(figure.subplots(1, 2, sharey=True), parts.items(), strict=True):

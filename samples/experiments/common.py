@@ -29,13 +29,13 @@ from lrzip.training.data.read import Data
 from lrzip.training.data.samples import Arrays, Samples
 from lrzip.training.forward import probe
 from lrzip.training.loop import train
-from lrzip.training.losses import Objective, make_loss
+from lrzip.training.losses import TrainingLoss, make_loss
 from lrzip.training.metrics import Scorer
 from lrzip.training.outcomes import Epoch, Log
 from lrzip.training.settings import Settings
 from lrzip.training.tasks import find_task
 
-Results = dict[str, Any]
+Measurements = dict[str, Any]
 """What was measured, as JSON: objects have names, also where they are numbers."""
 
 CIFAR10 = Preparation((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), ("crop", "flip"))
@@ -56,9 +56,9 @@ class Experiment:
     """
 
     name: str
-    measure: Callable[..., Results]
-    document: Callable[[Results], str]
-    draw: Callable[[Results, Figure], None]
+    measure: Callable[..., Measurements]
+    document: Callable[[Measurements], str]
+    draw: Callable[[Measurements, Figure], None]
     checkpoint: str | None = None
 
     def run(self, description: str) -> None:
@@ -92,7 +92,7 @@ class Experiment:
         results = json.loads(kept.read_text(encoding="utf-8"))
         self._write(results, folder, description)
 
-    def _write(self, results: Results, folder: Path, description: str) -> None:
+    def _write(self, results: Measurements, folder: Path, description: str) -> None:
         title = description.partition("\n")[0].rstrip(".")
         took = timedelta(seconds=results["seconds"])
         parts = [f"# {title}", f"{results['machine']}. {took} in all.", f"![{title}]({self.name}.png)"]
@@ -150,7 +150,7 @@ def fit(
         log: Called before training and after each epoch.
     """
     task = find_task(examples, probe(model, examples))
-    objective = Objective(task, make_loss("auto", task))
+    objective = TrainingLoss(task, make_loss("auto", task))
     outcome = train(model, Data(examples, val), objective, Scorer([], task), settings, log=log)
     model.load_state_dict(outcome.state)
 
@@ -228,6 +228,6 @@ def say(*words: object) -> None:
     print(*words, flush=True)
 
 
-def chosen(rows: Iterable[Results], **values: object) -> list[Results]:
+def chosen(rows: Iterable[Measurements], **values: object) -> list[Measurements]:
     """Return the rows that have some values."""
     return [row for row in rows if all(row[name] == value for name, value in values.items())]

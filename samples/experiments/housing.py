@@ -14,7 +14,7 @@ from statistics import mean
 
 import numpy as np
 import torch
-from common import Experiment, Results, chosen, curve, fit, parameters, say, score, spread, table
+from common import Experiment, Measurements, chosen, curve, fit, parameters, say, score, spread, table
 from matplotlib.figure import Figure
 from scipy.stats import ttest_rel
 from torch import Tensor, nn
@@ -85,7 +85,7 @@ def parted(numbers: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     return numbers[order[count:]], numbers[order[:count]]
 
 
-def measure(data: Path, quick: bool) -> Results:
+def measure(data: Path, quick: bool) -> Measurements:
     """Return the scores of all networks."""
     seeds, training, retraining = SEEDS, TRAINING, RETRAINING
     if quick:
@@ -123,7 +123,7 @@ def _in_dollars(scores: dict[str, float], unit: float) -> dict[str, float]:
     return {"r2": scores["r2"], "rmse": scores["rmse"] * unit, "mae": scores["mae"] * unit}
 
 
-def document(results: Results) -> str:
+def document(results: Measurements) -> str:
     """Return the table."""
     rows = results["rows"]
     dense = chosen(rows, network="dense")
@@ -158,7 +158,7 @@ test set.
 """
 
 
-def _line(name: str, found: Sequence[Results], dense: Sequence[Results]) -> list[str]:
+def _line(name: str, found: Sequence[Measurements], dense: Sequence[Measurements]) -> list[str]:
     r2, whole = ([row["r2"] for row in group] for group in (found, dense))
     changed = "" if name == "dense" else f"{mean(r2) - mean(whole):+.4f}"
     p = "" if name == "dense" else f"{ttest_rel(r2, whole).pvalue:.2g}"
@@ -166,7 +166,7 @@ def _line(name: str, found: Sequence[Results], dense: Sequence[Results]) -> list
     return [name, f"{found[0]['parameters']:,}", scores[0], changed, *scores[1:], p]
 
 
-def draw(results: Results, figure: Figure) -> None:
+def draw(results: Measurements, figure: Figure) -> None:
     """Draw R² and RMSE against the ratio, beside the published ones."""
     rows = results["rows"]
     whole = chosen(rows, network="dense")[0]["parameters"]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from common import (
     Experiment,
-    Results,
+    Measurements,
     accuracy,
     chosen,
     curve,
@@ -94,7 +94,7 @@ class Perceptron(nn.Module):
         return logits
 
 
-def measure(data: Path, quick: bool) -> Results:
+def measure(data: Path, quick: bool) -> Measurements:
     """Return accuracies and errors of all networks."""
     parts = read_parts(str(data), preparation=Preparation((0.1307,), (0.3081,)))
     train, test = parts["train"], parts["test"]
@@ -140,7 +140,7 @@ def weight(model: nn.Module, name: str) -> Tensor:
     return state[f"{name}.1.weight"] @ state[f"{name}.0.weight"] if whole is None else whole
 
 
-def document(results: Results) -> str:
+def document(results: Measurements) -> str:
     """Return the tables."""
     rows, epochs = results["rows"], results["epochs"]
     ranks = sorted({row["rank"] for row in rows})
@@ -204,16 +204,16 @@ The error is ‖W − W'‖ / ‖W‖, the mean of the three layers. Published, 
 """
 
 
-def _accuracies(rows: Sequence[Results], rank: int, method: str) -> list[str]:
+def _accuracies(rows: Sequence[Measurements], rank: int, method: str) -> list[str]:
     found = chosen(rows, rank=rank, method=method)
     return [spread([row["accuracy"][epoch] for row in found]) for epoch in found[0]["accuracy"]]
 
 
-def _error(rows: Sequence[Results], rank: int, method: str) -> str:
+def _error(rows: Sequence[Measurements], rank: int, method: str) -> str:
     return spread([row["error"] for row in chosen(rows, rank=rank, method=method)], 4)
 
 
-def draw(results: Results, figure: Figure) -> None:
+def draw(results: Measurements, figure: Figure) -> None:
     """Draw accuracy before and after retraining, and the error of the weights, against the rank."""
     rows = results["rows"]
     ranks = sorted({row["rank"] for row in rows})

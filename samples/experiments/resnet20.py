@@ -11,14 +11,25 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from common import Experiment, Results, cifar10
+from common import Experiment, Measurements, cifar10
 from matplotlib.figure import Figure
-from shrinking import Published, Recipe, Stage, draw_beside, load, prepared, published_table, shrink, stages_table, told
+from shrinking import (
+    Published,
+    Recipe,
+    Stage,
+    draw_beside,
+    load,
+    prepared,
+    published_table,
+    recipe_summary,
+    shrink,
+    stages_table,
+)
 from torch import Tensor, nn
 
 from lrzip.calibration.settings import CalibrationSettings
 from lrzip.training.data.augmentation import Preparation
-from lrzip.training.losses import Teaching
+from lrzip.training.losses import Distillation
 from lrzip.training.settings import Settings
 
 PREPARATION = Preparation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), ("crop", "flip"))
@@ -31,7 +42,7 @@ RECIPE = Recipe(
         Stage("params=15%", 26_000, after=0, decomposition="tucker", skip=("conv1", "linear"), lr=4e-3),
     ),
     Settings(batch_size=128, lr=2e-3, amp="bf16"),
-    Teaching(share=1.0),
+    Distillation(share=1.0),
     CalibrationSettings(samples=1024),
 )
 # The sizes are told as "about 60 %" and "85 % fewer parameters".
@@ -86,19 +97,19 @@ class ResNet20(nn.Module):
         return logits
 
 
-def measure(data: Path, quick: bool, checkpoint: Path) -> Results:
+def measure(data: Path, quick: bool, checkpoint: Path) -> Measurements:
     """Return the sizes and accuracies of all stages."""
     parts, test, recipe = prepared(*cifar10(data, PREPARATION), RECIPE, quick=quick)
     return shrink(ResNet20, load(ResNet20, checkpoint), recipe, parts, test)
 
 
-def document(results: Results) -> str:
+def document(results: Measurements) -> str:
     """Return the tables."""
     return f"""
 Accuracy in percent, in float32, of one run (seed {RECIPE.settings.seed}). The published network was trained on all
 50,000 training images, those for validation too, so that accuracy on these is higher than on others.
 
-{told(RECIPE, results)}
+{recipe_summary(RECIPE, results)}
 
 {stages_table(results)}
 
@@ -119,7 +130,7 @@ The published sizes are told as about 60 % and as 85 % fewer parameters; the met
 """
 
 
-def draw(results: Results, figure: Figure) -> None:
+def draw(results: Measurements, figure: Figure) -> None:
     """Draw what became of the accuracy."""
     draw_beside(results, PUBLISHED, figure)
 

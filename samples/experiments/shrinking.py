@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from time import process_time
 
 import torch
-from common import Results, accuracy, first, parameters, say, table
+from common import Measurements, accuracy, first, parameters, say, table
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -19,8 +19,8 @@ import lrzip
 from lrzip.calibration.settings import CalibrationSettings
 from lrzip.training.data.read import Data
 from lrzip.training.data.samples import Samples
-from lrzip.training.losses import Teaching
-from lrzip.training.outcomes import Moment
+from lrzip.training.losses import Distillation
+from lrzip.training.outcomes import StepState
 from lrzip.training.settings import Settings
 
 VALIDATION = 5000
@@ -56,13 +56,13 @@ class Recipe:
     Attributes:
         stages: From large to small.
         settings: Of tuning; steps are those of the stage.
-        teaching: How the whole network counts as the teacher; None goes by labels alone.
+        distillation: How the whole network counts as the teacher; None goes by labels alone.
         calibration: By how many training images, and how, to choose ranks and factors; None goes without.
     """
 
     stages: tuple[Stage, ...]
     settings: Settings
-    teaching: Teaching | None
+    distillation: Distillation | None
     calibration: CalibrationSettings | None
 
 
@@ -107,7 +107,7 @@ def prepared(train: Samples, test: Samples, recipe: Recipe, *, quick: bool) -> t
     return data, test, recipe
 
 
-def shrink(build: Callable[[], nn.Module], dense: nn.Module, recipe: Recipe, data: Data, test: Samples) -> Results:
+def shrink(build: Callable[[], nn.Module], dense: nn.Module, recipe: Recipe, data: Data, test: Samples) -> Measurements:
     """Go through the stages, and return what each came to.
 
     Of each stage the best state by the validation images goes on; test images are looked at once for each, at its end.
@@ -167,7 +167,7 @@ def _stage(
     factorized, tuned, dense = (folder / f"{number}{suffix}.pt" for suffix in ("-factorized", "-tuned", ""))
     torch.save(small.state_dict(), factorized)
 
-    def watch(moment: Moment) -> None:
+    def watch(moment: StepState) -> None:
         if moment.step % _TOLD == 0:
             say(stage.budget, moment.step, f"{moment.loss:.4f}", f"{process_time():.0f} s")
 
@@ -176,8 +176,8 @@ def _stage(
         tuned,
         model=build(),
         data=data,
-        teacher=folder / "teacher.pt" if recipe.teaching else None,
-        teaching=recipe.teaching,
+        teacher=folder / "teacher.pt" if recipe.distillation else None,
+        distillation=recipe.distillation,
         settings=replace(recipe.settings, steps=stage.steps, lr=stage.lr or recipe.settings.lr),
         watch=watch,
     )
@@ -185,7 +185,7 @@ def _stage(
     return small, load(build, tuned).eval(), report.outcome.steps
 
 
-def told(recipe: Recipe, results: Results) -> str:
+def recipe_summary(recipe: Recipe, results: Measurements) -> str:
     """Return what a reader of the tables has to know of the way to them."""
     cut = [
         f"Stage {number} was interrupted after {row['steps']:,} of {stage.steps:,} steps. "
@@ -197,21 +197,21 @@ def told(recipe: Recipe, results: Results) -> str:
     return f"""
 Each stage takes the network of an earlier one, its factors multiplied back, and factorizes it for the budget, with
 {samples:,} training images that calibrate without labels. Then AdamW tunes, at {settings.lr} with a cosine, in
-bfloat16, batches of {settings.batch_size} shifted and mirrored images to {_goal(recipe.teaching)}. {VALIDATION:,} of
+bfloat16, batches of {settings.batch_size} shifted, mirrored images to {_goal(recipe.distillation)}. {VALIDATION:,} of
 the training images are held back, and the state after the epoch (of {epoch} steps) that is best on them is kept; the
 validation columns are accuracy on them before and after tuning. Test images were looked at once for each network in
 the table, at its end. {"".join(cut)}The times are CPU time of one thread, calibration and validation included.
 """.strip()
 
 
-def _goal(teaching: Teaching | None) -> str:
-    if teaching is None:
+def _goal(distillation: Distillation | None) -> str:
+    if distillation is None:
         return "their labels, without a teacher"
-    rest = f" ({teaching.share:.0%}) and to labels" if teaching.share < 1 else ", without labels"
+    rest = f" ({distillation.share:.0%}) and to labels" if distillation.share < 1 else ", without labels"
     return f"the logits of the whole network{rest}"
 
 
-def stages_table(results: Results) -> str:
+def stages_table(results: Measurements) -> str:
     """Return a row for each stage."""
     whole, rows = results["dense"], results["rows"]
     minutes = accumulate(row["cpu seconds"] / 60 for row in rows)
@@ -226,7 +226,7 @@ def stages_table(results: Results) -> str:
     return table(header, cells)
 
 
-def published_table(results: Results, published: Sequence[Published]) -> str:
+def published_table(results: Measurements, published: Sequence[Published]) -> str:
     """Return published results and those here, from large networks to small ones."""
     whole = results["dense"]
     ours = [
@@ -244,7 +244,7 @@ def published_table(results: Results, published: Sequence[Published]) -> str:
     return table(["", "smaller", "fewer parameters", "whole network", "test", "change"], cells)
 
 
-def draw_beside(results: Results, published: Sequence[Published], figure: Figure) -> None:
+def draw_beside(results: Measurements, published: Sequence[Published], figure: Figure) -> None:
     """Draw test accuracy, and its change, against how much smaller networks are, with the published ones."""
     whole = results["dense"]
     smaller = [1, *(whole["parameters"] / row["parameters"] for row in results["rows"])]

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from common import Experiment, Results, accuracy, cifar10, first, fit, parameters, say, table
+from common import Experiment, Measurements, accuracy, cifar10, first, fit, parameters, say, table
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -86,7 +86,7 @@ NETWORKS: dict[str, Convolution] = {
 }
 
 
-def measure(data: Path, quick: bool) -> Results:
+def measure(data: Path, quick: bool) -> Measurements:
     """Return parameters and accuracies of all networks."""
     train, test = cifar10(data)
     training, retraining = TRAINING, RETRAINING
@@ -117,7 +117,7 @@ def measure(data: Path, quick: bool) -> Results:
     return {"scratch": scratch, "factorized": after}
 
 
-def document(results: Results) -> str:
+def document(results: Measurements) -> str:
     """Return the tables."""
     scratch = [
         [row["name"], f"{row['parameters']:,}", f"{PUBLISHED[row['name']][1]:.1f}", f"{row['accuracy']:.2f}"]
@@ -153,7 +153,7 @@ adds no biases.
 """
 
 
-def draw(results: Results, figure: Figure) -> None:
+def draw(results: Measurements, figure: Figure) -> None:
     """Draw accuracy against the number of parameters."""
     axes = figure.subplots()
     rows = results["scratch"]

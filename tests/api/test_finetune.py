@@ -13,7 +13,7 @@ import lrzip
 from lrzip.api.finetune import FinetuneReport, default_output
 from lrzip.core.errors import LrzipError, UsageError
 from lrzip.formats.open import open_checkpoint
-from lrzip.training.losses import Teaching
+from lrzip.training.losses import Distillation
 from lrzip.training.settings import Settings
 from tests.support.checkpoints import BUILDERS, state
 from tests.support.networks import Net, seeded
@@ -164,7 +164,7 @@ def test_outputs_of_factorized_layers_are_learned_too(folder: Path) -> None:
         return float((model.fc1(classes()[0]) - dense.fc1(classes()[0])).norm().detach())
 
     tune(folder, "without.pt", **options)
-    tune(folder, "with.pt", teaching=Teaching(layers=10.0), **options)
+    tune(folder, "with.pt", distillation=Distillation(layers=10.0), **options)
     assert difference("with.pt") < 0.5 * difference("without.pt")
 
 
@@ -203,7 +203,7 @@ def test_every_format_is_written_as_it_was_read(kind: str, tmp_path: Path) -> No
     x = torch.randn(24, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     write_data(tmp_path / "data.npz", x, torch.arange(24) % 12)
 
-    class Whole(nn.Module):
+    class FullWeights(nn.Module):
         """`Net` with the further tensors that the files have."""
 
         def __init__(self) -> None:
@@ -225,7 +225,7 @@ def test_every_format_is_written_as_it_was_read(kind: str, tmp_path: Path) -> No
     tuned = tmp_path / f"tuned{path.suffix}"
     settings = Settings(epochs=1, batch_size=8)
     report = lrzip.finetune(
-        small, tuned, model=Whole(), data=str(tmp_path / "data.npz"), settings=settings, val_fraction=0
+        small, tuned, model=FullWeights(), data=str(tmp_path / "data.npz"), settings=settings, val_fraction=0
     )
     assert report.outcome.steps == 3
     with open_checkpoint(small) as first, open_checkpoint(tuned) as second:
@@ -233,7 +233,7 @@ def test_every_format_is_written_as_it_was_read(kind: str, tmp_path: Path) -> No
         assert first.tensors() == second.tensors()
         assert first.metadata == second.metadata
         assert [name for name in first.others if name != "optimizer"] == list(second.others)
-    lrzip.load_into(Whole(), tuned)
+    lrzip.load_into(FullWeights(), tuned)
     if kind == "safetensors":
         assert torch.equal(load_file(tuned)["extra.eight"], state()["extra.eight"])
     if kind == "huggingface":
@@ -277,7 +277,7 @@ def test_default_outputs_stand_beside_the_source(tmp_path: Path) -> None:
         ({}, {"model": Regressor()}, "does not fit the model"),
         ({}, {"device": "cuda:77"}, "`--device cuda:77` cannot be used"),
         ({}, {"val_fraction": 1.0}, "`--val-fraction` takes a share"),
-        ({}, {"teaching": Teaching()}, "how to learn from a `--teacher`"),
+        ({}, {"distillation": Distillation()}, "how to learn from a `--teacher`"),
         ({}, {"label_smoothing": 1.5}, "`--label-smoothing` takes a share"),
     ],
 )
@@ -374,7 +374,7 @@ def test_a_module_is_trained_and_stays_a_module(compressed: bool, folder: Path) 
         data=str(folder / "data.npz"),
         settings=FAST,
         teacher=folder / "module.pt",
-        teaching=Teaching(layers=1.0) if compressed else None,
+        distillation=Distillation(layers=1.0) if compressed else None,
         trust=True,
     )
     module = torch.load(report.output, weights_only=False)
@@ -400,7 +400,7 @@ def test_what_brings_no_network_or_cannot_be_trained_is_said_before_training(fol
         (program, {"output": folder / "x.txt"}, "must end in .pt2"),
         (folder / "small.pt", {"output": folder / "x.pt2", "model": Classifier()}, "holds weights and no program"),
         (program, {"teacher": folder / "dense.pt"}, "holds weights alone"),
-        (program, {"teacher": program, "teaching": Teaching(layers=1.0)}, "has none to look at"),
+        (program, {"teacher": program, "distillation": Distillation(layers=1.0)}, "has none to look at"),
         (fixed, {}, r"of shape \(5, 12\) alone. Export it with a dynamic first dimension"),
         (noisy, {}, "exported in training mode with `aten.scaled_dot_product_attention.default`"),
     ):

@@ -31,7 +31,7 @@ from lrzip.formats.live import LiveSource
 from lrzip.formats.traced import save_onnx
 from lrzip.linalg.svd import Solver
 from lrzip.networks.architecture import Architecture
-from lrzip.networks.inputs import InputShape, examples
+from lrzip.networks.inputs import InputShape, example_inputs
 from lrzip.networks.programs.trace import trace
 from lrzip.pipeline.decide import make_plan
 from lrzip.pipeline.latency import costs_of
@@ -186,7 +186,7 @@ def onnx_seconds(models: Sequence[nn.Module], shape: str) -> list[float]:
             path = Path(folder) / f"{number}.onnx"
             save_onnx(trace(model, inputs), path)
             sessions.append(onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]))
-    feed = {sessions[0].get_inputs()[0].name: examples(inputs)[0].numpy()}
+    feed = {sessions[0].get_inputs()[0].name: example_inputs(inputs)[0].numpy()}
     seconds: list[list[float]] = [[] for _ in sessions]
     for _ in range(RUNS):
         for session, times in zip(sessions, seconds, strict=True):

@@ -21,7 +21,7 @@ from lrzip.training.data.augmentation import Preparation
 from lrzip.training.data.read import Data
 from lrzip.training.data.samples import Arrays, Samples
 from lrzip.training.loop import train
-from lrzip.training.losses import Objective, make_loss
+from lrzip.training.losses import TrainingLoss, make_loss
 from lrzip.training.metrics import Scorer
 from lrzip.training.settings import Settings
 from lrzip.training.tasks import CLASSIFICATION, Task
@@ -61,7 +61,7 @@ def main() -> None:
 def step_seconds(dense: nn.Module, data: Data, amp: str, taught: bool, frozen: bool) -> list[float]:
     """Return how long each step of an epoch took, but for the first, which prepares the kernels."""
     model = lrzip.factorize(dense, budget="params=50%")
-    objective = Objective(TASK, make_loss("auto", TASK), teacher=seeded(ResNet) if taught else None)
+    objective = TrainingLoss(TASK, make_loss("auto", TASK), teacher=seeded(ResNet) if taught else None)
     settings = Settings(epochs=1, batch_size=BATCH, amp=amp, freeze_batchnorm=frozen)
     ends: list[float] = []
     train(model, data, objective, Scorer([], TASK), settings, watch=lambda _: ends.append(perf_counter()))

@@ -21,8 +21,8 @@ from lrzip.core.moments import Arguments
 from lrzip.decompositions import DECOMPOSITIONS
 from lrzip.formats.live import LiveSource
 from lrzip.networks.architecture import Architecture
-from lrzip.networks.programs.observe import watch_program
-from lrzip.networks.programs.trace import follow
+from lrzip.networks.programs.observe import observe_program
+from lrzip.networks.programs.trace import export_network
 from tests.support.networks import Net, ResNet, Zoo, seeded
 from tests.support.tasks import Deep
 
@@ -66,11 +66,11 @@ def test_hooks_and_the_graph_see_the_same() -> None:
     batch: Arguments = (Zoo.inputs(4), {})
     layers = layers_of(model)
     by_hooks = moments_of(Network(model), layers, [batch], 1 << 20)
-    program = follow(model, *batch)
+    program = export_network(model, *batch)
 
     class Graph(Network):
-        def watch(self, layers, batches, see) -> None:  # type: ignore[no-untyped-def]
-            watch_program(program, {self.weight_name(layer): layer for layer in layers}, batches, see)
+        def watch(self, layers, batches, observer) -> None:  # type: ignore[no-untyped-def]
+            observe_program(program, {self.weight_name(layer): layer for layer in layers}, batches, observer)
 
     by_graph = moments_of(Graph(model), layers, [batch], 1 << 20)
     assert set(by_hooks) == set(by_graph) == {"stem", "grouped", "up", "words", "attention.in_proj", "mix", "head"}

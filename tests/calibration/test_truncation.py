@@ -1,4 +1,4 @@
-"""Measured sensitivity: what is measured, and how it travels."""
+"""MeasuredChanges sensitivity: what is measured, and how it travels."""
 
 from pathlib import Path
 
@@ -15,13 +15,13 @@ from lrzip.calibration.subjects import Network
 from lrzip.calibration.truncation import measure
 from lrzip.core.errors import UsageError
 from lrzip.core.layers import Layer
-from lrzip.core.measured import Measured
+from lrzip.core.measured import MeasuredChanges
 from lrzip.core.moments import Arguments
 from lrzip.decompositions import decomposition_of
 from lrzip.formats.live import LiveSource
 from lrzip.linalg.svd import Solver
 from lrzip.networks.architecture import Architecture
-from lrzip.networks.programs.trace import follow
+from lrzip.networks.programs.trace import export_network
 from tests.support.networks import Zoo, seeded
 
 
@@ -75,7 +75,7 @@ def test_every_kind_of_layer_can_be_measured() -> None:
     statistics = moments_of(network, layers, [batch], 1 << 20)
     named = {network.weight_name(layer): layer for layer in layers if layer.name in statistics}
     decomposition = decomposition_of("svd", Solver())
-    found = measure(follow(model, *batch), named, [batch], statistics, decomposition, centered=True)
+    found = measure(export_network(model, *batch), named, [batch], statistics, decomposition, centered=True)
     assert found.keys() == statistics.keys()
     # All but the attention have exact rank 2 and lose nothing at that, to the precision of float32 outputs.
     scale = float(model(*batch[0]).detach().square().mean())
@@ -99,7 +99,7 @@ def test_measurements_are_kept(tmp_path: Path) -> None:
     save_statistics(seen, kept)
     found = load_statistics(kept, layers)
     for name, moments in seen.statistics.items():
-        assert isinstance(moments.measured, Measured)
+        assert isinstance(moments.measured, MeasuredChanges)
         assert found.statistics[name].measured == moments.measured
 
 

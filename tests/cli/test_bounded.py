@@ -97,8 +97,16 @@ def test_a_gate_that_fails_is_3_and_the_output_is_there(folder: Path) -> None:
         ((*FAST, "--plot", "p.txt"), 2, "`--plot` takes a .png"),
         ((*FAST, "--test", "parts.npz:val"), 1, "there is no part `val`"),
         (("--model", "tests.support.tasks:Deep", "--data", "test.npz", "--max-drop", "1"), 2, "is test data"),
-        (("--model", "tests.support.tasks:Deep", "--data", "narrow.npz", "--max-drop", "1"), 1, "does not take the inputs"),
-        (("--model", "tests.support.tasks:Regressor", "--data", "data.npz", "--max-drop", "1"), 1, "does not fit the model"),
+        (
+            ("--model", "tests.support.tasks:Deep", "--data", "narrow.npz", "--max-drop", "1"),
+            1,
+            "does not take the inputs",
+        ),
+        (
+            ("--model", "tests.support.tasks:Regressor", "--data", "data.npz", "--max-drop", "1"),
+            1,
+            "does not fit the model",
+        ),
     ],
 )
 def test_bad_input_is_one_line(options: tuple[str, ...], code: int, message: str, folder: Path) -> None:

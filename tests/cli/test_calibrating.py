@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tests.support.checkpoints import huggingface
-from tests.support.schemas import COMPRESS, CURVE
-from tests.support.shell import error_of, run
 from tests.support.graphs import conv, feeds, save
 from tests.support.networks import seeded
+from tests.support.schemas import COMPRESS, CURVE
+from tests.support.shell import error_of, run
 from tests.support.tasks import Classifier, classes, write_data, write_trained
 
 MODEL = ("--model", "tests.support.tasks:Classifier")

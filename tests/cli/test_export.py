@@ -46,7 +46,9 @@ def test_wrong_usage(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("to", ["onnx", "pt2"])
 def test_programs_are_written_by_one_command(to: str, tmp_path: Path) -> None:
-    (tmp_path / "nets_of_export.py").write_text("from tests.support.networks import Net, seeded\nmake = lambda: seeded(Net)\n")
+    (tmp_path / "nets_of_export.py").write_text(
+        "from tests.support.networks import Net, seeded\nmake = lambda: seeded(Net)\n"
+    )
     nested(tmp_path)
     lrzip.compress(tmp_path / "nested.ckpt", tmp_path / "small.pt", ratio=2, only=["conv*", "fc*"])
     state = torch.load(tmp_path / "small.pt")["state_dict"]

@@ -66,7 +66,14 @@ def test_people_get_a_table_and_what_became_of_the_metric(folder: Path) -> None:
 def test_code_of_the_user_gives_data_loss_and_metric(folder: Path) -> None:
     options = ("--loss", "my_code:loss", "--metric", "my_code:share_wrong", "--epochs", "3", "--json")
     done = run(
-        "finetune", "small.pt", "--model", "tests.support.tasks:Classifier", "--data", "my_code:loaders", *options, cwd=folder
+        "finetune",
+        "small.pt",
+        "--model",
+        "tests.support.tasks:Classifier",
+        "--data",
+        "my_code:loaders",
+        *options,
+        cwd=folder,
     )
     document = json.loads(done.stdout)
     assert (document["train_examples"], document["val_examples"]) == (300, 100)
@@ -96,7 +103,11 @@ def test_a_checkpoint_comes_and_goes_through_pipes(folder: Path) -> None:
         ((*FAST, "--loss", "my_code:each"), 1, "The loss, of shape (32,), is no scalar tensor"),
         ((*FAST, "--metric", "my_code:broken"), 1, "`--metric my_code:broken` failed: AttributeError: "),
         ((*FAST, "--loss", "my_code:lost"), 1, "`my_code` has no `lost`"),
-        (("--model", "tests.support.tasks:Classifier", "--data", "missing.npz"), 1, "`--data missing.npz` does not exist"),
+        (
+            ("--model", "tests.support.tasks:Classifier", "--data", "missing.npz"),
+            1,
+            "`--data missing.npz` does not exist",
+        ),
         (("--model", "tests.support.tasks:Classifier", "--data", "data.npz:test"), 1, "there is no part `test`"),
     ],
 )

@@ -74,8 +74,16 @@ def test_sensitivities_as_table_json_and_picture(folder: Path, tmp_path: Path) -
         ((*DATA, "--val-fraction", "0"), 2, "There is no validation set"),
         ((*DATA, "--sensitivity", "--runs", "3"), 2, "without `--finetune-steps` nothing is random"),
         ((*DATA, "--sensitivity", "--cache", "data.npz"), 1, "`data.npz` cannot be read as results"),
-        (("--model", "tests.support.tasks:Classifier", "--data", "narrow.npz"), 1, "does not take the inputs of `narrow.npz`"),
-        (("--model", "tests.support.tasks:Classifier", "--data", "unlabelled.npz"), 1, "has no labels, so nothing can be"),
+        (
+            ("--model", "tests.support.tasks:Classifier", "--data", "narrow.npz"),
+            1,
+            "does not take the inputs of `narrow.npz`",
+        ),
+        (
+            ("--model", "tests.support.tasks:Classifier", "--data", "unlabelled.npz"),
+            1,
+            "has no labels, so nothing can be",
+        ),
         (("--model", "tests.support.tasks:Regressor", "--data", "data.npz"), 1, "does not fit the model"),
     ],
 )

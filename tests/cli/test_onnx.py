@@ -8,10 +8,10 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 
-from tests.support.schemas import ANALYZE, COMPRESS
-from tests.support.shell import error_of, run
 from tests.support.graphs import conv, feeds, save, shared
 from tests.support.graphs import run as run_model
+from tests.support.schemas import ANALYZE, COMPRESS
+from tests.support.shell import error_of, run
 
 
 def test_a_model_goes_through_a_pipe(tmp_path: Path) -> None:

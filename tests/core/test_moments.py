@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lrzip import moments
+from lrzip.core import moments
 from lrzip.core.activations import Inputs
 from lrzip.core.moments import Sums
 

@@ -17,7 +17,7 @@ from lrzip.decompositions import (
     decomposition_of,
 )
 from lrzip.linalg.svd import Solver
-from lrzip.networks.architecture import known
+from lrzip.networks.architecture import module_info
 from lrzip.networks.surgery import sequential
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
@@ -48,7 +48,7 @@ def make(name: str) -> Decomposition:
 def layer_of(module: nn.Module) -> Layer:
     weight = module.get_parameter("weight")
     bias = getattr(module, "bias", None)
-    what = known(module)
+    what = module_info(module)
     assert what.kind
     specs = [
         TensorSpec(f"x.{leaf}", tuple(t.shape), "float32", t.numel() * 4) if t is not None else None

@@ -57,7 +57,7 @@ def test_plain_layers_are_known_by_their_shapes(shapes: Shapes, kind: str) -> No
 def test_what_is_no_plain_layer_says_why(shapes: Shapes, reason: str) -> None:
     item = kept(shapes, "x")
     assert reason in item.reason
-    assert item.insist is None
+    assert item.override is None
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_the_output_projection_of_multihead_attention_is_read_directly() -> None
 
 
 @pytest.mark.parametrize(
-    ("shapes", "name", "doubt"),
+    ("shapes", "name", "ambiguity"),
     [
         ({"x.weight": (8, 1, 3, 3)}, "x", "may be depthwise"),
         ({"x.weight": (8, 1, 3)}, "x", "may be depthwise"),
@@ -116,12 +116,12 @@ def test_the_output_projection_of_multihead_attention_is_read_directly() -> None
         ({"x.0.weight": (2, 8, 3, 3), "x.1.weight": (16, 2, 1, 1), "x.1.bias": (16,)}, "x.1", "already factorized"),
     ],
 )
-def test_doubts_can_be_settled(shapes: Shapes, name: str, doubt: str) -> None:
+def test_doubts_can_be_settled(shapes: Shapes, name: str, ambiguity: str) -> None:
     item = kept(shapes, name)
-    assert doubt in item.reason
+    assert ambiguity in item.reason
     assert "`--only`" in item.reason
-    assert item.insist
-    assert item.insist.weight.shape == shapes[f"{name}.weight"]
+    assert item.override
+    assert item.override.weight.shape == shapes[f"{name}.weight"]
 
 
 def test_ordinary_narrow_convolutions_are_not_taken_for_grouped_ones() -> None:

@@ -21,9 +21,9 @@ from lrzip.formats.live import LiveSource
 from lrzip.formats.onnx.costs import positions_and_macs
 from lrzip.networks.architecture import Architecture
 from lrzip.pipeline.profile import profile
+from tests.support.networks import Net, ResNet, Zoo, seeded
 from tests.support.schemas import ANALYZE, COMPRESS
 from tests.support.shell import error_of, run
-from tests.support.networks import Net, ResNet, Zoo, seeded
 
 SHAPES = ("2,3,12,12", "2,5:int64")
 
@@ -159,7 +159,9 @@ def test_layers_that_do_not_get_faster_are_kept(zoo: Path) -> None:
 
 
 def test_the_command_line_tells_costs(tmp_path: Path) -> None:
-    (tmp_path / "nets_of_costs.py").write_text("from tests.support.networks import Net, seeded\nmake = lambda: seeded(Net)\n")
+    (tmp_path / "nets_of_costs.py").write_text(
+        "from tests.support.networks import Net, seeded\nmake = lambda: seeded(Net)\n"
+    )
     torch.save(seeded(Net).state_dict(), tmp_path / "a.pt")
     options = ["--model", "nets_of_costs:make", "--input-shape", "1,3,16,16", "--latency"]
     document = json.loads(run("compress", "a.pt", "--ratio", "2", *options, "--json", cwd=tmp_path).stdout)

@@ -13,7 +13,7 @@ from torch import nn
 import lrzip
 from lrzip.core.costs import Latency
 from lrzip.core.errors import LrzipError, UnknownName, UsageError
-from lrzip.core.measured import Measured
+from lrzip.core.measured import MeasuredChanges
 from lrzip.core.spectrum import Spectrum
 from lrzip.ranks.objectives import OBJECTIVES, objective_of
 from tests.support.checkpoints import BUILDERS
@@ -227,9 +227,9 @@ def test_exact_low_rank_costs_no_loss(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_losses_fall_to_nothing_with_the_rank(name: str) -> None:
-    known = Measured((4, 9, 20), (5.0, 6.0, 0.1))  # more ranks may happen to do more harm
+    known = MeasuredChanges((4, 9, 20), (5.0, 6.0, 0.1))  # more ranks may happen to do more harm
     for values in (slow(30), zero(30)):
-        losses = objective_of(name).losses(Spectrum(values, (30, 40), 1e-7, influence=3.0, measured=known))
+        losses = objective_of(name).losses(Spectrum(values, (30, 40), 1e-7, fisher=3.0, measured=known))
         assert losses.shape == (30,)
         assert losses.tolist() == sorted(losses.tolist(), reverse=True)
         assert losses[-1] == 0
@@ -244,17 +244,19 @@ def test_some_objectives_need_a_calibration(objective: str, said: str, path: Pat
 def test_between_measurements_changes_follow_the_energy() -> None:
     values = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0], dtype=torch.float64)
     lost = objective_of("relative-energy").losses(Spectrum(values, (5, 5), 1e-7))
-    found = objective_of("sensitivity").losses(Spectrum(values, (5, 5), 1e-7, measured=Measured((2, 4), (8.0, 0.5))))
+    found = objective_of("sensitivity").losses(
+        Spectrum(values, (5, 5), 1e-7, measured=MeasuredChanges((2, 4), (8.0, 0.5)))
+    )
     slope = math.log(8 / 0.5) / math.log(lost[1] / lost[3])
     between = 8 * (lost[2] / lost[1]) ** slope
     assert found == pytest.approx([8 * lost[0] / lost[1], 8, between, 0.5, 0])
-    nothing = Spectrum(values, (5, 5), 1e-7, measured=Measured((2,), (0.0,)))
+    nothing = Spectrum(values, (5, 5), 1e-7, measured=MeasuredChanges((2,), (0.0,)))
     assert objective_of("sensitivity").losses(nothing).tolist() == [0.0] * 5
 
 
 def test_objectives_are_what_they_are_called() -> None:
     values = torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64)
-    spectrum = Spectrum(values, (3, 5), 1e-7, influence=4.0, measured=Measured((1, 2), (0.7, 0.2)))
+    spectrum = Spectrum(values, (3, 5), 1e-7, fisher=4.0, measured=MeasuredChanges((1, 2), (0.7, 0.2)))
     found = {name: objective_of(name).loss(spectrum, 1) for name in OBJECTIVES}
     assert found == pytest.approx(
         {

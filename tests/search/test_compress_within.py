@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 import lrzip
 from lrzip.core.errors import LrzipError, OutputExists, UsageError
-from lrzip.search.compress_within import Bounded, compress_within
+from lrzip.search.compress_within import SearchReport, compress_within
 from lrzip.search.strategies import STRATEGIES
-from lrzip.search.trials import Tried
-from lrzip.training.evaluation import Learning
+from lrzip.search.trials import Trial
+from lrzip.training.learning import Learning
 from lrzip.training.loop import train
 from lrzip.training.metrics import Scorer
 from lrzip.training.settings import Settings
@@ -33,7 +33,7 @@ from tests.support.tasks import (
 )
 
 
-def compress(folder: Path, name: str = "small.pt", **others: Any) -> Bounded:
+def compress(folder: Path, name: str = "small.pt", **others: Any) -> SearchReport:
     options: dict[str, Any] = {"max_drop": 5, "model": Deep(), "learning": learning_of(*classes()), "force": True}
     return compress_within(folder / "dense.pt", folder / name, **options | others)
 
@@ -150,10 +150,10 @@ class _Killed(BaseException):
     pass
 
 
-def _dying(after: int) -> Callable[[Tried], None]:
+def _dying(after: int) -> Callable[[Trial], None]:
     count = 0
 
-    def decided(_: Tried) -> None:
+    def decided(_: Trial) -> None:
         nonlocal count
         count += 1
         if count == after:
@@ -214,7 +214,7 @@ def _count(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def test_ctrl_c_writes_the_smallest_so_far(folder: Path) -> None:
-    seen: list[Tried] = []
+    seen: list[Trial] = []
 
     def watch(_: Any) -> None:
         if len(seen) == 2:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import lrzip
 from lrzip.training.data.read import Data
 from lrzip.training.data.samples import Arrays, Samples
-from lrzip.training.evaluation import Learning
+from lrzip.training.learning import Learning
 from lrzip.training.settings import Settings
 from tests.support.networks import seeded
 

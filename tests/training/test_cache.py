@@ -4,16 +4,16 @@ import pytest
 import torch
 
 from lrzip.core.errors import LrzipError
-from lrzip.training.cache import Results, key_of, network_digest, samples_digest
+from lrzip.training.cache import Cache, key_of, network_digest, samples_digest
 from tests.support.networks import seeded
 from tests.support.tasks import Classifier, classes, samples_of
 
 
 def test_results_outlive_the_process(tmp_path: Path) -> None:
-    first = Results(tmp_path / "r.jsonl")
+    first = Cache(tmp_path / "r.jsonl")
     first.put("a", {"x": 1})
     first.put("b", {"x": 2})
-    again = Results(tmp_path / "r.jsonl")
+    again = Cache(tmp_path / "r.jsonl")
     assert again.get("a") == {"key": "a", "x": 1}
     assert again.get("c") is None
     assert len(again) == 2
@@ -23,20 +23,20 @@ def test_results_outlive_the_process(tmp_path: Path) -> None:
 def test_a_line_that_was_being_written_is_lost_and_no_other(left: int, tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     for key in ("a", "b"):
-        Results(path).put(key, {"x": 1})
+        Cache(path).put(key, {"x": 1})
     line = path.read_text().splitlines(keepends=True)[0]
     path.write_text(line + line[:left].replace("a", "b"))
-    cut = Results(path)
+    cut = Cache(path)
     assert [cut.get(key) is not None for key in ("a", "b")] == [True, False]
     cut.put("b", {"x": 3})
-    assert Results(path).get("b") == {"key": "b", "x": 3}
+    assert Cache(path).get("b") == {"key": "b", "x": 3}
 
 
 @pytest.mark.parametrize("text", ["hello\n", "[1]\n", '{"x": 1}\n', '{"key": 1}\n'])
 def test_another_file_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_text(text)
     with pytest.raises(LrzipError, match="holds no results of lrzip: see line 1"):
-        Results(tmp_path / "r.jsonl")
+        Cache(tmp_path / "r.jsonl")
     assert (tmp_path / "r.jsonl").read_text() == text
 
 
@@ -44,7 +44,7 @@ def test_a_folder_or_binary_is_refused(tmp_path: Path) -> None:
     (tmp_path / "r").write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path, tmp_path / "r"):
         with pytest.raises(LrzipError, match="cannot be read as results"):
-            Results(path)
+            Cache(path)
 
 
 def test_digests_tell_contents_apart() -> None:

@@ -10,7 +10,7 @@ from lrzip.training.data.read import Data
 from lrzip.training.data.samples import Arrays, Samples
 from lrzip.training.forward import apply, images_last, probe
 from lrzip.training.loop import train
-from lrzip.training.losses import Objective, make_loss
+from lrzip.training.losses import TrainingLoss, make_loss
 from lrzip.training.metrics import Scorer
 from lrzip.training.outcomes import Outcome
 from lrzip.training.settings import Settings, make_optimizer
@@ -52,7 +52,7 @@ def pictures() -> Data:
 
 
 def fit(model: nn.Module, data: Data, settings: Settings, **options: Any) -> Outcome:
-    return train(model, data, Objective(TASK, make_loss("auto", TASK)), Scorer([], TASK), settings, **options)
+    return train(model, data, TrainingLoss(TASK, make_loss("auto", TASK)), Scorer([], TASK), settings, **options)
 
 
 def test_random_numbers_of_the_caller_stay() -> None:

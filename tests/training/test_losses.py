@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from lrzip.core.errors import UsageError
 from lrzip.training.data.samples import Arrays, Samples
-from lrzip.training.losses import Objective, Teaching, make_loss
+from lrzip.training.losses import Distillation, TrainingLoss, make_loss
 from lrzip.training.tasks import CLASSIFICATION, REGRESSION, Task, find_task
 
 CLASSES = Task(CLASSIFICATION, 4, labelled=True)
@@ -42,7 +42,7 @@ def test_kl_takes_distributions() -> None:
 def test_a_teacher_of_temperature_counts_by_its_share() -> None:
     student, teacher, x, y = Linear(1), Linear(2), normal(8, 3), torch.arange(8) % 4
     loss = make_loss("auto", CLASSES)
-    objective = Objective(CLASSES, loss, teacher=teacher, teaching=Teaching(temperature=3.0, share=0.25))
+    objective = TrainingLoss(CLASSES, loss, teacher=teacher, distillation=Distillation(temperature=3.0, share=0.25))
     ours, theirs = student(x) / 3, (teacher(x) / 3).softmax(1)
     distance = 9 * (theirs * (theirs.log() - ours.log_softmax(1))).sum(1).mean()
     assert torch.allclose(objective(student, x, y), 0.25 * distance + 0.75 * loss(student(x), y), atol=1e-6)
@@ -51,7 +51,7 @@ def test_a_teacher_of_temperature_counts_by_its_share() -> None:
 def test_without_a_temperature_outputs_are_compared_as_they_are() -> None:
     student, teacher, x, y = Linear(1), Linear(2), normal(8, 3), torch.arange(8) % 4
     loss = make_loss("auto", CLASSES)
-    objective = Objective(CLASSES, loss, teacher=teacher, teaching=Teaching(share=0.25))
+    objective = TrainingLoss(CLASSES, loss, teacher=teacher, distillation=Distillation(share=0.25))
     expected = 0.25 * (student(x) - teacher(x)).square().mean() + 0.75 * loss(student(x), y)
     assert torch.allclose(objective(student, x, y), expected, atol=1e-6)
 
@@ -59,20 +59,20 @@ def test_without_a_temperature_outputs_are_compared_as_they_are() -> None:
 def test_without_labels_the_teacher_is_all_there_is() -> None:
     task = Task(CLASSIFICATION, 4, labelled=False)
     student, teacher, x = Linear(1), Linear(2), normal(8, 3)
-    objective = Objective(task, make_loss("auto", task), teacher=teacher)
+    objective = TrainingLoss(task, make_loss("auto", task), teacher=teacher)
     assert float(objective(teacher, x, None).detach()) == pytest.approx(0, abs=1e-6)
     assert float(objective(student, x, None).detach()) > 0.1
     assert torch.equal(objective.target(x, None), teacher(x).argmax(1))
     with pytest.raises(UsageError, match="no labels"):
-        Objective(task, make_loss("auto", task))
+        TrainingLoss(task, make_loss("auto", task))
 
 
 def test_outputs_of_layers_count_relative_to_the_teachers() -> None:
     student, teacher = (nn.Sequential(Linear(seed), nn.ReLU()) for seed in (1, 2))
     x, y = normal(8, 3), torch.arange(8) % 4
     loss = make_loss("auto", CLASSES)
-    plain = Objective(CLASSES, loss, teacher=teacher)(student, x, y)
-    objective = Objective(CLASSES, loss, teacher=teacher, teaching=Teaching(layers=2.0), modules=["0"])
+    plain = TrainingLoss(CLASSES, loss, teacher=teacher)(student, x, y)
+    objective = TrainingLoss(CLASSES, loss, teacher=teacher, distillation=Distillation(layers=2.0), modules=["0"])
     with objective.attached(student):
         matched = objective(student, x, y)
     relative = (student[0](x) - teacher[0](x)).square().sum() / teacher[0](x).square().sum()
@@ -92,4 +92,4 @@ def test_classes_may_come_last_as_language_models_put_them() -> None:
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"share": 0.0}, {"share": 1.1}, {"layers": -1.0}])
 def test_teaching_out_of_range_is_refused(options: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="takes a"):
-        Teaching(**options)
+        Distillation(**options)

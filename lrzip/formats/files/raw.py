@@ -23,14 +23,10 @@ DTYPES = {
         *(torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu),
     )
 }
-
-
 """The dtypes whose elements are raw bytes, by torch's names for them."""
 
 
 _CHUNK = 1 << 23
-
-
 # A tensor that repeats a few stored elements may be larger than its file, up to this.
 _REPEATED_LIMIT = 1 << 28
 

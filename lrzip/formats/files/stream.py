@@ -31,14 +31,10 @@ CODES = {
     "float64": "F64",
     "complex64": "C64",
 }
-
-
 """Safetensors' code of each torch dtype."""
 
 
 NAMES = {code: name for name, code in CODES.items()}
-
-
 """Torch's name of each dtype that safetensors and torch both have."""
 
 

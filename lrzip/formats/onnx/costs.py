@@ -11,11 +11,7 @@ from lrzip.core.costs import Positions
 from lrzip.core.errors import LrzipError
 
 Shapes: TypeAlias = Mapping[str, Sequence[int]]
-
-
 _OWN_DOMAIN = ("", "ai.onnx")
-
-
 # Where the activations are among the inputs of a node.
 _ACTIVATION = 0
 

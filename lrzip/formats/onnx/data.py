@@ -9,15 +9,9 @@ from lrzip.core.errors import UnsupportedCheckpoint
 from lrzip.core.layers import TensorSpec
 
 _CHUNK = 1 << 23
-
-
 # Large tensors start on a page, so that runtimes can map them.
 _PAGE = 4096
-
-
 _LARGE = 1 << 16
-
-
 _NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}
 
 

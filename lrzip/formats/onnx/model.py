@@ -18,7 +18,7 @@ from lrzip.core.report import Difference
 from lrzip.formats.onnx.costs import positions_and_macs
 from lrzip.formats.onnx.data import chunks_of, external_file, spec_of
 from lrzip.formats.onnx.graph import constants_of, find_layers, graphs_of, tensor_of
-from lrzip.formats.onnx.observe import watch_model
+from lrzip.formats.onnx.observe import observe_model
 from lrzip.formats.onnx.run import compare, time
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.inputs import InputShape
@@ -92,9 +92,9 @@ class OnnxFile:
             raise outcome
         return outcome
 
-    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], see: Observe) -> None:
+    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], observer: Observe) -> None:
         """Run the model on batches in onnxruntime and show what layers are applied to."""
-        watch_model(self.path, self.nbytes, layers, batches, see)
+        observe_model(self.path, self.nbytes, layers, batches, observer)
 
     def measure(self, inputs: Sequence[InputShape]) -> tuple[Mapping[str, Positions], int] | None:
         """Return the positions and products of a run, by the shapes that onnx infers."""

@@ -18,7 +18,9 @@ from lrzip.formats.onnx.run import run, start
 _PROTOBUF_LIMIT = 1 << 31
 
 
-def watch_model(path: Path, nbytes: int, layers: Sequence[Layer], batches: Sequence[Arguments], see: Observe) -> None:
+def observe_model(
+    path: Path, nbytes: int, layers: Sequence[Layer], batches: Sequence[Arguments], observer: Observe
+) -> None:
     """Run a model on batches and show what its layers are applied to; those in branches and loops are not seen.
 
     Args:
@@ -26,7 +28,7 @@ def watch_model(path: Path, nbytes: int, layers: Sequence[Layer], batches: Seque
         nbytes: Of it with its external data.
         layers: To be watched.
         batches: Arguments by position or by name. They are cut to the batch size that the model declares, if any.
-        see: Gets the name of each layer, and its inputs, for every call.
+        observer: Gets the name of each layer, and its inputs, for every call.
 
     Raises:
         LrzipError: It is too large to be run so, or does not take the arguments.
@@ -44,7 +46,7 @@ def watch_model(path: Path, nbytes: int, layers: Sequence[Layer], batches: Seque
         for feed in _feeds(path, session.get_inputs(), arguments):
             values = {**feed, **run(session, computed, feed)} if computed else feed
             for layer, node, name in calls:
-                see(layer.name, _inputs(layer, node, torch.from_numpy(np.asarray(values[name]))))
+                observer(layer.name, _inputs(layer, node, torch.from_numpy(np.asarray(values[name]))))
 
 
 def _calls(graph: Any, layers: Mapping[str, Layer]) -> Iterator[tuple[Layer, Any, str]]:

@@ -15,35 +15,19 @@ import torch
 from lrzip.core.costs import Latency
 from lrzip.core.errors import LrzipError, NotCompared
 from lrzip.core.report import Difference
-from lrzip.networks.timing import in_turns
+from lrzip.networks.timing import time_alternately
 
 Arrays: TypeAlias = Mapping[str, np.ndarray[Any, Any]]
-
-
 _SEED = 0
-
-
 # Sizes to try in turn for a symbolic dimension that comes first in a shape, and for the others.
 _SIZES = ((2, 2), (1, 4), (1, 32), (1, 512), (1, 256), (32, 32), (256, 256))
-
-
 _FLOATS = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
-
-
 _INTEGERS = {f"tensor({sign}int{bits})": np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)}
-
-
 # Below every vocabulary and every number of classes of a mask.
 _INTEGER_LIMIT = 2
-
-
 _FATAL = 4
-
-
 # Larger inputs, and longer runs, are not tried: a model may ask for any.
 _MOST_ELEMENTS = 1 << 24
-
-
 _SECONDS = 60.0
 
 
@@ -92,7 +76,7 @@ def time(dense: Path, small: Path, sizes: Sequence[Sequence[int]]) -> Latency | 
         shapes = sizes or [[size if isinstance(size, int) else 1 for size in item.shape] for item in inputs]
         generator = np.random.default_rng(_SEED)
         feed = {i.name: _random(generator, i.type, tuple(s)) for i, s in zip(inputs, shapes, strict=True)}
-        return in_turns(*(partial(session.run, None, feed) for session in sessions))
+        return time_alternately(*(partial(session.run, None, feed) for session in sessions))
     except Exception:  # onnxruntime raises anything where a model does not take what it is given
         return None
 

@@ -20,19 +20,11 @@ from lrzip.formats.onnx.model import OnnxFile, load_model, names_of, nodes_of, r
 
 # Protobuf messages end at 2 GiB; what is not tensors takes a part of it.
 _PROTOBUF_LIMIT = 2_000_000_000
-
-
 # Of which opset on Gemm takes no bias.
 _GEMM_WITHOUT_BIAS = 11
-
-
 # Smaller tensors stay in the model, where shape inference can see them.
 _EXTERNAL_FROM = 1024
-
-
 _SCOPES = (SCOPES, "namespace")
-
-
 _GEOMETRY = ("auto_pad", "dilations", "kernel_shape", "pads", "strides")
 
 

@@ -24,26 +24,16 @@ from lrzip.formats.files.readable import readable
 from lrzip.formats.protocols import Checkpoint, Writer
 from lrzip.formats.safetensors.file import refuse_key
 from lrzip.formats.safetensors.sharded import ShardedFolder, write_folder
-from lrzip.formats.safetensors.transformers_models import conv1d_weights, doubted, read_directly
+from lrzip.formats.safetensors.transformers_models import check_ambiguity, conv1d_weights, read_directly
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.inference import find_layers
 
 METHOD = "lrzip"
-
-
 FORMAT_VERSION = 1
-
-
 _CONFIG = "config.json"
-
-
 _USAGE = "import lrzip.hf before from_pretrained"
-
-
 # Suffixes of the tensors of a layer, inside lrzip and in the folder.
 _SUFFIXES = {"0.weight": "weight_in", "1.weight": "weight", "1.bias": "bias"}
-
-
 # Kinds of layers that lrzip.hf has modules for.
 _KINDS = ("linear", "linear_transposed", "conv1d", "conv2d", "conv3d")
 
@@ -97,7 +87,7 @@ class HuggingFaceFolder(ShardedFolder):
             reasons = dict.fromkeys(tensors, f"quantized already ({self.foreign})")
         kinds = dict.fromkeys(conv1d_weights(self.config, tensors), "linear_transposed")
         found = find_layers(self.path, tensors, architecture, untouchable=reasons, kinds=kinds)
-        return [_storable(item) if architecture else _storable(doubted(self.config, item)) for item in found]
+        return [_storable(item) if architecture else _storable(check_ambiguity(self.config, item)) for item in found]
 
 
 class HuggingFaceWriter:

@@ -9,15 +9,9 @@ from lrzip.networks.inference import SETTLE
 
 # Models built of transformers' Conv1D, a linear layer whose weight is stored (in, out), and what they call it.
 _CONV1D_MODELS = ("clvp", "decision_transformer", "gpt2", "imagegpt", "openai-gpt")
-
-
 _CONV1D = (".c_attn.weight", ".c_fc.weight", ".c_proj.weight", ".q_attn.weight")
-
-
 # Models with convolutions in groups, which shapes alone do not show.
 _GROUPED_MODELS = ("regnet", "squeezebert")
-
-
 # Layers of a state-space mixer whose weights its kernels take, beside what they compute.
 _MIXED = (".dt_proj.weight", ".x_proj.weight", ".out_proj.weight")
 
@@ -48,7 +42,7 @@ def read_directly(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) 
     return reasons
 
 
-def doubted(config: Mapping[str, Any], item: Layer | Keep) -> Layer | Keep:
+def check_ambiguity(config: Mapping[str, Any], item: Layer | Keep) -> Layer | Keep:
     """Return what a tensor was inferred to be, or keep it if the model may be using it otherwise."""
     if isinstance(item, Keep):
         return item
@@ -60,7 +54,7 @@ def doubted(config: Mapping[str, Any], item: Layer | Keep) -> Layer | Keep:
     reason = "as long as the vocabulary: an embedding or a head, which may share its weight"
     if config.get("tie_word_embeddings") is not False:
         return Keep(item.name, item.weight, reason)
-    return Keep(item.name, item.weight, f"{reason}; {SETTLE}", insist=item)
+    return Keep(item.name, item.weight, f"{reason}; {SETTLE}", override=item)
 
 
 def _sizes(config: Mapping[str, Any], pattern: str) -> set[int]:

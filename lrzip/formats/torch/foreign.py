@@ -14,11 +14,7 @@ from lrzip.formats.protocols import Checkpoint, Writer
 from lrzip.formats.torch.pickled import opened_pickle
 
 _LONGEST_HEADER = 100_000_000  # of safetensors, by its own reader
-
-
 _STATE_DICT = "Save its weights with `torch.save(model.state_dict(), path)` and compress those."
-
-
 _MAGIC = {
     rb"version https://git-lfs": "a Git-LFS pointer, not the file itself. Fetch it with `git lfs pull`",
     rb"LRZI": "an archive of the other lrzip, Long Range ZIP. Unpack it with that program",
@@ -29,8 +25,6 @@ _MAGIC = {
     rb"\x80[\x03-\x05]": f"a pickle that torch.save did not write. {_STATE_DICT}",
     rb"\x93NUMPY": "a NumPy array. lrzip reads PyTorch's formats",
 }
-
-
 _ZIP_MEMBERS = {
     r".*\.npy": "a NumPy archive. lrzip reads PyTorch's formats",
     r"(.*/)?model\.weights\.h5": "a Keras model. lrzip reads PyTorch's formats",

@@ -19,11 +19,7 @@ from lrzip.formats.torch.nesting import beside, descend, find_weights
 from lrzip.formats.torch.raw import RawFile
 
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-
-
 _LEGACY_PICKLES = 3  # a magic number, the protocol's version, and facts about the machine precede the object
-
-
 _STORAGES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -39,11 +35,7 @@ _STORAGES = {
     "ComplexDoubleStorage": torch.complex128,
     "UntypedStorage": torch.uint8,
 }
-
-
 _PARAMETERS = ("_rebuild_parameter", "_rebuild_parameter_with_state")
-
-
 _TENSORS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
 
 

@@ -35,20 +35,10 @@ if TYPE_CHECKING:
 
 
 _MODEL = r"([^/]+)/models/([^/]+)\.json"
-
-
 _OLD = "serialized_exported_program.json"
-
-
 _OLD_WEIGHTS = r"[^/]+/data/weights/[^/]+\.pt"
-
-
 _COMPILED = r"[^/]+/data/aotinductor/.*"
-
-
 _LISTING_LIMIT = 1 << 29
-
-
 _DTYPES = {
     1: torch.uint8,
     2: torch.int8,
@@ -72,8 +62,6 @@ _DTYPES = {
     34: torch.uint32,
     35: torch.uint64,
 }
-
-
 """Torch's dtype of each code of the format."""
 
 
@@ -171,11 +159,11 @@ class ProgramFile(RawFile):
         layers = [item for item in self.layers() if isinstance(item, Layer)]
         return time(self.program(), load_program(output), layers, inputs)
 
-    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], see: Observe) -> None:
+    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], observer: Observe) -> None:
         """Run the program on batches and show what layers are applied to."""
-        from lrzip.networks.programs.observe import watch_program
+        from lrzip.networks.programs.observe import observe_program
 
-        watch_program(self.exported(), {layer.weight.name: layer for layer in layers}, batches, see)
+        observe_program(self.exported(), {layer.weight.name: layer for layer in layers}, batches, observer)
 
     def exported(self) -> "ExportedProgram":
         """Return the program."""

@@ -16,11 +16,7 @@ from lrzip.formats.torch.pickled import Pickled, mapping_of, read_archive
 from lrzip.formats.torch.raw import RawFile
 
 _CODE = r"(.*/)?code/.*"
-
-
 _CLASS = re.compile(r"^class (\w+)\(Module\):\n((?:  __\w+__ = .*\n)*)", re.MULTILINE)
-
-
 _LISTED = re.compile(r"^  __(?:parameters|buffers)__ = \[(.*)\]$", re.MULTILINE)
 
 

@@ -10,8 +10,6 @@ from lrzip.linalg.blocks.scaling import unit_scaled
 
 # Rows of a residual that are formed at a time.
 _ROWS = 256
-
-
 # Separations of Ritz values from the rest of the spectrum that count as alike.
 _LIKE = 16.0
 

@@ -9,8 +9,6 @@ from lrzip.linalg.blocks.lanczos import block_size, expected_dimension
 
 # Of the products of a Gram matrix, what symmetry leaves to compute.
 GRAM_SHARE = 0.56
-
-
 # Trained weights need a Krylov space that is larger than the one first looked at by so much.
 _GROWTH = 1.7
 
@@ -44,8 +42,6 @@ class Rates:
 
 # Fitted by it on two cores of an AMD EPYC (Zen 4), torch 2.13.0+cpu.
 _CPU = Rates(product=5.4e-12, eigh_cubic=4.3e-11, eigh_square=3.5e-8, step=1.2e-3)
-
-
 # Not fitted but estimated from published speeds of an H100: `fit_costs --device cuda` has not been run on one.
 _CUDA = Rates(product=2.5e-14, eigh_cubic=1.5e-11, eigh_square=2e-8, step=1e-3)
 

@@ -8,19 +8,11 @@ from torch import Tensor
 
 # Rows that are converted at a time, so that no second copy of the matrix is ever made.
 _ROWS = 1024
-
-
 # Elements whose squares are summed in float32.
 _PIECE = 512
-
-
 # Only blocks on and below the diagonal are computed: of 8 × 8 blocks that is 56 % of the products.
 _BLOCKS = 8
-
-
 _MIN_BLOCK = 64
-
-
 # A computed Gram matrix of unit norm, and the eigenvalues that LAPACK finds of it, are off by a few eps: rounding
 # errors of blocked products do not add up as the worst case would have it.
 _ROUNDING = 4.0

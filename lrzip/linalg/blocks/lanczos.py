@@ -18,15 +18,9 @@ from lrzip.linalg.blocks.gram import rounding
 
 # Columns of a block: wide enough for matrix products to run at full speed, few enough to waste none on short spaces.
 _BLOCK = 64
-
-
 _NARROW_BLOCK = 32
-
-
 # Probes of the complement of a Krylov space, and by how much what they vouch for exceeds what they find, at n = 2000.
 _STEPS, _PROBES, _RELATION = 4, 16, 2.2
-
-
 # Where in the order of all Ritz values stands the norm of the complement, on slowly falling spectra.
 _SHARE = 0.4
 

@@ -14,24 +14,14 @@ from lrzip.linalg.blocks.sketches import gaussian
 from lrzip.linalg.blocks.subspace import Subspace, attainable, working
 
 _OVERSAMPLE = 48
-
-
 # Of which so many are enough to tell the last direction wanted from the rest, once they have converged.
 _KEPT = 24
-
-
 # Rows that are converted to float64 at a time.
 _ROWS = 1024
-
-
 # What a Gaussian sketch misses before the first application of AᵀA, of σ² of the last direction wanted: 8 was measured,
 # and one application too many costs less than another pass in float64.
 _START = 100.0
-
-
 _APPLICATIONS = 4
-
-
 _PASSES = 3
 
 

@@ -13,12 +13,8 @@ from lrzip.linalg.blocks.lanczos import block_lanczos, block_size
 from lrzip.linalg.blocks.sketches import gaussian
 
 _NotConverged = torch.linalg.LinAlgError  # type: ignore[attr-defined]  # which its stubs forget
-
-
 # Factors in some dtype cannot come nearer to a matrix than about twenty units of rounding of its norm.
 _ATTAINABLE = 20.0
-
-
 # Beyond this share of all dimensions a Krylov space costs more than all eigenvectors.
 _LIMIT = 0.7
 

@@ -17,8 +17,8 @@ from lrzip.networks.programs.operators import OPERATORS, is_layer
 from lrzip.networks.programs.rewrite import tensors_of
 
 
-def watch_program(
-    program: ExportedProgram, layers: Mapping[str, Layer], batches: Sequence[Arguments], see: Observe
+def observe_program(
+    program: ExportedProgram, layers: Mapping[str, Layer], batches: Sequence[Arguments], observer: Observe
 ) -> None:
     """Run a program and show what its layers are applied to.
 
@@ -26,9 +26,9 @@ def watch_program(
         program: The program.
         layers: By the name of their weight in the program.
         batches: What to run it on.
-        see: Gets the name of each layer, and its inputs, for every call.
+        observer: Gets the name of each layer, and its inputs, for every call.
     """
-    interpreter = _Watching(program, layers, see)
+    interpreter = _Observer(program, layers, observer)
     with torch.no_grad():
         for args, kwargs in batches:
             interpreter.run(*arguments_of(program, args, kwargs))
@@ -65,11 +65,11 @@ def window_of(node: Node, weight: Tensor) -> Window | None:
     return Window.of(weight.shape[2:], given.get(3, 1), given.get(4, 0), given.get(5, 1))
 
 
-class _Watching(Interpreter):
-    def __init__(self, program: ExportedProgram, layers: Mapping[str, Layer], see: Observe) -> None:
+class _Observer(Interpreter):
+    def __init__(self, program: ExportedProgram, layers: Mapping[str, Layer], observer: Observe) -> None:
         super().__init__(program.graph_module)
         self._names = {node: name for node, (name, _) in tensors_of(program).items()}
-        self._layers, self._see = layers, see
+        self._layers, self._see = layers, observer
 
     def run_node(self, n: Node) -> Any:
         """Run one node, and show the inputs of a layer."""

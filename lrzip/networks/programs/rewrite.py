@@ -19,13 +19,10 @@ from torch.fx import GraphModule, Node, map_arg
 from lrzip.core.chains import MOST_STAGES, kernel_stage
 from lrzip.core.layers import ROOT, Keep, Layer, TensorSpec
 from lrzip.core.plan import Entry
-from lrzip.formats.files.atomic import atomic_file
 from lrzip.networks.inference import not_a_weight, wrapper_prefix
 from lrzip.networks.programs.operators import OPERATORS, Operator, bias_of, groups_of, is_layer, signature
 
 _ATEN = torch.ops.aten
-
-
 _CONVS = {"conv1d": _ATEN.conv1d.default, "conv2d": _ATEN.conv2d.default, "conv3d": _ATEN.conv3d.default}
 
 
@@ -100,12 +97,6 @@ def load_program(path: Path) -> ExportedProgram:
     """
     with path.open("rb") as file, quiet():
         return torch.export.load(file)
-
-
-def save_program(program: ExportedProgram, path: Path, extra_files: Mapping[str, str] | None = None) -> None:
-    """Save a program, visible at the path only when it is complete."""
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
-        write_program(program, file, extra_files)
 
 
 def write_program(program: ExportedProgram, file: IO[bytes], extra_files: Mapping[str, str] | None = None) -> None:

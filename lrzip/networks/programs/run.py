@@ -18,9 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from lrzip.core.costs import Latency, Positions, Timing
 from lrzip.core.layers import Layer
 from lrzip.core.report import Difference
-from lrzip.networks.inputs import InputShape, examples
+from lrzip.networks.inputs import InputShape, example_inputs
 from lrzip.networks.programs.rewrite import quiet
-from lrzip.networks.timing import in_turns
+from lrzip.networks.timing import time_alternately
 
 # Runs in which layers are timed.
 _ROUNDS = 12
@@ -84,7 +84,7 @@ def time(
     with quiet(), torch.inference_mode():
         for clock in (clocks[number % 2] for number in range(2 * _ROUNDS)):
             clock.run(*arguments)
-        whole = in_turns(*(partial(module, *arguments) for module in modules))
+        whole = time_alternately(*(partial(module, *arguments) for module in modules))
     dense, small = (clock.medians() for clock in clocks)
     return Timing(whole, {name: Latency(dense[name], small[name]) for name in small if name in dense})
 
@@ -96,7 +96,7 @@ def _stages(layer: Layer) -> Iterator[str]:
 
 def _arguments(program: ExportedProgram, inputs: Sequence[InputShape]) -> tuple[Any, ...] | None:
     if inputs:
-        return examples(inputs, inputs[0].sizes[0])
+        return example_inputs(inputs, inputs[0].sizes[0])
     stored, options = program.example_inputs or ((), {})
     return tuple(stored) if stored and not options else None
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from lrzip.core.errors import LrzipError
-from lrzip.networks.inputs import BATCH, InputShape, examples, run
+from lrzip.networks.inputs import BATCH, InputShape, example_inputs, run
 
 # Sizes at which results are compared: the one that is traced (a dimension of size 1 would be taken for a constant), a
 # single sample, and another.
@@ -60,10 +60,10 @@ def trace(model: nn.Module, inputs: Sequence[InputShape]) -> Traced:
     ]
     wanted = {name for shape in inputs for name in shape.names if name}
     fixed = sorted(wanted - {name for names in dynamic for name in names.values()})
-    return Traced(program, model, [examples(inputs, batch) for batch in batches], dynamic, fixed)
+    return Traced(program, model, [example_inputs(inputs, batch) for batch in batches], dynamic, fixed)
 
 
-def traced_already(program: ExportedProgram) -> Traced:
+def trace_program(program: ExportedProgram) -> Traced:
     """Return a program that comes from a file, with the inputs that are stored in it, if there are any."""
     arguments, options = program.example_inputs or ((), {})
     stored = bool(arguments) and not options and all(isinstance(x, Tensor) for x in arguments)
@@ -89,18 +89,18 @@ def _dynamic_axes(program: ExportedProgram) -> list[dict[int, str]]:
 def _export(model: nn.Module, inputs: Sequence[InputShape], batches: Sequence[int]) -> ExportedProgram | None:
     """Return a program, if it runs with all these sizes of the batch where the network does."""
     axes = tuple({axis: Dim.AUTO for axis, name in enumerate(shape.names) if name} for shape in inputs)
-    program = follow(model, examples(inputs, batches[0]), {}, axes)
+    program = export_network(model, example_inputs(inputs, batches[0]), {}, axes)
     with quiet(), torch.no_grad():
         module = program.module()
         try:
             for batch in batches:
-                module(*examples(inputs, batch))
+                module(*example_inputs(inputs, batch))
         except Exception:
             return None
     return program
 
 
-def follow(
+def export_network(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_shapes: Any = None
 ) -> ExportedProgram:
     """Return what torch.export makes of a call of a network.

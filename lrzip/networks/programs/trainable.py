@@ -19,19 +19,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lrzip.core.errors import UnsupportedCheckpoint
 
 _ATEN = torch.ops.aten
-
-
 _BATCH_NORMS: dict[int, type[_BatchNorm]] = {
     2: nn.BatchNorm1d,
     3: nn.BatchNorm1d,
     4: nn.BatchNorm2d,
     5: nn.BatchNorm3d,
 }
-
-
 _LEAVES = ("weight", "bias", "running_mean", "running_var")
-
-
 # What operators call the mode they run in, and the chance with which they drop.
 _MODES = ("train", "training", "dropout_p")
 

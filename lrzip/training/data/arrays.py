@@ -13,8 +13,6 @@ from lrzip.core.errors import LrzipError
 from lrzip.training.data.samples import Arrays
 
 _SUFFIXES = (".npz", ".safetensors", ".pt", ".pth")
-
-
 _NAMED = ("train", "val", "test")
 
 

@@ -11,11 +11,7 @@ from torch import Tensor
 from lrzip.core.errors import LrzipError, UsageError
 
 AUGMENTATIONS = ("crop", "flip")
-
-
 _CHANNELS = (1, 3, 4)
-
-
 # Images are shifted by up to an eighth of their side: the usual 4 of 32 pixels.
 _SHIFT = 8
 

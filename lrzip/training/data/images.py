@@ -12,8 +12,6 @@ from lrzip.core.errors import LrzipError
 from lrzip.training.data.samples import Arrays
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff")
-
-
 _PARTS = ("train", "val", "test")
 
 

@@ -16,8 +16,6 @@ from lrzip.core.errors import LrzipError
 from lrzip.training.data.augmentation import Preparation, augment, prepare
 
 Batch = tuple[Any, Tensor | None]
-
-
 """What the network takes, a tensor or a tuple or mapping of them, and the labels if there are any."""
 
 
@@ -30,7 +28,7 @@ class Rows(Protocol):
         ...
 
 
-class Source(Protocol):
+class SampleSource(Protocol):
     """Examples by number."""
 
     def __len__(self) -> int: ...
@@ -112,7 +110,7 @@ class UserDataset:
 class Unlabelled:
     """Examples whose labels are not looked at."""
 
-    source: Source
+    source: SampleSource
     labels: Tensor | None = None
 
     def __len__(self) -> int:
@@ -135,7 +133,7 @@ class Samples:
     """
 
     name: str
-    source: Source
+    source: SampleSource
     numbers: Tensor | None = None
     augmented: bool = True
 

@@ -17,7 +17,7 @@ from lrzip.core.errors import LrzipError
 from lrzip.core.layers import Layer
 from lrzip.core.moments import Moments
 from lrzip.formats.open import open_checkpoint
-from lrzip.formats.protocols import Watchable
+from lrzip.formats.protocols import Observable
 from lrzip.linalg.whitening import DAMPING
 from tests.support import graphs
 
@@ -38,7 +38,7 @@ EXAMPLES = CalibrationSettings(samples=4000)
 
 def seen_in(path: Path, x: torch.Tensor) -> tuple[Layer, Moments]:
     with open_checkpoint(path) as checkpoint:
-        assert isinstance(checkpoint, Watchable)
+        assert isinstance(checkpoint, Observable)
         (layer,) = (item for item in checkpoint.layers() if isinstance(item, Layer))
         return layer, moments_of(Stored(checkpoint), [layer], [((x,), {})], 1 << 20)[layer.name]
 

@@ -21,7 +21,21 @@ from lrzip.core.plan import Plan
 from lrzip.decompositions import DECOMPOSITIONS
 from lrzip.formats.open import open_checkpoint
 from lrzip.formats.write import rewrite
-from tests.support.graphs import GRAPHS, Tensors, branches, conv, feeds, loop, model, node, run, save, shared, value, weight
+from tests.support.graphs import (
+    GRAPHS,
+    Tensors,
+    branches,
+    conv,
+    feeds,
+    loop,
+    model,
+    node,
+    run,
+    save,
+    shared,
+    value,
+    weight,
+)
 from tests.support.networks import Zoo, seeded
 
 

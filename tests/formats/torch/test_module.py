@@ -12,8 +12,8 @@ import lrzip
 from lrzip.core.errors import LrzipError, UnsupportedCheckpoint
 from lrzip.core.layers import Keep, Layer
 from lrzip.formats.open import open_checkpoint
-from tests.support.shell import error_of, run
 from tests.support.networks import Net, Sound, Zoo, seeded
+from tests.support.shell import error_of, run
 
 EXACT = 1 - 1e-9
 
@@ -121,7 +121,11 @@ def test_a_module_that_is_one_layer_becomes_a_chain(tmp_path: Path) -> None:
 def test_a_module_within_a_checkpoint_gives_its_state_dict(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pt", {"epoch": 3, "model": seeded(Net), "ema": None})
     report = lrzip.compress(path, tmp_path / "b.pt", rank=2)
-    assert [name for name, _ in report.dropped] == ["the code and attributes of `tests.support.networks.Net`", "epoch", "ema"]
+    assert [name for name, _ in report.dropped] == [
+        "the code and attributes of `tests.support.networks.Net`",
+        "epoch",
+        "ema",
+    ]
     assert lrzip.load_into(Net(), tmp_path / "b.pt")
     with open_checkpoint(path) as checkpoint:
         assert checkpoint.key == "model"

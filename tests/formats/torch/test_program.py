@@ -24,13 +24,13 @@ from lrzip.decompositions import DECOMPOSITIONS
 from lrzip.formats.open import open_checkpoint
 from lrzip.formats.torch.program import _DTYPES
 from lrzip.linalg.svd import Solver
-from lrzip.networks.programs.rewrite import rewrite, save_program
+from lrzip.networks.programs.rewrite import rewrite
 from lrzip.pipeline.decide import make_plan
 from lrzip.pipeline.request import Request
 from lrzip.ranks.fixed import FixedRank
+from tests.support.networks import Net, Sound, Zoo, seeded
 from tests.support.shell import error_of
 from tests.support.shell import run as shell
-from tests.support.networks import Net, Sound, Zoo, seeded
 
 EXACT = 1 - 1e-9
 
@@ -259,7 +259,7 @@ def test_a_program_in_memory_can_be_rewritten(tmp_path: Path) -> None:
     computed = {name: tensor for name, tensor in small.state_dict().items() if "weight" in name}
     program = rewrite(exported(model, x), layout, computed)
     assert torch.equal(run(program, x), run_model(small, x))
-    save_program(program, tmp_path / "b.pt2")
+    torch.export.save(program, tmp_path / "b.pt2")
     assert torch.equal(run(torch.export.load(tmp_path / "b.pt2"), x), run_model(small, x))
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.pt2", "b.pt2"]
 

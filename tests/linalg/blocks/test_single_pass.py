@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from lrzip.linalg import single_pass
+from lrzip.linalg.blocks import single_pass
 from lrzip.linalg.blocks.single_pass import single_pass_qb, single_pass_svd
 from tests.support.matrices import SHAPES, SPECTRA, fast, slow, with_spectrum
 
