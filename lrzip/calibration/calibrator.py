@@ -18,7 +18,7 @@ from lrzip.calibration.settings import DEFAULT_CORRECTIONS, CalibrationSettings
 from lrzip.calibration.subjects import Network, Subject
 from lrzip.calibration.truncation import measure
 from lrzip.core.activations import Inputs
-from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.errors import LrzipError, UsageError, typed_line
 from lrzip.core.layers import Layer
 from lrzip.core.moments import Arguments, Moments, Statistics, Sums
 from lrzip.decompositions import DEFAULT_DECOMPOSITION, decomposition_of
@@ -205,10 +205,8 @@ def _named(samples: Samples, inputs: Arguments) -> Iterator[None]:
     except (LrzipError, MemoryError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, KeyError) as error:
-        said = " ".join(str(error).split())[:160].rstrip(".")
         raise LrzipError(
-            f"The network does not take the inputs of `{samples.name}`, {described(inputs)}: "
-            f"{type(error).__name__}: {said}."
+            f"The network does not take the inputs of `{samples.name}`, {described(inputs)}: {typed_line(error)}."
         ) from error
 
 

@@ -1,24 +1,31 @@
-"""The only exceptions users meet: each message says what is wrong, with name and value, and what to do."""
+"""Exceptions raised for users, and one-line renderings of exceptions raised by other libraries.
+
+Each message states what is wrong, with the name and the value, and what to do about it.
+"""
+
+import re
+
+_ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
 class LrzipError(Exception):
-    """Something lrzip could not do; the message is one line meant for people."""
+    """Base class of the errors that users can act on; the message is one line."""
 
 
 class UsageError(LrzipError):
-    """Options that make no sense, whatever the file holds."""
+    """Invalid options, whatever the checkpoint contains."""
 
 
 class UnsupportedCheckpoint(LrzipError):
-    """A file that lrzip cannot read, named as what it is."""
+    """A file that cannot be read as a checkpoint."""
 
 
 class UntrustedFile(LrzipError):
-    """A file that would run code if it were read in full."""
+    """A file that would execute code if it were fully deserialized."""
 
 
 class NotCompared(LrzipError):
-    """Outputs that cannot be compared; the message says why."""
+    """Outputs of two networks that cannot be compared."""
 
 
 class PlanMismatch(LrzipError):
@@ -26,8 +33,40 @@ class PlanMismatch(LrzipError):
 
 
 class UnknownName(LrzipError):
-    """A name that stands for nothing: a layer, a glob, an entry of a registry."""
+    """A name or pattern that matches no layer, tensor or registry entry."""
 
 
 class OutputExists(LrzipError):
-    """An output that would overwrite a file."""
+    """An output path that already exists."""
+
+
+def one_line(error: BaseException, limit: int = 160) -> str:
+    """Return the message of an exception as a part of one line.
+
+    Args:
+        error: Any exception; without a message, the name of its type is returned.
+        limit: Maximum number of characters.
+    """
+    return as_line(str(error), limit) or type(error).__name__
+
+
+def typed_line(error: BaseException, limit: int = 160) -> str:
+    """Return the type and the message of an exception, `Type: message`, as a part of one line.
+
+    Args:
+        error: Any exception; without a message, the name of its type is returned alone.
+        limit: Maximum number of characters of the message.
+    """
+    name, message = type(error).__name__, as_line(str(error), limit)
+    return f"{name}: {message}" if message else name
+
+
+def as_line(text: str, limit: int = 160) -> str:
+    """Return a text without ANSI escapes, unprintable characters, line breaks and a final period.
+
+    Args:
+        text: Any text.
+        limit: Maximum number of characters.
+    """
+    printable = (char if char.isprintable() else " " for char in _ANSI.sub(" ", text))
+    return " ".join("".join(printable).split())[:limit].rstrip(" .:")

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.errors import LrzipError, UsageError, typed_line
 
 
 def build(spec: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
@@ -34,7 +34,7 @@ def build(spec: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
         made = factory(**(arguments or {}))
     except Exception as error:
         raise LrzipError(
-            f"`{spec}` could not be built: {_said(error)}. Give what it takes with `--model-arg NAME=VALUE`."
+            f"`{spec}` could not be built: {typed_line(error)}. Give what it takes with `--model-arg NAME=VALUE`."
         ) from error
     if not isinstance(made, nn.Module):
         raise LrzipError(f"`{spec}` returned {type(made).__name__}, not an nn.Module.")
@@ -84,7 +84,7 @@ def _import(spec: str, name: str) -> Any:
                 ) from error
             raise LrzipError(f"`{spec}` cannot be imported: it needs `{missing}`, which is not installed.") from error
         except Exception as error:
-            raise LrzipError(f"`{spec}` cannot be imported: {_said(error)}.") from error
+            raise LrzipError(f"`{spec}` cannot be imported: {typed_line(error)}.") from error
 
 
 @contextmanager
@@ -106,8 +106,3 @@ def _lookup(spec: str, module: Any, path: str) -> Any:
             raise LrzipError(f"`{spec}`: `{getattr(found, '__name__', path)}` has no `{part}`.{hint}")
         found = getattr(found, part)
     return found
-
-
-def _said(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:160]}".rstrip(". :")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.errors import LrzipError, UsageError, typed_line
 
 BATCH = "batch"
 # Integers are often indices; these are valid ones for any table of two rows.
@@ -75,8 +75,7 @@ def run(model: Any, inputs: Sequence[InputShape], *, batch: int = 1) -> list[Ten
         return outputs_of(model, example_inputs(inputs, batch))
     except Exception as error:
         shapes = " ".join(f"`--input-shape {','.join(map(str, shape.sizes))}:{shape.dtype}`" for shape in inputs)
-        said = " ".join(str(error).split())[:160].rstrip(".")
-        raise LrzipError(f"The network does not take {shapes}: {type(error).__name__}: {said}.") from error
+        raise LrzipError(f"The network does not take {shapes}: {typed_line(error)}.") from error
 
 
 def outputs_of(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrzip.core.errors import LrzipError
+from lrzip.core.errors import LrzipError, typed_line
 from lrzip.networks.inputs import described
 from lrzip.training.data.samples import Samples
 
@@ -49,10 +49,8 @@ def probe(model: nn.Module, samples: Samples, *, memory_format: torch.memory_for
     except LrzipError:
         raise
     except Exception as error:
-        said = " ".join(str(error).split())[:160].rstrip(".")
         raise LrzipError(
-            f"The network does not take the inputs of `{samples.name}`, {described(inputs)}: "
-            f"{type(error).__name__}: {said}."
+            f"The network does not take the inputs of `{samples.name}`, {described(inputs)}: {typed_line(error)}."
         ) from error
     finally:
         model.train(mode)

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.errors import LrzipError, UsageError, typed_line
 from lrzip.core.memory import keep_freed_blocks
 from lrzip.networks.inputs import described
 from lrzip.training.batches import Batches
@@ -214,10 +214,7 @@ class _Run:
         except torch.OutOfMemoryError as error:
             raise LrzipError(f"The device is out of memory in step {self.step + 1}. Lower `--batch-size`.") from error
         except Exception as error:
-            said = " ".join(str(error).split())[:160].rstrip(".")
-            raise LrzipError(
-                f"Step {self.step + 1}, on inputs {described(inputs)}: {type(error).__name__}: {said}."
-            ) from error
+            raise LrzipError(f"Step {self.step + 1}, on inputs {described(inputs)}: {typed_line(error)}.") from error
         value = float(accelerator.reduce(loss.detach().float(), reduction="mean"))
         if not isfinite(value):
             self.stopped = "not finite"

@@ -12,7 +12,7 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, R2Score
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.utilities import dim_zero_cat
 
-from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.errors import LrzipError, UsageError, typed_line
 from lrzip.core.memory import keep_freed_blocks
 from lrzip.networks.build import locate
 from lrzip.training.data.samples import Samples
@@ -139,9 +139,8 @@ def _called(name: str, function: Callable[[], Any]) -> Any:
     try:
         return function()
     except Exception as error:
-        said = " ".join(str(error).split())[:160].rstrip(".")
         raise LrzipError(
-            f"`--metric {name}` failed: {type(error).__name__}: {said}. It takes all outputs and all labels, and "
+            f"`--metric {name}` failed: {typed_line(error)}. It takes all outputs and all labels, and "
             "returns one number."
         ) from error
 

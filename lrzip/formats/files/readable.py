@@ -1,11 +1,10 @@
 """Turn what goes wrong in reading a file into one line about it."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lrzip.core.errors import LrzipError, UnsupportedCheckpoint
+from lrzip.core.errors import LrzipError, UnsupportedCheckpoint, as_line
 
 
 @contextmanager
@@ -22,5 +21,5 @@ def readable(path: Path) -> Iterator[None]:
         raise UnsupportedCheckpoint(f"`{path}` cannot be read: {error.strerror or error}.") from error
     except Exception as error:
         text = str(error).rpartition("WeightsUnpickler error:")[2]  # torch says at length what to do before it
-        detail = re.sub(r"\x1b\[[0-9;]*m|[\s\x00-\x1f\x7f-\x9f]+", " ", text).strip(" .") or type(error).__name__
-        raise UnsupportedCheckpoint(f"`{path}` is damaged or not a checkpoint: {detail[:160]}.") from error
+        detail = as_line(text) or type(error).__name__
+        raise UnsupportedCheckpoint(f"`{path}` is damaged or not a checkpoint: {detail}.") from error

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import onnx  # noqa: TID251  (this is the ONNX format)
 
 from lrzip.core.costs import Positions
-from lrzip.core.errors import LrzipError
+from lrzip.core.errors import LrzipError, one_line
 
 Shapes: TypeAlias = Mapping[str, Sequence[int]]
 _OWN_DOMAIN = ("", "ai.onnx")
@@ -37,8 +37,7 @@ def positions_and_macs(path: Path, sizes: Sequence[Sequence[int]]) -> tuple[Mapp
     try:
         graph = onnx.shape_inference.infer_shapes(model, strict_mode=bool(sizes), data_prop=True).graph
     except Exception as error:
-        said = " ".join(str(error).split())[:160].rstrip(".")
-        raise LrzipError(f"`{path}` does not take inputs of these sizes: {said}.") from error
+        raise LrzipError(f"`{path}` does not take inputs of these sizes: {one_line(error)}.") from error
     positions: dict[str, Positions] = {}
     macs = 0
     for node, shapes in _nodes(graph, {}):

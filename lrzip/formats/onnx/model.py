@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lrzip.core.costs import Positions, Timing
-from lrzip.core.errors import NotCompared, UnsupportedCheckpoint, UsageError
+from lrzip.core.errors import NotCompared, UnsupportedCheckpoint, UsageError, one_line
 from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.core.moments import Arguments, Observe
 from lrzip.core.report import Difference
@@ -145,7 +145,7 @@ def load_model(path: Path) -> ir.Model:
     try:
         model = ir.from_proto(proto)
     except ir.serde.SerdeError as error:
-        raise UnsupportedCheckpoint(f"`{path}` is damaged or not a checkpoint: {root_of(error)}.") from error
+        raise UnsupportedCheckpoint(f"`{path}` is damaged or not a checkpoint: {root_cause(error)}.") from error
     for tensor in external_tensors(model):
         tensor.base_dir = str(absolute.parent)
     return model
@@ -179,11 +179,11 @@ def nodes_of(model: ir.Model) -> Iterator[ir.Node]:
         yield from function.all_nodes()
 
 
-def root_of(error: BaseException) -> str:
-    """Return what was said first of a chain of errors, as a part of one line."""
+def root_cause(error: BaseException) -> str:
+    """Return the message of the first exception in a chain of causes, as a part of one line."""
     while error.__cause__:
         error = error.__cause__
-    return "".join(char if char.isprintable() else " " for char in str(error))[:160].strip(" .") or type(error).__name__
+    return one_line(error)
 
 
 def names_of(model: ir.Model) -> set[str]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from lrzip.core.costs import Latency
-from lrzip.core.errors import LrzipError, NotCompared
+from lrzip.core.errors import LrzipError, NotCompared, as_line, one_line
 from lrzip.core.report import Difference
 from lrzip.networks.timing import time_alternately
 
@@ -214,6 +214,6 @@ def _difference(name: str, before: np.ndarray[Any, Any], after: np.ndarray[Any, 
 
 def _line(error: Exception) -> str:
     """Return what onnxruntime says, without where in its source or in which file."""
-    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .* failed: ?", "", " ".join(str(error).split()))
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .* failed: ?", "", one_line(error, 10_000))
     text = re.sub(r"/onnxruntime_src/.*?\) (?=[A-Z])", "", text)
-    return text[:200].strip(" .") or type(error).__name__
+    return as_line(text, 200) or type(error).__name__

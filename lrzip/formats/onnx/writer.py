@@ -9,14 +9,14 @@ import onnx_ir as ir
 from torch import Tensor
 
 from lrzip.core.chains import kernel_stage
-from lrzip.core.errors import LrzipError, OutputExists, UnsupportedCheckpoint
+from lrzip.core.errors import LrzipError, OutputExists, UnsupportedCheckpoint, one_line
 from lrzip.core.layers import Layer, TensorSpec
 from lrzip.core.plan import Entry
 from lrzip.formats.files.atomic import atomic_files
 from lrzip.formats.files.stream import tensor_bytes
 from lrzip.formats.onnx.data import DataFile, chunks_of, spec_of
 from lrzip.formats.onnx.graph import SCOPES, constants_of, graphs_of, tensor_of
-from lrzip.formats.onnx.model import OnnxFile, load_model, names_of, nodes_of, root_of
+from lrzip.formats.onnx.model import OnnxFile, load_model, names_of, nodes_of, root_cause
 
 # Protobuf messages end at 2 GiB; what is not tensors takes a part of it.
 _PROTOBUF_LIMIT = 2_000_000_000
@@ -95,7 +95,7 @@ class OnnxWriter:
         except (LrzipError, OSError, MemoryError):
             raise
         except Exception as error:
-            raise UnsupportedCheckpoint(f"`{self._source.path}` cannot be rewritten: {root_of(error)}.") from error
+            raise UnsupportedCheckpoint(f"`{self._source.path}` cannot be rewritten: {root_cause(error)}.") from error
 
     def _move_all(self) -> None:
         for graph in graphs_of(self._model, functions=True):
@@ -240,5 +240,5 @@ def _complaint(path: Path) -> str | None:
     try:
         onnx.checker.check_model(str(path.absolute()))
     except Exception as error:
-        return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        return one_line(error, 200)
     return None

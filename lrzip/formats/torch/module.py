@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lrzip.core.chains import Chain
-from lrzip.core.errors import LrzipError, UnsupportedCheckpoint, UntrustedFile
+from lrzip.core.errors import LrzipError, UnsupportedCheckpoint, UntrustedFile, one_line
 from lrzip.core.layers import Keep, Layer
 from lrzip.core.plan import Entry
 from lrzip.formats import FORMATS
@@ -46,9 +46,8 @@ class ModuleFile(PickledFile):
                 warnings.simplefilter("ignore", torch.serialization.SourceChangeWarning)
                 module = torch.load(self.path, map_location="cpu", weights_only=False)
         except Exception as error:
-            said = " ".join(str(error).split())[:160].rstrip(".") or type(error).__name__
             raise UnsupportedCheckpoint(
-                f"`{self.path}` is a module of class `{self.kind}`, which cannot be loaded: {said}. "
+                f"`{self.path}` is a module of class `{self.kind}`, which cannot be loaded: {one_line(error)}. "
                 "Make the class importable, or leave out `--trust`, which gives its state_dict."
             ) from error
         if not isinstance(module, nn.Module):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lrzip.core.costs import Positions, Timing
-from lrzip.core.errors import LrzipError, UnsupportedCheckpoint, UntrustedFile
+from lrzip.core.errors import LrzipError, UnsupportedCheckpoint, UntrustedFile, one_line
 from lrzip.core.layers import Keep, Layer
 from lrzip.core.moments import Arguments, Observe
 from lrzip.core.plan import Entry
@@ -96,9 +96,8 @@ class ProgramFile(RawFile):
         try:
             return program or load_program(self.path)
         except Exception as error:
-            said = " ".join(str(error).split())[:160].rstrip(".") or type(error).__name__
             raise UnsupportedCheckpoint(
-                f"`{self.path}` is damaged, or needs operators that are not installed: {said}."
+                f"`{self.path}` is damaged, or needs operators that are not installed: {one_line(error)}."
             ) from error
 
     def network(self) -> nn.Module:

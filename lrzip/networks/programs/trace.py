@@ -1,7 +1,6 @@
 """From a live network to a program: example inputs, torch.export, and files that are checked before they appear."""
 
 import logging
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from lrzip.core.errors import LrzipError
+from lrzip.core.errors import LrzipError, typed_line
 from lrzip.networks.inputs import BATCH, InputShape, example_inputs, run
 
 # Sizes at which results are compared: the one that is traced (a dimension of size 1 would be taken for a constant), a
@@ -112,8 +111,7 @@ def export_network(
         try:
             return torch.export.export(model, args, dict(kwargs), dynamic_shapes=dynamic_shapes)
         except Exception as error:
-            said = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())[:200].rstrip(".")
-            raise LrzipError(f"torch.export cannot follow the network: {type(error).__name__}: {said}.") from error
+            raise LrzipError(f"torch.export cannot follow the network: {typed_line(error, 200)}.") from error
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrzip.core.errors import LrzipError
+from lrzip.core.errors import LrzipError, one_line
 from lrzip.training.data.samples import Arrays
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff")
@@ -88,7 +88,7 @@ def _decoded(path: Path, size: int | None, mode: str | None) -> Any:
         with pillow.open(path) as opened:
             image = opened.convert(mode or ("L" if opened.mode in ("1", "L", "I;16") else "RGB"))
     except (OSError, ValueError) as error:
-        raise LrzipError(f"`{path}` cannot be read as an image: {' '.join(str(error).split())[:120]}.") from error
+        raise LrzipError(f"`{path}` cannot be read as an image: {one_line(error, 120)}.") from error
     if size is None:
         return image
     shorter = min(image.size)

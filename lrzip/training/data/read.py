@@ -8,7 +8,7 @@ from typing import Any
 from torch import Generator, randperm
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.errors import LrzipError, UsageError, typed_line
 from lrzip.networks.build import locate
 from lrzip.training.data.arrays import is_array_file, read_arrays
 from lrzip.training.data.augmentation import Preparation
@@ -137,8 +137,7 @@ def _from_code(spec: str, option: str) -> dict[str, Samples]:
     try:
         made = found() if callable(found) and not isinstance(found, Dataset | DataLoader) else found
     except Exception as error:
-        said = " ".join(str(error).split())[:160].rstrip(".")
-        raise LrzipError(f"`{spec}` failed: {type(error).__name__}: {said}.") from error
+        raise LrzipError(f"`{spec}` failed: {typed_line(error)}.") from error
     given: Sequence[Any] = made if isinstance(made, tuple | list) and len(made) == 2 else (made,)
     return {part: _samples(spec, item) for part, item in zip(PARTS, given, strict=False)}
 
