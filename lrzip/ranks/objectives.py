@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from lrzip.core.errors import UnknownName, UsageError
 from lrzip.core.spectrum import Spectrum
-from lrzip.ranks.knapsack import Allocation, Options, least_maximum, least_sum
+from lrzip.ranks.knapsack import Allocation, Options
+from lrzip.ranks.minimize_maximum import minimize_maximum
+from lrzip.ranks.minimize_sum import minimize_sum
 
 Losses = NDArray[np.float64]
 
@@ -49,7 +51,7 @@ class Objective:
 
     def allocate(self, items: list[Options], budget: int) -> Allocation:
         """Return the choice with the least loss within a budget."""
-        return (least_maximum if self.by_maximum else least_sum)(items, budget)
+        return (minimize_maximum if self.by_maximum else minimize_sum)(items, budget)
 
 
 def _energy(spectrum: Spectrum) -> Losses:
