@@ -23,7 +23,7 @@ from lrzip.pipeline.latency import costs_of
 from lrzip.pipeline.profile import profile_of
 from lrzip.pipeline.selection import select
 from lrzip.pipeline.survey import check_device, survey
-from lrzip.ranks import Candidate
+from lrzip.ranks import Candidate, Context
 from lrzip.ranks.energy import Energy
 
 DEFAULT_ENERGIES = (0.7, 0.8, 0.9, 0.95, 0.99)
@@ -168,7 +168,7 @@ def analyze(
 
         seen = list(survey(checkpoint, items, decompositions, look, device=device, progress=progress))
         candidates = [item for item in seen if isinstance(item, Candidate)]
-        chosen = {energy: rule.choose(candidates) for energy, rule in rules.items()}
+        chosen = {energy: rule.choose(candidates, Context()).ranks for energy, rule in rules.items()}
         parameters = sum(spec.numel for spec in checkpoint.tensors().values() if is_parameter(spec))
         return Analysis(
             source=Path(path),

@@ -30,7 +30,6 @@ from lrzip.pipeline.profile import profile_of
 from lrzip.pipeline.request import meter_for, request_of, rule_of, solver_of, with_objective
 from lrzip.pipeline.scratch import scratch_beside
 from lrzip.pipeline.survey import check_device, selected
-from lrzip.ranks.budget import Budget
 
 
 def compress(
@@ -147,7 +146,7 @@ def compress(
         force_factorize=force_factorize,
         objective=objective,
     )
-    unit = request.rule.unit if request and isinstance(request.rule, Budget) else None
+    unit = request.rule.unit if request else None
     if unit and (force_factorize or min_speedup is not None):
         option = "--force-factorize" if force_factorize else "--min-speedup"
         raise UsageError(f"`{option}` overrides what a budget decides. Take one of them.")

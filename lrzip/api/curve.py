@@ -29,7 +29,6 @@ from lrzip.pipeline.profile import profile_of
 from lrzip.pipeline.request import meter_for, request_of, solver_of, with_objective
 from lrzip.pipeline.survey import check_device, look_at, selected
 from lrzip.ranks.budget import parse_budgets
-from lrzip.ranks.objectives import DEFAULT_OBJECTIVE, objective_of
 
 if TYPE_CHECKING:
     from lrzip.training.bench import Bench
@@ -126,7 +125,7 @@ def curve(
         UsageError: The options contradict each other or are out of range.
         LrzipError: A budget cannot be met, or anything else that could not be done.
     """
-    rules = parse_budgets(budgets, objective_of(objective or DEFAULT_OBJECTIVE))
+    rules = parse_budgets(budgets)
     request = request_of(
         *(rules[0], layers or {}, only, skip, round_to, dtype),
         decomposition=decomposition,
@@ -174,7 +173,7 @@ def curve(
             plan = decide(
                 checkpoint,
                 seen,
-                replace(request, rule=replace(rule, objective=request.objective)),
+                replace(request, rule=rule),
                 Decompositions(request.decomposition, solver),
                 meter,
             )

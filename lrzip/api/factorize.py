@@ -19,7 +19,6 @@ from lrzip.pipeline.decide import make_plan
 from lrzip.pipeline.factorize import Work
 from lrzip.pipeline.request import meter_for, request_of, rule_of, solver_of, with_objective
 from lrzip.pipeline.survey import selected
-from lrzip.ranks.budget import Budget
 from lrzip.training.data.samples import Samples
 
 
@@ -91,7 +90,7 @@ def factorize(
         objective=objective,
     )
     assert request, "there is no plan file among the choices"
-    if isinstance(request.rule, Budget) and request.rule.unit in ("macs", "latency"):
+    if request.rule.unit in ("macs", "latency"):
         raise UsageError(
             f"A budget of `{request.rule.unit}` is for `lrzip.compress` with a network and input shapes. Give another."
         )

@@ -16,8 +16,7 @@ from lrzip.networks.architecture import Architecture
 from lrzip.pipeline.request import Request
 from lrzip.pipeline.scratch import Scratch
 from lrzip.pipeline.survey import candidate_of, look_at
-from lrzip.ranks import Candidate, RankRule
-from lrzip.ranks.budget import Budget, Meter
+from lrzip.ranks import Candidate, Context, Meter, RankRule
 
 
 def make_plan(
@@ -81,15 +80,13 @@ def decide(
         groups.setdefault(rule, []).append(candidate)
     decided: dict[str, Factorize | Keep] = {}
     spent: BudgetUse | None = None
-    for rule, candidates in sorted(groups.items(), key=lambda group: isinstance(group[0], Budget)):
-        if isinstance(rule, Budget):
-            assert meter, "a budget needs a meter"
-            ranks, spent = rule.spend(candidates, meter, saved=_saved(decided, meter), round_to=request.round_to)
-        else:
-            ranks = rule.choose(candidates)
+    for rule, candidates in sorted(groups.items(), key=lambda group: group[0].unit is not None):
+        saved = _saved(decided, meter) if meter else 0
+        choice = rule.choose(candidates, Context(meter, saved, request.round_to, request.objective))
+        spent = choice.budget or spent
         for candidate in candidates:
             name = candidate.layer.name
-            decided[name] = _decide(candidate, ranks.get(name), rule, request, decompositions)
+            decided[name] = _decide(candidate, choice.ranks.get(name), rule, request, decompositions)
     decisions = [item if isinstance(item, Keep) else decided[item.layer.name] for item in seen]
     return replace(_plan(checkpoint, decisions), budget=spent)
 
@@ -143,10 +140,10 @@ def _decide(
     layer = candidate.layer
     break_even = f"break-even is {_listed(candidate.equal(candidate.break_even_rank))}"
     if ranks is None:
-        return layer.kept(f"kept by {rule}" if isinstance(rule, Budget) else f"no rank meets {rule}; {break_even}")
+        return layer.kept(f"kept by {rule}" if rule.unit else f"no rank meets {rule}; {break_even}")
     if not (candidate.saves(ranks) or request.force_factorize):
         return layer.kept(f"rank {_listed(ranks)} saves nothing; {break_even}")
-    if not isinstance(rule, Budget):  # which has rounded its ranks itself
+    if not rule.unit:  # a rule with a unit has rounded its ranks itself
         ranks = _rounded(candidate, ranks, request)
     stages, name = decompositions.of(layer).blueprint(layer, ranks), decompositions.name_for(layer)
     dtype = request.dtype or layer.weight.dtype

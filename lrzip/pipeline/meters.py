@@ -15,7 +15,7 @@ from lrzip.decompositions import Decompositions
 from lrzip.networks.inference import is_parameter
 from lrzip.pipeline.latency import layer_latency, whole_latency
 from lrzip.pipeline.profile import NetworkProfile, Profile
-from lrzip.ranks.budget import Meter
+from lrzip.ranks import Meter
 
 # Of the largest rank, at which chains are timed.
 _TIMED_SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)

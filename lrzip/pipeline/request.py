@@ -11,8 +11,7 @@ from lrzip.linalg.svd import METHODS, Solver
 from lrzip.pipeline.meters import meter_of
 from lrzip.pipeline.profile import Profile
 from lrzip.pipeline.selection import rule_for
-from lrzip.ranks import RankRule, parse_rule
-from lrzip.ranks.budget import Budget, Meter
+from lrzip.ranks import Meter, RankRule, parse_rule
 from lrzip.ranks.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, Objective, objective_of
 
 
@@ -89,7 +88,7 @@ def request_of(
             raise UsageError("`--plan` decides on every layer. Edit the plan instead of adding other rules.")
         return None
     rules = {pattern: None if text == "keep" else parse_rule(text) for pattern, text in layers.items()}
-    if any(isinstance(own, Budget) for own in rules.values()):
+    if any(own and own.unit for own in rules.values()):
         raise UsageError("`--layer` takes no budget: there is one for all layers. Give it with `--budget`.")
     made = Request(
         rule=rule,
@@ -106,14 +105,12 @@ def request_of(
 
 def with_objective(request: Request, name: str) -> Request:
     """Return the same request with another objective."""
-    objective, rule = objective_of(name), request.rule
-    own = replace(rule, objective=objective) if isinstance(rule, Budget) else rule
-    return replace(request, rule=own, objective=objective)
+    return replace(request, objective=objective_of(name))
 
 
 def meter_for(request: Request, checkpoint: Source, solver: Solver, found: Profile | None) -> Meter | None:
     """Return what the budget of a request counts, if it has one."""
-    if not isinstance(request.rule, Budget):
+    if not request.rule.unit:
         return None
     decompositions = Decompositions(request.decomposition, solver)
     return meter_of(request.rule.unit, checkpoint.tensors().values(), decompositions, dtype=request.dtype, found=found)

@@ -1,14 +1,16 @@
-"""Rules that choose ranks."""
+"""Rank rules: one rule a file, all behind one protocol."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from math import isfinite
 from typing import Protocol
 
 from lrzip.core.errors import UsageError
 from lrzip.core.layers import Layer
+from lrzip.core.plan import BudgetUse
 from lrzip.core.registry import Registry
 from lrzip.core.spectrum import Spectrum
+from lrzip.ranks.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, Objective
 
 RULES = Registry(
     "rank rule",
@@ -61,28 +63,82 @@ class Candidate:
         return low
 
 
+@dataclass(frozen=True)
+class Meter:
+    """Count the resource that a budget limits.
+
+    Attributes:
+        whole: Amount that the unchanged checkpoint uses.
+        cost: Amount that a layer uses: dense for None, or factorized with given ranks.
+        affine: Whether `cost` is affine in each rank. Counts of parameters, bytes and multiply-accumulates are.
+    """
+
+    whole: int
+    cost: Callable[[Layer, tuple[int, ...] | None], int]
+    affine: bool = True
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything that a rule may use besides its candidates.
+
+    Attributes:
+        meter: Counts the unit of the rule; None for rules without a unit.
+        saved: Amount that the decisions of other rules already save, in the unit of the meter.
+        round_to: Multiple that ranks should have where such ranks still save; None for that of each layer.
+        objective: Predicts the loss of each rank.
+    """
+
+    meter: Meter | None = None
+    saved: int = 0
+    round_to: int | None = None
+    objective: Objective = OBJECTIVES[DEFAULT_OBJECTIVE]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The ranks that a rule chose.
+
+    Attributes:
+        ranks: Ranks by layer name; layers without an entry stay dense.
+        budget: Use of the budget, from rules that have one.
+    """
+
+    ranks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    budget: BudgetUse | None = None
+
+
 class RankRule(Protocol):
-    """Chooses the ranks of layers, seeing all of them at once. `str(rule)` says what was asked for."""
+    """Choose the ranks of layers, given all of them at once. `str(rule)` names the rule and its number."""
 
     @property
     def needs_spectra(self) -> bool:
-        """Whether it looks at singular values."""
+        """Whether the rule reads singular values."""
+        ...
+
+    @property
+    def unit(self) -> str | None:
+        """The resource that the rule limits for the whole checkpoint (`params`, `macs`, …), or None.
+
+        A rule with a unit needs a `Meter`, decides after all other rules, rounds its ranks itself, and may keep a
+        layer dense to spend the resource elsewhere.
+        """
         ...
 
     def settled(self, candidate: Candidate) -> bool:
-        """Tell whether the singular values of a layer are known well enough for this rule."""
+        """Return whether the singular values of a layer are exact enough for this rule."""
         ...
 
-    def choose(self, candidates: Sequence[Candidate]) -> Mapping[str, tuple[int, ...]]:
-        """Return the ranks by layer name; a layer for which the rule knows no rank is left out."""
+    def choose(self, candidates: Sequence[Candidate], context: Context) -> Choice:
+        """Return the ranks of the candidates."""
         ...
 
 
 def parse_rule(text: str) -> RankRule:
-    """Return the rule that a text such as `energy:0.8`, `ratio:4`, `rank:16`, `vbmf` or `budget:params=50%` stands for.
+    """Return the rule that a text names: `energy:0.8`, `ratio:4`, `rank:16`, `vbmf` or `budget:params=50%`.
 
     Raises:
-        UsageError: It stands for none.
+        UsageError: The name is unknown or the number is invalid.
     """
     name, colon, value = text.partition(":")
     if name not in RULES:

@@ -1,8 +1,8 @@
-"""One budget for all layers together."""
+"""A budget for all layers together, spent so that the predicted loss is smallest."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from math import ceil, floor
@@ -12,11 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrzip.core.errors import LrzipError, UsageError
-from lrzip.core.layers import Layer
 from lrzip.core.plan import BudgetUse
-from lrzip.ranks import Candidate
+from lrzip.ranks import Candidate, Choice, Context, Meter
 from lrzip.ranks.knapsack import Options, least_cost
-from lrzip.ranks.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, Objective
 
 _THOUSANDS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 _BYTES = {f"{prefix}B": 10**power for prefix, power in (("", 0), ("k", 3), ("M", 6), ("G", 9))} | {
@@ -35,43 +33,26 @@ Ranks: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Meter:
-    """What a budget counts.
-
-    Attributes:
-        whole: Of the checkpoint as it is.
-        cost: Of a layer whole, for None, or as a chain with some ranks.
-        affine: Whether that is affine in each rank, as all counts are of stages that have at most one side of it each.
-    """
-
-    whole: int
-    cost: Callable[[Layer, tuple[int, ...] | None], int]
-    affine: bool = True
-
-
-@dataclass(frozen=True)
 class Budget:
-    """The ranks of all layers with the least predicted loss within a budget, where a layer may also stay whole.
+    """The ranks of all layers with the least predicted loss within a budget; a layer may also stay dense.
 
     Attributes:
         unit: `params`, `nbytes`, `macs` or `latency`.
         amount: Share of the whole checkpoint, or a count.
-        is_share: Which of both.
-        objective: What is to be made small.
+        is_share: Whether `amount` is a share.
     """
 
     unit: str
     amount: float
     is_share: bool
-    objective: Objective = OBJECTIVES[DEFAULT_OBJECTIVE]
     needs_spectra = True
 
     @classmethod
     def parse(cls, text: str) -> "Budget":
-        """Return the budget that `params=50%`, `nbytes=10MB` or `macs=20M` stands for.
+        """Return the budget that a text names: `params=50%`, `nbytes=10MB` or `macs=20M`.
 
         Raises:
-            UsageError: It stands for none.
+            UsageError: The text is malformed, or names several budgets.
         """
         unit, _, amount = text.partition("=")
         if unit not in UNITS:
@@ -92,42 +73,26 @@ class Budget:
         return f"budget {self.unit}={f'{100 * self.amount:g}%' if self.is_share else f'{self.amount:,.0f}'}"
 
     def settled(self, candidate: Candidate) -> bool:
-        """Tell whether singular values are exact, so that what is planned does not depend on how it is computed."""
+        """Return whether singular values are exact, so that a plan does not depend on how they were computed."""
         return not any(spectrum.slack for spectrum in candidate.spectra)
 
-    def choose(self, candidates: Sequence[Candidate]) -> Mapping[str, tuple[int, ...]]:
-        """Return the ranks by layer name, without the layers that stay whole, as if there were nothing else."""
-        by_layer = {candidate.layer.name: candidate for candidate in candidates}
-
-        def cost(layer: Layer, ranks: tuple[int, ...] | None) -> int:
-            return by_layer[layer.name].parameters(ranks) if ranks else layer.weight.numel
-
-        whole = sum(candidate.layer.weight.numel for candidate in candidates)
-        return self.spend(candidates, Meter(whole, cost), saved=0)[0]
-
-    def spend(
-        self, candidates: Sequence[Candidate], meter: Meter, *, saved: int, round_to: int | None = None
-    ) -> tuple[Mapping[str, tuple[int, ...]], BudgetUse]:
-        """Return the ranks by layer name, without the layers that stay whole, and what all comes to.
-
-        Args:
-            candidates: The layers, with the spectra of their unfoldings.
-            meter: Counts them and the whole checkpoint.
-            saved: What is already saved elsewhere in the checkpoint.
-            round_to: Offer only multiples of it as ranks, where any saves; None for that of each layer.
+    def choose(self, candidates: Sequence[Candidate], context: Context) -> Choice:
+        """Return the ranks with the least predicted loss, and how much of the budget they use.
 
         Raises:
-            UsageError: The budget is above what the whole checkpoint counts.
-            LrzipError: It is below what can be reached.
+            UsageError: The budget is above the amount that the unchanged checkpoint uses.
+            LrzipError: The budget is below the smallest amount that can be reached.
         """
+        meter = context.meter
+        assert meter, "a rule with a unit gets a meter"
         limit = floor(self.amount * meter.whole) if self.is_share else floor(self.amount)
         noun = UNITS[self.unit][0]
         if limit > meter.whole:
             raise UsageError(f"`{self}` is more than the whole, which has {meter.whole:,} {noun}. Give less.")
-        fixed = meter.whole - saved - sum(meter.cost(candidate.layer, None) for candidate in candidates)
+        fixed = meter.whole - context.saved - sum(meter.cost(candidate.layer, None) for candidate in candidates)
         # A sum over layers does not depend on their order if that is always the same.
         ordered = sorted(candidates, key=lambda candidate: candidate.layer.name)
-        items = [self._options(candidate, meter, round_to or candidate.layer.round_to) for candidate in ordered]
+        items = [_options(candidate, meter, context) for candidate in ordered]
         least = fixed + least_cost(items)
         if least > limit:
             share = ceil(1000 * least / max(meter.whole, 1)) / 10
@@ -135,28 +100,32 @@ class Budget:
                 f"`{self}` is {limit:,} {noun}, but what stays whole and the smallest ranks come to {least:,}. "
                 f"Give at least {self.unit}={share:g}%."
             )
-        found = self.objective.allocate(items, limit - fixed)
+        found = context.objective.allocate(items, limit - fixed)
         ranks = {c.layer.name: _ranks(c, place) for c, place in zip(ordered, found.labels, strict=True) if place}
-        return ranks, BudgetUse(
-            self.unit, meter.whole, limit, fixed + found.cost, self.objective.name, found.loss, found.bound
-        )
+        used, name = fixed + found.cost, context.objective.name
+        return Choice(ranks, BudgetUse(self.unit, meter.whole, limit, used, name, found.loss, found.bound))
 
-    def _options(self, candidate: Candidate, meter: Meter, round_to: int) -> Options:
-        """Return the ranks that save, by their place among all of them from 1 on, and 0 for the whole layer."""
-        dense = meter.cost(candidate.layer, None)
-        ranks = 1 + np.indices(candidate.max_ranks).reshape(len(candidate.max_ranks), -1)
-        most = np.array(candidate.max_ranks)[:, None]
-        small = _affine(candidate.parameters, ranks) < candidate.layer.weight.numel
-        rounded = small & ((ranks % round_to == 0) | (ranks == most)).all(0)
-        places = np.flatnonzero(rounded if rounded.any() else small)
-        costs = (_affine if meter.affine else _each)(partial(meter.cost, candidate.layer), ranks[:, places])
-        losses = self.objective.joint(candidate.spectra).ravel()[places]
-        saves = costs < dense
-        return Options.of(
-            np.append(costs[saves], dense).astype(np.int64),
-            np.append(losses[saves], 0.0),
-            np.append(places[saves] + 1, 0).astype(np.int64),
-        )
+
+def _options(candidate: Candidate, meter: Meter, context: Context) -> Options:
+    """Return the ranks that save, labelled by their index among all ranks from 1 on, and the dense layer, labelled 0.
+
+    Ranks are multiples of `round_to` or the largest rank, unless no such ranks save.
+    """
+    round_to = context.round_to or candidate.layer.round_to
+    dense = meter.cost(candidate.layer, None)
+    ranks = 1 + np.indices(candidate.max_ranks).reshape(len(candidate.max_ranks), -1)
+    most = np.array(candidate.max_ranks)[:, None]
+    small = _affine(candidate.parameters, ranks) < candidate.layer.weight.numel
+    rounded = small & ((ranks % round_to == 0) | (ranks == most)).all(0)
+    places = np.flatnonzero(rounded if rounded.any() else small)
+    costs = (_affine if meter.affine else _each)(partial(meter.cost, candidate.layer), ranks[:, places])
+    losses = context.objective.joint(candidate.spectra).ravel()[places]
+    saves = costs < dense
+    return Options.of(
+        np.append(costs[saves], dense).astype(np.int64),
+        np.append(losses[saves], 0.0),
+        np.append(places[saves] + 1, 0).astype(np.int64),
+    )
 
 
 def _ranks(candidate: Candidate, place: int) -> tuple[int, ...]:
@@ -179,10 +148,10 @@ def _affine(count: Callable[[tuple[int, ...]], int], ranks: Ranks) -> Ranks:
 
 
 def parse_size(option: str, text: str) -> int:
-    """Return the bytes that `500MB` or `2GiB` stands for.
+    """Return the number of bytes that a text such as `500MB` or `2GiB` names.
 
     Raises:
-        UsageError: It stands for none.
+        UsageError: The text is malformed.
     """
     found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)", text.strip())
     if not found or found[2] not in {"", *_BYTES}:
@@ -191,11 +160,11 @@ def parse_size(option: str, text: str) -> int:
     return floor(float(found[1]) * scale)
 
 
-def parse_budgets(text: str, objective: Objective) -> tuple[Budget, ...]:
-    """Return the budgets of a list such as `params=10%,20%,30%`; the unit stands once.
+def parse_budgets(text: str) -> tuple[Budget, ...]:
+    """Return the budgets of a list such as `params=10%,20%,30%`; only the first needs to name the unit.
 
     Raises:
-        UsageError: One of them is none, or there are two units.
+        UsageError: An amount is malformed, or the units differ.
     """
     first, *others = text.split(",")
     unit = first.partition("=")[0]
@@ -203,4 +172,4 @@ def parse_budgets(text: str, objective: Objective) -> tuple[Budget, ...]:
         if "=" in other and other.partition("=")[0].strip() != unit:
             raise UsageError(f"`--budget {text}` mixes units. Give one unit, such as `params=10%,20%,30%`.")
     parts = [first, *(other.strip() if "=" in other else f"{unit}={other.strip()}" for other in others)]
-    return tuple(replace(Budget.parse(part), objective=objective) for part in parts)
+    return tuple(Budget.parse(part) for part in parts)

@@ -1,9 +1,9 @@
 """Keep a share of the energy of each layer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lrzip.ranks import Candidate, check
+from lrzip.ranks import Candidate, Choice, Context, check
 
 
 @dataclass(frozen=True)
@@ -12,6 +12,7 @@ class Energy:
 
     share: float
     needs_spectra = True
+    unit = None
 
     def __post_init__(self) -> None:
         check("energy", self.share, ok=0 < self.share <= 1, range_="above 0 and at most 1")
@@ -23,9 +24,11 @@ class Energy:
         """Tell whether no rank would change if singular values were known exactly."""
         return all(spectrum.settles(self.share) for spectrum in candidate.spectra)
 
-    def choose(self, candidates: Sequence[Candidate]) -> Mapping[str, tuple[int, ...]]:
+    def choose(self, candidates: Sequence[Candidate], context: Context) -> Choice:
         """Return the ranks by layer name."""
-        return {
+        del context
+        ranks = {
             candidate.layer.name: tuple(spectrum.rank_for_energy(self.share) for spectrum in candidate.spectra)
             for candidate in candidates
         }
+        return Choice(ranks)

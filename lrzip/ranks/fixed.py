@@ -1,9 +1,9 @@
 """One rank for all layers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lrzip.ranks import Candidate, check
+from lrzip.ranks import Candidate, Choice, Context, check
 
 
 @dataclass(frozen=True)
@@ -12,6 +12,7 @@ class FixedRank:
 
     rank: float
     needs_spectra = False
+    unit = None
 
     def __post_init__(self) -> None:
         check("rank", self.rank, ok=self.rank >= 1 and self.rank == int(self.rank), range_="a whole number above 0")
@@ -24,6 +25,7 @@ class FixedRank:
         del candidate
         return True
 
-    def choose(self, candidates: Sequence[Candidate]) -> Mapping[str, tuple[int, ...]]:
+    def choose(self, candidates: Sequence[Candidate], context: Context) -> Choice:
         """Return the ranks by layer name."""
-        return {candidate.layer.name: candidate.equal(int(self.rank)) for candidate in candidates}
+        del context
+        return Choice({candidate.layer.name: candidate.equal(int(self.rank)) for candidate in candidates})

@@ -1,9 +1,9 @@
 """Divide the parameters of each layer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lrzip.ranks import Candidate, check
+from lrzip.ranks import Candidate, Choice, Context, check
 
 
 @dataclass(frozen=True)
@@ -12,6 +12,7 @@ class Ratio:
 
     ratio: float
     needs_spectra = False
+    unit = None
 
     def __post_init__(self) -> None:
         check("ratio", self.ratio, ok=self.ratio > 1, range_="above 1")
@@ -24,10 +25,11 @@ class Ratio:
         del candidate
         return True
 
-    def choose(self, candidates: Sequence[Candidate]) -> Mapping[str, tuple[int, ...]]:
+    def choose(self, candidates: Sequence[Candidate], context: Context) -> Choice:
         """Return the ranks by layer name, without the layers of which rank 1 is already too large."""
+        del context
         ranks = {
             candidate.layer.name: (candidate.largest_rank(int(candidate.layer.weight.numel / self.ratio)), candidate)
             for candidate in candidates
         }
-        return {name: candidate.equal(rank) for name, (rank, candidate) in ranks.items() if rank}
+        return Choice({name: candidate.equal(rank) for name, (rank, candidate) in ranks.items() if rank})

@@ -1,10 +1,10 @@
 """Keep what stands out from noise."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lrzip.linalg.vbmf import noise_rank
-from lrzip.ranks import Candidate
+from lrzip.ranks import Candidate, Choice, Context
 
 
 @dataclass(frozen=True)
@@ -12,6 +12,7 @@ class VBMF:
     """The number of singular values above white noise in every unfolding, by variational Bayes; at least 1."""
 
     needs_spectra = True
+    unit = None
 
     def __str__(self) -> str:
         return "vbmf"
@@ -23,11 +24,13 @@ class VBMF:
         """
         return not any(spectrum.slack for spectrum in candidate.spectra)
 
-    def choose(self, candidates: Sequence[Candidate]) -> Mapping[str, tuple[int, ...]]:
+    def choose(self, candidates: Sequence[Candidate], context: Context) -> Choice:
         """Return the ranks by layer name."""
-        return {
+        del context
+        ranks = {
             candidate.layer.name: tuple(
                 max(noise_rank(spectrum.values, spectrum.shape).rank, 1) for spectrum in candidate.spectra
             )
             for candidate in candidates
         }
+        return Choice(ranks)

@@ -11,7 +11,7 @@ from torch import nn
 
 from lrzip.core.errors import UsageError
 from lrzip.core.layers import Layer
-from lrzip.ranks import Candidate
+from lrzip.ranks import Candidate, Context
 from lrzip.ranks.energy import Energy
 from lrzip.search.variants import Variants
 from lrzip.training.bench import Bench, make_bench
@@ -219,7 +219,7 @@ def sensitivities_of(
         for energy, rule in rules.items():
             if announce:
                 announce(f"{candidate.layer.name} at {100 * energy:g} %")
-            rank = rule.choose([candidate])[candidate.layer.name][0]
+            rank = rule.choose([candidate], Context()).ranks[candidate.layer.name][0]
             layers.append(_measured(work, variants, candidate, energy, rank, bench.gain(baseline)))
     return Sensitivities(baseline, bench.scorer.first, bench.unit, layers, finetune_steps, runs, len(results) - known)
 

@@ -18,8 +18,8 @@ from lrzip.core.spectrum import Spectrum
 from lrzip.decompositions.svd import SVD
 from lrzip.linalg.svd import Solver
 from lrzip.pipeline.survey import candidate_of
-from lrzip.ranks import Candidate
-from lrzip.ranks.budget import Budget, Meter
+from lrzip.ranks import Candidate, Context, Meter
+from lrzip.ranks.budget import Budget
 from lrzip.ranks.objectives import OBJECTIVES
 
 SHARES = (0.2, 0.4, 0.6, 0.8)
@@ -43,8 +43,10 @@ def main() -> None:
     for name, objective in OBJECTIVES.items():
         for share in SHARES:
             start = process_time()
-            _, spent = Budget("params", share, is_share=True, objective=objective).spend(candidates, meter, saved=0)
+            context = Context(meter, objective=objective)
+            spent = Budget("params", share, is_share=True).choose(candidates, context).budget
             seconds = process_time() - start
+            assert spent
             gap = (spent.predicted_loss - spent.bound) / spent.predicted_loss
             unused = (spent.limit - spent.used) / spent.limit
             print(f"| {name} | {share:.0%} | {seconds:.2f} | {gap:.1e} | {unused:.1e} |")

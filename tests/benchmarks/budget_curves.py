@@ -22,6 +22,7 @@ import lrzip
 from lrzip.api.analyze import Analysis
 from lrzip.decompositions import DECOMPOSITIONS, DEFAULT_DECOMPOSITION
 from lrzip.networks.build import build, parse_arguments
+from lrzip.ranks import Context
 from lrzip.ranks.energy import Energy
 from lrzip.ranks.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from tests.benchmarks.hardware import hardware, versions
@@ -104,7 +105,7 @@ def uniform(model: nn.Module, analysis: Analysis) -> Iterator[nn.Module]:
 def parameters_at(analysis: Analysis, energy: float) -> int:
     """Return the parameters of the whole with ranks that keep a share of the energy of each layer, where they save."""
     candidates = [item.candidate for item in analysis.layers]
-    chosen = Energy(energy or 1e-9).choose(candidates)
+    chosen = Energy(energy or 1e-9).choose(candidates, Context()).ranks
     saved = (item.layer.weight.numel - item.parameters(chosen[item.layer.name]) for item in candidates)
     return analysis.parameters - sum(max(size, 0) for size in saved)
 

@@ -350,8 +350,8 @@ def test_a_budget_of_time_is_met_by_what_was_timed(path: Path, monkeypatch: pyte
         return Latency((decision.parameters_before + 1) * 1e-6, (decision.parameters_after + 1) * 1e-6)
 
     whole = sum(tensor.numel() for tensor in Net().parameters()) * 1e-6
-    monkeypatch.setattr("lrzip.pipeline.latency.layer_latency", timed)
-    monkeypatch.setattr("lrzip.pipeline.latency.whole_latency", lambda *_: Latency(whole, whole))
+    monkeypatch.setattr("lrzip.pipeline.meters.layer_latency", timed)
+    monkeypatch.setattr("lrzip.pipeline.meters.whole_latency", lambda *_: Latency(whole, whole))
     options: Any = {"model": Net(), "input_shapes": ["2,3,16,16"], "dry_run": True}
     by_time = lrzip.compress(path, budget="latency=50%", **options)
     by_size = lrzip.compress(path, budget="params=50%", **options)

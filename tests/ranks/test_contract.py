@@ -1,6 +1,8 @@
 """What every rank rule must keep."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import pytest
@@ -11,8 +13,13 @@ from hypothesis import strategies as st
 from lrzip.core.errors import LrzipError, UsageError
 from lrzip.core.layers import Layer, TensorSpec
 from lrzip.core.spectrum import Spectrum
+from lrzip.decompositions import DEFAULT_DECOMPOSITION, Decompositions
+from lrzip.decompositions.tucker import Tucker
+from lrzip.linalg.svd import Solver
 from lrzip.linalg.vbmf import noise_rank
-from lrzip.ranks import RULES, Candidate, parse_rule
+from lrzip.pipeline.meters import meter_of
+from lrzip.pipeline.survey import candidate_of
+from lrzip.ranks import RULES, Candidate, Choice, Context, Meter, RankRule, parse_rule
 from tests.support.matrices import noisy, slow, zero
 
 EPS = torch.finfo(torch.float32).eps
@@ -26,20 +33,30 @@ TARGETS: dict[str, list[str]] = {
 }
 
 
+DECOMPOSITIONS = Decompositions(DEFAULT_DECOMPOSITION, Solver())
+
+
 def candidate(m: int, n: int, name: str = "x") -> Candidate:
     layer = Layer(name, name, "linear", TensorSpec(f"{name}.weight", (m, n), "float32", 4 * m * n), None)
-    spectrum = Spectrum(slow(min(m, n)), (m, n), EPS)
-    return Candidate(layer, (min(m, n),), lambda ranks: ranks[0] * (m + n), (spectrum,))
+    return candidate_of(layer, DECOMPOSITIONS.of(layer), (Spectrum(slow(min(m, n)), (m, n), EPS),))
+
+
+def choose(rule: RankRule, candidates: Sequence[Candidate], round_to: int | None = None) -> Choice:
+    """Return what a rule chooses for a checkpoint of these layers alone, as `decide` asks it."""
+    tensors = [candidate.layer.weight for candidate in candidates]
+    meter = meter_of(rule.unit, tensors, DECOMPOSITIONS) if rule.unit else None
+    return rule.choose(candidates, Context(meter, round_to=round_to))
 
 
 def chosen(target: str, shape: tuple[int, int]) -> int:
-    """Return the rank: 0 where a target has none so small, the full one where a budget keeps the layer whole."""
+    """Return the rank: 0 if the target has none so small, the full rank if a budget keeps the layer dense."""
+    rule = parse_rule(target)
     try:
-        ranks = parse_rule(target).choose([candidate(*shape)])
+        ranks = choose(rule, [candidate(*shape)]).ranks
     except LrzipError as error:
         assert "Give at least params=" in str(error)
         return 0
-    (rank,) = ranks.get("x", (min(shape) if target.startswith("budget") else 0,))
+    (rank,) = ranks.get("x", (min(shape) if rule.unit else 0,))
     return rank
 
 
@@ -59,13 +76,32 @@ def test_ranks_are_within_bounds_and_grow_with_the_target(name: str, shape: tupl
 def test_the_choice_for_a_layer_does_not_depend_on_order(name: str) -> None:
     rule = parse_rule(TARGETS[name][-1])
     layers = [candidate(30, 20, "a"), candidate(8, 50, "b"), candidate(40, 40, "c")]
-    assert rule.choose(layers) == rule.choose(layers[::-1])
+    assert choose(rule, layers) == choose(rule, layers[::-1])
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_only_rules_with_a_unit_report_the_use_of_a_budget(name: str) -> None:
+    rule = parse_rule(TARGETS[name][-1])
+    budget = choose(rule, [candidate(30, 20)]).budget
+    assert (budget.unit if budget else None) == rule.unit
+
+
+def test_a_rounded_budget_still_offers_the_largest_rank() -> None:
+    """All 6 output channels matter and 4 of 16 input channels: 6 is no multiple of 4, but the largest rank."""
+    shape = (6, 16, 3, 3)
+    layer = Layer("x", "x", "conv2d", TensorSpec("x.weight", shape, "float32", 4 * prod(shape)), None)
+    outer, inner = torch.ones(6, dtype=torch.float64), torch.tensor([1.0] * 4 + [1e-3] * 12, dtype=torch.float64)
+    spectra = Spectrum(outer, (6, 144), EPS), Spectrum(inner, (16, 54), EPS)
+    found = candidate_of(layer, Tucker(Solver()), spectra)
+    meter = Meter(layer.weight.numel, lambda _, ranks: found.parameters(ranks) if ranks else layer.weight.numel)
+    ranks = parse_rule(f"budget:params={found.parameters((6, 4))}").choose([found], Context(meter, round_to=4)).ranks
+    assert ranks == {"x": (6, 4)}
 
 
 @given(shape=st.tuples(st.integers(1, 90), st.integers(1, 90)), ratio=st.floats(1.01, 30))
 def test_a_ratio_is_the_nearest_rank_that_is_not_above(shape: tuple[int, int], ratio: float) -> None:
     m, n = shape
-    ranks = RULES["ratio"](ratio).choose([candidate(m, n)]).get("x", (0,))
+    ranks = choose(RULES["ratio"](ratio), [candidate(m, n)]).ranks.get("x", (0,))
     assert ranks[0] * (m + n) <= m * n / ratio
     assert ranks[0] == min(m, n) or (ranks[0] + 1) * (m + n) > int(m * n / ratio)
 
@@ -76,7 +112,7 @@ def test_vbmf_is_the_noise_rank_of_every_spectrum_and_at_least_one() -> None:
     )
     expected = [noise_rank(values, (40, 60)).rank for values in (noisy(40), slow(40))]
     assert expected[0] == 5
-    assert parse_rule("vbmf").choose([strong]) == {"x": (*expected, 1)}
+    assert choose(parse_rule("vbmf"), [strong]).ranks == {"x": (*expected, 1)}
 
 
 def test_vbmf_settles_for_exact_singular_values_alone() -> None:
