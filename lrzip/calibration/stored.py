@@ -13,8 +13,7 @@ from torch import Tensor
 from lrzip.calibration.calibrator import Calibration
 from lrzip.core.errors import LrzipError
 from lrzip.core.layers import Layer
-from lrzip.core.measured import MeasuredChanges
-from lrzip.core.moments import Moments
+from lrzip.core.moments import MeasuredChanges, Moments
 from lrzip.formats.files.atomic import atomic_file
 
 _KEY = "lrzip.calibration"

@@ -12,8 +12,7 @@ from torch.utils import _pytree as pytree
 from lrzip.calibration.regression import unfolded
 from lrzip.core.chains import compose
 from lrzip.core.layers import Layer
-from lrzip.core.measured import MeasuredChanges
-from lrzip.core.moments import Arguments, Moments, Statistics
+from lrzip.core.moments import Arguments, MeasuredChanges, Moments, Statistics
 from lrzip.core.spectrum import Spectrum
 from lrzip.decompositions import Decomposition
 from lrzip.linalg.blocks.gram import is_finite

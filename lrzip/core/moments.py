@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from lrzip.core.activations import Inputs
-from lrzip.core.measured import MeasuredChanges
 from lrzip.linalg.blocks.gram import gram
 from lrzip.linalg.whitening import DAMPING
 
@@ -20,6 +19,19 @@ _ITEMSIZE = 4
 
 
 @dataclass(frozen=True)
+class MeasuredChanges:
+    """Measured changes of a network's outputs when one of its layers alone is replaced, at several ranks.
+
+    Attributes:
+        ranks: Ascending, below full rank.
+        changes: For each rank, the mean squared change of the outputs over samples and elements.
+    """
+
+    ranks: tuple[int, ...]
+    changes: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Moments:
     """Moments of the inputs of a layer, for each group of its weight.
 
@@ -28,9 +40,8 @@ class Moments:
             (groups, n), the shares of the indices.
         first: E[x], (groups, n) float64.
         count: Positions that were averaged over.
-        influence: What errors of the layer's outputs count, as `lrzip.calibration.fisher` has it; None where it is
-            not known.
-        measured: What some ranks of the layer do to the network's outputs, where that was measured.
+        fisher: Fisher sensitivity of the layer's outputs, see `lrzip.calibration.fisher`; None if unknown.
+        measured: Measured changes of the network's outputs by rank; None if not measured.
     """
 
     second: Tensor

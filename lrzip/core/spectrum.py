@@ -7,7 +7,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lrzip.core.measured import MeasuredChanges
 from lrzip.linalg.blocks.subspace import Subspace
 
 # Sums of squares in float64 carry a relative error near 1e-14; an energy that is met exactly must count as met.
@@ -23,16 +22,12 @@ class Spectrum:
         shape: (m, n).
         eps: Relative precision with which the values are known, of the dtype the matrix was computed in.
         slack: Bound on the error of a sum of squares, for each value in it.
-        influence: What errors in the outputs of a layer count; None where it is not known.
-        measured: What some ranks of the layer do to the network's outputs, where that was measured.
     """
 
     values: Tensor
     shape: tuple[int, int]
     eps: float
     slack: float = 0.0
-    fisher: float | None = None
-    measured: MeasuredChanges | None = None
 
     @classmethod
     def of(cls, subspace: Subspace) -> "Spectrum":

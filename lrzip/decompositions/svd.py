@@ -7,7 +7,7 @@ channels and a transposed one with the bias, an embedding a narrower one and a l
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import sqrt
 
 import torch
@@ -55,9 +55,7 @@ class SVD:
             matrices = tuple(_seen(layer, matrix, whitening) for matrix, whitening in pairs)
         squares = torch.stack([singular_values(matrix).cpu().square() for matrix in matrices])
         eps = torch.finfo(compute_dtype(weight.dtype)).eps
-        found = Spectrum(squares.sum(0).sqrt(), layer.matrix_shape, eps)
-        known = replace(found, fisher=moments.fisher, measured=moments.measured) if moments else found
-        return (known,)
+        return (Spectrum(squares.sum(0).sqrt(), layer.matrix_shape, eps),)
 
     def subspaces(self, layer: Layer, weight: Tensor, rank: int) -> tuple[Subspace, ...]:
         """Return the whole spectrum and the leading `rank` singular vectors, if the solver makes use of them."""

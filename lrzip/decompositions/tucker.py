@@ -59,9 +59,8 @@ class Tucker:
         else:
             values = _seen_values(weight, moments)
         eps = torch.finfo(compute_dtype(weight.dtype)).eps
-        fisher = moments.fisher if moments else None
         return tuple(
-            Spectrum(found, (unfolding.shape[0], unfolding.shape[1]), eps, fisher=fisher)
+            Spectrum(found, (unfolding.shape[0], unfolding.shape[1]), eps)
             for found, unfolding in zip(values, unfoldings, strict=True)
         )
 

@@ -147,7 +147,7 @@ def _decide(
         ranks = _rounded(candidate, ranks, request)
     stages, name = decompositions.of(layer).blueprint(layer, ranks), decompositions.name_for(layer)
     dtype = request.dtype or layer.weight.dtype
-    return Factorize(layer, name, ranks, stages, dtype, _predicted(candidate, ranks, request))
+    return Factorize(layer, name, ranks, stages, dtype, request.objective.loss(candidate, ranks))
 
 
 def _rounded(candidate: Candidate, ranks: tuple[int, ...], request: Request) -> tuple[int, ...]:
@@ -160,13 +160,6 @@ def _rounded(candidate: Candidate, ranks: tuple[int, ...], request: Request) -> 
 
 def _listed(ranks: tuple[int, ...]) -> str:
     return ", ".join(map(str, ranks))
-
-
-def _predicted(candidate: Candidate, ranks: tuple[int, ...], request: Request) -> float | None:
-    """Return the loss by the objective, over all unfoldings, where singular values were looked at."""
-    pairs = zip(candidate.spectra, ranks, strict=True) if candidate.spectra else ()
-    losses = [request.objective.loss(spectrum, rank) for spectrum, rank in pairs]
-    return request.objective.total(losses) if losses else None
 
 
 def _chosen(layer: Layer, choice: PlanEntry, solver: Solver, path: Path, force_factorize: bool) -> Factorize:

@@ -53,6 +53,9 @@ def look_at(
     seen: list[Candidate | Keep] = []
     for item in survey(checkpoint, items, decompositions, look, device=device, progress=progress):
         rule = request.rule_of(item.layer) if isinstance(item, Candidate) else None
+        if isinstance(item, Candidate) and statistics is not None:
+            moments = statistics[item.layer.name]
+            item = replace(item, fisher=moments.fisher, measured=moments.measured)
         seen.append(item if rule or isinstance(item, Keep) else item.layer.kept("kept by `--layer`"))
     return seen
 

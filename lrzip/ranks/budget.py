@@ -119,7 +119,7 @@ def _options(candidate: Candidate, meter: Meter, context: Context) -> Options:
     rounded = small & ((ranks % round_to == 0) | (ranks == most)).all(0)
     places = np.flatnonzero(rounded if rounded.any() else small)
     costs = (_affine if meter.affine else _each)(partial(meter.cost, candidate.layer), ranks[:, places])
-    losses = context.objective.joint(candidate.spectra).ravel()[places]
+    losses = context.objective.joint(candidate).ravel()[places]
     saves = costs < dense
     return Options.of(
         np.append(costs[saves], dense).astype(np.int64),

@@ -15,8 +15,7 @@ from lrzip.calibration.subjects import Network
 from lrzip.calibration.truncation import measure
 from lrzip.core.errors import UsageError
 from lrzip.core.layers import Layer
-from lrzip.core.measured import MeasuredChanges
-from lrzip.core.moments import Arguments
+from lrzip.core.moments import Arguments, MeasuredChanges
 from lrzip.decompositions import decomposition_of
 from lrzip.formats.live import LiveSource
 from lrzip.linalg.svd import Solver

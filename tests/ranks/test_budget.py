@@ -6,15 +6,19 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 import lrzip
 from lrzip.core.costs import Latency
 from lrzip.core.errors import LrzipError, UnknownName, UsageError
-from lrzip.core.measured import MeasuredChanges
+from lrzip.core.layers import Layer, TensorSpec
+from lrzip.core.moments import MeasuredChanges
 from lrzip.core.spectrum import Spectrum
+from lrzip.ranks import Candidate
 from lrzip.ranks.objectives import OBJECTIVES, objective_of
 from tests.support.checkpoints import BUILDERS
 from tests.support.matrices import slow, zero
@@ -33,6 +37,21 @@ def reasons(report: Any) -> dict[str, str]:
 
 def ranks(report: Any) -> dict[str, int]:
     return {decision.layer.name: decision.ranks[0] for decision in report.plan.factorize}
+
+
+def candidate_with(
+    values: Tensor,
+    shape: tuple[int, int],
+    fisher: float | None = None,
+    measured: MeasuredChanges | None = None,
+) -> Candidate:
+    layer = Layer("fc", "fc", "linear", TensorSpec("fc.weight", shape, "float32", 0), None)
+    spectra = (Spectrum(values, shape, 1e-7),)
+    return Candidate(layer, (min(shape),), lambda ranks: ranks[0] * sum(shape), spectra, fisher, measured)
+
+
+def losses_of(name: str, candidate: Candidate) -> NDArray[np.float64]:
+    return objective_of(name).losses(candidate.spectra[0], candidate)
 
 
 @pytest.mark.parametrize("kind", BUILDERS)
@@ -229,7 +248,7 @@ def test_exact_low_rank_costs_no_loss(tmp_path: Path) -> None:
 def test_losses_fall_to_nothing_with_the_rank(name: str) -> None:
     known = MeasuredChanges((4, 9, 20), (5.0, 6.0, 0.1))  # more ranks may happen to do more harm
     for values in (slow(30), zero(30)):
-        losses = objective_of(name).losses(Spectrum(values, (30, 40), 1e-7, fisher=3.0, measured=known))
+        losses = losses_of(name, candidate_with(values, (30, 40), fisher=3.0, measured=known))
         assert losses.shape == (30,)
         assert losses.tolist() == sorted(losses.tolist(), reverse=True)
         assert losses[-1] == 0
@@ -243,21 +262,19 @@ def test_some_objectives_need_a_calibration(objective: str, said: str, path: Pat
 
 def test_between_measurements_changes_follow_the_energy() -> None:
     values = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0], dtype=torch.float64)
-    lost = objective_of("relative-energy").losses(Spectrum(values, (5, 5), 1e-7))
-    found = objective_of("sensitivity").losses(
-        Spectrum(values, (5, 5), 1e-7, measured=MeasuredChanges((2, 4), (8.0, 0.5)))
-    )
+    lost = losses_of("relative-energy", candidate_with(values, (5, 5)))
+    found = losses_of("sensitivity", candidate_with(values, (5, 5), measured=MeasuredChanges((2, 4), (8.0, 0.5))))
     slope = math.log(8 / 0.5) / math.log(lost[1] / lost[3])
     between = 8 * (lost[2] / lost[1]) ** slope
     assert found == pytest.approx([8 * lost[0] / lost[1], 8, between, 0.5, 0])
-    nothing = Spectrum(values, (5, 5), 1e-7, measured=MeasuredChanges((2,), (0.0,)))
-    assert objective_of("sensitivity").losses(nothing).tolist() == [0.0] * 5
+    nothing = candidate_with(values, (5, 5), measured=MeasuredChanges((2,), (0.0,)))
+    assert losses_of("sensitivity", nothing).tolist() == [0.0] * 5
 
 
 def test_objectives_are_what_they_are_called() -> None:
     values = torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64)
-    spectrum = Spectrum(values, (3, 5), 1e-7, fisher=4.0, measured=MeasuredChanges((1, 2), (0.7, 0.2)))
-    found = {name: objective_of(name).loss(spectrum, 1) for name in OBJECTIVES}
+    candidate = candidate_with(values, (3, 5), fisher=4.0, measured=MeasuredChanges((1, 2), (0.7, 0.2)))
+    found = {name: objective_of(name).loss(candidate, (1,)) for name in OBJECTIVES}
     assert found == pytest.approx(
         {
             "relative-energy": 5 / 21,
