@@ -34,7 +34,7 @@ def write_page(analysis: Analysis, document: dict[str, Any], path: Path) -> None
     data = {**document, "layers": [{**row, "curve": curves[row["name"]]} for row in document["layers"]]}
     for row in data["layers"]:
         row.pop("spectrum", None)
-    template = files("lrzip").joinpath("page.html").read_text(encoding="utf-8")
+    template = files("lrzip.cli").joinpath("page.html").read_text(encoding="utf-8")
     embedded = json.dumps(data).replace("</", "<\\/").replace("<!--", "<\\!--")
     text = Template(template).substitute(title=html.escape(str(document["source"]["path"])), data=embedded)
     with atomic_file(path) as temporary:

@@ -1,0 +1,249 @@
+"""The README and the pages in `docs/` are true: their commands and examples run, their options and links exist."""
+
+import ast
+import re
+import shlex
+import shutil
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from contextlib import chdir
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer.main
+
+import lrzip
+from lrzip.cli.main import app
+from tests.support.pages import PAGES, ROOT, Command, blocks_of, inline_code_of, pipelines_of, prose_of
+from tests.support.shell import run
+from tests.test_imports import LEVELS
+
+INFOS = {"sh", "sh needs-data", "python", "python recipe", "text", "json"}
+"""What may follow an opening fence. Blocks marked `needs-data` are checked for valid options and not run."""
+TOOLS = {"pip", "pytest", "ruff", "mypy"}
+"""Programs that `.ci/run` runs around and after this suite, which therefore does not."""
+COUNTS = {
+    "README.md": (10, 1),
+    "docs/architecture.md": (0, 0),
+    "docs/benchmarks.md": (0, 0),
+    "docs/calibration.md": (2, 0),
+    "docs/compression.md": (7, 0),
+    "docs/finetuning.md": (2, 0),
+    "docs/formats.md": (4, 0),
+    "docs/testing.md": (2, 0),
+    "docs/transformers.md": (2, 1),
+}
+"""By page, how many shell and Python blocks are run."""
+
+
+def blocks(page: str, info: str) -> Sequence[str]:
+    return [block.text for block in blocks_of(page) if block.info == info]
+
+
+@pytest.fixture(scope="module")
+def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the files that commands and examples name."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("materials")
+    (folder / "samples").mkdir()
+    source = (ROOT / "samples" / "digits.py").read_text(encoding="utf-8")
+    network = next(node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
+    (folder / "nets.py").write_text(f"import torch\nfrom torch import Tensor, nn\n\n{ast.unparse(network)}\n")
+    for name in ("samples/digits.pt", "model.pt"):
+        shutil.copy(ROOT / "samples" / "digits.pt", folder / name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        patch.delitem(sys.modules, "nets", raising=False)
+        dense = lrzip.load_into(__import__("nets").Net(), folder / "model.pt").eval()
+        del sys.modules["nets"]
+    images = torch.rand(160, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        labels = dense(images).argmax(1)
+    np.savez(folder / "images.npz", x=images[:128], y=labels[:128])
+    np.savez(folder / "test.npz", x=images[128:], y=labels[128:])
+    np.savez(folder / "inputs.npz", x=images[:64])
+
+    lrzip.export(folder / "model.pt", "onnx", folder / "model.onnx", model=dense, input_shapes=["1,1,8,8"])
+    batch = torch.export.Dim("batch", min=1, max=64)
+    torch.export.save(torch.export.export(dense, (images[:2],), dynamic_shapes=({0: batch},)), folder / "net.pt2")
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
+    transformers.BertModel(config).save_pretrained(folder / "folder")
+    return folder
+
+
+@pytest.fixture
+def workspace(materials: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a copy of the materials, in which `nets` can be imported."""
+    folder = tmp_path / "workspace"
+    shutil.copytree(materials, folder)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "nets", raising=False)
+    return folder
+
+
+def execute(pipeline: Sequence[Command], folder: Path) -> None:
+    """Run a pipeline in this process; each program reads what the one before it has printed."""
+    piped = b""
+    for command in pipeline:
+        if command.words[0] in TOOLS:
+            check(command)
+            continue
+        if command.words[:2] == ["python", "-c"]:
+            with chdir(folder):
+                exec(compile(command.words[2], "python -c", "exec"), {})
+            continue
+        assert command.words[0] == "lrzip", f"{command.words} is not run"
+        stdin = (folder / command.stdin).read_bytes() if command.stdin else piped
+        done = run(*command.words[1:], stdin=stdin, cwd=folder)
+        assert done.returncode == 0, f"{shlex.join(command.words)}: {done.stderr.decode()}"
+        piped = done.stdout
+        if command.stdout:
+            assert piped
+            (folder / command.stdout).write_bytes(piped)
+
+
+def check(command: Command) -> None:
+    """Assert that a command that is not run names existing options, modules and files."""
+    words = [word for word in command.words if not re.match(r"[A-Z_0-9]+=", word)]
+    if "lrzip" in words:
+        parse(words[words.index("lrzip") + 1 :])
+    elif words[:2] == ["python", "-m"] and words[2].startswith("tests.benchmarks."):
+        source = (ROOT / f"{words[2].replace('.', '/')}.py").read_text(encoding="utf-8")
+        assert {f'"{word}"' for word in words if word.startswith("--") and f'"{word}"' not in source} == set()
+    elif words[0] == "python":
+        assert words[1] in {str(path.relative_to(ROOT)) for path in (ROOT / "samples").rglob("*.py")}
+    else:
+        assert words[0] in TOOLS, f"nothing is known of {words}"
+        paths = [word for word in words[1:] if "/" in word or word.endswith(".py")]
+        assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def parse(arguments: Sequence[str]) -> None:
+    """Parse the arguments of `lrzip`; an unknown command, option or value raises."""
+    group = typer.main.get_command(app)
+    name, *rest = arguments
+    with group.make_context("lrzip", [name, "--help"], resilient_parsing=True) as parent:
+        command = group.get_command(parent, name)  # type: ignore[attr-defined]
+        assert command, f"`lrzip {name}` is no command"
+        command.make_context(name, list(rest), parent=parent)
+
+
+def test_pages_are_found_and_their_blocks_are_of_known_kinds() -> None:
+    assert {block.info for page in PAGES for block in blocks_of(page)} <= INFOS
+    counts = {page: (len(blocks(page, "sh")), len(blocks(page, "python"))) for page in PAGES}
+    assert counts == COUNTS
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh")])
+def test_shell_blocks_run(page: str, workspace: Path) -> None:
+    pipelines = [pipeline for text in blocks(page, "sh") for pipeline in pipelines_of(text)]
+    assert len(pipelines) >= len(blocks(page, "sh"))
+    for pipeline in pipelines:
+        execute(pipeline, workspace)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+def test_python_blocks_run(page: str, workspace: Path) -> None:
+    with chdir(workspace):
+        for text in blocks(page, "python"):
+            exec(compile(text, page, "exec"), {})
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh needs-data")])
+def test_blocks_that_need_data_name_existing_options(page: str) -> None:
+    commands = [command for text in blocks(page, "sh needs-data") for line in pipelines_of(text) for command in line]
+    assert commands
+    for command in commands:
+        check(command)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("compress model.pt --enrgy 1", "--enrgy"),
+        ("compress model.pt --energy x", "valid number"),
+        ("decompress model.pt", "`lrzip decompress` is no command"),
+    ],
+)
+def test_unknown_options_values_and_commands_are_found(arguments: str, message: str) -> None:
+    with pytest.raises((typer.TyperException, AssertionError)) as caught:
+        parse(arguments.split())
+    assert message in getattr(caught.value, "message", str(caught.value))
+
+
+def test_the_readme_has_the_commands_of_ci_word_for_word() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    for text in blocks("README.md", "sh")[:2]:
+        assert f"{text.strip()} || exit" in script
+
+
+def test_the_first_command_prints_the_table_of_the_readme(workspace: Path) -> None:
+    *_, pipeline = pipelines_of(blocks("README.md", "sh")[0])
+    done = run(*pipeline[0].words[1:], cwd=workspace)
+    shown, expected = (
+        [line.rstrip() for line in re.sub(r"in [\d.]+ s", "in … s", text).strip().splitlines()]
+        for text in (done.stdout.decode(), blocks("README.md", "text")[0])
+    )
+    assert shown == expected
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_options_in_the_prose_exist(page: str) -> None:
+    helped = _help()
+    options = {option for code in inline_code_of(page) for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", code)}
+    assert {option for option in options if option not in helped} == set()
+
+
+def test_every_command_stands_in_the_readme() -> None:
+    commands = [command.callback.__name__ for command in app.registered_commands if command.callback]
+    assert len(commands) >= 4
+    readme = PAGES["README.md"].read_text(encoding="utf-8")
+    assert [command for command in commands if f"lrzip {command} " not in readme] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", prose_of(page))
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = (PAGES[page].parent / path).resolve() if path else PAGES[page]
+        assert target.exists(), f"{page}: {link}"
+        if anchor:
+            assert anchor in _anchors(target), f"{page}: {link}"
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    links = re.findall(r"\]\((docs/\w+\.md)", prose_of("README.md"))
+    assert PAGES.keys() - {"README.md"} <= set(links)
+
+
+def test_the_ladder_is_drawn_as_it_is() -> None:
+    rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", prose_of("docs/architecture.md"), re.MULTILINE)
+    drawn = {int(level): set(re.findall(r"`(\w+)`", rooms)) for level, rooms in rows}
+    assert drawn == dict(enumerate(LEVELS))
+
+
+def test_extras_exist() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    text = "".join(path.read_text(encoding="utf-8") for path in (*PAGES.values(), ROOT / "samples" / "README.md"))
+    named = {name for names in re.findall(r"pip install [^`\n]*\[([\w,]+)\]", text) for name in names.split(",")}
+    assert {"plot", "train", "onnx", "hf", "samples", "test"} == named
+    assert named == project["optional-dependencies"].keys()
+
+
+def _help() -> set[str]:
+    """Return all options of all commands."""
+    commands: Mapping[str, object] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    texts = (run(command, "--help").stdout.decode() for command in commands)
+    return {option for text in texts for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)}
+
+
+def _anchors(path: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
