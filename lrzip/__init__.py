@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from lrzip.core.errors import LrzipError
     from lrzip.formats.load import load_into
     from lrzip.search.compress_within import compress_within
+    from lrzip.training.evaluation import evaluate
     from lrzip.training.learning import Learning
-from lrzip.training.evaluation import evaluate
 
 __all__ = [
     "Learning",

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lrzip.search.sensitivity import LayerSensitivity, Sensitivities
+    from lrzip.training.evaluation import Evaluation
     from lrzip.training.learning import Learning
-from lrzip.training.evaluation import Evaluation
 
 
 @dataclass(frozen=True)
