@@ -87,7 +87,7 @@ class Stored:
 
     def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], observer: Observe) -> None:
         """Run on batches and show what layers are applied to."""
-        self.file.watch(layers, batches, observer)
+        self.file.observe(layers, batches, observer)
 
     def program(self, arguments: Arguments) -> ExportedProgram:
         """Return the program."""

@@ -1,10 +1,10 @@
-"""Checkpoint formats: how tensors are found in files, and how files are written with layers replaced."""
+"""Checkpoint formats: reading the tensors of a file, and writing a file with layers replaced."""
 
 from lrzip.core.registry import Registry
 
 FORMATS = Registry(
     "format",
-    {  # in the order in which they are asked
+    {  # asked in this order whether they match a path
         "foreign": "lrzip.formats.torch.foreign:FORMAT",
         "huggingface": "lrzip.formats.safetensors.huggingface:FORMAT",
         "sharded-safetensors": "lrzip.formats.safetensors.sharded:FORMAT",

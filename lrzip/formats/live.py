@@ -1,4 +1,4 @@
-"""A live network as a source of tensors."""
+"""The tensors of a live network as a source of plans."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from lrzip.networks.inference import find_layers
 
 
 class LiveSource:
-    """The tensors of a live network, for plans."""
+    """The state_dict of a live network."""
 
     path = Path("the network")
 
@@ -19,16 +19,16 @@ class LiveSource:
         self._state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
 
     def tensors(self) -> Mapping[str, TensorSpec]:
-        """Return all tensors of its state_dict."""
+        """Return the specs of all tensors of the state_dict."""
         return {
             name: TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.nbytes)
             for name, tensor in self._state.items()
         }
 
     def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
-        """Return what each tensor is."""
+        """Return the layers that can be factorized, and the tensors that are kept with the reason."""
         return find_layers(self.path, self.tensors(), architecture, kinds={})
 
     def read(self, name: str) -> Tensor:
-        """Return one tensor."""
+        """Return one tensor, which shares its memory with the network."""
         return self._state[name]

@@ -1,4 +1,4 @@
-"""Load a compressed checkpoint into the network it was made from."""
+"""Load a compressed checkpoint into the network that it was made from."""
 
 from pathlib import Path
 from typing import TypeVar
@@ -15,16 +15,16 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def load_into(model: Module, path: str | Path, *, key: str | None = None, trust: bool = False) -> Module:
-    """Load a compressed checkpoint into the dense model it was made from, in place.
+    """Load a compressed checkpoint into the dense network that it was made from, in place.
 
-    Each layer that the file stores as a chain is replaced by an `nn.Sequential` with the layer's own stride, padding,
-    dilation, device and dtype. Then everything is loaded strictly. A dense checkpoint is loaded as it is.
+    Each layer that is stored as factors is replaced by an `nn.Sequential` with the stride, padding, dilation, device
+    and dtype of the layer. Then the state_dict is loaded with `strict=True`. A dense checkpoint is loaded unchanged.
 
     Args:
-        model: An instance of the original class; its weights do not matter.
-        path: What `lrzip compress` wrote, in any format.
-        key: Which entry of a nested file holds the weights.
-        trust: Allow what would run code from the file.
+        model: Instance of the original class; its weights are overwritten.
+        path: Output of `lrzip compress`, in any format.
+        key: Dotted name of the entry that holds the weights in a nested file.
+        trust: Whether reading may execute code from the file.
 
     Returns:
         The same model.

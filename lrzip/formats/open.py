@@ -12,13 +12,13 @@ def open_checkpoint(path: Path, *, key: str | None = None, trust: bool = False) 
     """Open a checkpoint of any known format.
 
     Args:
-        path: A file, or a folder with sharded weights.
-        key: Dotted name of the entry that holds the weights, where the default choice is not the wanted one.
-        trust: Allow what would run code from the file.
+        path: File, or folder with sharded weights.
+        key: Dotted name of the entry that holds the weights, to override the default choice.
+        trust: Whether reading may execute code from the file.
 
     Raises:
-        UnsupportedCheckpoint: It is missing, damaged, or not a checkpoint that can be read.
-        UntrustedFile: Reading it would run code, and `trust` is not given.
+        UnsupportedCheckpoint: The path is missing, damaged, or not a checkpoint that can be read.
+        UntrustedFile: Reading the file would execute code from it, and `trust` is False.
     """
     if not path.exists():
         raise UnsupportedCheckpoint(f"`{path}` does not exist. Check the name.")
@@ -28,5 +28,6 @@ def open_checkpoint(path: Path, *, key: str | None = None, trust: bool = False) 
             if format_.matches(path):
                 return format_.open(path, key=key, trust=trust)
     raise UnsupportedCheckpoint(
-        f"`{path}` is no checkpoint that lrzip knows. It reads safetensors, torch.save's and torch.export's files."
+        f"`{path}` is not a checkpoint that lrzip knows. It reads safetensors, ONNX, and the files of torch.save and "
+        "torch.export."
     )

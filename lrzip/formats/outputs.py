@@ -1,4 +1,4 @@
-"""Names, formats and sizes of outputs, and what they cannot hold."""
+"""Names, formats and sizes of outputs, and the entries of a source that an output cannot hold."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,29 +6,36 @@ from pathlib import Path
 from lrzip.core.errors import NotCompared, UsageError
 from lrzip.core.report import Difference
 from lrzip.formats import FORMATS
-from lrzip.formats.protocols import Checkpoint, Guarded, Runnable
+from lrzip.formats.protocols import Checkpoint, Format, Runnable
 from lrzip.formats.torch.nesting import optimizer_entries
 
 
 def default_output(source: Path) -> Path:
-    """Return `model.lrzip.pt` for `model.pt`, and `model.lrzip` for a folder `model`."""
+    """Return the default name of an output: `model.lrzip.pt` for `model.pt`, `model.lrzip` for a folder `model`."""
     path = source if source.name else source.absolute()
     return path.with_name(f"{path.name}.lrzip") if path.is_dir() else path.with_name(f"{path.stem}.lrzip{path.suffix}")
 
 
 def check_program(checkpoint: Checkpoint, format_: str, destination: Path, *, force_factorize: bool) -> None:
-    """Refuse to make a program of weights, to name one like something else, and to force what weights cannot have.
+    """Check that the output's name and options fit the kind of the source, a program or weights.
+
+    Args:
+        checkpoint: Source of the output.
+        format_: Registered name of the output's format.
+        destination: Path of the output.
+        force_factorize: Whether layers are factorized even if that makes them larger.
 
     Raises:
-        UsageError: In either case.
+        UsageError: A program would be written from weights, a program would get the suffix of another format, or
+            factors that are not smaller would be written to a file without a program.
     """
-    suffixes = FORMATS[format_].suffixes
-    if FORMATS[format_].is_program and format_ != checkpoint.format:
+    target: Format = FORMATS[format_]
+    if target.is_program and format_ != checkpoint.format:
         raise UsageError(f"`{checkpoint.path}` holds weights and no program, as `{destination}` would. Name another.")
-    if FORMATS[format_].is_program and destination.suffix and destination.suffix.lower() not in suffixes:
-        wanted = " or ".join(suffixes)
+    if target.is_program and destination.suffix and destination.suffix.lower() not in target.suffixes:
+        wanted = " or ".join(target.suffixes)
         raise UsageError(f"`{checkpoint.path}` is a program, so the name of `{destination}` must end in {wanted}.")
-    if force_factorize and not FORMATS[format_].is_program:
+    if force_factorize and not target.is_program:
         raise UsageError(
             "`--force-factorize` takes a file with a program, such as ONNX: "
             "chains that are not smaller are not found among weights alone."
@@ -36,7 +43,10 @@ def check_program(checkpoint: Checkpoint, format_: str, destination: Path, *, fo
 
 
 def compare(checkpoint: Checkpoint, output: Path) -> tuple[Sequence[Difference], str | None]:
-    """Return by how much outputs changed, and why that is not known where it is not; nothing of weights alone."""
+    """Return how much the outputs of a program changed, and the reason if that is not known.
+
+    A checkpoint that holds only weights has neither.
+    """
     if not isinstance(checkpoint, Runnable):
         return (), None
     try:
@@ -46,31 +56,33 @@ def compare(checkpoint: Checkpoint, output: Path) -> tuple[Sequence[Difference],
 
 
 def size_on_disk(path: Path, format_: str) -> int:
-    """Return the bytes of what was written in a format: a file, with what belongs to it, or a folder's weight files."""
-    return sum(file.stat().st_size for file in FORMATS[format_].files(path))
+    """Return the size in bytes of the files that hold the tensors of an output."""
+    target: Format = FORMATS[format_]
+    return sum(file.stat().st_size for file in target.files(path))
 
 
 def output_format(destination: Path, default: str) -> str:
-    """Return the registered name of the format that the suffix of an output names, else the default.
+    """Return the registered name of the format that an output's suffix selects, or the default.
 
-    Where several have the suffix, it is the default, or the most general one: that which is asked last in reading.
+    If several formats share the suffix, the default is preferred, then the most general format, which is the last in
+    the registry.
     """
     suffix, names = destination.suffix.lower(), [default, *reversed(list(FORMATS))]
     return next((name for name in names if suffix in FORMATS[name].suffixes), default)
 
 
 def not_carried(format_: str, source: Checkpoint, *, optimizer: bool) -> dict[str, str]:
-    """Return what an output will not have beside the tensors, with the reason.
+    """Return the entries beside the tensors that an output will lack, each with the reason.
 
     Args:
         format_: Registered name of the output's format.
-        source: What is read.
-        optimizer: Whether to leave out the state of an optimizer, which does not fit replaced parameters.
+        source: Source of the output.
+        optimizer: Whether to drop the states of optimizers, which do not fit replaced parameters.
     """
-    if source.carries(format_) if isinstance(source, Guarded) else format_ == source.format:
+    if format_ == source.format and source.is_rewritable:
         entries = optimizer_entries(source.others) if optimizer else []
         return dict.fromkeys(entries, "its state no longer fits the parameters")
-    if not format_.endswith("safetensors"):
-        texts = [f"metadata {name}" for name in source.metadata if name != "format"]  # that is "pt", and still true
-        return dict.fromkeys([*texts, *source.others], "a state_dict has no place for it")
-    return dict.fromkeys(source.others, "safetensors holds tensors only")
+    if FORMATS[format_].holds_metadata:
+        return dict.fromkeys(source.others, "safetensors holds tensors only")
+    strings = [f"metadata {name}" for name in source.metadata if name != "format"]  # "format" is always "pt"
+    return dict.fromkeys([*strings, *source.others], "a state_dict has no place for it")

@@ -1,4 +1,4 @@
-"""What formats and their checkpoints can do."""
+"""Protocols of formats and checkpoints: what every one provides, and one protocol for each optional capability."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -21,50 +21,53 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """Tensors, and the layers they belong to: what a plan is made from."""
+    """Named tensors and the layers they belong to: the input of a plan."""
 
     @property
     def path(self) -> Path:
-        """File or folder, or what stands for it in messages."""
+        """Path of the file or folder, or a description of the source for messages."""
         ...
 
     def tensors(self) -> Mapping[str, TensorSpec]:
-        """Return all tensors in file order; reads no data."""
+        """Return the specs of all tensors by name, in file order, without reading their data."""
         ...
 
     def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
-        """Return what each tensor is, by the network that it belongs to if that is known.
+        """Return the layers that can be factorized, and the tensors that are kept with the reason.
 
-        Biases of layers belong to their layer.
+        Biases are part of their layer and are not listed.
+
+        Args:
+            architecture: Network that the tensors belong to, if known.
         """
         ...
 
     def read(self, name: str) -> Tensor:
-        """Return one tensor."""
+        """Read one tensor."""
         ...
 
 
 class Checkpoint(Source, Protocol):
-    """The read side of a format: a context manager over an open file or folder."""
+    """Read side of a format: a context manager over an open file or folder."""
 
     @property
     def format(self) -> str:
-        """Its registered name."""
+        """Registered name of the format."""
         ...
 
     @property
     def nbytes(self) -> int:
-        """Size on disk of the files that hold its tensors."""
+        """Size in bytes of the files that hold the tensors."""
         ...
 
     @property
     def key(self) -> str:
-        """Which entry of a nested file holds the weights, dotted; "" for the file itself."""
+        """Dotted name of the entry that holds the weights in a nested file; "" if the file itself is the state_dict."""
         ...
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """Texts about the file as a whole, as safetensors has them."""
+        """Strings that describe the file, such as the `__metadata__` of safetensors."""
         ...
 
     @property
@@ -73,17 +76,22 @@ class Checkpoint(Source, Protocol):
         ...
 
     @property
+    def is_rewritable(self) -> bool:
+        """Whether an output in the same format keeps the entries beside the tensors."""
+        ...
+
+    @property
     def knows_layers(self) -> bool:
-        """Whether it says what its layers are; else that is inferred from their weights."""
+        """Whether the file states which layers it has; otherwise they are inferred from the weights."""
         ...
 
     @property
     def chain_kinds(self) -> Mapping[str, str] | None:
-        """Kinds of the layers that are stored as chains, by module; None where names and shapes have to tell."""
+        """Kinds of the factorized layers by module, or None if they must be inferred from names and shapes."""
         ...
 
     def chunks(self, name: str) -> Iterator[memoryview]:
-        """Yield the bytes of one tensor, little-endian and contiguous, of any dtype."""
+        """Yield the bytes of one tensor of any dtype, little-endian and in C order."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -94,123 +102,135 @@ class Checkpoint(Source, Protocol):
 
 @runtime_checkable
 class Nested(Protocol):
-    """A checkpoint whose tensors may have other entries around them."""
+    """A checkpoint that may hold its state_dict inside of other entries."""
 
     def bare(self) -> Checkpoint:
-        """Return the same tensors without these."""
+        """Return a view of the same tensors without the entries around them."""
         ...
 
 
 @runtime_checkable
 class Guarded(Protocol):
-    """A checkpoint whose layers cannot be replaced under all circumstances."""
+    """A checkpoint whose layers cannot be replaced in every output format, or only if it is trusted."""
 
     def refuse_replacing(self, format_: str) -> None:
-        """Refuse, before any work is done, an output in this format with layers replaced.
+        """Refuse an output with replaced layers that cannot be written, before any work is done.
+
+        Args:
+            format_: Registered name of the output's format.
 
         Raises:
-            LrzipError: It cannot be written, or not without trust.
+            LrzipError: The layers cannot be replaced.
+            UntrustedFile: They can be replaced only if the file is trusted.
         """
-        ...
-
-    def carries(self, format_: str) -> bool:
-        """Tell whether an output in this format keeps what the file holds beside the tensors."""
         ...
 
 
 @runtime_checkable
 class Runnable(Protocol):
-    """A checkpoint that holds a program, which can be run."""
+    """A checkpoint that holds a program, which can be executed."""
 
     def measure(self, inputs: Sequence[InputShape]) -> tuple[Mapping[str, Positions], int] | None:
-        """Return how often each element of each layer's weight is multiplied in a run, by layer, and all products.
+        """Return the multiplications of one run.
 
         Args:
-            inputs: Shapes of the inputs; none for those that are declared or stored, dynamic dimensions of size 1.
+            inputs: Shapes of the inputs. If empty, the declared or stored inputs are used, with dynamic dimensions of
+                size 1.
 
         Returns:
-            None where that cannot be told.
+            How often each element of a layer's weight is multiplied, by layer name, and the multiply-accumulates of
+            the whole program; None if they cannot be determined.
         """
         ...
 
     def compare(self, output: Path) -> Sequence[Difference]:
-        """Run this and what was made of it on the same inputs; empty where there are none, or output is no program.
+        """Run this program and a compressed one on the same inputs.
+
+        Returns:
+            One difference per output; empty if no inputs are stored or `output` is not a program.
 
         Raises:
-            NotCompared: They cannot be run.
+            NotCompared: One of them cannot be run.
         """
         ...
 
     def time(self, output: Path, inputs: Sequence[InputShape]) -> Timing | None:
-        """Return how long this and what was made of it run, or None where they cannot be run."""
+        """Return the run times of this program and a compressed one, or None if they cannot be run."""
         ...
 
 
 @runtime_checkable
-class Bringing(Protocol):
-    """A checkpoint that brings its own network."""
+class Loadable(Protocol):
+    """A checkpoint that holds its network, not only the weights."""
 
     def network(self) -> nn.Module:
-        """Return the network with its weights in it, for the caller to change. Loading it may run code from the file.
+        """Load the network with its weights. Loading may execute code from the file; the caller owns the result.
 
         Raises:
             UntrustedFile: The file is not trusted.
-            UnsupportedCheckpoint: It cannot be loaded, or not be trained.
+            UnsupportedCheckpoint: The network cannot be loaded, or cannot be trained.
         """
         ...
 
 
 @runtime_checkable
 class Observable(Protocol):
-    """A checkpoint whose layers can be watched while it runs."""
+    """A checkpoint that can run on samples while the inputs of its layers are observed."""
 
-    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], observer: Observe) -> None:
-        """Run on batches and show what layers are applied to.
+    def observe(self, layers: Sequence[Layer], batches: Sequence[Arguments], observer: Observe) -> None:
+        """Run the program on batches and pass the inputs of layers to an observer.
 
         Args:
-            layers: To be watched.
-            batches: Arguments of the calls, positional and named.
-            observer: Gets the name of each layer, and its inputs, for every call.
+            layers: Layers to observe.
+            batches: Positional and named arguments of each call.
+            observer: Function that receives the name and the inputs of a layer, once per call of the layer.
         """
         ...
 
 
 @runtime_checkable
 class Exported(Protocol):
-    """A checkpoint that holds a program of torch.export."""
+    """A checkpoint that holds an `ExportedProgram` of torch.export."""
 
     def exported(self) -> "ExportedProgram":
-        """Return the program.
+        """Load the program. Loading may execute code from the file; the caller owns the result.
 
         Raises:
-            UntrustedFile: Loading it would run code, and trust was not given.
+            UntrustedFile: The file is not trusted.
         """
         ...
 
 
 class Writer(Protocol):
-    """The write side of a format: takes the tensors that are computed; all others it copies itself."""
+    """Write side of a format: receives the computed tensors and copies all others itself."""
 
     def put(self, name: str, tensor: Tensor) -> None:
-        """Take one computed tensor, on the CPU, with the shape and dtype that the layout promised."""
+        """Write one computed tensor, which is on the CPU and has the shape and dtype that the layout announced."""
         ...
 
 
 class Format(Protocol):
-    """One file format.
+    """One file format and what its files can hold.
 
     Attributes:
-        suffixes: Of files that are written in it.
-        usage: What it takes to load an output with factorized layers, in one line for people, if it takes anything.
-        is_program: Whether its files are programs that run, which only the same format can hold.
+        suffixes: Suffixes of the files that are written in this format.
+        usage: One line that tells users how to load an output with factorized layers, or None if nothing is needed.
+        is_program: Whether outputs are executable programs, which can be written only from a program of this format.
+        holds_entries: Whether files can hold entries beside the tensors, such as the epoch or an optimizer's state.
+        holds_metadata: Whether files can hold strings that describe them.
+        stores_kinds: Whether files tell the kinds of their factorized layers, so that the factors of a transposed
+            linear layer are not mistaken for those of a linear layer.
     """
 
     suffixes: Sequence[str]
     usage: str | None
     is_program: bool
+    holds_entries: bool
+    holds_metadata: bool
+    stores_kinds: bool
 
     def matches(self, path: Path) -> bool:
-        """Tell by name and bytes whether a path is of this format; runs and unpickles nothing."""
+        """Return whether a path is of this format, by its name and bytes. Nothing is executed or unpickled."""
         ...
 
     def open(self, path: Path, *, key: str | None, trust: bool) -> Checkpoint:
@@ -218,11 +238,11 @@ class Format(Protocol):
         ...
 
     def files(self, path: Path) -> Sequence[Path]:
-        """Return the files that hold the tensors of what lies at a path."""
+        """Return the files that hold the tensors of a checkpoint."""
         ...
 
     def write(
         self, destination: Path, source: Checkpoint, layout: Sequence[Entry], *, drop: Sequence[str]
     ) -> AbstractContextManager[Writer]:
-        """Write a file without the entries `drop`; it appears when the context is left without an error."""
+        """Write a file without the entries `drop`; it appears when the context exits without an error."""
         ...

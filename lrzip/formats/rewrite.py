@@ -1,4 +1,4 @@
-"""Write a checkpoint with tuned tensors in place of its own."""
+"""Write a checkpoint with the trained tensors of a network in place of its own."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,19 +22,19 @@ def write_state(
     format_: str,
     drop: Sequence[str],
 ) -> None:
-    """Write a layout with the tensors of a network's state, in the dtypes of the layout; all else is copied.
+    """Write a layout with the tensors of a network's state_dict, cast to the dtypes of the layout.
 
     Args:
-        destination: Where to write.
-        checkpoint: What it is made from.
+        destination: Path of the output.
+        checkpoint: Source of all tensors that are not in `names`, and of everything else.
         layout: Every tensor of the output.
-        names: Of the network's tensors, by those of the output; what has none is copied.
-        state: Of the network.
+        names: Names in `state` by names in the output; tensors without one are copied from the checkpoint.
+        state: state_dict of the network.
         format_: Registered name of the output's format.
-        drop: Other entries of the checkpoint that are left out.
+        drop: Entries of the checkpoint that are not copied.
 
     Raises:
-        LrzipError: It could not be written.
+        LrzipError: The output could not be written.
     """
     entries = [replace(entry, copied=entry.spec.name not in names) for entry in layout]
     with create(destination, checkpoint, entries, format_=format_, drop=drop) as writer:

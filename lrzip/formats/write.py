@@ -1,4 +1,4 @@
-"""Write a checkpoint with layers replaced, in any format."""
+"""Write a checkpoint with layers replaced by their factors, in any format."""
 
 import errno
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,13 +18,13 @@ from lrzip.formats.protocols import Checkpoint, Format, Writer
 
 
 class Rewriter:
-    """Writes a checkpoint with layers replaced."""
+    """Receives the factors of layers while a checkpoint is written."""
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
 
     def put(self, layer: Layer, factors: Factors) -> None:
-        """Write the chain that replaces a layer."""
+        """Write the factors that replace a layer."""
         for index, weight in enumerate(factors.weights):
             self._writer.put(layer.key(f"{index}.weight"), weight)
 
@@ -33,9 +33,20 @@ class Rewriter:
 def create(
     destination: Path, source: Checkpoint, layout: Sequence[Entry], *, format_: str, drop: Sequence[str] = ()
 ) -> Iterator[Writer]:
-    """Write a layout in a registered format, without the entries `drop`; it appears when all went well."""
+    """Write a layout in a registered format; the output appears when the context exits without an error.
+
+    Args:
+        destination: Path of the output.
+        source: Checkpoint that copied tensors and entries come from.
+        layout: Every tensor of the output.
+        format_: Registered name of the output's format.
+        drop: Entries of the source that are not copied.
+
+    Raises:
+        LrzipError: The output could not be written.
+    """
     target: Format = FORMATS[format_]
-    if format_ != source.format:
+    if not target.stores_kinds:
         _refuse_unrecognizable(destination, source, layout)
     try:
         with target.write(destination, source, layout, drop=drop) as writer:
@@ -46,12 +57,12 @@ def create(
 
 
 def _refuse_unrecognizable(destination: Path, source: Checkpoint, layout: Sequence[Entry]) -> None:
-    """Refuse factors that only the source's format can tell from those of a linear layer."""
+    """Refuse factors of transposed linear layers, which an output without kinds would present as linear."""
     chains = {f"{module}.0.weight": kind for module, kind in (source.chain_kinds or {}).items()}
     found = next((e for e in layout if "linear_transposed" in (e.kind, chains.get(e.spec.name))), None)
     if found:
         raise UnsupportedCheckpoint(
-            f"`{destination}` could not tell the factors of `{found.spec.name}`, of transformers' Conv1D, from "
+            f"`{destination}` cannot distinguish the factors of `{found.spec.name}`, a Conv1D of transformers, from "
             "those of a linear layer. Write a folder, or `--to dense`."
         )
 
@@ -65,7 +76,15 @@ def rewrite(
     drop: Sequence[str] = (),
     changed: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Iterator[Rewriter]:
-    """Write a checkpoint with the layers of a plan replaced, and tensors changed; all else is copied as it is."""
+    """Write a checkpoint with the layers of a plan replaced; everything else is copied unchanged.
+
+    Args:
+        destination: Path of the output.
+        source: Checkpoint to rewrite.
+        plan: Layers to replace; their factors are passed to the `Rewriter`.
+        drop: Entries of the source that are not copied.
+        changed: New values of other tensors, such as corrected biases, by name.
+    """
     layout = plan.layout(source.tensors(), changed)
     format_ = output_format(destination, source.format)
     with create(destination, source, layout, format_=format_, drop=drop) as writer:

@@ -20,7 +20,7 @@ from lrzip.core.report import CalibrationSummary
 from lrzip.formats import FORMATS
 from lrzip.formats.files.atomic import check_output
 from lrzip.formats.load import load_into
-from lrzip.formats.protocols import Bringing, Checkpoint, Observable
+from lrzip.formats.protocols import Loadable, Checkpoint, Observable
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.inference import match_names
 from lrzip.networks.surgery import assemble
@@ -116,7 +116,7 @@ def network_in(checkpoint: Checkpoint, model: nn.Module | None, *, key: str | No
     """
     if model is not None:
         return load_into(copy.deepcopy(model), checkpoint.path, key=key, trust=trust)
-    if isinstance(checkpoint, Bringing) and not FORMATS[checkpoint.format].is_program:
+    if isinstance(checkpoint, Loadable) and not FORMATS[checkpoint.format].is_program:
         return checkpoint.network()
     return None
 

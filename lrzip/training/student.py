@@ -13,7 +13,7 @@ from lrzip.core.errors import LrzipError, UsageError
 from lrzip.formats import FORMATS
 from lrzip.formats.load import load_into
 from lrzip.formats.open import open_checkpoint
-from lrzip.formats.protocols import Bringing
+from lrzip.formats.protocols import Loadable
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.inference import match_names
 
@@ -84,7 +84,7 @@ def _called(network: nn.Module) -> set[str]:
 def _brought(path: Path, *, key: str | None, trust: bool) -> nn.Module:
     """Return the network that a file brings."""
     with open_checkpoint(path, key=key, trust=trust) as checkpoint:
-        if isinstance(checkpoint, Bringing):
+        if isinstance(checkpoint, Loadable):
             return checkpoint.network()
     if FORMATS[checkpoint.format].is_program:
         raise LrzipError(f"`{path}` is a program, which cannot be trained. Finetune the weights, then export them.")

@@ -1,1 +1,1 @@
-"""Files: written atomically, streamed, and read without running anything."""
+"""Files: atomic and streaming writes, and reading without executing code."""

@@ -1,4 +1,4 @@
-"""Outputs that appear only when they are complete."""
+"""Write files and folders atomically: an output appears only when it is complete."""
 
 import os
 import shutil
@@ -10,11 +10,16 @@ from lrzip.core.errors import LrzipError, OutputExists
 
 
 def check_output(destination: Path, source: Path | None, *, force: bool) -> None:
-    """Refuse an output that could not or should not be written, before any work is done.
+    """Refuse an output that cannot be written or would overwrite something, before any work is done.
+
+    Args:
+        destination: Path of the output.
+        source: Path of the input, which must not be overwritten.
+        force: Whether an existing output may be overwritten.
 
     Raises:
-        OutputExists: It exists and `force` is not given, or it is the source.
-        LrzipError: Its folder is missing or not writable, or it is not a file or folder.
+        OutputExists: The output exists and `force` is False, or it is the input.
+        LrzipError: Its folder is missing or not writable, or it is neither a file nor a folder.
     """
     parent = destination.absolute().parent
     if not parent.is_dir():
@@ -35,10 +40,10 @@ def check_output(destination: Path, source: Path | None, *, force: bool) -> None
 
 @contextmanager
 def atomic_file(destination: Path) -> Iterator[Path]:
-    """Yield a temporary path beside the destination; on success it takes its place, else it is removed."""
+    """Yield a temporary path beside the destination, which is renamed on success and removed on failure."""
     temporary = _beside(destination)
     try:
-        temporary.touch()  # an output that cannot be written fails here, before the work
+        temporary.touch()  # so that an output that cannot be written fails before the work
         yield temporary
         _sync(temporary)
         temporary.replace(destination)
@@ -49,7 +54,7 @@ def atomic_file(destination: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(destination: Path) -> Iterator[Path]:
-    """Yield a new temporary folder beside the destination; on success it takes its place, else it is removed."""
+    """Yield a temporary folder beside the destination, which is renamed on success and removed on failure."""
     temporary = _beside(destination)
     temporary.mkdir()
     try:
@@ -70,21 +75,22 @@ def atomic_folder(destination: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_files(destination: Path) -> Iterator[Path]:
-    """Yield a new folder beside the destination for a file of its name and others that belong to it.
+    """Yield a temporary folder for a file with the destination's name and further files that belong to it.
 
-    On success they take their places, the one of the destination's name last, so that it is never without the others;
-    else all are removed.
+    On success all files are moved beside the destination. The file with the destination's name is moved last, so that
+    it never exists without the others. On failure all are removed.
     """
     temporary = _beside(destination)
     temporary.mkdir()
     try:
         yield temporary
         others = [path for path in temporary.iterdir() if path.name != destination.name]
-        for path in (*others, temporary / destination.name):
+        files = [*others, temporary / destination.name]
+        for path in files:
             _sync(path)
         if others:
-            destination.unlink(missing_ok=True)  # an old one would not fit the new others
-        for path in (*others, temporary / destination.name):
+            destination.unlink(missing_ok=True)  # an old file does not fit the new files beside it
+        for path in files:
             path.replace(destination.with_name(path.name))
         _sync(destination.absolute().parent)
     finally:
@@ -96,6 +102,7 @@ def _beside(destination: Path) -> Path:
 
 
 def _sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk: a rename may become durable before the data it refers to."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

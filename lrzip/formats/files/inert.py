@@ -1,7 +1,7 @@
-"""Pickles as what they say, not as what they do: nothing in them is imported, called or set.
+"""Parse pickles without executing them: nothing in them is imported, called or assigned.
 
-Pickle is a program for a stack machine. This one knows its opcodes, but where others would call a function or make an
-object of a class, it writes down the name and the arguments. So there is nothing that a file could run.
+A pickle is a program for a stack machine. This interpreter knows its opcodes, but where `pickle` calls a function or
+creates an object of a class, it records the name and the arguments. A file can therefore not execute anything.
 """
 
 import pickletools
@@ -28,7 +28,7 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class Name(NamedTuple):
-    """The name of a class or function, which is not looked up."""
+    """Name of a class or function, which is never imported."""
 
     module: str
     name: str
@@ -38,20 +38,20 @@ class Name(NamedTuple):
 
 
 class Handle(NamedTuple):
-    """What stands for something outside of the pickle, such as a storage."""
+    """Persistent id: a reference to something outside of the pickle, such as a storage."""
 
     identity: Any
 
 
 @dataclass(eq=False)
 class Inert:
-    """What a call would have made, or an object of a class.
+    """Record of a call or of an object of a class.
 
     Attributes:
-        name: Of the class or function; None where it is itself the result of a call.
-        arguments: Of the call.
-        state: What the object would have been given to restore itself.
-        items: What it would have been given as a mapping.
+        name: Name of the class or function; None if it is itself the result of a call.
+        arguments: Arguments of the call.
+        state: State from which the object would be restored.
+        items: Items that would be assigned to the object as to a mapping.
     """
 
     name: Name | None
@@ -61,15 +61,15 @@ class Inert:
 
 
 def read_pickle(file: bytes | IO[bytes]) -> tuple[Any, list[Handle]]:
-    """Return what a pickle holds, and all handles in it.
+    """Return the content of a pickle, and all persistent ids in it.
 
-    Numbers, texts, lists, tuples and dicts are themselves, sets are lists, and all else are inert objects.
+    Numbers, strings, lists, tuples and dicts are returned as such, sets as lists, and everything else as `Inert`.
 
     Args:
-        file: The pickle; a file is left where the pickle ends.
+        file: The pickle. An open file is left at the end of the pickle.
 
     Raises:
-        Exception: Whatever a damaged pickle leads to, mostly ValueError and IndexError.
+        Exception: The pickle is damaged; mostly ValueError and IndexError.
     """
     machine = _Machine()
     for opcode, argument, _ in pickletools.genops(file):
@@ -78,7 +78,7 @@ def read_pickle(file: bytes | IO[bytes]) -> tuple[Any, list[Handle]]:
 
 
 def outermost_class(file: IO[bytes]) -> str | None:
-    """Return the class of the object that a pickle holds, or None where it is a container or a tensor."""
+    """Return the class of the object in a pickle, or None if it is a container or a tensor."""
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name == "GLOBAL":
             name = str(argument).replace(" ", ".")
@@ -90,7 +90,7 @@ def outermost_class(file: IO[bytes]) -> str | None:
 
 
 class _Machine:
-    """A stack, a second one of what lies below each mark, and the memo."""
+    """Stack machine of pickle: a stack, the stacks below each mark, and the memo."""
 
     def __init__(self) -> None:
         self.result: Any = None
@@ -100,7 +100,7 @@ class _Machine:
         self._memo: dict[int, Any] = {}
 
     def step(self, opcode: str, argument: Any) -> None:
-        """Obey one opcode."""
+        """Interpret one opcode."""
         if opcode in _CONSTANTS:
             self._stack.append(argument)
         elif opcode in _EMPTY:
@@ -115,16 +115,19 @@ class _Machine:
         elif opcode not in ("PROTO", "FRAME"):
             handler = getattr(self, f"_{opcode.lower()}", None)
             if handler is None:
-                raise ValueError(f"the pickle has the opcode {opcode}")
-            handler(*(() if argument is None else (argument,)))
+                raise ValueError(f"the pickle has the unknown opcode {opcode}")
+            if argument is None:
+                handler()
+            else:
+                handler(argument)
 
     def _last(self, count: int) -> list[Any]:
         if len(self._stack) < count:
-            raise ValueError("the pickle takes more from its stack than there is")
+            raise ValueError("the pickle takes more items from its stack than there are")
         return self._stack[-count:]
 
     def _marked(self) -> list[Any]:
-        """Return what lies above the last mark, which is taken away."""
+        """Remove the last mark and return the items above it."""
         items, self._stack = self._stack, self._below.pop()
         return items
 
@@ -191,7 +194,7 @@ class _Machine:
         target = self._stack[-1]
         mapping = target.items if isinstance(target, Inert) else target
         if isinstance(mapping, dict):
-            # Keys of other kinds lead nowhere, and hashing them could take forever.
+            # Other keys are never looked up, and hashing nested tuples can take exponential time.
             pairs = zip(items[::2], items[1::2], strict=True)
             mapping.update((key, value) for key, value in pairs if isinstance(key, Key))
 

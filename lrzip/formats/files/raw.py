@@ -1,4 +1,4 @@
-"""Tensors that are raw bytes at known places of a file, read without anything else of it."""
+"""Tensors stored as raw bytes at known offsets of a file."""
 
 import math
 import struct
@@ -23,17 +23,16 @@ DTYPES = {
         *(torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu),
     )
 }
-"""The dtypes whose elements are raw bytes, by torch's names for them."""
-
+"""Dtypes whose elements are stored as raw bytes, by torch's names."""
 
 _CHUNK = 1 << 23
-# A tensor that repeats a few stored elements may be larger than its file, up to this.
+# Limit in bytes of an expanded tensor (stride 0), which may be larger than its file.
 _REPEATED_LIMIT = 1 << 28
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some bytes of a file."""
+    """A range of bytes of a file."""
 
     start: int
     nbytes: int
@@ -41,7 +40,7 @@ class Block:
 
 @dataclass(frozen=True)
 class RawTensor:
-    """A strided tensor within a block; strides and offset count elements."""
+    """A strided tensor within a block; strides and offset are in elements."""
 
     block: Block
     dtype: torch.dtype
@@ -56,12 +55,12 @@ class RawTensor:
 
     @property
     def span(self) -> int:
-        """Number of stored elements from the first to the last."""
+        """Number of stored elements from the first to the last one used."""
         return 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
 
     @property
     def repeats(self) -> bool:
-        """Whether stored elements stand for several."""
+        """Whether elements of the tensor share stored elements, as after `expand`."""
         return self.numel > self.span
 
     @property
@@ -71,11 +70,11 @@ class RawTensor:
         return all(s == e or n == 1 for n, s, e in zip(self.shape, self.strides, expected, strict=True))
 
     def spec(self, name: str) -> TensorSpec:
-        """Return the tensor as others see it."""
+        """Return the spec of the tensor."""
         return TensorSpec(name, self.shape, str(self.dtype).removeprefix("torch."), self.numel * self.dtype.itemsize)
 
     def check(self, path: Path, name: str) -> None:
-        """Refuse a tensor that does not lie within its block, or claims far more bytes than the file has."""
+        """Refuse a tensor that exceeds its block, or that claims far more bytes than the file has."""
         counts = (*self.shape, *self.strides, self.offset)
         if len(self.shape) != len(self.strides) or not all(type(count) is int and count >= 0 for count in counts):
             raise UnsupportedCheckpoint(f"`{path}` is damaged: `{name}` has the shape {self.shape!r}.")
@@ -85,10 +84,10 @@ class RawTensor:
             raise UnsupportedCheckpoint(f"`{path}` does not store its weight `{name}`. Save it again with its weights.")
         beyond = (self.offset + self.span) * self.dtype.itemsize > self.block.nbytes
         if beyond or self.numel * self.dtype.itemsize > max(path.stat().st_size, _REPEATED_LIMIT):
-            raise UnsupportedCheckpoint(f"`{path}` is damaged: `{name}` {self.shape} goes beyond the bytes it stores.")
+            raise UnsupportedCheckpoint(f"`{path}` is damaged: `{name}` {self.shape} exceeds the bytes that are stored.")
 
     def read(self, path: Path) -> Tensor:
-        """Read it from its file."""
+        """Read the tensor."""
         if not self.numel:
             return torch.empty(self.shape, dtype=self.dtype)
         data = bytearray(self.span * self.dtype.itemsize)
@@ -99,7 +98,7 @@ class RawTensor:
         return torch.frombuffer(data, dtype=self.dtype).as_strided(self.shape, self.strides)
 
     def chunks(self, path: Path) -> Iterator[memoryview]:
-        """Yield its bytes in C order."""
+        """Yield the bytes of the tensor in C order."""
         if not self.is_contiguous:
             yield self.read(path).contiguous().reshape(-1).view(torch.uint8).numpy().data
             return
@@ -115,7 +114,7 @@ class RawTensor:
 
 
 def shared(tensors: Mapping[str, RawTensor]) -> dict[str, str]:
-    """Return a reason for each tensor that is not alone in its block, and for those that repeat elements."""
+    """Return the reason for each tensor that shares its block with another one, or that repeats stored elements."""
     users: dict[Block, list[str]] = {}
     for name, tensor in tensors.items():
         if tensor.block.nbytes:
@@ -126,7 +125,7 @@ def shared(tensors: Mapping[str, RawTensor]) -> dict[str, str]:
 
 
 def members_of(path: Path) -> Mapping[str, Block]:
-    """Return where the bytes of each member of a zip archive are, which are stored as they are."""
+    """Return the blocks of the members of a zip archive without compression."""
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         return {member.filename: _block(file, member) for member in archive.infolist()}
 

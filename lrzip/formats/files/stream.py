@@ -1,4 +1,4 @@
-"""A safetensors writer that knows the whole header first, and takes the tensors one at a time in any order."""
+"""Streaming writer of safetensors: the header is written first, then the tensors one at a time in any order."""
 
 import json
 import os
@@ -31,18 +31,22 @@ CODES = {
     "float64": "F64",
     "complex64": "C64",
 }
-"""Safetensors' code of each torch dtype."""
-
+"""Codes of safetensors by the names of torch's dtypes."""
 
 NAMES = {code: name for name, code in CODES.items()}
-"""Torch's name of each dtype that safetensors and torch both have."""
+"""Names of torch's dtypes by the codes of safetensors."""
 
 
 class TensorStream:
-    """A safetensors file whose tensors arrive one at a time.
+    """A safetensors file that is written one tensor at a time.
 
-    Offsets follow from the specs, so each tensor is written where it belongs and forgotten: memory does not grow with
-    the file. Leaving the context without an error requires that every byte has arrived.
+    The offsets follow from the specs, so each tensor is written to its place as it arrives and memory does not grow
+    with the file. Exiting the context without an error requires that every tensor was written.
+
+    Args:
+        path: Path of the file.
+        specs: Every tensor of the file.
+        metadata: Strings for the `__metadata__` of the header.
     """
 
     def __init__(self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> None:
@@ -85,12 +89,12 @@ def _header(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> tuple[b
         code = CODES.get(spec.dtype, spec.dtype.upper())
         document[spec.name] = {"dtype": code, "shape": list(spec.shape), "data_offsets": list(offsets[spec.name])}
     text = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # data starts at a multiple of 8, as the format asks
+    text += b" " * (-len(text) % 8)  # the format requires that data starts at a multiple of 8
     return len(text).to_bytes(8, "little") + text, offsets, end
 
 
 def _aligned(specs: list[TensorSpec]) -> list[TensorSpec]:
-    """Return the specs in their order, or the widest dtypes first where that order would misalign a tensor."""
+    """Return the specs in their order, or with the widest dtypes first if their order would misalign a tensor."""
     position = 0
     for spec in specs:
         if spec.numel and position % max(spec.nbytes // spec.numel, 1):
@@ -100,6 +104,6 @@ def _aligned(specs: list[TensorSpec]) -> list[TensorSpec]:
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """Return the bytes of a tensor on the CPU, contiguous and in C order."""
+    """Return the bytes of a CPU tensor in C order."""
     flat = tensor.detach().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data

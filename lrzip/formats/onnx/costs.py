@@ -1,4 +1,4 @@
-"""What a run of an ONNX model costs, by the shapes that onnx infers."""
+"""Multiply-accumulates of an ONNX model, computed from the shapes that onnx infers."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
@@ -12,26 +12,26 @@ from lrzip.core.errors import LrzipError, one_line
 
 Shapes: TypeAlias = Mapping[str, Sequence[int]]
 _OWN_DOMAIN = ("", "ai.onnx")
-# Where the activations are among the inputs of a node.
-_ACTIVATION = 0
 
 
 def positions_and_macs(path: Path, sizes: Sequence[Sequence[int]]) -> tuple[Mapping[str, Positions], int] | None:
-    """Return how often each element of each weight is multiplied in a run, by the weight's name, and all products.
+    """Return the multiplications of one run of a model.
 
     Args:
-        path: Of the model.
-        sizes: Of its inputs, in their order; symbolic dimensions count as 1 where there are none.
+        path: Path of the model.
+        sizes: Shapes of the inputs in their order. If empty, the declared ones are used, with symbolic dimensions of
+            size 1.
 
     Returns:
-        None where shapes depend on values, so that they cannot be inferred.
+        How often each element of a weight is multiplied, by the name of the weight, and the multiply-accumulates of
+        the whole model; None if shapes depend on values, so that they cannot be inferred.
 
     Raises:
-        LrzipError: The model does not take inputs of these sizes.
+        LrzipError: The model does not take inputs of these shapes.
     """
     model = onnx.load(str(path.absolute()), format="protobuf", load_external_data=False)
     _fix_inputs(path, model.graph, sizes)
-    for value in [*model.graph.value_info, *model.graph.output]:  # inferred again, for these sizes
+    for value in [*model.graph.value_info, *model.graph.output]:  # to be inferred again for these sizes
         value.type.tensor_type.ClearField("shape")
     del model.graph.value_info[:]
     try:
@@ -69,7 +69,10 @@ def _fix_inputs(path: Path, graph: Any, sizes: Sequence[Sequence[int]]) -> None:
 
 
 def _nodes(graph: Any, outer: Shapes) -> Iterator[tuple[Any, Shapes]]:
-    """Yield the nodes that multiply matrices, with the shapes of all values that they see; those of both branches."""
+    """Yield the nodes that multiply matrices with the shapes of all values in their scope.
+
+    Subgraphs are included, so both branches of an If are counted.
+    """
     values = [*graph.input, *graph.value_info, *graph.output]
     known = {value.name: _shape(value) for value in values if value.type.tensor_type.HasField("shape")}
     shapes = dict(outer) | {name: shape for name, shape in known.items() if 0 not in shape}
@@ -89,7 +92,7 @@ def _shape(value: Any) -> list[int]:
 
 
 def _positions(node: Any, shapes: Shapes) -> tuple[Positions, str, int] | None:
-    """Return how often a weight's elements are multiplied by a node, its name, and how many products that makes."""
+    """Return how often a node multiplies the elements of a weight, the weight's name, and the number of products."""
     left, right = (shapes.get(name) for name in node.input[:2])
     out = shapes.get(node.output[0])
     if left is None or right is None or out is None:
@@ -99,7 +102,7 @@ def _positions(node: Any, shapes: Shapes) -> tuple[Positions, str, int] | None:
         inputs = outputs = prod(left) // left[1]
     elif node.op_type == "Conv":
         inputs, outputs = prod(left) // left[1], prod(out) // out[1]
-    else:  # a matrix on either side; of two that are computed the right one counts as the weight
+    else:  # the constant side is the weight; if both sides are computed, the right one counts as the weight
         inner = left[-1]
         if node.op_type == "Gemm":
             inner = prod(left) // out[0]

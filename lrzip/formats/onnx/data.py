@@ -1,4 +1,4 @@
-"""Tensors of ONNX models: their bytes, inside the model or in files beside it, one chunk at a time."""
+"""Bytes of the tensors of ONNX models, inside the model or in external files, one chunk at a time."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,14 +9,14 @@ from lrzip.core.errors import UnsupportedCheckpoint
 from lrzip.core.layers import TensorSpec
 
 _CHUNK = 1 << 23
-# Large tensors start on a page, so that runtimes can map them.
+# Large tensors are aligned to pages, so that runtimes can map them into memory.
 _PAGE = 4096
 _LARGE = 1 << 16
 _NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}
 
 
 def spec_of(name: str, tensor: ir.TensorProtocol) -> TensorSpec:
-    """Return what is known of a tensor without reading it."""
+    """Return the spec of a tensor without reading its data."""
     shape = tuple(int(dim) for dim in tensor.shape.numpy())
     if any(dim < 0 for dim in shape):
         raise UnsupportedCheckpoint(f"`{name}` has a negative dimension, {shape}.")
@@ -25,10 +25,10 @@ def spec_of(name: str, tensor: ir.TensorProtocol) -> TensorSpec:
 
 
 def external_file(path: Path, tensor: ir.ExternalTensor) -> Path:
-    """Return the file that holds a tensor outside of its model.
+    """Return the file that holds the data of an external tensor.
 
     Raises:
-        UnsupportedCheckpoint: It is missing, too short, or not in the model's folder.
+        UnsupportedCheckpoint: The file is missing, too short, or outside of the model's folder.
     """
     location = str(tensor.location)
     folder = path.absolute().parent
@@ -38,7 +38,7 @@ def external_file(path: Path, tensor: ir.ExternalTensor) -> Path:
     if not inside or Path(location).is_absolute() or not file.resolve().is_relative_to(folder.resolve()):
         raise UnsupportedCheckpoint(f"{where}, which is outside of its folder. Nothing was read from there.")
     if not file.is_file():
-        raise UnsupportedCheckpoint(f"{where}, which is not there. Put it beside the model.")
+        raise UnsupportedCheckpoint(f"{where}, which does not exist. Put it beside the model.")
     offset, nbytes = tensor.offset or 0, tensor.nbytes
     if tensor.length not in (None, nbytes):
         raise UnsupportedCheckpoint(f"{where} with {tensor.length} bytes, but its shape takes {nbytes}.")
@@ -48,9 +48,9 @@ def external_file(path: Path, tensor: ir.ExternalTensor) -> Path:
 
 
 def chunks_of(path: Path, tensor: ir.TensorProtocol) -> Iterator[memoryview]:
-    """Yield the bytes of a tensor of the model at a path, little-endian."""
+    """Yield the little-endian bytes of a tensor of the model at `path`."""
     if tensor.dtype == ir.DataType.STRING:
-        raise UnsupportedCheckpoint(f"`{tensor.name}` in `{path}` holds texts, which no other format has.")
+        raise UnsupportedCheckpoint(f"`{tensor.name}` in `{path}` holds strings, which no other format supports.")
     if not isinstance(tensor, ir.ExternalTensor):
         data = tensor.tobytes()
         if len(data) != tensor.nbytes:
@@ -69,14 +69,18 @@ def chunks_of(path: Path, tensor: ir.TensorProtocol) -> Iterator[memoryview]:
 
 
 class DataFile:
-    """A file beside a model, to which tensors are appended."""
+    """A file of external data to which tensors are appended.
+
+    Args:
+        path: Path of the file, beside the model.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = path.open("wb")
 
     def append(self, spec: TensorSpec, dtype: ir.DataType, chunks: Iterator[memoryview]) -> ir.ExternalTensor:
-        """Write a tensor; returns what stands for it in the model."""
+        """Append a tensor and return the reference to it for the model."""
         if spec.nbytes >= _LARGE:
             self._file.write(bytes(-self._file.tell() % _PAGE))
         offset = self._file.tell()
@@ -93,5 +97,5 @@ class DataFile:
         )
 
     def close(self) -> None:
-        """Finish the file."""
+        """Close the file."""
         self._file.close()

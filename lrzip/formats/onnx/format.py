@@ -1,4 +1,4 @@
-"""ONNX: programs with their weights, edited node by node and checked by running them."""
+"""ONNX models, which are edited node by node and checked by running them."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -6,27 +6,31 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lrzip.core.errors import LrzipError, UnsupportedCheckpoint
+from lrzip.core.errors import LrzipError
 from lrzip.core.plan import Entry
+from lrzip.formats.files.keys import refuse_key
 from lrzip.formats.protocols import Checkpoint, Writer
 
 if TYPE_CHECKING:
     from lrzip.formats.onnx.model import OnnxFile
 
 
-# A ModelProto starts with field 1, its IR version, as a small varint, then a text or message field.
+# A ModelProto starts with field 1, the IR version as a small varint, followed by a string or message field.
 _MAGIC = rb"\x08[\x01-\x20][\x12\x1a\x22\x32\x3a\x42]"
 
 
 class Onnx:
-    """Files that end in `.onnx`, or start like one. The ONNX libraries are imported when one is opened."""
+    """Files with the suffix `.onnx` or the first bytes of a model. The ONNX libraries are imported on first use."""
 
     suffixes: Sequence[str] = (".onnx",)
     usage: str | None = None
     is_program = True
+    holds_entries = False
+    holds_metadata = True
+    stores_kinds = True
 
     def matches(self, path: Path) -> bool:
-        """Tell by the suffix, or by the first fields of the message."""
+        """Return whether the suffix or the first fields of the message match."""
         if not path.is_file():
             return False
         with path.open("rb") as file:
@@ -34,12 +38,11 @@ class Onnx:
         return path.suffix.lower() in self.suffixes or re.match(_MAGIC, head) is not None
 
     def open(self, path: Path, *, key: str | None, trust: bool) -> "OnnxFile":
-        """Open a file; there is nothing in it to trust."""
+        """Open a file, which contains no code to trust."""
         from lrzip.formats.onnx.model import OnnxFile
 
         del trust
-        if key:
-            raise UnsupportedCheckpoint(f"`{path}` is ONNX and has no entries, so `--key {key}` names nothing.")
+        refuse_key(path, key, "ONNX")
         return OnnxFile(path)
 
     def files(self, path: Path) -> Sequence[Path]:
@@ -52,11 +55,11 @@ class Onnx:
     def write(
         self, destination: Path, source: Checkpoint, layout: Sequence[Entry], *, drop: Sequence[str]
     ) -> Iterator[Writer]:
-        """Write the source's program with chains of nodes in place of the nodes of replaced layers."""
+        """Write the model of the source with several nodes in place of each replaced layer."""
         from lrzip.formats.onnx.model import OnnxFile
         from lrzip.formats.onnx.writer import write_model
 
-        del drop  # there are no entries beside the program
+        del drop  # a model holds no other entries
         if not isinstance(source, OnnxFile):
             raise LrzipError(f"`{source.path}` holds weights and no program, which `{destination}` needs to be ONNX.")
         with write_model(destination, source, layout) as writer:

@@ -1,4 +1,4 @@
-"""What the constants of an ONNX graph are: weights of nodes that chains can replace, or kept with a reason."""
+"""Find the layers of an ONNX model: the constants that nodes use as weights."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ from lrzip.formats.onnx.data import spec_of
 from lrzip.networks.inference import not_a_weight
 
 SCOPES = "pkg.torch.onnx.name_scopes"
-# Runtimes compute convolutions in blocks of so many channels.
+# Runtimes compute convolutions in blocks of this many channels.
 _CHANNEL_BLOCK = 8
 _OWN_DOMAIN = ("", "ai.onnx")
 _MEANINGLESS = re.compile(r"val_\d+|\d+|onnx::\w+|_?v_?\d+|const\w*?_?\d+|/?Constant\w*", re.IGNORECASE)
@@ -22,13 +22,18 @@ _WEIGHT_INPUT = 1
 
 
 def graphs_of(model: ir.Model, *, functions: bool = False) -> Sequence[ir.Graph]:
-    """Return the graph of a model and the bodies of its If and Loop nodes, also of those in functions if asked for."""
+    """Return the graph of a model and its subgraphs, the bodies of If and Loop nodes.
+
+    Args:
+        model: The model.
+        functions: Whether to include the subgraphs of its functions.
+    """
     inner = [graph for function in model.functions.values() for graph in function.subgraphs()] if functions else []
     return [model.graph, *model.graph.subgraphs(), *inner]
 
 
 def constants_of(model: ir.Model) -> dict[str, ir.Value]:
-    """Return the initializers of all graphs, and the arrays of floats of Constant nodes, by unique names."""
+    """Return the initializers of all graphs and the floating-point arrays of Constant nodes, by unique names."""
     found: dict[str, ir.Value] = {}
     for graph in graphs_of(model):
         constants = [node.outputs[0] for node in graph if node.op_type == "Constant" and _holds_floats(node)]
@@ -47,11 +52,11 @@ def tensor_of(value: ir.Value) -> ir.TensorProtocol:
 
 
 def find_layers(constants: Mapping[str, ir.Value], taken: set[str]) -> Sequence[Layer | Keep]:
-    """Return what each constant is.
+    """Return the constants that are weights of layers, and all others with the reason why they are kept.
 
     Args:
-        constants: By name.
-        taken: Names of all values, which the tensors of chains must not have.
+        constants: Constants by name.
+        taken: Names of all values, which the factors of a layer must not get.
     """
     names: set[str] = set()
     values = set(constants.values())
@@ -71,13 +76,13 @@ def find_layers(constants: Mapping[str, ir.Value], taken: set[str]) -> Sequence[
 
 
 def integer(node: ir.Node, name: str, default: int) -> int:
-    """Return an attribute of a node."""
+    """Return an integer attribute of a node, or the default if it is absent."""
     attribute = node.attributes.get(name)
     return default if attribute is None else attribute.as_int()
 
 
 def _unique(name: str, taken: Container[str], chained: Container[str] = ()) -> str:
-    """Return a name, with a number behind it if it is taken, or if the tensors of a chain could not have it."""
+    """Return a name, with a number appended if it, or a name of the factors of such a layer, is taken."""
     candidate, number = name, 1
     while candidate in taken or any(f"{candidate}.{stage}.weight" in chained for stage in range(MOST_STAGES)):
         number += 1
@@ -92,7 +97,7 @@ def _holds_floats(node: ir.Node) -> bool:
 
 
 def _refused(value: ir.Value) -> str | None:
-    """Return why a constant must stay as it is, whatever its shape."""
+    """Return why a constant must not be replaced whatever its shape, or None."""
     if value.is_graph_input():
         return "also an input of the graph, which may override it"
     if value.is_graph_output():
@@ -106,7 +111,7 @@ def _refused(value: ir.Value) -> str | None:
 
 
 def _what(value: ir.Value, constants: set[ir.Value]) -> tuple[str, int] | str:
-    """Return the kind and groups of the layers that a matrix is the weight of, or why it is none."""
+    """Return the kind and groups of the layers that use a constant as weight, or the reason why it is not a weight."""
     shape = tensor_of(value).shape.numpy()
     found = {_use(usage.node, usage.idx, shape, constants) for usage in value.uses()}
     reasons = sorted(what for what in found if isinstance(what, str))
@@ -119,7 +124,7 @@ def _what(value: ir.Value, constants: set[ir.Value]) -> tuple[str, int] | str:
 
 
 def _use(node: ir.Node, index: int, shape: Sequence[int], constants: set[ir.Value]) -> tuple[str, int] | str:
-    """Return what a matrix is to one of its users."""
+    """Return the kind and groups of the layer that a node with this weight is, or the reason why it is not a layer."""
     if node.domain not in _OWN_DOMAIN:
         return f"used by {node.op_type} of the custom domain {node.domain}"
     if node.op_type == "MatMul":
@@ -149,7 +154,7 @@ def _use(node: ir.Node, index: int, shape: Sequence[int], constants: set[ir.Valu
 
 
 def _label(name: str, value: ir.Value) -> str:
-    """Return what people call the layer of a weight."""
+    """Return the name of the layer of a weight: that of the weight, or of the node if exporters invented the weight's."""
     node = next((usage.node for usage in value.uses()), None)
     if node is None or not _MEANINGLESS.fullmatch(name):
         return name.removesuffix(".weight")
@@ -157,7 +162,7 @@ def _label(name: str, value: ir.Value) -> str:
 
 
 def _scope(node: ir.Node) -> str | None:
-    """Return the module that a node was exported from: the last of its scopes but itself."""
+    """Return the path of the module that a node was exported from: the innermost named scope around the node."""
     try:
         scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
     except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -1,4 +1,4 @@
-"""The read side of ONNX: an open model, whose external data is read a tensor at a time."""
+"""Read side of ONNX: an open model, whose external data is read one tensor at a time."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +15,7 @@ from lrzip.core.errors import NotCompared, UnsupportedCheckpoint, UsageError, on
 from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.core.moments import Arguments, Observe
 from lrzip.core.report import Difference
+from lrzip.formats import FORMATS
 from lrzip.formats.onnx.costs import positions_and_macs
 from lrzip.formats.onnx.data import chunks_of, external_file, spec_of
 from lrzip.formats.onnx.graph import constants_of, find_layers, graphs_of, tensor_of
@@ -32,6 +33,7 @@ class OnnxFile:
     others: Sequence[str] = ("graph",)
     chain_kinds: Mapping[str, str] | None = None
     knows_layers = True
+    is_rewritable = True
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,17 +49,17 @@ class OnnxFile:
         self._layers = find_layers(constants, names_of(model))
 
     def tensors(self) -> Mapping[str, TensorSpec]:
-        """Return the initializers of all graphs and the arrays of floats of Constant nodes, in file order."""
+        """Return the specs of the initializers of all graphs and of floating-point Constant nodes, in file order."""
         return self._specs
 
     def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
-        """Return what each tensor is, as the graph says."""
+        """Return the layers that can be factorized, and the tensors that are kept with the reason, by the graph."""
         if architecture:
-            raise UsageError(f"`{self.path}` says itself what its layers are. Leave out `--model`.")
+            raise UsageError(f"`{self.path}` states itself which layers it has. Leave out `--model`.")
         return self._layers
 
     def read(self, name: str) -> Tensor:
-        """Return one tensor."""
+        """Read one tensor."""
         spec = self._specs[name]
         dtype = getattr(torch, spec.dtype, None)
         if not isinstance(dtype, torch.dtype):
@@ -70,34 +72,32 @@ class OnnxFile:
         return chunks_of(self.path, self._stored[name])
 
     def refuse_replacing(self, format_: str) -> None:
-        """Refuse another format: weights of a graph whose nodes go with them are of no use."""
-        if format_ != self.format:
+        """Refuse an output that is not a program: without its nodes, factors of the graph's weights are of no use."""
+        if not FORMATS[format_].is_program:
             raise UsageError(f"`{self.path}` is a program, so the name of the output must end in .onnx.")
 
-    def carries(self, format_: str) -> bool:
-        """Tell whether the output is a program."""
-        return format_ == self.format
-
     def compare(self, output: Path) -> Sequence[Difference]:
-        """Run both models on the same random inputs of the declared shapes, if that was not done before it appeared.
+        """Run both models on the same random inputs of the declared shapes.
+
+        The result is reused if the output was checked before it appeared.
 
         Raises:
-            NotCompared: They cannot be run.
-            LrzipError: This one runs and the output does not.
+            NotCompared: This model cannot be run.
+            LrzipError: This model runs and the output does not.
         """
         if output not in self._outcomes:
-            self.try_out(output, output)
+            self.check_run(output, output)
         outcome = self._outcomes[output]
         if isinstance(outcome, NotCompared):
             raise outcome
         return outcome
 
-    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], observer: Observe) -> None:
-        """Run the model on batches in onnxruntime and show what layers are applied to."""
+    def observe(self, layers: Sequence[Layer], batches: Sequence[Arguments], observer: Observe) -> None:
+        """Run the model on batches in onnxruntime and pass the inputs of layers to an observer."""
         observe_model(self.path, self.nbytes, layers, batches, observer)
 
     def measure(self, inputs: Sequence[InputShape]) -> tuple[Mapping[str, Positions], int] | None:
-        """Return the positions and products of a run, by the shapes that onnx infers."""
+        """Count the multiplications of a run, by the shapes that onnx infers."""
         found = positions_and_macs(self.path, [shape.sizes for shape in inputs])
         if found is None:
             return None
@@ -105,15 +105,19 @@ class OnnxFile:
         return {names[weight]: times for weight, times in found[0].items() if weight in names}, found[1]
 
     def time(self, output: Path, inputs: Sequence[InputShape]) -> Timing | None:
-        """Run both models in onnxruntime, in turns; it fuses nodes, so that layers have no times of their own."""
+        """Time both models alternately in onnxruntime, which fuses nodes, so that single layers have no times."""
         whole = time(self.path, output, [shape.sizes for shape in inputs])
         return Timing(whole, {}) if whole else None
 
-    def try_out(self, written: Path, output: Path) -> None:
-        """Run what was written and will appear as an output, and remember how it compares.
+    def check_run(self, written: Path, output: Path) -> None:
+        """Run a model that was written and compare its outputs with those of this one.
+
+        Args:
+            written: Temporary path of the model.
+            output: Path at which the model will appear, for later calls of `compare`.
 
         Raises:
-            LrzipError: This model runs and what was written does not.
+            LrzipError: This model runs and the one that was written does not.
         """
         try:
             self._outcomes[output] = compare(self.path, written, nbytes=self.nbytes)
@@ -130,12 +134,12 @@ class OnnxFile:
 
 
 def load_model(path: Path) -> ir.Model:
-    """Parse a model; its external data stays where it is.
+    """Parse a model without its external data.
 
     Raises:
-        UnsupportedCheckpoint: It has something that would be lost in writing it again.
+        UnsupportedCheckpoint: The model is damaged, or contains something that would be lost when it is written.
     """
-    absolute = path.absolute()  # external data is looked for beside it, never in the working directory
+    absolute = path.absolute()  # onnx resolves external data relative to the model, not to the working directory
     proto = onnx.load(str(absolute), format="protobuf", load_external_data=False)
     if not proto.HasField("graph"):
         raise UnsupportedCheckpoint(f"`{path}` is damaged or not a checkpoint: it has no graph.")
@@ -152,16 +156,16 @@ def load_model(path: Path) -> ir.Model:
 
 
 def files_of(path: Path, model: ir.Model) -> Sequence[Path]:
-    """Return the file of a model and those of its external data.
+    """Return the file of a model and the files of its external data.
 
     Raises:
-        UnsupportedCheckpoint: One is missing, too short, or not in the model's folder.
+        UnsupportedCheckpoint: A file is missing, too short, or outside of the model's folder.
     """
     return [path, *sorted({external_file(path, tensor) for tensor in external_tensors(model)})]
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    """Yield the tensors of a model, of initializers and of attributes, whose data is in other files."""
+    """Yield the tensors of initializers and attributes whose data is in other files."""
     for graph in graphs_of(model, functions=True):
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):

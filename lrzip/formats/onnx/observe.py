@@ -1,4 +1,4 @@
-"""What the layers of an ONNX model are applied to: a run in onnxruntime with their inputs among the outputs."""
+"""Observe the inputs of the layers of an ONNX model, by running it in onnxruntime with them as further outputs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,17 +21,19 @@ _PROTOBUF_LIMIT = 1 << 31
 def observe_model(
     path: Path, nbytes: int, layers: Sequence[Layer], batches: Sequence[Arguments], observer: Observe
 ) -> None:
-    """Run a model on batches and show what its layers are applied to; those in branches and loops are not seen.
+    """Run a model on batches and pass the inputs of its layers to an observer.
+
+    Layers within branches and loops are not observed.
 
     Args:
-        path: Of the model.
-        nbytes: Of it with its external data.
-        layers: To be watched.
-        batches: Arguments by position or by name. They are cut to the batch size that the model declares, if any.
-        observer: Gets the name of each layer, and its inputs, for every call.
+        path: Path of the model.
+        nbytes: Size of the model with its external data.
+        layers: Layers to observe.
+        batches: Positional or named arguments. They are split into the batch size that the model declares, if any.
+        observer: Function that receives the name and the inputs of a layer, once per call of the layer.
 
     Raises:
-        LrzipError: It is too large to be run so, or does not take the arguments.
+        LrzipError: The model is too large to be run this way, or does not take the arguments.
     """
     if nbytes >= _PROTOBUF_LIMIT:
         raise LrzipError(f"`{path}` is too large to calibrate: onnxruntime takes 2 GB with outputs added. Use PyTorch.")
@@ -50,17 +52,17 @@ def observe_model(
 
 
 def _calls(graph: Any, layers: Mapping[str, Layer]) -> Iterator[tuple[Layer, Any, str]]:
-    """Yield the layers of a graph, with their nodes and the names of what these are applied to."""
+    """Yield the layers of a graph with their nodes and the names of their inputs."""
     constants = {node.output[0]: node.output[0] for node in graph.node if node.op_type == "Constant"}
     for node in graph.node:
-        for place, name in enumerate(node.input[:2]):
+        for index, name in enumerate(node.input[:2]):
             layer = layers.get(constants.get(name, name))
             if layer:
-                yield layer, node, node.input[1 - place]
+                yield layer, node, node.input[1 - index]
 
 
 def _inputs(layer: Layer, node: Any, x: Tensor) -> Inputs:
-    """Return the inputs of a node, by the groups of its weight."""
+    """Return the inputs of a node for each group of its weight."""
     if layer.kind.startswith("conv_transpose"):
         return Inputs(layer.kind, (x,))
     if layer.kind.startswith("conv"):
@@ -86,16 +88,16 @@ def _window(node: Any, kernel: Sequence[int], sizes: Sequence[int]) -> Window:
 
 
 def _feeds(path: Path, inputs: Sequence[Any], arguments: Arguments) -> Iterator[dict[str, Any]]:
-    """Yield what a model takes, in pieces of the batch size that it declares."""
+    """Yield the inputs of a model, in pieces of the batch size that it declares."""
     args, kwargs = arguments
     named = dict(zip([value.name for value in inputs], args, strict=False)) | kwargs
     if len(args) > len(inputs) or set(named) != {value.name for value in inputs}:
         names = ", ".join(f"`{value.name}`" for value in inputs)
-        raise LrzipError(f"`{path}` takes {names}, and the examples have {len(args) + len(kwargs)} inputs.")
-    whole = len(next(iter(named.values())))
+        raise LrzipError(f"`{path}` takes {names}, and the samples have {len(args) + len(kwargs)} inputs.")
+    samples = len(next(iter(named.values())))
     declared = [value.shape[0] for value in inputs if value.shape]
-    size = next((size for size in declared if isinstance(size, int)), whole)
-    for start_ in range(0, whole // size * size, size):
+    size = next((size for size in declared if isinstance(size, int)), samples)
+    for start_ in range(0, samples // size * size, size):
         yield {
             value.name: np.ascontiguousarray(named[value.name][start_ : start_ + size].numpy()).astype(_dtype(value))
             for value in inputs
@@ -103,6 +105,6 @@ def _feeds(path: Path, inputs: Sequence[Any], arguments: Arguments) -> Iterator[
 
 
 def _dtype(value: Any) -> str:
-    """Return numpy's name of what onnxruntime calls `tensor(float)`."""
+    """Return the name of NumPy's dtype for a type of onnxruntime such as `tensor(float)`."""
     name = str(value.type).removeprefix("tensor(").removesuffix(")")
     return {"float": "float32", "double": "float64"}.get(name, name)

@@ -1,4 +1,4 @@
-"""Two ONNX models side by side in onnxruntime, on the same random inputs."""
+"""Run ONNX models in onnxruntime: compare the outputs or the run times of two models on the same random inputs."""
 
 import os
 import re
@@ -19,33 +19,33 @@ from lrzip.networks.timing import time_alternately
 
 Arrays: TypeAlias = Mapping[str, np.ndarray[Any, Any]]
 _SEED = 0
-# Sizes to try in turn for a symbolic dimension that comes first in a shape, and for the others.
+# Sizes that are tried for symbolic dimensions: of the first dimension of a shape, and of the others.
 _SIZES = ((2, 2), (1, 4), (1, 32), (1, 512), (1, 256), (32, 32), (256, 256))
 _FLOATS = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
 _INTEGERS = {f"tensor({sign}int{bits})": np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)}
-# Below every vocabulary and every number of classes of a mask.
+# Integers are 0 or 1, which are valid indices of any table and valid values of a mask.
 _INTEGER_LIMIT = 2
 _FATAL = 4
-# Larger inputs, and longer runs, are not tried: a model may ask for any.
+# Limits of the inputs and of a run, since a model may declare any size.
 _MOST_ELEMENTS = 1 << 24
 _SECONDS = 60.0
 
 
 def compare(dense: Path, small: Path, *, nbytes: int) -> Sequence[Difference]:
-    """Return by how much each output of a model changed.
+    """Return the difference of each output of two models on the same random inputs.
 
     Args:
-        dense: The model.
-        small: What was made of it.
-        nbytes: Size of the model with its external data.
+        dense: Path of the original model.
+        small: Path of the compressed model.
+        nbytes: Size of the original model in bytes, with its external data.
 
     Raises:
-        NotCompared: onnxruntime is not installed, or the model does not run on random inputs.
-        LrzipError: The model runs and what was made of it does not.
+        NotCompared: onnxruntime is not installed, or the original model does not run on random inputs.
+        LrzipError: The original model runs and the compressed one does not.
     """
     onnxruntime = _runtime()
     if 2 * nbytes > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
-        raise NotCompared("running the model may take more memory than there is.")
+        raise NotCompared("running the model may take more memory than is available.")
     feed, before, reason = _dense_run(onnxruntime, dense)
     try:
         session = _session(onnxruntime, small)
@@ -54,7 +54,7 @@ def compare(dense: Path, small: Path, *, nbytes: int) -> Sequence[Difference]:
         raise
     except Exception as error:
         raise LrzipError(
-            f"`{small.name}` would not run in onnxruntime, unlike the model it is made of: {_line(error)}."
+            f"`{small.name}` would not run in onnxruntime, unlike the original model: {_line(error)}."
         ) from error
     if reason:
         raise NotCompared(reason)
@@ -62,12 +62,12 @@ def compare(dense: Path, small: Path, *, nbytes: int) -> Sequence[Difference]:
 
 
 def time(dense: Path, small: Path, sizes: Sequence[Sequence[int]]) -> Latency | None:
-    """Return how long both models run on the same random inputs; None where they do not.
+    """Return the run times of two models on the same random inputs, or None if one does not run.
 
     Args:
-        dense: The model.
-        small: What was made of it.
-        sizes: Of the inputs; none for the declared ones, with symbolic dimensions of size 1.
+        dense: Path of the original model.
+        small: Path of the compressed model.
+        sizes: Shapes of the inputs. If empty, the declared ones are used, with symbolic dimensions of size 1.
     """
     try:
         onnxruntime = _runtime()
@@ -77,7 +77,7 @@ def time(dense: Path, small: Path, sizes: Sequence[Sequence[int]]) -> Latency | 
         generator = np.random.default_rng(_SEED)
         feed = {i.name: _random(generator, i.type, tuple(s)) for i, s in zip(inputs, shapes, strict=True)}
         return time_alternately(*(partial(session.run, None, feed) for session in sessions))
-    except Exception:  # onnxruntime raises anything where a model does not take what it is given
+    except Exception:  # onnxruntime raises exceptions of many classes for unsuitable inputs
         return None
 
 
@@ -90,7 +90,7 @@ def _runtime() -> Any:
 
 
 def _dense_run(onnxruntime: Any, path: Path) -> tuple[Arrays, Arrays, str | None]:
-    """Return the first inputs that a model runs on and has finite outputs for, these outputs, or why there are none."""
+    """Return random inputs for which a model has finite outputs, these outputs, and the reason if there are none."""
     try:
         session = _session(onnxruntime, path)
     except Exception as error:
@@ -107,14 +107,14 @@ def _dense_run(onnxruntime: Any, path: Path) -> tuple[Arrays, Arrays, str | None
                 continue
             if all(np.isfinite(value).all() for value in outputs.values()):
                 return feed, outputs, None
-            reasons.append("the model puts out NaN or Inf for random inputs.")
+            reasons.append("the model returns NaN or Inf for random inputs.")
     except NotCompared as error:
         return {}, {}, str(error)
     return {}, {}, reasons[0] if reasons else "the model declares inputs that are too large to try."
 
 
 def _feeds(inputs: Sequence[Any]) -> Iterator[Arrays]:
-    """Yield random inputs, of other sizes each time if the shapes leave some open."""
+    """Yield random inputs of the declared shapes, with other sizes of the symbolic dimensions each time."""
     for item in inputs:
         if item.type not in {*_FLOATS, *_INTEGERS, "tensor(bool)"}:
             raise NotCompared(f"the input `{item.name}` is a {item.type}.")
@@ -162,10 +162,10 @@ def start(model: bytes) -> Any:
 
 
 def run(session: Any, names: Sequence[str], feed: Arrays) -> Arrays:
-    """Return some outputs of a model.
+    """Return the named outputs of a model.
 
     Raises:
-        ValueError: It does not take the inputs.
+        ValueError: The model does not take the inputs.
     """
     try:
         return dict(zip(names, session.run(names, feed), strict=True))
@@ -183,7 +183,11 @@ def _session(onnxruntime: Any, model: Path | bytes) -> Any:
 
 
 def _run(onnxruntime: Any, session: Any, feed: Arrays) -> Arrays:
-    """Return the outputs that are arrays of numbers; a run that takes too long fails."""
+    """Return the numerical outputs of a model.
+
+    Raises:
+        NotCompared: The run takes too long.
+    """
     names = [item.name for item in session.get_outputs()]
     options = onnxruntime.RunOptions()
     options.log_severity_level = _FATAL

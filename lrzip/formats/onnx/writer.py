@@ -49,7 +49,7 @@ def write_model(destination: Path, source: OnnxFile, layout: Sequence[Entry]) ->
             writer.close()
         (folder / destination.name).write_bytes(content)
         _check(folder / destination.name, source)
-        source.try_out(folder / destination.name, destination)
+        source.check_run(folder / destination.name, destination)
 
 
 class OnnxWriter:

@@ -1,4 +1,4 @@
-"""safetensors: one file, read and written a tensor at a time."""
+"""safetensors: one file, read and written one tensor at a time."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +15,7 @@ from lrzip.core.errors import UnsupportedCheckpoint
 from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.core.plan import Entry
 from lrzip.formats.files.atomic import atomic_file
+from lrzip.formats.files.keys import refuse_key
 from lrzip.formats.files.stream import CODES, NAMES, TensorStream, tensor_bytes
 from lrzip.formats.protocols import Checkpoint, Writer
 from lrzip.networks.architecture import Architecture
@@ -24,17 +25,22 @@ _CHUNK = 1 << 23
 
 
 class SafetensorsFile:
-    """An open safetensors file. The library checks the header; data is read with plain reads, so memory stays small."""
+    """An open safetensors file.
+
+    The header is validated by the safetensors library; data is read with plain reads instead of a memory map, so that
+    resident memory stays small.
+    """
 
     format = "safetensors"
     key = ""
     others: Sequence[str] = ()
     chain_kinds: Mapping[str, str] | None = None
     knows_layers = False
+    is_rewritable = True
 
     def __init__(self, path: Path) -> None:
         with safe_open(path, framework="pt"):
-            pass  # refuses overlaps, holes, truncation, duplicates and shapes that do not match their bytes
+            pass  # raises for overlaps, holes, truncation, duplicates, and shapes that do not match their bytes
         self.path = path
         self.nbytes = path.stat().st_size
         with path.open("rb") as file:
@@ -47,21 +53,25 @@ class SafetensorsFile:
         self._file = path.open("rb")
 
     def rename(self, names: Mapping[str, str]) -> None:
-        """Present tensors under other names; `names` gives them by those in the file."""
+        """Present tensors under other names.
+
+        Args:
+            names: New names by the names in the file; all other tensors keep theirs.
+        """
         self._starts = {names.get(name, name): start for name, start in self._starts.items()}
         specs = (spec.renamed(names.get(name, name)) for name, spec in self._specs.items())
         self._specs = {spec.name: spec for spec in specs}
 
     def tensors(self) -> Mapping[str, TensorSpec]:
-        """Return all tensors in file order."""
+        """Return the specs of all tensors in file order."""
         return self._specs
 
     def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
-        """Return what each tensor is."""
+        """Return the layers that can be factorized, and the tensors that are kept with the reason."""
         return find_layers(self.path, self._specs, architecture)
 
     def read(self, name: str) -> Tensor:
-        """Return one tensor."""
+        """Read one tensor."""
         spec = self._specs[name]
         dtype = getattr(torch, spec.dtype, None)
         if not isinstance(dtype, torch.dtype):
@@ -75,7 +85,7 @@ class SafetensorsFile:
         return torch.frombuffer(data, dtype=dtype).reshape(spec.shape)
 
     def chunks(self, name: str) -> Iterator[memoryview]:
-        """Yield the bytes of one tensor as they are in the file."""
+        """Yield the bytes of one tensor."""
         start = self._starts[name]
         end = start + self._specs[name].nbytes
         for position in range(start, end, _CHUNK):
@@ -92,25 +102,28 @@ class SafetensorsFile:
 
 
 class SafetensorsWriter:
-    """Writes computed tensors as they come."""
+    """Writes each computed tensor as it arrives."""
 
     def __init__(self, stream: TensorStream) -> None:
         self._stream = stream
 
     def put(self, name: str, tensor: Tensor) -> None:
-        """Take one computed tensor."""
+        """Write one computed tensor."""
         self._stream.write(name, [tensor_bytes(tensor)])
 
 
 class Safetensors:
-    """Files that end in `.safetensors`, or start like one."""
+    """Files with the suffix `.safetensors` or the header of one."""
 
     suffixes: Sequence[str] = (".safetensors",)
     usage: str | None = None
     is_program = False
+    holds_entries = False
+    holds_metadata = True
+    stores_kinds = False
 
     def matches(self, path: Path) -> bool:
-        """Tell by the suffix, or by a length followed by a JSON object."""
+        """Return whether the suffix matches, or the file starts with a length and a JSON object."""
         if not path.is_file():
             return False
         with path.open("rb") as file:
@@ -118,28 +131,28 @@ class Safetensors:
         return path.suffix.lower() in self.suffixes or head[8:] == b"{"
 
     def open(self, path: Path, *, key: str | None, trust: bool) -> SafetensorsFile:
-        """Open a file; there is nothing in it to trust."""
+        """Open a file, which contains no code to trust."""
         del trust
-        refuse_key(path, key)
+        refuse_key(path, key, "safetensors")
         return SafetensorsFile(path)
 
     def files(self, path: Path) -> Sequence[Path]:
-        """Return the one file."""
+        """Return the file itself."""
         return [path]
 
     @contextmanager
     def write(
         self, destination: Path, source: Checkpoint, layout: Sequence[Entry], *, drop: Sequence[str]
     ) -> Iterator[Writer]:
-        """Write a file with the source's metadata."""
-        del drop  # there are no entries beside the tensors
+        """Write a file with the metadata of the source."""
+        del drop  # safetensors holds no entries beside the tensors
         with atomic_file(destination) as temporary, stream_tensors(temporary, source, layout) as writer:
             yield writer
 
 
 @contextmanager
 def stream_tensors(path: Path, source: Checkpoint, layout: Sequence[Entry]) -> Iterator[SafetensorsWriter]:
-    """Write tensors to a path, the copied ones at the end."""
+    """Write a file in place: the computed tensors as they arrive, the copied ones when the context exits."""
     for spec in (entry.spec for entry in layout):
         if spec.dtype not in CODES and hasattr(torch, spec.dtype):
             raise UnsupportedCheckpoint(f"safetensors has no dtype for `{spec.name}`, which is {spec.dtype}.")
@@ -148,12 +161,6 @@ def stream_tensors(path: Path, source: Checkpoint, layout: Sequence[Entry]) -> I
         for entry in layout:
             if entry.copied:
                 stream.write(entry.spec.name, source.chunks(entry.origin))
-
-
-def refuse_key(path: Path, key: str | None) -> None:
-    """Refuse `--key` for a format whose files have no entries to choose from."""
-    if key:
-        raise UnsupportedCheckpoint(f"`{path}` is safetensors and has no entries, so `--key {key}` names nothing.")
 
 
 def _spec(name: str, item: Mapping[str, Any]) -> TensorSpec:

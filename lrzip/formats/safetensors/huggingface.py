@@ -1,10 +1,10 @@
-"""A folder of transformers: `config.json` beside safetensors weights, which `from_pretrained` loads.
+"""Folders of transformers: `config.json` beside safetensors weights, which `from_pretrained` loads.
 
-A factorized layer `x` is stored as `x.weight_in` (rank, in) and `x.weight` (out, rank), as nn.Linear stores weights,
-with its bias still in `x.bias`; `config.json` names it under `quantization_config`. Inside lrzip it is `x.0.weight`,
-`x.1.weight` and `x.1.bias`, as everywhere. transformers without lrzip skips a `quantization_config` that it does not
-know: then `x.weight` has another shape than the model's, which it refuses, whereas weights of names that it does not
-know would leave a layer at random values.
+A factorized layer `x` is stored as `x.weight_in` (rank, in) and `x.weight` (out, rank), in the layout of nn.Linear,
+with its bias in `x.bias`, and `config.json` names it under `quantization_config`. Inside lrzip its tensors are called
+`x.0.weight`, `x.1.weight` and `x.1.bias`, as in all formats. The stored names are chosen for safety: transformers
+without lrzip ignores an unknown `quantization_config`, and then refuses `x.weight` because of its shape. Had both
+factors unknown names, it would leave the layer at random values.
 """
 
 import json
@@ -20,10 +20,10 @@ from lrzip.core.chains import find_chains
 from lrzip.core.errors import LrzipError, UnsupportedCheckpoint
 from lrzip.core.layers import Keep, Layer, by_module
 from lrzip.core.plan import Entry
+from lrzip.formats.files.keys import refuse_key
 from lrzip.formats.files.readable import readable
 from lrzip.formats.protocols import Checkpoint, Writer
-from lrzip.formats.safetensors.file import refuse_key
-from lrzip.formats.safetensors.sharded import ShardedFolder, write_folder
+from lrzip.formats.safetensors.sharded import ShardedFolder, weight_files, write_folder
 from lrzip.formats.safetensors.transformers_models import check_ambiguity, conv1d_weights, read_directly
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.inference import find_layers
@@ -32,14 +32,14 @@ METHOD = "lrzip"
 FORMAT_VERSION = 1
 _CONFIG = "config.json"
 _USAGE = "import lrzip.hf before from_pretrained"
-# Suffixes of the tensors of a layer, inside lrzip and in the folder.
+# Suffixes of the tensors of a factorized layer: inside lrzip, and in the folder.
 _SUFFIXES = {"0.weight": "weight_in", "1.weight": "weight", "1.bias": "bias"}
 # Kinds of layers that lrzip.hf has modules for.
 _KINDS = ("linear", "linear_transposed", "conv1d", "conv2d", "conv3d")
 
 
 class HuggingFaceFolder(ShardedFolder):
-    """An open folder, whose factorized layers go by the names of chains."""
+    """An open folder, which presents factorized layers under the names used inside lrzip."""
 
     format = "huggingface"
 
@@ -61,7 +61,11 @@ class HuggingFaceFolder(ShardedFolder):
             stack.pop_all()
 
     def _present_chains(self, ranks: Mapping[str, int], where: str) -> None:
-        """Rename the factors of the layers that `ranks` names, if they are there."""
+        """Rename the factors of the layers in `ranks` to the names used inside lrzip.
+
+        Raises:
+            UnsupportedCheckpoint: The factors of a layer are missing or have another rank.
+        """
         modules = by_module(self.tensors())
         for module, rank in ranks.items():
             under = modules.get(module, {})
@@ -79,7 +83,10 @@ class HuggingFaceFolder(ShardedFolder):
             raise UnsupportedCheckpoint(f"{where} names `{lost}`, whose factors do not fit together.")
 
     def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
-        """Return what each tensor is; `config.json` tells layers whose weights are stored (in, out)."""
+        """Return the layers that can be factorized, and the tensors that are kept with the reason.
+
+        `config.json` determines which weights are stored (in, out).
+        """
         tensors = self.tensors()
         chained = {_key(module, suffix) for module in self.chain_kinds or () for suffix in ("0.weight", "1.weight")}
         reasons = read_directly(self.config, tensors) | dict.fromkeys(chained, "already factorized")
@@ -91,26 +98,29 @@ class HuggingFaceFolder(ShardedFolder):
 
 
 class HuggingFaceWriter:
-    """Writes computed tensors under their names in the folder."""
+    """Writes computed tensors under the names of the folder."""
 
     def __init__(self, writer: Writer, names: Mapping[str, str]) -> None:
         self._writer = writer
         self._names = names
 
     def put(self, name: str, tensor: Tensor) -> None:
-        """Take one computed tensor."""
+        """Write one computed tensor."""
         self._writer.put(self._names.get(name, name), tensor)
 
 
 class HuggingFace:
-    """Folders with a `config.json` that names a model; the other files in them are copied."""
+    """Folders with a `config.json` that names a model, whose other files are copied."""
 
     suffixes: Sequence[str] = ()
     usage: str | None = "To load it: `import lrzip.hf` before `from_pretrained` (pip install 'lrzip-nn[hf]')"
     is_program = False
+    holds_entries = False
+    holds_metadata = True
+    stores_kinds = True
 
     def matches(self, path: Path) -> bool:
-        """Tell by a `config.json` with a model's type or class, or a damaged one, beside safetensors."""
+        """Return whether the folder has safetensors and a `config.json` that names a model, or a damaged one."""
         if not (path / _CONFIG).is_file() or next(path.glob("*.safetensors"), None) is None:
             return False
         try:
@@ -120,20 +130,20 @@ class HuggingFace:
         return "model_type" in config or "architectures" in config
 
     def open(self, path: Path, *, key: str | None, trust: bool) -> HuggingFaceFolder:
-        """Open a folder; there is nothing in it to trust."""
+        """Open a folder, which contains no code to trust."""
         del trust
-        refuse_key(path, key)
+        refuse_key(path, key, "safetensors")
         return HuggingFaceFolder(path)
 
     def files(self, path: Path) -> Sequence[Path]:
-        """Return the weight files of a folder."""
-        return sorted(path.glob("*.safetensors"))
+        """Return the files that hold the tensors of a folder."""
+        return weight_files(path)
 
     def write(
         self, destination: Path, source: Checkpoint, layout: Sequence[Entry], *, drop: Sequence[str]
     ) -> AbstractContextManager[Writer]:
-        """Write a folder with the source's other files; `config.json` comes last and names what is factorized."""
-        del drop  # there are no entries beside the tensors
+        """Write a folder with the other files of the source; `config.json` is written last."""
+        del drop  # safetensors holds no entries beside the tensors
         if not isinstance(source, HuggingFaceFolder):
             raise LrzipError(f"`{source.path}` is no folder with a `config.json`, so `{destination}` cannot be one.")
         return _write(destination, source, layout)
@@ -153,14 +163,14 @@ def _write(destination: Path, source: HuggingFaceFolder, layout: Sequence[Entry]
 
 
 def _chains(source: HuggingFaceFolder, layout: Sequence[Entry]) -> dict[str, str]:
-    """Return the layers that a layout has as chains, computed or carried over, with their kinds."""
+    """Return the kinds of the factorized layers of a layout, computed or copied, by module."""
     carried = {_key(module, "0.weight"): (module, kind) for module, kind in (source.chain_kinds or {}).items()}
     chains: dict[str, str] = {}
     for entry in layout:
         module, _, stage = entry.spec.name.removesuffix(".weight").rpartition(".")
         if entry.kind and stage not in ("0", "1"):
             raise LrzipError(
-                f"`{module}` has more than two factors, which these folders do not hold. "
+                f"`{module}` has more than two factors, which folders of transformers do not support. "
                 "Leave out `--decomposition`, or `--skip` it."
             )
         if entry.kind:
@@ -184,10 +194,10 @@ def _rewritten_config(
 
 
 def _storable(item: Layer | Keep) -> Layer | Keep:
-    """Return what a tensor is, but keep layers for which there is no module of low rank."""
+    """Return a layer, but keep its tensor if `lrzip.hf` has no low-rank module of its kind."""
     if isinstance(item, Keep) or item.kind in _KINDS:
         return item
-    return Keep(item.name, item.weight, f"{item.kind}, for which lrzip.hf has no module of low rank")
+    return Keep(item.name, item.weight, f"{item.kind}, for which lrzip.hf has no low-rank module")
 
 
 def read_ranks(quantization: Mapping[str, Any], where: str) -> dict[str, int]:
@@ -195,10 +205,10 @@ def read_ranks(quantization: Mapping[str, Any], where: str) -> dict[str, int]:
 
     Args:
         quantization: The `quantization_config` of a compressed folder.
-        where: What to call it in messages.
+        where: Description of it for messages.
 
     Raises:
-        UnsupportedCheckpoint: It is malformed, or a later lrzip wrote it.
+        UnsupportedCheckpoint: It is malformed, or was written by a later version of lrzip.
     """
     version = quantization.get("format_version")
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:

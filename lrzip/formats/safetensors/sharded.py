@@ -1,4 +1,4 @@
-"""A folder of safetensors files: several with `model.safetensors.index.json`, or a single `model.safetensors`."""
+"""Folders of safetensors files: shards with `model.safetensors.index.json`, or a single `model.safetensors`."""
 
 import json
 import shutil
@@ -14,9 +14,10 @@ from lrzip.core.errors import LrzipError, UnsupportedCheckpoint
 from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.core.plan import Entry
 from lrzip.formats.files.atomic import atomic_folder
+from lrzip.formats.files.keys import refuse_key
 from lrzip.formats.files.readable import readable
 from lrzip.formats.protocols import Checkpoint, Writer
-from lrzip.formats.safetensors.file import SafetensorsFile, refuse_key, stream_tensors
+from lrzip.formats.safetensors.file import SafetensorsFile, stream_tensors
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.inference import find_layers, is_parameter
 
@@ -24,7 +25,7 @@ _INDEX = "*.safetensors.index.json"
 
 
 class ShardedFolder:
-    """An open folder; a tensor is read from the shard that has it."""
+    """An open folder; each tensor is read from its shard."""
 
     format = "sharded-safetensors"
     key = ""
@@ -32,6 +33,7 @@ class ShardedFolder:
     others: Sequence[str] = ()
     chain_kinds: Mapping[str, str] | None = None
     knows_layers = False
+    is_rewritable = True
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,7 +43,7 @@ class ShardedFolder:
         with ExitStack() as stack:
             self.shards = {name: stack.enter_context(_open_shard(path, name)) for name in names}
             self._shard_of = self._located()
-            self._refuse_lost(self.index["weight_map"] if self.index else {})
+            self._check_index(self.index["weight_map"] if self.index else {})
             self._stack = stack.pop_all()
         self.nbytes = sum(shard.nbytes for shard in self.shards.values())
 
@@ -49,12 +51,17 @@ class ShardedFolder:
         return {tensor: shard for shard in self.shards.values() for tensor in shard.tensors()}
 
     def rename(self, names: Mapping[str, str]) -> None:
-        """Present tensors under other names; `names` gives them by those in the files."""
+        """Present tensors under other names.
+
+        Args:
+            names: New names by the names in the files; all other tensors keep theirs.
+        """
         for shard in self.shards.values():
             shard.rename(names)
         self._shard_of = self._located()
 
-    def _refuse_lost(self, weight_map: Mapping[str, str]) -> None:
+    def _check_index(self, weight_map: Mapping[str, str]) -> None:
+        """Check that every tensor of the index is in its shard, and in no other."""
         for tensor, name in weight_map.items():
             if tensor not in self.shards[name].tensors():
                 raise UnsupportedCheckpoint(
@@ -67,15 +74,15 @@ class ShardedFolder:
             )
 
     def tensors(self) -> Mapping[str, TensorSpec]:
-        """Return all tensors, shard by shard."""
+        """Return the specs of all tensors, shard by shard."""
         return {tensor: shard.tensors()[tensor] for tensor, shard in self._shard_of.items()}
 
     def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
-        """Return what each tensor is."""
+        """Return the layers that can be factorized, and the tensors that are kept with the reason."""
         return find_layers(self.path, self.tensors(), architecture)
 
     def read(self, name: str) -> Tensor:
-        """Return one tensor."""
+        """Read one tensor."""
         return self._shard_of[name].read(name)
 
     def chunks(self, name: str) -> Iterator[memoryview]:
@@ -92,58 +99,66 @@ class ShardedFolder:
 
 
 class ShardedWriter:
-    """Writes each computed tensor into the shard of the tensor that it replaces."""
+    """Writes each computed tensor to the shard of the tensor that it replaces."""
 
     def __init__(self, writers: Mapping[str, Writer]) -> None:
         self._writers = writers
 
     def put(self, name: str, tensor: Tensor) -> None:
-        """Take one computed tensor."""
+        """Write one computed tensor."""
         self._writers[name].put(name, tensor)
 
 
 class Sharded:
-    """Folders; the other files in them are copied."""
+    """Folders of safetensors files, whose other files are copied."""
 
     suffixes: Sequence[str] = ()
     usage: str | None = None
     is_program = False
+    holds_entries = False
+    holds_metadata = True
+    stores_kinds = False
 
     def matches(self, path: Path) -> bool:
-        """Tell whether it is a folder."""
+        """Return whether the path is a folder."""
         return path.is_dir()
 
     def open(self, path: Path, *, key: str | None, trust: bool) -> ShardedFolder:
-        """Open a folder; there is nothing in safetensors to trust."""
+        """Open a folder; safetensors contains no code to trust."""
         del trust
-        refuse_key(path, key)
+        refuse_key(path, key, "safetensors")
         return ShardedFolder(path)
 
     def files(self, path: Path) -> Sequence[Path]:
-        """Return the weight files of a folder."""
-        return sorted(path.glob("*.safetensors"))
+        """Return the files that hold the tensors of a folder."""
+        return weight_files(path)
 
     def write(
         self, destination: Path, source: Checkpoint, layout: Sequence[Entry], *, drop: Sequence[str]
     ) -> AbstractContextManager[Writer]:
         """Write a folder with copies of all other files of the source."""
-        del drop  # there are no entries beside the tensors
+        del drop  # safetensors holds no entries beside the tensors
         if not isinstance(source, ShardedFolder):
             raise LrzipError(f"`{source.path}` is one file, so `{destination}` cannot be a folder. Give it a suffix.")
         return write_folder(destination, source, layout)
+
+
+def weight_files(folder: Path) -> Sequence[Path]:
+    """Return the safetensors files of a folder."""
+    return sorted(folder.glob("*.safetensors"))
 
 
 @contextmanager
 def write_folder(
     destination: Path, source: ShardedFolder, layout: Sequence[Entry], *, texts: Mapping[str, str] | None = None
 ) -> Iterator[ShardedWriter]:
-    """Write a folder: one shard for each of the source's, its index, and copies of all its other files.
+    """Write a folder with one shard for each shard of the source, its index, and copies of all other files.
 
     Args:
-        destination: The folder; it appears when the context is left without an error.
-        source: What is copied from.
-        layout: The tensors; `origin` is a name that the source presents, the name in `spec` is written.
-        texts: Files that are written, last of all, in place of copies.
+        destination: Path of the folder; it appears when the context exits without an error.
+        source: Folder that copied tensors and files come from.
+        layout: Every tensor of the output; `origin` is the name that the source presents, `spec.name` the one written.
+        texts: Contents of files that replace the source's copies, by file name; written last.
     """
     with atomic_folder(destination) as temporary, ExitStack() as stack:
         writers: dict[str, Writer] = {}
@@ -175,7 +190,7 @@ def _read_index(path: Path) -> dict[str, Any]:
 
 
 def _single(path: Path) -> str:
-    names = sorted(file.name for file in path.glob("*.safetensors"))
+    names = [file.name for file in weight_files(path)]
     if len(names) == 1:
         return names[0]
     if not names:

@@ -1,4 +1,4 @@
-"""What names and `config.json` tell about the layers of transformers' models, without transformers itself."""
+"""Properties of the layers of transformers' models, by tensor names and `config.json`, without transformers itself."""
 
 import re
 from collections.abc import Mapping
@@ -7,17 +7,20 @@ from typing import Any
 from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.networks.inference import SETTLE
 
-# Models built of transformers' Conv1D, a linear layer whose weight is stored (in, out), and what they call it.
+# Models that use transformers' Conv1D, a linear layer whose weight is stored (in, out), and the names of these layers.
 _CONV1D_MODELS = ("clvp", "decision_transformer", "gpt2", "imagegpt", "openai-gpt")
 _CONV1D = (".c_attn.weight", ".c_fc.weight", ".c_proj.weight", ".q_attn.weight")
-# Models with convolutions in groups, which shapes alone do not show.
+# Models with grouped convolutions, whose groups cannot be inferred from the shapes of the weights.
 _GROUPED_MODELS = ("regnet", "squeezebert")
-# Layers of a state-space mixer whose weights its kernels take, beside what they compute.
+# Layers of a state-space mixer whose weights are also passed to its kernels directly.
 _MIXED = (".dt_proj.weight", ".x_proj.weight", ".out_proj.weight")
 
 
 def conv1d_weights(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> list[str]:
-    """Return the weights of transformers' Conv1D, by the type of the model, their names and their biases."""
+    """Return the names of the weights of transformers' Conv1D layers.
+
+    They are recognized by the model type, their names, and the shapes of their biases.
+    """
     if config.get("model_type") not in _CONV1D_MODELS:
         return []
     biases = {name: tensors.get(name.removesuffix("weight") + "bias") for name in tensors if name.endswith(_CONV1D)}
@@ -25,7 +28,7 @@ def conv1d_weights(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec])
 
 
 def read_directly(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> dict[str, str]:
-    """Return the tensors that models use without calling a layer, or that transformers joins, each with the reason."""
+    """Return the tensors that a model uses without calling their layer, or that transformers merges, with the reason."""
     experts = _sizes(config, r"\w*experts")
     fused = {name for name, spec in tensors.items() if len(spec.shape) == 3 and spec.shape[0] in experts}
     mixtures = {name.split(".experts.")[0] for name in tensors if ".experts." in name} | {_parent(n) for n in fused}
@@ -34,7 +37,7 @@ def read_directly(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) 
     reasons: dict[str, str] = {}
     for name in tensors:
         if ".experts." in name or name in fused:
-            reasons[name] = "experts of a mixture, which transformers holds in one tensor"
+            reasons[name] = "experts of a mixture, which transformers merges into one tensor"
         elif name.startswith(routers):
             reasons[name] = "the router of a mixture of experts"
         elif name.endswith(_MIXED) and _parent(name) in mixers:
@@ -43,11 +46,11 @@ def read_directly(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) 
 
 
 def check_ambiguity(config: Mapping[str, Any], item: Layer | Keep) -> Layer | Keep:
-    """Return what a tensor was inferred to be, or keep it if the model may be using it otherwise."""
+    """Return an inferred layer, or keep its tensor if the model may use it in another way."""
     if isinstance(item, Keep):
         return item
     if config.get("model_type") in _GROUPED_MODELS and item.kind.startswith("conv"):
-        reason = f"may be a grouped convolution, as {config['model_type']} has them; `--model` tells"
+        reason = f"may be a grouped convolution, as {config['model_type']} has them; `--model` settles it"
         return Keep(item.name, item.weight, reason)
     if item.kind != "linear" or item.weight.shape[0] not in _sizes(config, "vocab_size"):
         return item
@@ -58,11 +61,11 @@ def check_ambiguity(config: Mapping[str, Any], item: Layer | Keep) -> Layer | Ke
 
 
 def _sizes(config: Mapping[str, Any], pattern: str) -> set[int]:
-    """Return the numbers that a model and the models in it have under names of a pattern."""
+    """Return the integers in a config and the configs nested in it whose names match a pattern."""
     parts = [config, *(value for value in config.values() if isinstance(value, dict))]
     return {n for part in parts for name, n in part.items() if re.fullmatch(pattern, name) and isinstance(n, int)}
 
 
 def _parent(name: str) -> str:
-    """Return the module in which the module of a tensor is."""
+    """Return the parent of the module that a tensor belongs to."""
     return name.rpartition(".")[0].rpartition(".")[0]

@@ -1,1 +1,1 @@
-"""Formats that torch writes: state dicts, modules, TorchScript and exported programs."""
+"""Formats that torch writes: state_dicts, modules, TorchScript and exported programs."""

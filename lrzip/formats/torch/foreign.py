@@ -1,4 +1,4 @@
-"""Files that are not checkpoints lrzip reads, recognized by their bytes and named as what they are."""
+"""Files that lrzip does not read, recognized by their bytes so that messages can name their kind."""
 
 import pickletools
 import re
@@ -13,7 +13,7 @@ from lrzip.core.plan import Entry
 from lrzip.formats.protocols import Checkpoint, Writer
 from lrzip.formats.torch.pickled import opened_pickle
 
-_LONGEST_HEADER = 100_000_000  # of safetensors, by its own reader
+_LONGEST_HEADER = 100_000_000  # limit of a safetensors header, as in the safetensors library
 _STATE_DICT = "Save its weights with `torch.save(model.state_dict(), path)` and compress those."
 _MAGIC = {
     rb"version https://git-lfs": "a Git-LFS pointer, not the file itself. Fetch it with `git lfs pull`",
@@ -32,34 +32,38 @@ _ZIP_MEMBERS = {
 
 
 class Foreign:
-    """All that is recognized only to be refused."""
+    """Files that are recognized only to be refused."""
 
     suffixes: Sequence[str] = ()
     usage: str | None = None
     is_program = False
+    holds_entries = False
+    holds_metadata = False
+    stores_kinds = False
 
     def matches(self, path: Path) -> bool:
-        """Tell whether the bytes are of a kind that has a name here."""
-        return _what(path) is not None
+        """Return whether the bytes are those of a known kind of file that lrzip does not read."""
+        return _kind_of(path) is not None
 
     def open(self, path: Path, *, key: str | None, trust: bool) -> NoReturn:
-        """Refuse, saying what it is."""
+        """Refuse the file with a message that names its kind."""
         del key, trust
-        raise UnsupportedCheckpoint(f"`{path}` is {str(_what(path)).removesuffix('.')}.")
+        raise UnsupportedCheckpoint(f"`{path}` is {str(_kind_of(path)).removesuffix('.')}.")
 
     def files(self, path: Path) -> Sequence[Path]:
-        """Return the one file."""
+        """Return the file itself."""
         return [path]
 
     def write(
         self, destination: Path, source: Checkpoint, layout: Sequence[Entry], *, drop: Sequence[str]
     ) -> AbstractContextManager[Writer]:
-        """Refuse: nothing is ever read in these formats that could be written back."""
+        """Refuse: these formats are never written."""
         del source, layout, drop
         raise UnsupportedCheckpoint(f"lrzip does not write `{destination}`.")
 
 
-def _what(path: Path) -> str | None:
+def _kind_of(path: Path) -> str | None:
+    """Return a description of a file that lrzip does not read, or None for all others."""
     if path.is_dir():
         return None
     if not path.is_file():
@@ -68,7 +72,8 @@ def _what(path: Path) -> str | None:
         head = file.read(512)
     if not head:
         return "empty"
-    # The length of a safetensors header may begin like anything below, but no file there has one of so few digits.
+    # The length of a safetensors header can look like any magic number below, but none of these kinds of files has a
+    # small length followed by a brace.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LONGEST_HEADER:
         return None
     if head.startswith(b"PK\x03\x04"):
@@ -78,12 +83,12 @@ def _what(path: Path) -> str | None:
             if any(re.fullmatch(pattern, name) for name in names):
                 return what
     with opened_pickle(path) as file:
-        found = _what_object(file) if file else None
+        found = _refused_protocol(file) if file else None
     return found or next((what for magic, what in _MAGIC.items() if re.match(magic, head)), None)
 
 
-def _what_object(file: IO[bytes]) -> str | None:
-    """Return what a pickle is if it is of a protocol that torch.save uses only if told so; executes nothing."""
+def _refused_protocol(file: IO[bytes]) -> str | None:
+    """Return a description of a pickle whose protocol torch.save does not use by default; executes nothing."""
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name == "PROTO" and argument != 2:
             return (

@@ -1,4 +1,7 @@
-"""Whole modules, as `torch.save(model)` writes them: their weights without running anything, with trust themselves."""
+"""Modules saved by `torch.save(model)`.
+
+Their weights are read without executing anything. With trust the module itself is loaded, and can be written again.
+"""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,9 +19,10 @@ from lrzip.formats import FORMATS
 from lrzip.formats.files.atomic import atomic_file
 from lrzip.formats.files.inert import outermost_class
 from lrzip.formats.protocols import Checkpoint, Format, Writer
+from lrzip.formats.torch.collecting import CollectingWriter
 from lrzip.formats.torch.pickled import PickledFile, opened_pickle
 from lrzip.formats.torch.raw import refuse_other_dtypes
-from lrzip.formats.torch.state_dict import StateDictWriter, save_to
+from lrzip.formats.torch.state_dict import save_to
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.build import importable
 from lrzip.networks.inference import find_layers
@@ -26,23 +30,24 @@ from lrzip.networks.surgery import leave_fast_paths, replaced
 
 
 class ModuleFile(PickledFile):
-    """An open file of a whole module. With trust the module is loaded, and says what its layers are."""
+    """An open file of a module. With trust the module is loaded and determines the layers."""
 
     def __init__(self, path: Path, *, key: str | None, trust: bool) -> None:
         super().__init__(path, key=key)
         self.trust = trust
         self.knows_layers = trust
+        self.is_rewritable = trust
         self._architecture = Architecture.of(self.load()) if trust else None
 
     def load(self) -> nn.Module:
-        """Load the module, which runs code from the file.
+        """Load the module, which executes code from the file.
 
         Raises:
-            UnsupportedCheckpoint: Its class cannot be imported, or does not load.
+            UnsupportedCheckpoint: The class of the module cannot be imported, or the file does not load.
         """
         try:
             with importable(Path.cwd()), warnings.catch_warnings():
-                # A class whose source differs from the one that was saved is the user's own, and newer.
+                # A class whose source differs from the saved one is the user's own, in a newer version.
                 warnings.simplefilter("ignore", torch.serialization.SourceChangeWarning)
                 module = torch.load(self.path, map_location="cpu", weights_only=False)
         except Exception as error:
@@ -51,45 +56,51 @@ class ModuleFile(PickledFile):
                 "Make the class importable, or leave out `--trust`, which gives its state_dict."
             ) from error
         if not isinstance(module, nn.Module):
-            raise UnsupportedCheckpoint(f"`{self.path}` holds `{self.kind}`, which is no module.")
+            raise UnsupportedCheckpoint(f"`{self.path}` holds `{self.kind}`, which is not a module.")
         return module
 
     def network(self) -> nn.Module:
-        """Return the module."""
+        """Load the module.
+
+        Raises:
+            UntrustedFile: The file is not trusted.
+        """
         if not self.trust:
             raise UntrustedFile(
-                f"`{self.path}` is a module of class `{self.kind}`, and loading it can run code from the file. Pass "
+                f"`{self.path}` is a module of class `{self.kind}`, and loading it can execute code from the file. Pass "
                 "`--trust` if you know where it came from, or build the network by `--model`."
             )
         return self.load()
 
     def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
-        """Return what each tensor is, as the module says if it is trusted."""
-        known = architecture or self._architecture
-        kinds: dict[str, str] | None = {} if self.trust else None  # the module itself tells which chains are whose
-        return find_layers(self.path, self.tensors(), known, untouchable=self.untouchable(), kinds=kinds)
+        """Return the layers that can be factorized, and the tensors that are kept with the reason.
 
-    def carries(self, format_: str) -> bool:
-        """Tell whether the output is the module itself."""
-        return self.trust and format_ == self.format
+        With trust they follow from the module, otherwise they are inferred.
+        """
+        known = architecture or self._architecture
+        kinds: dict[str, str] | None = {} if self.trust else None  # a module keeps the kinds of its layers
+        return find_layers(self.path, self.tensors(), known, untouchable=self.untouchable(), kinds=kinds)
 
 
 class Module:
-    """Files of torch.save that hold a module rather than its state_dict."""
+    """Files of torch.save that hold a module instead of its state_dict."""
 
     suffixes: Sequence[str] = (".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")
     usage: str | None = None
     is_program = False
+    holds_entries = True
+    holds_metadata = False
+    stores_kinds = True
 
     def matches(self, path: Path) -> bool:
-        """Tell by the class of the outermost object."""
+        """Return whether the outermost object of the file is neither a container nor a tensor."""
         if not path.is_file():
             return False
         with opened_pickle(path) as file:
             return file is not None and outermost_class(file) is not None
 
     def open(self, path: Path, *, key: str | None, trust: bool) -> ModuleFile:
-        """Open a file; without `trust`, the module is not loaded."""
+        """Open a file; without `trust` the module is not loaded."""
         return ModuleFile(path, key=key, trust=trust)
 
     def files(self, path: Path) -> Sequence[Path]:
@@ -99,7 +110,7 @@ class Module:
     def write(
         self, destination: Path, source: Checkpoint, layout: Sequence[Entry], *, drop: Sequence[str]
     ) -> AbstractContextManager[Writer]:
-        """Write the module with its layers replaced if it is trusted, else a state_dict of its weights."""
+        """Write the module with layers replaced if the source is trusted, otherwise a state_dict of its weights."""
         if isinstance(source, ModuleFile) and source.trust:
             return _write_module(destination, source, layout)
         state_dict: Format = FORMATS["state_dict"]
@@ -110,7 +121,7 @@ class Module:
 def _write_module(destination: Path, source: ModuleFile, layout: Sequence[Entry]) -> Iterator[Writer]:
     refuse_other_dtypes(source, layout)
     with atomic_file(destination) as temporary:
-        writer = StateDictWriter()
+        writer = CollectingWriter()
         yield writer
         module = _rewritten(source, layout, writer.tensors)
         with temporary.open("wb") as file:

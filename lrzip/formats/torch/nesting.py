@@ -1,4 +1,4 @@
-"""State_dicts inside the nested dicts of training checkpoints: finding them, and putting others in their place."""
+"""Find a state_dict inside the nested dicts of a training checkpoint, and replace it."""
 
 import copy
 import re
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lrzip.core.errors import UnsupportedCheckpoint
 
-# Averaged weights come first: they are the ones that a training run means to be used.
+# Averaged weights come first, since they are the ones intended for inference.
 _ENTRIES = (
     "state_dict_ema", "model_ema", "params_ema", "params-ema", "ema_state_dict",
     "state_dict", "model_state_dict", "model", "params", "net", "network", "weights", "module",
@@ -18,7 +18,18 @@ _ENTRIES = (
 
 
 def find_weights(path: Path, content: Any, key: str | None) -> tuple[str, ...]:
-    """Return the keys that lead to the state_dict: those of `--key`, else the first usual entry, else the largest."""
+    """Return the keys of nested dicts that lead to the state_dict.
+
+    Without a key, the first entry with a conventional name is chosen, otherwise the largest dict of tensors.
+
+    Args:
+        path: Path of the file, for messages.
+        content: Content of the file.
+        key: Dotted name of the entry to choose.
+
+    Raises:
+        UnsupportedCheckpoint: There is no such entry, no state_dict, or no single largest one.
+    """
     if key:
         steps = _resolve(content, key.split("."))
         if steps is None:
@@ -27,7 +38,7 @@ def find_weights(path: Path, content: Any, key: str | None) -> tuple[str, ...]:
     if not isinstance(content, dict):
         raise UnsupportedCheckpoint(f"`{path}` holds a {type(content).__name__}, not a state_dict.")
     for entry in _ENTRIES:
-        found = _usual(content.get(entry))
+        found = _steps_within(content.get(entry))
         if found is not None:
             return (entry, *found)
     dicts = {(): content} | {(name,): value for name, value in content.items() if isinstance(name, str)}
@@ -41,8 +52,8 @@ def find_weights(path: Path, content: Any, key: str | None) -> tuple[str, ...]:
     raise UnsupportedCheckpoint(f"`{path}` holds several state_dicts of one size. Choose with `--key`: {names}.")
 
 
-def _usual(value: Any) -> tuple[str, ...] | None:
-    """Return the way to the tensors within a usual entry, which may hold another: `{"model": {"state_dict": …}}`."""
+def _steps_within(value: Any) -> tuple[str, ...] | None:
+    """Return the keys to the tensors within an entry, which may be nested: `{"model": {"state_dict": …}}`."""
     if not isinstance(value, dict):
         return None
     for entry in _ENTRIES:
@@ -52,7 +63,7 @@ def _usual(value: Any) -> tuple[str, ...] | None:
 
 
 def _resolve(content: Any, parts: Sequence[str]) -> tuple[str, ...] | None:
-    """Return the steps of a dotted key, of which a step may itself contain dots."""
+    """Split a dotted key into the keys of nested dicts, which may contain dots themselves."""
     if not parts:
         return () if _has_tensors(content) else None
     for count in range(1, len(parts) + 1):
@@ -65,7 +76,7 @@ def _resolve(content: Any, parts: Sequence[str]) -> tuple[str, ...] | None:
 
 
 def descend(content: Any, steps: Sequence[str]) -> Any:
-    """Return what the steps lead to in nested dicts."""
+    """Return the value at a sequence of keys in nested dicts."""
     for step in steps:
         content = content[step]
     return content
@@ -85,7 +96,7 @@ def _listing(content: Any) -> str:
 
 
 def beside(content: Any, steps: Sequence[str], tensors: Container[str]) -> list[str]:
-    """Return the names of the entries beside the tensors, on every level of the nesting."""
+    """Return the dotted names of the entries beside the tensors, on every level of the nesting."""
     names = [str(name) for name in descend(content, steps) if name not in tensors]
     for depth in range(len(steps)):
         level = descend(content, steps[:depth])
@@ -94,7 +105,15 @@ def beside(content: Any, steps: Sequence[str], tensors: Container[str]) -> list[
 
 
 def rebuilt(content: Any, steps: Sequence[str], state: Any, dropped: Sequence[str], at: tuple[str, ...] = ()) -> Any:
-    """Return a copy of nested dicts with another state_dict at the end of `steps`, without the `dropped` entries."""
+    """Return a copy of nested dicts with another state_dict.
+
+    Args:
+        content: Nested dicts.
+        steps: Keys that lead to the state_dict.
+        state: State_dict to put there.
+        dropped: Dotted names of the entries to leave out.
+        at: Keys that lead to `content`, for the recursion.
+    """
     if len(at) == len(steps):
         return state
     step = steps[len(at)]
@@ -107,12 +126,12 @@ def rebuilt(content: Any, steps: Sequence[str], state: Any, dropped: Sequence[st
 
 
 def refilled(mapping: Any, items: Sequence[tuple[Any, Any]]) -> Any:
-    """Return a copied dict with other items; its class and attributes, such as `_metadata`, stay."""
+    """Replace the items of a dict in place; its class and attributes, such as `_metadata`, are preserved."""
     mapping.clear()
     mapping.update(items)
     return mapping
 
 
 def optimizer_entries(names: Sequence[str]) -> list[str]:
-    """Return the entries, of those beside the weights, that hold the state of an optimizer."""
+    """Return those of the entries beside the tensors that hold the state of an optimizer."""
     return [name for name in names if re.match(r"optim", name.rpartition(".")[2], re.IGNORECASE)]

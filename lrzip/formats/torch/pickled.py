@@ -1,4 +1,4 @@
-"""What torch.save writes, read without obeying its pickle: modules of any class, and whatever stands beside weights."""
+"""Read files of torch.save without executing their pickle, whatever classes they contain."""
 
 import mmap
 import struct
@@ -12,6 +12,7 @@ from typing import IO, Any
 import torch
 
 from lrzip.core.errors import UnsupportedCheckpoint, UntrustedFile
+from lrzip.formats import FORMATS
 from lrzip.formats.files.archive import checked_members
 from lrzip.formats.files.inert import Handle, Inert, Name, read_pickle
 from lrzip.formats.files.raw import DTYPES, Block, RawTensor, members_of
@@ -19,7 +20,7 @@ from lrzip.formats.torch.nesting import beside, descend, find_weights
 from lrzip.formats.torch.raw import RawFile
 
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-_LEGACY_PICKLES = 3  # a magic number, the protocol's version, and facts about the machine precede the object
+_LEGACY_PICKLES = 3  # a magic number, the protocol's version, and a description of the machine precede the object
 _STORAGES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -41,13 +42,13 @@ _TENSORS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
 
 @dataclass
 class Pickled:
-    """The content of a file of torch.save, as inert objects.
+    """Content of a file of torch.save, as inert objects.
 
     Attributes:
-        content: The object that was saved.
-        blocks: Where the bytes of each storage are, by key.
-        left: How many entries may still be looked at. Each takes bytes of the pickle, unless it is shared: that is how
-            a small file could unfold to a huge tree.
+        content: The saved object.
+        blocks: Bytes of each storage, by key.
+        left: Number of entries that may still be visited, initially the size of the pickle. Only a pickle that refers
+            to the same objects many times, and would unfold to a huge tree, has more entries than bytes.
     """
 
     content: Any
@@ -55,13 +56,13 @@ class Pickled:
     left: int
 
     def tensor(self, value: Any) -> RawTensor | None:
-        """Return what an inert object is if it is a tensor or parameter."""
+        """Return the tensor that an inert object stands for, or None if it is not a tensor or parameter."""
         name = value.name if isinstance(value, Inert) else None
         if name is None:
             return None
         if name.module == "torch._utils" and name.name in _PARAMETERS:
             return self.tensor(value.arguments[0])
-        if name == ("torch._tensor", "_rebuild_from_type_v2"):  # a tensor with attributes: how to make it, class, with
+        if name == ("torch._tensor", "_rebuild_from_type_v2"):  # tensor subclass: constructor, class, arguments
             function, _, arguments, *_ = value.arguments
             return self.tensor(Inert(function, arguments)) if isinstance(function, Name) else None
         if name.module == "torch._utils" and name.name in _TENSORS:
@@ -73,13 +74,16 @@ class Pickled:
         stored = _STORAGES.get(of.name)
         dtype = DTYPES.get(rest[2].name) if len(rest) > 2 and isinstance(rest[2], Name) else stored
         if kind != "storage" or stored is None or dtype is None:
-            return None  # quantized, which is no plain tensor
-        view = storage.identity[5] if len(storage.identity) > 5 else None  # of legacy files: its key, offset and size
+            return None  # quantized, so not a plain tensor
+        view = storage.identity[5] if len(storage.identity) > 5 else None  # of legacy files: key, offset, size
         within = view[1] * stored.itemsize // dtype.itemsize if view else 0
         return RawTensor(self.blocks[str(key)], dtype, tuple(shape), tuple(strides), offset + within)
 
     def module(self, value: Any) -> dict[str, RawTensor | None] | None:
-        """Return the state_dict of an inert object if it is a module; None stands for what is no plain tensor."""
+        """Return the state_dict of an inert object, or None if it is not a module.
+
+        Its values are None where a parameter or buffer is not a plain tensor.
+        """
         state = mapping_of(value.state) if isinstance(value, Inert) else None
         if state is None or "_modules" not in state or "_parameters" not in state:
             return None
@@ -89,10 +93,10 @@ class Pickled:
 
     def _gather(self, state: Mapping[Any, Any], prefix: str, found: dict[str, RawTensor | None]) -> None:
         self.count()
-        passing = _listed(state.get("_non_persistent_buffers_set"))
+        transient = _listed(state.get("_non_persistent_buffers_set"))
         for group in ("_parameters", "_buffers"):
             for name, value in (mapping_of(state.get(group)) or {}).items():
-                if value is not None and name not in passing:
+                if value is not None and name not in transient:
                     found[f"{prefix}{name}"] = self.tensor(value)
         for name, child in (mapping_of(state.get("_modules")) or {}).items():
             inner = mapping_of(child.state) if isinstance(child, Inert) else None
@@ -100,7 +104,7 @@ class Pickled:
                 self._gather(inner, f"{prefix}{name}.", found)
 
     def tree(self, value: Any) -> Any:
-        """Return nested dicts of tensors, where modules are their state_dicts; None stands for all else."""
+        """Return nested dicts of tensors, with state_dicts for modules and None for everything else."""
         self.count()
         found: Any = self.tensor(value) or self.module(value)
         mapping = mapping_of(value)
@@ -109,10 +113,10 @@ class Pickled:
         return found
 
     def count(self) -> None:
-        """Count an entry.
+        """Count one visited entry.
 
         Raises:
-            ValueError: There are more than the pickle has bytes.
+            ValueError: There are more entries than the pickle has bytes.
         """
         self.left -= 1
         if self.left < 0:
@@ -120,11 +124,11 @@ class Pickled:
 
 
 class PickledFile(RawFile):
-    """An open file of torch.save whose pickle is not obeyed.
+    """An open file of torch.save whose pickle is not executed.
 
     Attributes:
-        kind: The class of the module that it holds, or None for a state_dict.
-        refusal: Why what stands beside the tensors cannot be written back.
+        kind: Class of the module in the file, or None for a state_dict.
+        refusal: Reason why the entries beside the tensors cannot be written again.
     """
 
     def __init__(self, path: Path, *, key: str | None, refusal: str = "") -> None:
@@ -132,7 +136,7 @@ class PickledFile(RawFile):
         content: Any = pickled.tree(pickled.content)
         if not isinstance(content, dict) and isinstance(pickled.content, Inert):
             raise UnsupportedCheckpoint(
-                f"`{path}` is a whole pickled object of class `{pickled.content.name}`, not a module or a state_dict. "
+                f"`{path}` is a pickled object of class `{pickled.content.name}`, not a module or a state_dict. "
                 "Save its weights with `torch.save(model.state_dict(), path)` and compress those."
             )
         steps = find_weights(path, _outline(content), key)
@@ -146,19 +150,14 @@ class PickledFile(RawFile):
         self.key = ".".join(steps)
 
     def refuse_replacing(self, format_: str) -> None:
-        """Refuse to write what stands beside the weights, which would have to be loaded."""
-        if format_ == self.format == "state_dict":
+        """Refuse an output that would hold the entries beside the tensors, which would have to be loaded."""
+        if self.kind is None and FORMATS[format_].holds_entries:
             raise UntrustedFile(self.refusal)
-
-    def carries(self, format_: str) -> bool:
-        """Tell that no output keeps what is beside the tensors."""
-        del format_
-        return False
 
 
 @contextmanager
 def opened_pickle(path: Path) -> Iterator[IO[bytes] | None]:
-    """Open a file of torch.save at the pickle of its object; None for a file that is no such thing."""
+    """Open a file of torch.save at the pickle of the saved object; yield None for other files."""
     with path.open("rb") as file, ExitStack() as stack:
         head = file.read(len(_LEGACY))
         if head == _LEGACY:
@@ -186,7 +185,7 @@ def read_file(path: Path) -> Pickled:
 
 
 def read_archive(path: Path) -> Pickled:
-    """Read the pickle in a checked zip archive and tell where its storages are."""
+    """Read the pickle in a zip archive that was checked, and locate its storages."""
     members = members_of(path)
     name = next(name for name in members if name.rpartition("/")[2] == "data.pkl")
     root = name.removesuffix("data.pkl")
@@ -203,12 +202,12 @@ def read_archive(path: Path) -> Pickled:
 
 
 def _mapped(file: IO[bytes]) -> Any:
-    """Map a file, so that a length in it beyond its end asks for no memory."""
+    """Map a file into memory, so that a length beyond its end allocates nothing."""
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _read_legacy(file: IO[bytes], size: int) -> Pickled:
-    """Read a file of four pickles, a list of storages, and each storage: its length and its bytes."""
+    """Read a legacy file: four pickles, a list of storages, and each storage as its length and bytes."""
     for _ in range(_LEGACY_PICKLES):
         read_pickle(file)
     start = file.tell()
@@ -222,14 +221,14 @@ def _read_legacy(file: IO[bytes], size: int) -> Pickled:
         (count,) = struct.unpack("<q", file.read(8))
         block = Block(file.tell(), count * sizes[str(key)])
         if count < 0 or block.start + block.nbytes > size:
-            raise ValueError("its storages go beyond its end")
+            raise ValueError("its storages exceed the file")
         blocks[str(key)] = block
         file.seek(block.start + block.nbytes)
     return Pickled(content, blocks, left)
 
 
 def _class_of(pickled: Pickled, steps: Sequence[str]) -> str | None:
-    """Return the class of the object at an entry if it is a module."""
+    """Return the class of the object at an entry, or None if it is not a module."""
     value = pickled.content
     for step in steps:
         value = (mapping_of(value) or {}).get(step)
@@ -237,7 +236,7 @@ def _class_of(pickled: Pickled, steps: Sequence[str]) -> str | None:
 
 
 def mapping_of(value: Any) -> Mapping[Any, Any] | None:
-    """Return the entries of a dict or of an inert object that is one, such as an OrderedDict."""
+    """Return the items of a dict, or of an inert object that is a dict such as OrderedDict; otherwise None."""
     if isinstance(value, dict):
         return value
     is_dict = isinstance(value, Inert) and (value.items or value.name == ("collections", "OrderedDict"))
@@ -245,14 +244,14 @@ def mapping_of(value: Any) -> Mapping[Any, Any] | None:
 
 
 def _listed(value: Any) -> Sequence[Any]:
-    """Return the members of a set, which is a list or the arguments of a call."""
+    """Return the members of a set, which is pickled as a list or as the arguments of a call."""
     if isinstance(value, Inert):
         value = value.arguments[0] if value.arguments else []
     return value if isinstance(value, list) else []
 
 
 def _outline(tree: Any) -> Any:
-    """Return nested dicts with tensors that have shapes and no data."""
+    """Return nested dicts with meta tensors, which have shapes and no data."""
     if isinstance(tree, RawTensor):
         return torch.empty(tree.shape, device="meta")
     return {name: _outline(value) for name, value in tree.items()} if isinstance(tree, dict) else tree

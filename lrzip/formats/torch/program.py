@@ -1,7 +1,7 @@
-"""Programs that torch.export.save writes (.pt2).
+"""Programs saved by torch.export.save (.pt2).
 
-The weights are raw bytes beside a list of their shapes, and reading them runs nothing. Loading the program itself,
-which replacing its layers takes, can run code from the file.
+The weights are raw bytes with a list of their shapes, and are read without executing anything. To replace layers the
+program itself must be loaded, which can execute code from the file.
 """
 
 import json
@@ -22,10 +22,13 @@ from lrzip.core.layers import Keep, Layer
 from lrzip.core.moments import Arguments, Observe
 from lrzip.core.plan import Entry
 from lrzip.core.report import Difference
+from lrzip.formats import FORMATS
 from lrzip.formats.files.archive import checked_members
 from lrzip.formats.files.atomic import atomic_file
+from lrzip.formats.files.keys import refuse_key
 from lrzip.formats.files.raw import Block, RawTensor, members_of
 from lrzip.formats.protocols import Checkpoint, Writer
+from lrzip.formats.torch.collecting import CollectingWriter
 from lrzip.formats.torch.raw import RawFile, refuse_other_dtypes
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.inputs import InputShape
@@ -66,7 +69,7 @@ _DTYPES = {
 
 
 class ProgramFile(RawFile):
-    """An open .pt2 file. With trust its graph says what the weights are, else their names."""
+    """An open .pt2 file. With trust the layers follow from the graph, otherwise from the names of the weights."""
 
     def __init__(self, path: Path, *, trust: bool) -> None:
         checked_members(path)
@@ -76,20 +79,21 @@ class ProgramFile(RawFile):
         self._extra = {name.removeprefix(extra): block for name, block in members.items() if name.startswith(extra)}
         config = _listing(path, members, root)
         super().__init__(path, "program", _tensors(path, config, members, root), ["the program"])
+        self.is_rewritable = True
         self._pickled = [name for name, item in config.items() if item["use_pickle"]]
         self.trust = trust
         self._program: ExportedProgram | None = None
-        self._known = self._look() if trust else None
+        self._known = self._layers_of_graph() if trust else None
         self.knows_layers = trust
 
-    def _look(self) -> Sequence[Layer | Keep]:
+    def _layers_of_graph(self) -> Sequence[Layer | Keep]:
         from lrzip.networks.programs.rewrite import program_layers
 
         self._program = self.program()
         return program_layers(self._program, self._specs, self.untouchable())
 
     def program(self) -> "ExportedProgram":
-        """Return the program, for the caller to change. Loading it, which takes long, may run code from the file."""
+        """Load the program, which is slow and may execute code from the file; the caller owns the result."""
         from lrzip.networks.programs.rewrite import load_program
 
         program, self._program = self._program, None
@@ -101,30 +105,33 @@ class ProgramFile(RawFile):
             ) from error
 
     def network(self) -> nn.Module:
-        """Return the program as a network that can be trained."""
+        """Load the program as a network that can be trained."""
         from lrzip.networks.programs.trainable import network_of
 
         if not self.trust:
             raise UntrustedFile(
-                f"`{self.path}` is a program, which must be loaded to be trained, and that can run code from the file. "
+                f"`{self.path}` is a program, which must be loaded to be trained, and that can execute code from the file. "
                 "Pass `--trust` if you know where it came from."
             )
         return network_of(self.program(), self.path)
 
     def extra_files(self) -> Mapping[str, str]:
-        """Return the texts stored beside the program, by name."""
+        """Return the strings stored beside the program, by name."""
         return {name: _bytes(self.path, block).decode() for name, block in self._extra.items()}
 
     def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
-        """Return what each tensor is: by the graph if the file is trusted, which knows best."""
+        """Return the layers that can be factorized, and the tensors that are kept with the reason.
+
+        With trust they follow from the graph, otherwise they are inferred.
+        """
         return super().layers(architecture) if self._known is None else self._known
 
     def untouchable(self) -> Mapping[str, str]:
-        """Return the reasons against touching tensors, by name."""
+        """Return the tensors that must not be replaced, with the reason."""
         return {**super().untouchable(), **dict.fromkeys(self._pickled, "pickled within the program")}
 
     def read(self, name: str) -> Tensor:
-        """Return one tensor."""
+        """Read one tensor."""
         self._refuse_pickled(name)
         return super().read(name)
 
@@ -134,14 +141,14 @@ class ProgramFile(RawFile):
         return super().chunks(name)
 
     def compare(self, output: Path) -> Sequence[Difference]:
-        """Run both programs on the inputs that are stored in this one, if any are."""
+        """Run both programs on the inputs that are stored in this one, if there are any."""
         from lrzip.networks.programs.rewrite import load_program
         from lrzip.networks.programs.run import differences
 
         return differences(self.program(), load_program(output)) if FORMAT.matches(output) else ()
 
     def measure(self, inputs: Sequence[InputShape]) -> tuple[Mapping[str, Positions], int] | None:
-        """Run the program, if it is trusted, on inputs of these shapes or on those that are stored in it."""
+        """Count the multiplications of a run, if the program is trusted."""
         if not self.trust:
             return None
         from lrzip.networks.programs.run import measure
@@ -149,7 +156,7 @@ class ProgramFile(RawFile):
         return measure(self.program(), [item for item in self.layers() if isinstance(item, Layer)], inputs)
 
     def time(self, output: Path, inputs: Sequence[InputShape]) -> Timing | None:
-        """Run both programs in turns."""
+        """Time both programs alternately, if this one is trusted."""
         from lrzip.networks.programs.rewrite import load_program
         from lrzip.networks.programs.run import time
 
@@ -158,43 +165,32 @@ class ProgramFile(RawFile):
         layers = [item for item in self.layers() if isinstance(item, Layer)]
         return time(self.program(), load_program(output), layers, inputs)
 
-    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], observer: Observe) -> None:
-        """Run the program on batches and show what layers are applied to."""
+    def observe(self, layers: Sequence[Layer], batches: Sequence[Arguments], observer: Observe) -> None:
+        """Run the program on batches and pass the inputs of layers to an observer."""
         from lrzip.networks.programs.observe import observe_program
 
         observe_program(self.exported(), {layer.weight.name: layer for layer in layers}, batches, observer)
 
     def exported(self) -> "ExportedProgram":
-        """Return the program."""
+        """Load the program.
+
+        Raises:
+            UntrustedFile: The file is not trusted.
+        """
         self.refuse_replacing(self.format)
         return self.program()
 
     def refuse_replacing(self, format_: str) -> None:
         """Refuse to write a program without trust."""
-        if format_ == self.format and not self.trust:
+        if FORMATS[format_].is_program and not self.trust:
             raise UntrustedFile(
-                f"`{self.path}` is a program, and to replace its layers it must be loaded, which can run code from the "
+                f"`{self.path}` is a program, and to replace its layers it must be loaded, which can execute code from the "
                 "file. Pass `--trust` if you know where it came from, or write its weights alone with `-o weights.pt`."
             )
 
-    def carries(self, format_: str) -> bool:
-        """Tell whether the output is a program."""
-        return format_ == self.format
-
     def _refuse_pickled(self, name: str) -> None:
         if name in self._pickled:
-            raise UnsupportedCheckpoint(f"`{name}` in `{self.path}` is pickled, and reading it would run code.")
-
-
-class ProgramWriter:
-    """Collects computed tensors; the program is rewritten with all of them at the end."""
-
-    def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
-
-    def put(self, name: str, tensor: Tensor) -> None:
-        """Take one computed tensor."""
-        self.tensors[name] = tensor
+            raise UnsupportedCheckpoint(f"`{name}` in `{self.path}` is pickled, and reading it would execute code.")
 
 
 class Program:
@@ -203,18 +199,20 @@ class Program:
     suffixes: Sequence[str] = (".pt2",)
     usage: str | None = None
     is_program = True
+    holds_entries = False
+    holds_metadata = False
+    stores_kinds = True
 
     def matches(self, path: Path) -> bool:
-        """Tell by the members of a zip."""
+        """Return whether the file is a zip archive with the members of a program."""
         if not path.is_file() or not zipfile.is_zipfile(path):
             return False
         with zipfile.ZipFile(path) as archive:
             return any(re.fullmatch(_MODEL, name) or name == _OLD for name in archive.namelist())
 
     def open(self, path: Path, *, key: str | None, trust: bool) -> ProgramFile:
-        """Open a file; without `trust`, the program in it is not loaded."""
-        if key:
-            raise UnsupportedCheckpoint(f"`{path}` is a program and has no entries, so `--key {key}` names nothing.")
+        """Open a file; without `trust` the program is not loaded."""
+        refuse_key(path, key, "a program")
         return ProgramFile(path, trust=trust)
 
     def files(self, path: Path) -> Sequence[Path]:
@@ -225,10 +223,10 @@ class Program:
     def write(
         self, destination: Path, source: Checkpoint, layout: Sequence[Entry], *, drop: Sequence[str]
     ) -> Iterator[Writer]:
-        """Write the source's program with its layers replaced, and the files stored beside it."""
+        """Write the program of the source with layers replaced, and the strings stored beside it."""
         from lrzip.networks.programs.rewrite import rewrite, write_program
 
-        del drop  # a program has no entries
+        del drop  # a program holds no other entries
         if not isinstance(source, ProgramFile):
             raise LrzipError(
                 f"`{source.path}` is not a program, so `{destination}` cannot be one. Give the output another suffix."
@@ -236,7 +234,7 @@ class Program:
         source.refuse_replacing(source.format)
         refuse_other_dtypes(source, layout)
         with atomic_file(destination) as temporary:
-            writer = ProgramWriter()
+            writer = CollectingWriter()
             yield writer
             program = rewrite(source.program(), layout, writer.tensors)
             with temporary.open("wb") as file:

@@ -1,4 +1,4 @@
-"""What the formats have in common whose files are read as raw bytes, without running or loading what else is there."""
+"""Base of the open files whose tensors are read as raw bytes, without loading anything else in them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,10 +17,10 @@ from lrzip.networks.inference import find_layers
 
 
 def refuse_other_dtypes(source: Checkpoint, layout: Sequence[Entry]) -> None:
-    """Refuse factors of another dtype than their layer's in what computes with them.
+    """Refuse tensors of another dtype than the one that a program or module computes in.
 
     Raises:
-        LrzipError: There are some.
+        LrzipError: The dtype of a tensor differs from that of its origin.
     """
     for entry in layout:
         before = source.tensors()[entry.origin].dtype
@@ -35,16 +35,18 @@ class RawFile:
     """An open file of raw tensors.
 
     Attributes:
-        path: The file.
-        nbytes: Its size.
-        format: Registered name.
-        key: Which entry holds the weights.
-        others: What the file holds beside them.
+        path: Path of the file.
+        nbytes: Size of the file in bytes.
+        format: Registered name of its format.
+        key: Dotted name of the entry that holds the weights.
+        others: Names or descriptions of the entries beside the tensors.
+        raw: Tensors by name.
     """
 
     metadata: Mapping[str, str] = {"format": "pt"}
     chain_kinds: Mapping[str, str] | None = None
     knows_layers = False
+    is_rewritable = False
     key = ""
 
     def __init__(self, path: Path, format_: str, tensors: Mapping[str, RawTensor], others: Sequence[str]) -> None:
@@ -58,19 +60,22 @@ class RawFile:
         self._specs = {name: tensor.spec(name) for name, tensor in tensors.items()}
 
     def tensors(self) -> Mapping[str, TensorSpec]:
-        """Return all tensors."""
+        """Return the specs of all tensors."""
         return self._specs
 
     def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
-        """Return what each tensor is. A nested state_dict comes from a trainer, whose `model.` is a wrapper."""
+        """Return the layers that can be factorized, and the tensors that are kept with the reason.
+
+        A nested state_dict was written by a trainer, so the prefix `model.` is an attribute of the trainer.
+        """
         return find_layers(self.path, self._specs, architecture, trainer=bool(self.key), untouchable=self.untouchable())
 
     def untouchable(self) -> Mapping[str, str]:
-        """Return the reasons against touching tensors, by name."""
+        """Return the tensors that must not be replaced, with the reason."""
         return shared(self.raw)
 
     def read(self, name: str) -> Tensor:
-        """Return one tensor."""
+        """Read one tensor."""
         return self.raw[name].read(self.path)
 
     def chunks(self, name: str) -> Iterator[memoryview]:

@@ -1,6 +1,6 @@
-"""What torch.save writes: state_dicts, bare or inside a training checkpoint, zip or legacy.
+"""State_dicts saved by torch.save: bare or inside a training checkpoint, as zip or legacy files.
 
-Legacy files come out as zip files: the legacy format puts memory addresses into the file, so that no two are the same.
+Outputs are always zip files. The legacy format stores memory addresses, so its files are not reproducible.
 """
 
 import copy
@@ -21,6 +21,7 @@ from lrzip.formats.files.archive import checked_members
 from lrzip.formats.files.atomic import atomic_file
 from lrzip.formats.files.stream import tensor_bytes
 from lrzip.formats.protocols import Checkpoint, Writer
+from lrzip.formats.torch.collecting import CollectingWriter
 from lrzip.formats.torch.nesting import beside, descend, find_weights, rebuilt, refilled
 from lrzip.formats.torch.pickled import PickledFile
 from lrzip.networks.architecture import Architecture
@@ -30,12 +31,13 @@ _PICKLE_LIMIT = 1 << 29
 
 
 class StateDictFile:
-    """An open file of torch.save. Zip files are mapped, so only the tensors that are touched are read."""
+    """An open file of torch.save. Zip files are mapped into memory, so only the tensors that are used are read."""
 
     format = "state_dict"
     metadata: Mapping[str, str] = {"format": "pt"}
     chain_kinds: Mapping[str, str] | None = None
     knows_layers = False
+    is_rewritable = True
 
     def __init__(self, path: Path, *, key: str | None, trust: bool) -> None:
         self.path = path
@@ -52,20 +54,23 @@ class StateDictFile:
 
     @property
     def others(self) -> Sequence[str]:
-        """Names of the entries beside the weights, on every level of the nesting."""
+        """Dotted names of the entries beside the tensors, on every level of the nesting."""
         return beside(self.content, self.steps, self._tensors)
 
     def tensors(self) -> Mapping[str, TensorSpec]:
-        """Return all tensors of the state_dict in its order."""
+        """Return the specs of all tensors of the state_dict, in its order."""
         return self._specs
 
     def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
-        """Return what each tensor is. A nested state_dict comes from a trainer, whose `model.` is a wrapper."""
-        reasons = _untouchable(self._tensors)
+        """Return the layers that can be factorized, and the tensors that are kept with the reason.
+
+        A nested state_dict was written by a trainer, so the prefix `model.` is an attribute of the trainer.
+        """
+        reasons = _irreplaceable(self._tensors)
         return find_layers(self.path, self._specs, architecture, trainer=bool(self.steps), untouchable=reasons)
 
     def read(self, name: str) -> Tensor:
-        """Return one tensor."""
+        """Return one tensor, mapped from the file."""
         return self._tensors[name].detach()
 
     def chunks(self, name: str) -> Iterator[memoryview]:
@@ -73,7 +78,7 @@ class StateDictFile:
         yield tensor_bytes(self._tensors[name])
 
     def bare(self) -> "StateDictFile":
-        """Return the state_dict as if it were the whole file."""
+        """Return a view of the state_dict without the entries around it."""
         view = copy.copy(self)
         view.content, view.steps, view.key = self.state, (), ""
         return view
@@ -84,52 +89,47 @@ class StateDictFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        pass  # the mapping goes with the last tensor that uses it
-
-
-class StateDictWriter:
-    """Collects computed tensors; torch.save writes them all at the end."""
-
-    def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
-
-    def put(self, name: str, tensor: Tensor) -> None:
-        """Take one computed tensor."""
-        self.tensors[name] = tensor
+        pass  # the file is unmapped with the last tensor that uses it
 
 
 class StateDict:
-    """Files of torch.save."""
+    """Files of torch.save that hold a state_dict."""
 
     suffixes: Sequence[str] = (".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")
     usage: str | None = None
     is_program = False
+    holds_entries = True
+    holds_metadata = False
+    stores_kinds = False
 
     def matches(self, path: Path) -> bool:
-        """Tell by a zip that holds a pickle, or by the first bytes of a pickle."""
+        """Return whether the file starts like a zip archive or a pickle."""
         if not path.is_file():
             return False
         with path.open("rb") as file:
             return file.read(4).startswith((b"PK\x03\x04", b"\x80\x02"))
 
     def open(self, path: Path, *, key: str | None, trust: bool) -> StateDictFile | PickledFile:
-        """Open a file; without `trust`, only with torch's restricted unpickler, or to read its tensors alone."""
+        """Open a file.
+
+        Without `trust` it is loaded by torch's restricted unpickler, or, if that refuses, only its tensors are read.
+        """
         try:
             return StateDictFile(path, key=key, trust=trust)
         except UntrustedFile as error:
             return PickledFile(path, key=key, refusal=str(error))
 
     def files(self, path: Path) -> Sequence[Path]:
-        """Return the one file."""
+        """Return the file itself."""
         return [path]
 
     @contextmanager
     def write(
         self, destination: Path, source: Checkpoint, layout: Sequence[Entry], *, drop: Sequence[str]
     ) -> Iterator[Writer]:
-        """Write the source's nesting and other entries again, or a bare state_dict of another format's tensors."""
+        """Write the nesting and other entries of a source in this format, or a bare state_dict for other sources."""
         with atomic_file(destination) as temporary:
-            writer = StateDictWriter()
+            writer = CollectingWriter()
             yield writer
             if isinstance(source, StateDictFile):
                 content = _rebuilt(source, layout, writer.tensors, drop)
@@ -141,19 +141,23 @@ class StateDict:
 
 
 def save_to(file: Any, content: object) -> None:
-    """Write what torch.save writes to an open file: by name, torch would put the name into it."""
+    """Save an object to an open file.
+
+    Given a path instead, torch would store the name of the file in it, and outputs would depend on their names.
+    """
     try:
         torch.save(content, file)
     except RuntimeError as error:
         if error.__context__ is None:
             raise
-        raise error.__context__ from error  # torch hides a full disk or Ctrl-C behind a complaint about file positions
+        # torch replaces the error of a full disk, or KeyboardInterrupt, by one about file positions.
+        raise error.__context__ from error
 
 
 def _rebuilt(
     source: StateDictFile, layout: Sequence[Entry], computed: Mapping[str, Tensor], drop: Sequence[str]
 ) -> Any:
-    """Return the source's content with the tensors of a layout, all else as it was."""
+    """Return the content of the source with the tensors of a layout and all other entries unchanged."""
     replacements: dict[str, list[tuple[str, Any]]] = {name: [] for name in source.tensors()}
     for entry in layout:
         old = source.state[entry.origin]
@@ -174,7 +178,7 @@ def _is_zip(path: Path) -> bool:
 
 
 def _check_zip(path: Path) -> None:
-    """Refuse archives that torch.save never writes and that unpack to more than they are."""
+    """Refuse archives that torch.save never writes, and pickles of excessive size."""
     pickles = [member for member in checked_members(path) if Path(member.filename).name == "data.pkl"]
     if not pickles:
         raise UnsupportedCheckpoint(f"`{path}` is a zip archive without a pickle, so torch.save did not write it.")
@@ -196,7 +200,7 @@ def _load(path: Path, *, mmap: bool, trust: bool) -> Any:
             raise
         raise UntrustedFile(
             f"`{path}` holds pickled Python objects, not only tensors: `{found[1]}`. "
-            "Pass `--trust` if you know where it came from: it allows the file to run code."
+            "Pass `--trust` if you know where it came from: it allows the file to execute code."
         ) from error
 
 
@@ -206,8 +210,8 @@ def _spec(name: str, tensor: Tensor) -> TensorSpec:
     )
 
 
-def _untouchable(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return the tensors whose storage says that they are not plain weights of their own."""
+def _irreplaceable(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the tensors that are not plain and separate, with the reason: quantized, sparse, or shared storage."""
     users: dict[int, list[str]] = {}
     reasons: dict[str, str] = {}
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""TorchScript programs: their weights are read, and nothing of them runs."""
+"""TorchScript programs, of which only the weights are read and nothing is executed."""
 
 import re
 import zipfile
@@ -10,6 +10,7 @@ from lrzip.core.errors import UnsupportedCheckpoint
 from lrzip.core.plan import Entry
 from lrzip.formats.files.archive import checked_members
 from lrzip.formats.files.inert import Inert
+from lrzip.formats.files.keys import refuse_key
 from lrzip.formats.files.raw import RawTensor
 from lrzip.formats.protocols import Checkpoint, Writer
 from lrzip.formats.torch.pickled import Pickled, mapping_of, read_archive
@@ -38,31 +39,28 @@ class TorchScriptFile(RawFile):
             f"`lrzip export {self.path} --to state-dict` and compress those, or export the model with torch.export."
         )
 
-    def carries(self, format_: str) -> bool:
-        """Tell that no output keeps the program."""
-        del format_
-        return False
-
 
 class TorchScript:
-    """Files of torch.jit.save."""
+    """Files of torch.jit.save. They are never written, so outputs are not programs."""
 
     suffixes: Sequence[str] = (".jit",)
     usage: str | None = None
     is_program = False
+    holds_entries = False
+    holds_metadata = False
+    stores_kinds = False
 
     def matches(self, path: Path) -> bool:
-        """Tell by the members of a zip."""
+        """Return whether the file is a zip archive with the members of a TorchScript program."""
         if not path.is_file() or not zipfile.is_zipfile(path):
             return False
         with zipfile.ZipFile(path) as archive:
             return any(re.fullmatch(r"([^/]+/)?(code/.*|constants\.pkl)", name) for name in archive.namelist())
 
     def open(self, path: Path, *, key: str | None, trust: bool) -> TorchScriptFile:
-        """Open a file; it is not loaded, so there is nothing to trust."""
+        """Open a file; the program is not loaded, so no trust is needed."""
         del trust
-        if key:
-            raise UnsupportedCheckpoint(f"`{path}` is TorchScript and has no entries, so `--key {key}` names nothing.")
+        refuse_key(path, key, "TorchScript")
         return TorchScriptFile(path)
 
     def files(self, path: Path) -> Sequence[Path]:
@@ -72,7 +70,7 @@ class TorchScript:
     def write(
         self, destination: Path, source: Checkpoint, layout: Sequence[Entry], *, drop: Sequence[str]
     ) -> AbstractContextManager[Writer]:
-        """Refuse: lrzip writes no TorchScript."""
+        """Refuse: lrzip does not write TorchScript."""
         del source, layout, drop
         raise UnsupportedCheckpoint(f"lrzip does not write TorchScript, as `{destination}` would be. Use .pt or .pt2.")
 
@@ -80,7 +78,7 @@ class TorchScript:
 def _gather(
     pickled: Pickled, value: Inert, names: Mapping[str, Sequence[str]], prefix: str, found: dict[str, RawTensor]
 ) -> None:
-    """Add the parameters and buffers of a module and of those within it."""
+    """Collect the parameters and buffers of a module and its submodules."""
     pickled.count()
     own: list[tuple[str, RawTensor]] = []
     children: list[tuple[str, Inert]] = []
@@ -96,16 +94,16 @@ def _gather(
 
 
 def _tensor_names(path: Path) -> Mapping[str, Sequence[str]]:
-    """Return the names of the parameters and buffers of each class, as the code of the program lists them."""
+    """Return the names of the parameters and buffers by class, as listed in the code of the program."""
     names: dict[str, Sequence[str]] = {}
     with zipfile.ZipFile(path) as archive:
         for member in archive.namelist():
-            place = re.fullmatch(r"(?:[^/]+/)?code/(.*)\.py", member)
-            if place is None:
+            source = re.fullmatch(r"(?:[^/]+/)?code/(.*)\.py", member)
+            if source is None:
                 continue
             for found in _CLASS.finditer(archive.read(member).decode()):
                 listed = " ".join(_LISTED.findall(found[2]))
-                names[f"{place[1].replace('/', '.')}.{found[1]}"] = re.findall(r'"([^"]*)"', listed)
+                names[f"{source[1].replace('/', '.')}.{found[1]}"] = re.findall(r'"([^"]*)"', listed)
     return names
 
 

@@ -1,0 +1,20 @@
+"""Refuse the name of an entry for formats whose files have no entries."""
+
+from pathlib import Path
+
+from lrzip.core.errors import UnsupportedCheckpoint
+
+
+def refuse_key(path: Path, key: str | None, kind: str) -> None:
+    """Refuse a key for a file without entries to choose from.
+
+    Args:
+        path: Path of the file, for the message.
+        key: Dotted name of an entry, or None.
+        kind: Kind of the file, for the message.
+
+    Raises:
+        UnsupportedCheckpoint: A key was given.
+    """
+    if key:
+        raise UnsupportedCheckpoint(f"`{path}` is {kind} and has no entries, so `--key {key}` names nothing.")
