@@ -20,7 +20,7 @@ from lrzip.core.report import CalibrationSummary
 from lrzip.formats import FORMATS
 from lrzip.formats.files.atomic import check_output
 from lrzip.formats.load import load_into
-from lrzip.formats.protocols import Loadable, Checkpoint, Observable
+from lrzip.formats.protocols import Checkpoint, Loadable, Observable
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.inference import match_names
 from lrzip.networks.surgery import assemble

@@ -29,7 +29,7 @@ def test_external_data_does_not_go_through_a_pipe(tmp_path: Path) -> None:
     path = save(shared(), tmp_path / "a.onnx", data="a.onnx.data")
     assert "external data cannot go to standard output" in error_of(run("compress", path, "--rank", "2", "-o", "-"), 1)
     missing = error_of(run("compress", "--rank", "2", stdin=path.read_bytes()), 1)
-    assert "`standard input` says that `kernel` is in 'a.onnx.data', which is not there" in missing
+    assert "`standard input` says that `kernel` is in 'a.onnx.data', which does not exist" in missing
 
 
 def test_the_difference_of_outputs_is_printed(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def checked_members(path: Path, compressed: str = "(?!)") -> Sequence[zipfile.Zi
     if len({member.filename for member in members}) < len(members):
         raise UnsupportedCheckpoint(f"`{path}` has two members of the same name.")
     if sizes[True] > _UNPACKED_LIMIT:
-        raise UnsupportedCheckpoint(f"`{path}` unpacks to more than {_UNPACKED_LIMIT >> 20} MiB of code, more than any program needs.")
+        raise UnsupportedCheckpoint(f"`{path}` unpacks to more code than any program needs.")
     if sizes[False] > path.stat().st_size:
         raise UnsupportedCheckpoint(f"`{path}` is damaged: its members claim more bytes than the file has.")
     return members

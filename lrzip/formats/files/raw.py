@@ -84,7 +84,7 @@ class RawTensor:
             raise UnsupportedCheckpoint(f"`{path}` does not store its weight `{name}`. Save it again with its weights.")
         beyond = (self.offset + self.span) * self.dtype.itemsize > self.block.nbytes
         if beyond or self.numel * self.dtype.itemsize > max(path.stat().st_size, _REPEATED_LIMIT):
-            raise UnsupportedCheckpoint(f"`{path}` is damaged: `{name}` {self.shape} exceeds the bytes that are stored.")
+            raise UnsupportedCheckpoint(f"`{path}` is damaged: `{name}` {self.shape} exceeds the stored bytes.")
 
     def read(self, path: Path) -> Tensor:
         """Read the tensor."""

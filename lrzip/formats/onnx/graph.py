@@ -154,7 +154,7 @@ def _use(node: ir.Node, index: int, shape: Sequence[int], constants: set[ir.Valu
 
 
 def _label(name: str, value: ir.Value) -> str:
-    """Return the name of the layer of a weight: that of the weight, or of the node if exporters invented the weight's."""
+    """Return the name of a layer: that of its weight, or of its node if an exporter invented the weight's name."""
     node = next((usage.node for usage in value.uses()), None)
     if node is None or not _MEANINGLESS.fullmatch(name):
         return name.removesuffix(".weight")

@@ -28,7 +28,7 @@ def conv1d_weights(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec])
 
 
 def read_directly(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> dict[str, str]:
-    """Return the tensors that a model uses without calling their layer, or that transformers merges, with the reason."""
+    """Return the tensors that are used without a call of their layer, or merged by transformers, with the reason."""
     experts = _sizes(config, r"\w*experts")
     fused = {name for name, spec in tensors.items() if len(spec.shape) == 3 and spec.shape[0] in experts}
     mixtures = {name.split(".experts.")[0] for name in tensors if ".experts." in name} | {_parent(n) for n in fused}

@@ -67,8 +67,8 @@ class ModuleFile(PickledFile):
         """
         if not self.trust:
             raise UntrustedFile(
-                f"`{self.path}` is a module of class `{self.kind}`, and loading it can execute code from the file. Pass "
-                "`--trust` if you know where it came from, or build the network by `--model`."
+                f"`{self.path}` is a module of class `{self.kind}`, and loading it can execute code from the file. "
+                "Pass `--trust` if you know where it came from, or build the network by `--model`."
             )
         return self.load()
 

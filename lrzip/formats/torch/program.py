@@ -110,8 +110,8 @@ class ProgramFile(RawFile):
 
         if not self.trust:
             raise UntrustedFile(
-                f"`{self.path}` is a program, which must be loaded to be trained, and that can execute code from the file. "
-                "Pass `--trust` if you know where it came from."
+                f"`{self.path}` is a program, which must be loaded to be trained, and that can execute code from the "
+                "file. Pass `--trust` if you know where it came from."
             )
         return network_of(self.program(), self.path)
 
@@ -184,8 +184,8 @@ class ProgramFile(RawFile):
         """Refuse to write a program without trust."""
         if FORMATS[format_].is_program and not self.trust:
             raise UntrustedFile(
-                f"`{self.path}` is a program, and to replace its layers it must be loaded, which can execute code from the "
-                "file. Pass `--trust` if you know where it came from, or write its weights alone with `-o weights.pt`."
+                f"`{self.path}` is a program, and to replace its layers it must be loaded, which can execute code from "
+                "the file. Pass `--trust` if you know where it came from, or write its weights with `-o weights.pt`."
             )
 
     def _refuse_pickled(self, name: str) -> None:

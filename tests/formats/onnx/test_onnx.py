@@ -445,8 +445,8 @@ def placed(path: Path, index: slice = slice(1), **changes: str) -> Path:
         (lambda p: placed(p, location=""), "outside of its folder"),
         (lambda p: p.with_name("link").symlink_to("../secret") or placed(p, location="link"), "outside of its folder"),
         (lambda p: p.with_name("up").symlink_to("..") or placed(p, location="up/secret"), "outside of its folder"),
-        (lambda p: p.with_name("dense.onnx.data").unlink(), "which is not there"),
-        (lambda p: placed(p, location="sub"), "which is not there"),
+        (lambda p: p.with_name("dense.onnx.data").unlink(), "which does not exist"),
+        (lambda p: placed(p, location="sub"), "which does not exist"),
         (lambda p: p.with_name("dense.onnx.data").write_bytes(bytes(100)), "too short"),
         (lambda p: placed(p, offset=str(1 << 62)), "too short"),
         (lambda p: placed(p, offset="-4"), "damaged|too short"),
@@ -542,7 +542,7 @@ def test_weights_are_no_program_and_programs_are_no_weights(tmp_path: Path) -> N
         lrzip.compress(tmp_path / "a.pt", tmp_path / "small.onnx", rank=2)
     with pytest.raises(UsageError, match="`--force-factorize` takes a file with a program"):
         lrzip.compress(tmp_path / "a.pt", rank=2, force_factorize=True)
-    with pytest.raises(UsageError, match="says itself what its layers are"):
+    with pytest.raises(UsageError, match="states itself which layers"):
         lrzip.compress(path, rank=2, model=torch.nn.Linear(2, 2))
     with pytest.raises(LrzipError, match="is a program"):
         lrzip.export(path, "dense")
@@ -577,7 +577,7 @@ def with_a_list() -> Any:
     ("build", "message"),
     [
         (lambda: after_matmul(node("Reshape", "a five")), "does not run on random inputs of its declared shapes"),
-        (lambda: after_matmul(node("Log", "a")), "puts out NaN or Inf"),
+        (lambda: after_matmul(node("Log", "a")), "returns NaN or Inf"),
         (lambda: after_matmul(node("MatMul", "a w", "b"), node("Mine", "b", domain="mine")), "does not run in onnx"),
         (with_a_list, "the input `list` is a seq"),
     ],
@@ -686,6 +686,6 @@ def test_what_does_not_run_does_not_appear(steady: bool, tmp_path: Path, monkeyp
     else:
         monkeypatch.setattr("lrzip.formats.onnx.writer._complaint", lambda _: None)
         monkeypatch.setattr("lrzip.formats.onnx.writer.ir.to_proto", lambda _: onnx.ModelProto(ir_version=9))
-    with pytest.raises(LrzipError, match=r"`small\.onnx` would not run in onnxruntime, unlike the model"):
+    with pytest.raises(LrzipError, match=r"`small\.onnx` would not run in onnxruntime, unlike the original model"):
         lrzip.compress(path, tmp_path / "small.onnx", rank=4)
     assert [file.name for file in tmp_path.iterdir()] == ["a.onnx"]

@@ -131,7 +131,7 @@ def test_one_file_has_the_keys_of_a_sequential(tmp_path: Path) -> None:
 
 def test_factors_of_a_conv1d_do_not_go_where_they_would_come_back_transposed(tmp_path: Path) -> None:
     path = gpt2(tmp_path)
-    with pytest.raises(LrzipError, match=r"could not tell the factors of `h\.0\.attn\.c_attn\.0\.weight`"):
+    with pytest.raises(LrzipError, match=r"cannot distinguish the factors of `h\.0\.attn\.c_attn\.0\.weight`"):
         lrzip.compress(path, tmp_path / "direct.safetensors", rank=3)
     lrzip.compress(path, tmp_path / "small", rank=3)
     for to in ("safetensors", "state-dict"):
@@ -198,7 +198,7 @@ def test_convolutions_that_are_grouped_in_a_model_of_this_type_are_kept(tmp_path
     shapes = {"a.weight": (16, 3, 3, 3), "b.weight": (32, 16, 3, 3), "fc.weight": (20, 32)}
     path = folder(tmp_path / "model", shapes, {"model_type": "regnet"})
     assert layers(path) == {"fc": "linear"}
-    assert "`--model` tells" in kept(path)["b"].reason
+    assert "`--model` settles it" in kept(path)["b"].reason
 
 
 def test_a_folder_quantized_by_others_is_read_and_left_alone(tmp_path: Path) -> None:

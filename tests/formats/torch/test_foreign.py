@@ -77,7 +77,7 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "HDF5": ("a.h5", lambda: b"\x89HDF\r\n\x1a\n" + bytes(20), "HDF5"),
     "GGUF": ("a.gguf", lambda: b"GGUF\x03\x00\x00\x00", "GGUF"),
     "gzip": ("a.pt.gz", lambda: gzip.compress(b"x"), "compressed archive"),
-    "text": ("a.pt", lambda: b"hello, world\n", "no checkpoint that lrzip knows"),
+    "text": ("a.pt", lambda: b"hello, world\n", "not a checkpoint that lrzip knows"),
     "object": ("a.pt", lambda: saved(Namespace(epochs=3)), "class `argparse.Namespace`"),
     "legacy object": ("a.pt", lambda: saved(Namespace(epochs=3), legacy=True), "class `argparse.Namespace`"),
     "plain pickle": ("a.pt", lambda: pickle.dumps({"a": 1}, protocol=4), "pickle that torch.save did not write"),

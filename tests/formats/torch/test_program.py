@@ -287,7 +287,7 @@ def test_the_command_writes_a_program_that_loads_and_runs(zoo: Path, tmp_path: P
     assert done.returncode == 0, done.stderr
     assert run(torch.export.load(tmp_path / "small.pt2"), *Zoo.inputs(3)).shape == (3, 5, 50)
     text = error_of(shell("compress", zoo, "--ratio", "2", "-o", tmp_path / "again.pt2"), 1)
-    assert "can run code from the file" in text
+    assert "can execute code from the file" in text
 
 
 def test_same_seed_same_bytes(zoo: Path, tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_weights_alone_need_no_trust(zoo: Path, tmp_path: Path) -> None:
 
 
 def test_a_program_is_not_loaded_without_trust(zoo: Path, tmp_path: Path) -> None:
-    with pytest.raises(UntrustedFile, match=r"can run code from the file\. Pass `--trust`"):
+    with pytest.raises(UntrustedFile, match=r"can execute code from the file\. Pass `--trust`"):
         lrzip.compress(zoo, tmp_path / "a.pt2", rank=2)
     assert lrzip.compress(zoo, dry_run=True, rank=2).plan.factorize
     with pytest.raises(LrzipError, match="holds weights and no program"):
@@ -359,7 +359,7 @@ def test_hostile_programs_run_nothing_without_trust(way: int, zoo: Path, tmp_pat
     with pytest.raises(UntrustedFile):
         lrzip.compress(path, tmp_path / "b.pt2", rank=2)
     if way == 1:
-        with pytest.raises(UnsupportedCheckpoint, match=r"`mix\.weight` .* is pickled, and reading it would run code"):
+        with pytest.raises(UnsupportedCheckpoint, match=r"`mix\.weight` .* is pickled, and reading it would execute"):
             lrzip.export(path, "safetensors", tmp_path / "b.safetensors")
     else:
         lrzip.export(path, "safetensors", tmp_path / "b.safetensors")
@@ -384,15 +384,18 @@ DAMAGED: dict[str, tuple[Callable[[str, bytes], bytes | None], str]] = {
     "no listing": (lambda name, data: None if "config" in name else data, "does not store its weights"),
     "no member": (lambda name, data: None if name.endswith("weight_20") else data, "is not a member of it"),
     "empty member": (lambda name, data: b"" if name.endswith("weight_20") else data, "its weight `mix.weight`"),
-    "short member": (lambda name, data: data[:512] if name.endswith("weight_20") else data, "goes beyond the bytes"),
+    "short member": (lambda name, data: data[:512] if name.endswith("weight_20") else data, "exceeds the stored bytes"),
     "no JSON": (lambda name, data: b"{" if name.endswith("weights_config.json") else data, "damaged or not"),
     "path": (config(lambda item: item.update(path_name="../weights/weight_1")), "is not a member of it"),
     "dtype": (config(lambda item: item["tensor_meta"].update(dtype=99)), "damaged or not"),
     "negative": (config(lambda item: item["tensor_meta"]["sizes"].__setitem__(0, {"as_int": -16})), "is damaged"),
-    "huge": (config(lambda item: item["tensor_meta"]["sizes"].__setitem__(0, {"as_int": 1 << 60})), "beyond the bytes"),
+    "huge": (
+        config(lambda item: item["tensor_meta"]["sizes"].__setitem__(0, {"as_int": 1 << 60})),
+        "exceeds the stored bytes",
+    ),
     "expanded": (
         config(lambda item: item["tensor_meta"].update(sizes=[{"as_int": 1 << 60}] * 2, strides=[{"as_int": 0}] * 2)),
-        "beyond the bytes",
+        "exceeds the stored bytes",
     ),
     "symbolic": (config(lambda item: item["tensor_meta"]["sizes"].__setitem__(0, {"as_expr": "s0"})), "damaged or not"),
     "big-endian": (lambda name, data: b"big" if name.endswith("byteorder") else data, "big-endian"),
