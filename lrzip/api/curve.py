@@ -32,8 +32,8 @@ from lrzip.ranks.budget import parse_budgets
 
 if TYPE_CHECKING:
     from lrzip.training.bench import Bench
+    from lrzip.training.evaluation import Evaluation
     from lrzip.training.learning import Learning
-from lrzip.training.evaluation import Evaluation
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,16 @@ from lrzip.formats.open import open_checkpoint
 from lrzip.formats.outputs import check_program, not_carried, output_format
 from lrzip.formats.protocols import Checkpoint, Guarded
 from lrzip.formats.rewrite import write_state
-from lrzip.training.bench import task_of
 from lrzip.training.cache import network_digest
 from lrzip.training.data.augmentation import Preparation
 from lrzip.training.data.read import Data, read_data
-from lrzip.training.loop import train
+from lrzip.training.loop import Execution, train
 from lrzip.training.losses import Distillation, TrainingLoss, make_loss
 from lrzip.training.metrics import Scorer
 from lrzip.training.outcomes import Epoch, Outcome, StepCallback
 from lrzip.training.settings import Settings
 from lrzip.training.student import load_student
-from lrzip.training.tasks import Task
+from lrzip.training.tasks import Task, task_of
 
 
 @dataclass(frozen=True)
@@ -197,12 +196,14 @@ def finetune(
         TrainingLoss(task, function, teacher=study.teacher, distillation=taught, modules=study.modules),
         scorer,
         chosen,
-        device=device,
-        workers=workers,
-        resume=Path(resume) if resume is not None else None,
-        identity=identity,
-        watch=watch,
-        log=_Log(Path(log)) if log is not None else None,
+        Execution(
+            device=device,
+            workers=workers,
+            resume=Path(resume) if resume is not None else None,
+            identity=identity,
+            watch=watch,
+            log=_Log(Path(log)) if log is not None else None,
+        ),
     )
     dropped = _write(source, destination, outcome, study.names, key=key, trust=trust)
     return FinetuneReport(source, destination, task, examples, outcome, options, tuple(dropped.items()), __version__)

@@ -62,7 +62,7 @@ def reconstruct(
     """
     student = assemble(copy.deepcopy(model), plan, factors, tensors)
     unlabelled = examples.unlabelled()
-    task = find_task(unlabelled, probe(student, unlabelled), distance="auto")
+    task = find_task(unlabelled, probe(student, unlabelled))
     settings = Settings(steps=steps, lr=_RATE, freeze_batchnorm=True, seed=seed)
     settings = replace(settings, batch_size=settings.batch(len(unlabelled)))
     teacher = copy.deepcopy(model)

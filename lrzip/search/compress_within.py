@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lrzip.core.errors import LrzipError, OutputExists, UsageError
 from lrzip.core.layers import Keep
+from lrzip.core.numbers import finite
 from lrzip.core.plan import Factorize, Plan, fingerprint
 from lrzip.core.report import Report
 from lrzip.core.version import __version__
@@ -34,7 +35,6 @@ from lrzip.training.cache import Cache
 from lrzip.training.evaluation import read_test
 from lrzip.training.learning import Learning
 from lrzip.training.outcomes import StepCallback
-from lrzip.training.tasks import finite
 
 
 @dataclass(frozen=True)

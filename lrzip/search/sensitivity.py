@@ -11,6 +11,7 @@ from torch import nn
 
 from lrzip.core.errors import UsageError
 from lrzip.core.layers import Layer
+from lrzip.core.numbers import finite
 from lrzip.ranks import Candidate, Context
 from lrzip.ranks.energy import Energy
 from lrzip.search.variants import Variants
@@ -18,7 +19,6 @@ from lrzip.training.bench import Bench, make_bench
 from lrzip.training.cache import Cache, key_of, network_digest
 from lrzip.training.learning import Learning
 from lrzip.training.outcomes import StepCallback
-from lrzip.training.tasks import finite
 
 ENERGIES = (0.8, 0.9, 0.95)
 CONFIDENCE = 0.95

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from lrzip.core.errors import LrzipError
+from lrzip.core.numbers import finite
 from lrzip.formats.files.atomic import atomic_file
 from lrzip.search.variants import Ranks, Variants
 from lrzip.training.bench import Bench
 from lrzip.training.cache import Cache, key_of, network_digest
 from lrzip.training.outcomes import StepCallback
 from lrzip.training.settings import Settings
-from lrzip.training.tasks import finite
 
 Build = Callable[[Variants], nn.Module]
 """Makes a factorized network of the forms of a whole one."""

@@ -1,1 +1,4 @@
-"""Training and measuring networks: data, losses, metrics, the loop. Only here are accelerate and torchmetrics used."""
+"""Training and evaluation of networks: data, losses, metrics and the training loop.
+
+accelerate and torchmetrics are imported in this room only.
+"""

@@ -1,4 +1,6 @@
-"""The batches of an epoch, in an order that follows from the seed and the epoch."""
+"""The batches of an epoch, in an order determined by the seed and the epoch."""
+
+from typing import NamedTuple
 
 from torch import Generator, randperm
 from torch.utils.data import Dataset
@@ -6,14 +8,33 @@ from torch.utils.data import Dataset
 from lrzip.training.data.samples import Batch, Samples, seed_of
 
 
-class Batches(Dataset[Batch]):
-    """The batches of one epoch, or the share of one process in each of them."""
+class Share(NamedTuple):
+    """The share of one process in each batch.
 
-    def __init__(self, samples: Samples, size: int, seed: int, epoch: int, part: tuple[int, int]) -> None:
+    Attributes:
+        rank: Index of the process.
+        count: Number of processes.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+
+class Batches(Dataset[Batch]):
+    """The batches of one epoch, or the share of one process in each of them.
+
+    Args:
+        samples: Training set; a last batch that is not full is dropped.
+        size: Samples per batch, over all processes.
+        seed: Seed of the order.
+        epoch: Number of the epoch.
+        share: Which part of each batch to return.
+    """
+
+    def __init__(self, samples: Samples, size: int, *, seed: int, epoch: int, share: Share) -> None:
         order = randperm(len(samples), generator=Generator().manual_seed(seed_of("order", seed, epoch)))
-        rank, count = part
-        whole = order[: len(order) // size * size].reshape(-1, size)
-        self._positions = whole[:, rank * size // count : (rank + 1) * size // count]
+        batches = order[: len(order) // size * size].reshape(-1, size)
+        self._positions = batches[:, share.rank * size // share.count : (share.rank + 1) * size // share.count]
         self._samples, self._seed, self._epoch = samples, seed, epoch
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Results that are expensive, kept by what they are of, so that none is computed twice."""
+"""A cache of expensive results, so that nothing is computed twice, and the digests that its keys are made of."""
 
 import hashlib
 import json
@@ -16,57 +16,61 @@ _BATCH = 512
 
 
 class Cache:
-    """Documents by key: in memory, and in a file of JSON lines if there is one.
+    """JSON documents by key, in memory and, if there is a path, in a file of JSON lines.
 
-    Each result is one line, written at once, so that a process that dies loses none but the one it is at.
+    Each document is one line, written at once, so a process that dies loses only the one that it was computing.
 
     Args:
-        path: The file; what it holds already is known from the beginning.
+        path: The file, whose documents are loaded.
 
     Raises:
-        LrzipError: The file holds something else.
+        LrzipError: The file has other content.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._known: dict[str, dict[str, Any]] = {}
         text = _read(path) if path and path.exists() else ""
-        *whole, rest = text.split("\n")
-        for number, line in enumerate(whole, 1):
+        *lines, incomplete = text.split("\n")
+        for number, line in enumerate(lines, 1):
             document = _parsed(line)
             if document is None:
                 raise LrzipError(f"`{path}` holds no results of lrzip: see line {number}. Give another name.")
             self._known[document["key"]] = document
-        # The process died while it wrote; the next line begins a new one in its place.
-        if path and rest:
-            _write(path, text.removesuffix(rest), append=False)
+        # A process died while it wrote the last line, which is removed.
+        if path and incomplete:
+            _write(path, text.removesuffix(incomplete), append=False)
 
     def __len__(self) -> int:
         return len(self._known)
 
     @property
     def lasting(self) -> bool:
-        """Whether they outlive the process, so that keys must tell all apart that another one may ask for."""
+        """Whether the documents outlive the process, so that keys must distinguish whatever another run may ask for."""
         return self._path is not None
 
     def get(self, key: str) -> Mapping[str, Any] | None:
-        """Return what is known of a key."""
+        """Return the document of a key, or None."""
         return self._known.get(key)
 
     def put(self, key: str, document: Mapping[str, Any]) -> None:
-        """Keep a document, which JSON can hold."""
+        """Store a document, which JSON must be able to represent.
+
+        Raises:
+            LrzipError: The file cannot be written.
+        """
         self._known[key] = {"key": key, **document}
         if self._path:
             _write(self._path, json.dumps(self._known[key], allow_nan=False) + "\n", append=True)
 
 
 def key_of(*parts: Any) -> str:
-    """Return a digest of values that JSON can hold."""
+    """Return a digest of values that JSON can represent."""
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=12).hexdigest()
 
 
 def network_digest(model: nn.Module) -> str:
-    """Return a digest of all tensors of a network, with their names."""
+    """Return a digest of the names, dtypes, shapes and values of all tensors of a network."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -75,7 +79,7 @@ def network_digest(model: nn.Module) -> str:
 
 
 def samples_digest(samples: Samples) -> str:
-    """Return a digest of examples as a network gets them, without random changes."""
+    """Return a digest of the prepared inputs and the labels of samples, without augmentation."""
     digest = hashlib.blake2b(digest_size=16)
     plain = samples.unaugmented()
     for start in range(0, len(plain), _BATCH):

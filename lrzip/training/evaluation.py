@@ -1,4 +1,4 @@
-"""What a network is worth on data, before and after a brief fine-tune."""
+"""Evaluation of a checkpoint on data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from typing import Any
 from torch import nn
 
 from lrzip.core.errors import UsageError
+from lrzip.core.numbers import finite
 from lrzip.training.bench import Bench, make_bench
 from lrzip.training.data.read import read_parts
 from lrzip.training.data.samples import Samples
 from lrzip.training.learning import Learning
-from lrzip.training.tasks import finite
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Evaluation:
     """Metrics of a checkpoint.
 
     Attributes:
-        scores: By metric, the first of which counts.
-        examples: Number of examples of the validation set.
-        task: What is learned.
+        scores: Values by metric; the first metric decides.
+        examples: Number of samples of the validation set.
+        task: `classification` or `regression`.
     """
 
     scores: Mapping[str, float]
@@ -34,7 +34,7 @@ class Evaluation:
         return {
             "task": self.task,
             "val_examples": self.examples,
-            "metrics": {n: finite(v) for n, v in self.scores.items()},
+            "metrics": {name: finite(value) for name, value in self.scores.items()},
         }
 
 
@@ -51,23 +51,27 @@ def evaluate(
     Args:
         path: The checkpoint.
         model: An instance of the dense architecture, changed in place.
-        learning: What to measure on.
-        key: Which entry of a nested file holds the weights.
+        learning: Data and metrics.
+        key: Entry of a nested file that holds the weights.
         trust: Allow what would run code from the files.
 
     Raises:
-        LrzipError: The checkpoint does not fit the network, or the data neither.
+        LrzipError: The checkpoint or the data does not fit the network.
     """
     return evaluation_of(make_bench(path, model, learning, distil=False, key=key, trust=trust))
 
 
 def evaluation_of(bench: Bench) -> Evaluation:
-    """Return the metrics of the network of a bench."""
+    """Return the metrics of the network of a bench on its validation set."""
     return Evaluation(bench.score(bench.model), len(bench.val), bench.task.kind)
 
 
 def read_test(spec: str, learning: Learning) -> Samples:
-    """Return the examples that `--test` names: a part `test`, or the only one."""
+    """Return the samples that `--test` names: the part `test`, or the only part.
+
+    Raises:
+        UsageError: There are several parts, none of which is called `test`.
+    """
     parts = read_parts(spec, preparation=learning.preparation, image_size=learning.image_size, option="--test")
     if "test" not in parts and len(parts) > 1:
         raise UsageError(f"`--test {spec}` has the parts {', '.join(parts)}. Name one, such as `{spec}:test`.")

@@ -1,4 +1,4 @@
-"""Running a network on a batch, whatever it takes and returns."""
+"""The forward pass of a network, whatever the structure of its inputs and outputs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,15 +10,18 @@ from lrzip.core.errors import LrzipError, typed_line
 from lrzip.networks.inputs import described
 from lrzip.training.data.samples import Samples
 
-_EXAMPLES = 2
+_PROBED_SAMPLES = 2
 
 
 def apply(model: nn.Module, inputs: Any) -> Tensor:
-    """Return the output of a network: the first tensor of several, or `logits` where there is an output of that name.
+    """Return the output of a network: the tensor itself, `logits` of a structured output, or else its first tensor.
 
     Args:
         model: The network.
-        inputs: A tensor, a tuple of positional or a mapping of named ones.
+        inputs: A tensor, a tuple of positional inputs or a mapping of named inputs.
+
+    Raises:
+        LrzipError: The output contains no tensor.
     """
     if isinstance(inputs, Mapping):
         result = model(**inputs)
@@ -27,19 +30,24 @@ def apply(model: nn.Module, inputs: Any) -> Tensor:
     else:
         result = model(inputs)
     logits = result.get("logits") if isinstance(result, Mapping) else getattr(result, "logits", None)
-    for found in (result, logits, *torch.utils._pytree.tree_leaves(result)):
-        if isinstance(found, Tensor):
-            return found
-    raise LrzipError(f"The network returns {type(result).__name__} without a tensor, so nothing to train by.")
+    for candidate in (result, logits, *torch.utils._pytree.tree_leaves(result)):
+        if isinstance(candidate, Tensor):
+            return candidate
+    raise LrzipError(f"The network returns {type(result).__name__} without a tensor, so there is nothing to train on.")
 
 
 def probe(model: nn.Module, samples: Samples, *, memory_format: torch.memory_format | None = None) -> Tensor:
-    """Return the output for the first examples, on the CPU, with inputs in some order of memory.
+    """Return the output of a network, on the CPU and in evaluation mode, for the first samples.
+
+    Args:
+        model: The network; its mode is restored.
+        samples: Data.
+        memory_format: Memory format of the inputs; None leaves it unchanged.
 
     Raises:
         LrzipError: The network does not take such inputs.
     """
-    inputs, _ = samples.fetch(range(min(_EXAMPLES, len(samples))))
+    inputs, _ = samples.fetch(range(min(_PROBED_SAMPLES, len(samples))))
     if memory_format is not None:
         inputs = inputs.contiguous(memory_format=memory_format)
     mode = model.training
@@ -56,13 +64,17 @@ def probe(model: nn.Module, samples: Samples, *, memory_format: torch.memory_for
         model.train(mode)
 
 
-def images_last(model: nn.Module, samples: Samples) -> bool:
-    """Put the weights of a network into torch's channels_last order, where it convolves images and runs in that order.
+def use_channels_last(model: nn.Module, samples: Samples) -> bool:
+    """Convert the weights of a network to torch's channels_last memory format and return whether that was done.
 
-    A training step of ResNet-20 took two thirds of the time on two cores. A network that views its activations as they
-    lie in memory does not run so, and is left as it was.
+    It is done for networks that convolve images and run in that format; a network that calls `view` on its activations
+    does not, and is left unchanged. A training step of ResNet-20 took two thirds of the time on two cores.
+
+    Args:
+        model: The network, converted in place.
+        samples: Data.
     """
-    inputs, _ = samples.fetch(range(min(_EXAMPLES, len(samples))))
+    inputs, _ = samples.fetch(range(min(_PROBED_SAMPLES, len(samples))))
     if not isinstance(inputs, Tensor) or inputs.ndim != 4:
         return False
     if not any(isinstance(module, nn.Conv2d) for module in model.modules()):

@@ -1,4 +1,4 @@
-"""Ctrl-C: the first asks a training to stop after its step, the second stops it where it is."""
+"""Ctrl-C during a training: the first one ends the training after the current step, the second one at once."""
 
 import signal
 import threading
@@ -8,13 +8,13 @@ from types import FrameType
 
 
 class Interruption:
-    """Whether someone asked to stop."""
+    """Signal handler that records whether an interruption was requested."""
 
     def __init__(self) -> None:
         self.requested = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Take a signal."""
+        """Record the first signal and raise KeyboardInterrupt on the second."""
         del number, frame
         if self.requested:
             raise KeyboardInterrupt
@@ -23,13 +23,13 @@ class Interruption:
 
 @contextmanager
 def interruption() -> Iterator[Interruption]:
-    """Take SIGINT inside, where signals can be taken: in the main thread."""
-    asked = Interruption()
+    """Handle SIGINT inside the context, in the main thread, where Python allows it; elsewhere do nothing."""
+    handler = Interruption()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield handler
         return
-    before = signal.signal(signal.SIGINT, asked)
+    before = signal.signal(signal.SIGINT, handler)
     try:
-        yield asked
+        yield handler
     finally:
         signal.signal(signal.SIGINT, before)

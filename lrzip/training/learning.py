@@ -1,4 +1,4 @@
-"""What networks are measured on, and how they are tuned."""
+"""Data, loss, metrics and hyperparameters with which networks are measured and fine-tuned."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,22 +12,22 @@ from lrzip.training.settings import Settings
 
 @dataclass(frozen=True)
 class Learning:
-    """What networks are measured on, and how they are tuned; all as in `lrzip.finetune`.
+    """Data, loss, metrics and hyperparameters; each attribute has the meaning that it has in `lrzip.finetune`.
 
     Attributes:
-        data: As `lrzip.data.read_data` takes it, or its result.
-        val: Where the validation set is, where it is not in `data`.
-        val_fraction: Share of the training set that becomes the validation set where there is no other.
-        preparation: What becomes of inputs before the network gets them.
-        image_size: Side to which images of folders are resized.
+        data: Specification of the data as `lrzip.training.data.read.read_data` takes it, or its result.
+        val: Specification of the validation set, if it is not a part of `data`.
+        val_fraction: Share of the training set that is split off as the validation set, if there is no other.
+        preparation: Normalization and augmentation of the inputs.
+        image_size: Side in pixels to which images of folders are resized.
         loss: `auto`, `cross_entropy`, `mse`, `kl` or `pkg.mod:fn`.
-        label_smoothing: Of cross entropy.
-        metrics: The first decides; by default accuracy or R².
-        teacher: A checkpoint of the dense network to learn from; by default the one that is compressed.
-        distillation: How much it counts.
-        settings: Of one brief fine-tune.
-        device: Where to compute.
-        workers: Processes that prepare batches.
+        label_smoothing: Label smoothing of the cross entropy, in [0, 1).
+        metrics: Names of metrics, the first of which decides; by default accuracy or R².
+        teacher: Dense checkpoint for distillation; by default the checkpoint that is compressed.
+        distillation: Weight and temperature of the distillation.
+        settings: Hyperparameters of one brief fine-tune.
+        device: Device to compute on.
+        workers: Number of processes that prepare batches.
     """
 
     data: str | Data

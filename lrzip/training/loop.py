@@ -1,37 +1,57 @@
-"""The training loop."""
+"""The training loop: epochs, learning rates, evaluation and early stopping."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-from lrzip.core.errors import LrzipError, UsageError, typed_line
+from lrzip.core.errors import UsageError
 from lrzip.core.memory import keep_freed_blocks
-from lrzip.networks.inputs import described
-from lrzip.training.batches import Batches
+from lrzip.training.batches import Batches, Share
+from lrzip.training.batchnorm import synchronize_batchnorm
 from lrzip.training.data.read import Data
-from lrzip.training.data.samples import Batch, seed_of
-from lrzip.training.forward import images_last
+from lrzip.training.data.samples import Batch
+from lrzip.training.forward import use_channels_last
 from lrzip.training.interruption import Interruption, interruption
 from lrzip.training.losses import TrainingLoss
 from lrzip.training.metrics import Scorer
 from lrzip.training.outcomes import Epoch, Log, Outcome, StepCallback, StepState
-from lrzip.training.processes import make_accelerator, precision, reproducible, synchronize_batchnorm
-from lrzip.training.resuming import load_state, save_state
-from lrzip.training.schedules import factor, idle
+from lrzip.training.processes import make_accelerator, precision, reproducible
+from lrzip.training.resuming import ResumeFile
+from lrzip.training.schedules import epochs_since_best, rate_factor
 from lrzip.training.settings import Settings
+from lrzip.training.steps import Stepper
 from lrzip.training.weights import place
 
 _SAVE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where a training runs, what it resumes from and what it reports to.
+
+    Attributes:
+        device: Device to compute on.
+        workers: Number of processes that prepare batches; with 0, the training process prepares them.
+        resume: File that the state is saved in. If it exists, training resumes from it.
+        identity: What else must be equal to resume, by name, beside the settings.
+        watch: Called after each step.
+        log: Called after each evaluation.
+    """
+
+    device: str = "cpu"
+    workers: int = 0
+    resume: Path | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    watch: StepCallback | None = None
+    log: Log | None = None
 
 
 def train(
@@ -40,275 +60,215 @@ def train(
     objective: TrainingLoss,
     scorer: Scorer,
     settings: Settings,
-    *,
-    device: str = "cpu",
-    workers: int = 0,
-    resume: Path | None = None,
-    identity: Mapping[str, Any] | None = None,
-    watch: StepCallback | None = None,
-    log: Log | None = None,
+    execution: Execution | None = None,
 ) -> Outcome:
-    """Train a network and return its best state by the validation set.
+    """Train a network and return its best state by the validation metric.
 
-    The order of the examples, their augmentation and dropout follow from the seed and the number of the step, so that a
-    training that is resumed, or shared among processes, is the same as one that was not.
+    The order of the samples, their augmentation and dropout are functions of the seed and the number of the step, so a
+    training that is resumed, or distributed over processes, computes the same as an uninterrupted one on one process.
 
     Args:
-        model: Trained in place; at the end it is in the last state, not the best.
-        data: What to train on and what to select by; without a validation set the last state is returned.
+        model: The network, trained in place; at the end it is in the last state, not the best.
+        data: Training set, and the validation set that selects the state; without one the last state is returned.
         objective: The loss.
         scorer: The metrics.
-        settings: How to train.
-        device: Where to compute.
-        workers: Processes that prepare batches; 0 prepares them in between.
-        resume: File that the state is kept in. If it exists, training goes on from there.
-        identity: What else must be the same to go on.
-        watch: Called after each step.
-        log: Called for each evaluation.
+        settings: Optimizer, schedule and other hyperparameters.
+        execution: Device, file to resume from and callbacks.
 
     Raises:
-        LrzipError: A batch does not fit the network or the labels, or `resume` is of another training.
+        LrzipError: A batch does not fit the network or the labels, or the file to resume from is of another training.
     """
+    execution = execution or Execution()
     keep_freed_blocks()
     networks = [network for network in (model, objective.teacher) if network is not None]
-    images = [images_last(network, data.train) for network in networks]
-    settings = replace(settings, amp=precision(settings.amp, device, images=all(images)))
-    accelerator = make_accelerator(device, settings.amp)
-    with reproducible(accelerator.device), interruption() as asked:
-        run = _Run(
-            accelerator, model, data, objective, scorer, settings, all(images), asked, workers, resume, watch, log
-        )
-        with objective.attached(model):
-            return run.done({**vars(settings), **(identity or {})})
+    converted = [use_channels_last(network, data.train) for network in networks]
+    settings = replace(settings, amp=precision(settings.amp, execution.device, images=all(converted)))
+    accelerator = make_accelerator(execution.device, settings.amp)
+    with reproducible(accelerator.device), interruption() as interrupted, objective.attached(model):
+        plan = _plan(data, settings, accelerator)
+        if plan.share.count > 1 and not settings.freeze_batchnorm:
+            model = synchronize_batchnorm(model, accelerator.device)
+        weights = place(model, settings, accelerator)
+        if objective.teacher is not None:
+            objective.teacher.to(accelerator.device).eval().requires_grad_(False)
+        stepper = Stepper(accelerator, model, weights, objective, settings, all(converted))
+        return _Run(stepper, data, scorer, execution, plan, interrupted).outcome()
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Plan:
+    """Sizes of a training: samples per batch over all processes, steps per epoch, and steps in total."""
+
+    size: int
+    per_epoch: int
+    steps: int
+    share: Share
+
+
+def _plan(data: Data, settings: Settings, accelerator: Accelerator) -> _Plan:
+    share = Share(accelerator.process_index, accelerator.num_processes)
+    wanted = settings.batch(len(data.train))
+    size = wanted // share.count * share.count
+    if not size or (settings.batch_size or 0) % share.count:
+        raise UsageError(f"`--batch-size {wanted}` cannot be shared by {share.count} processes.")
+    per_epoch = len(data.train) // size
+    return _Plan(size, per_epoch, settings.steps or settings.epochs * per_epoch, share)
+
+
 class _Run:
-    """A training on its way."""
+    """A training in progress."""
 
-    accelerator: Accelerator
-    model: nn.Module
-    data: Data
-    objective: TrainingLoss
-    scorer: Scorer
-    settings: Settings
-    images_last: bool
-    asked: Interruption
-    workers: int
-    resume: Path | None
-    watch: StepCallback | None
-    log: Log | None
-    step: int = 0
-    seconds: float = 0.0
-    history: list[Epoch] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)  # of the epoch's steps so far
-    best: Mapping[str, Tensor] = field(default_factory=dict)
-    stopped: str = "finished"
-
-    def done(self, begun_with: Mapping[str, Any]) -> Outcome:
-        """Train to the end, and return what came of it."""
+    def __init__(
+        self,
+        stepper: Stepper,
+        data: Data,
+        scorer: Scorer,
+        execution: Execution,
+        plan: _Plan,
+        interrupted: Interruption,
+    ) -> None:
+        self._stepper, self._data, self._scorer, self._execution = stepper, data, scorer, execution
+        self._plan, self._interrupted = plan, interrupted
+        self._accelerator, self._settings, self._weights = stepper.accelerator, stepper.settings, stepper.weights
         self._start = self._saved = perf_counter()
-        self._begun_with = begun_with
-        self._set_up()
-        if not self.history:
+        self._file = ResumeFile(execution.resume, {**vars(self._settings), **execution.identity})
+        self._progress = self._file.restore(self._weights, self._accelerator)
+        self._stopped = "finished"
+
+    def outcome(self) -> Outcome:
+        """Train to the end and return the result."""
+        progress, plan = self._progress, self._plan
+        if not progress.epochs:
             self._end_epoch(0)
-        while self.step < self.steps and self.stopped == "finished":
-            if self._out_of_patience():
-                self.stopped = "patience"
+        while progress.step < plan.steps and self._stopped == "finished":
+            if self._is_out_of_patience():
+                self._stopped = "patience"
             else:
-                self._epoch(self.step // self.per_epoch + 1)
-        scored = [epoch for epoch in self.history if epoch.scores]
-        best = max(scored, key=lambda epoch: self.scorer.gain(epoch.scores)) if scored else self.history[-1]
-        state = self.best if scored else self.weights.state()
-        self.accelerator.wait_for_everyone()
-        self.weights.release()
-        main = self.accelerator.is_main_process
+                self._run_epoch(progress.step // plan.per_epoch + 1)
+        scored = [epoch for epoch in progress.epochs if epoch.scores]
+        best = max(scored, key=lambda epoch: self._scorer.gain(epoch.scores)) if scored else progress.epochs[-1]
+        state = progress.best if scored else self._weights.state()
+        self._accelerator.wait_for_everyone()
+        self._weights.release()
         return Outcome(
-            state, self.history, best, self.step, self._elapsed(), self.stopped, self.step, main, self.settings
+            state=state,
+            epochs=progress.epochs,
+            best=best,
+            steps=progress.step,
+            seconds=self._seconds(),
+            stopped=self._stopped,
+            main=self._accelerator.is_main_process,
+            settings=self._settings,
         )
 
-    def _set_up(self) -> None:
-        accelerator, settings = self.accelerator, self.settings
-        self.part = accelerator.process_index, accelerator.num_processes
-        self.size = settings.batch(len(self.data.train)) // self.part[1] * self.part[1]
-        if not self.size or (settings.batch_size or 0) % self.part[1]:
-            wanted = settings.batch(len(self.data.train))
-            raise UsageError(f"`--batch-size {wanted}` cannot be shared by {self.part[1]} processes.")
-        self.per_epoch = len(self.data.train) // self.size
-        self.steps = settings.steps or settings.epochs * self.per_epoch
-        if self.part[1] > 1 and not settings.freeze_batchnorm:
-            self.model = synchronize_batchnorm(self.model, accelerator.device)
-        self.weights = place(self.model, settings, accelerator)
-        self.network, self.optimizer = self.weights.network, self.weights.optimizer
-        if self.objective.teacher is not None:
-            self.objective.teacher.to(accelerator.device).eval().requires_grad_(False)
-        kept = load_state(self.resume, self._begun_with) if self.resume else None
-        if kept:
-            self._continue(kept)
-
-    def _continue(self, kept: Mapping[str, Any]) -> None:
-        self.weights.load(kept["model"], kept["optimizer"])
-        if self.accelerator.scaler is not None and kept["scaler"]:
-            self.accelerator.scaler.load_state_dict(kept["scaler"])
-        self.best, self.step, self.losses = kept["best"], kept["step"], kept["loss"]
-        self.history = [Epoch(**epoch) for epoch in kept["history"]]
-        self.seconds = kept["seconds"]
-
-    def _epoch(self, number: int) -> None:
-        batches = Batches(self.data.train, self.size, self.settings.seed, number, self.part)
-        begin = self.step - (number - 1) * self.per_epoch
-        end = min(self.per_epoch, begin + self.steps - self.step)
-        loader = DataLoader(
-            batches, batch_size=None, sampler=range(begin, end), num_workers=self.workers, collate_fn=_as_it_is
-        )
-        self._mode()
-        for batch in loader:
-            loss = self._step(batch)
-            if self.stopped != "finished":
+    def _run_epoch(self, number: int) -> None:
+        self._set_mode()
+        for batch in self._loader(number):
+            loss = self._stepper.take(batch, self._progress.step, self._rate())
+            if loss is None:
+                self._stopped = "not finite"
                 return
-            self.losses.append(loss)
-            if self.watch:
-                self.watch(StepState(number, self.step, self.steps, loss, self.history[-1]))
-            interrupted, due = self._agreed(self.asked.requested, perf_counter() - self._saved > _SAVE_SECONDS)
-            if interrupted:
-                self.stopped = "interrupted"
+            self._progress.step += 1
+            self._progress.losses.append(loss)
+            self._report(number, loss)
+            requested, due = self._any(self._interrupted.requested, perf_counter() - self._saved > _SAVE_SECONDS)
+            if requested:
+                self._stopped = "interrupted"
                 break
-            if due and self._within():
+            if due and self._is_within_epoch():
                 self._save()
-        if self._within():
-            self._save()  # as it is without the evaluation that follows, which a whole training does not do
-            self._end_epoch(number)  # this state may be the best so far; a second Ctrl-C goes without
+        if self._is_within_epoch():
+            # Saved before the evaluation that follows, which an uninterrupted training would not do here. The state
+            # may be the best so far, so it is evaluated; a second Ctrl-C skips that.
+            self._save()
+            self._end_epoch(number)
         else:
             self._end_epoch(number)
             self._save()
 
-    def _within(self) -> bool:
-        """Tell whether the last step was neither the last of its epoch nor of all."""
-        return self.step % self.per_epoch > 0 and self.step < self.steps
+    def _loader(self, number: int) -> DataLoader[Batch]:
+        """Return the batches of an epoch that are still to be trained on."""
+        plan, step = self._plan, self._progress.step
+        batches = Batches(self._data.train, plan.size, seed=self._settings.seed, epoch=number, share=plan.share)
+        start = step - (number - 1) * plan.per_epoch
+        end = min(plan.per_epoch, start + plan.steps - step)
+        return DataLoader(
+            batches,
+            batch_size=None,
+            sampler=range(start, end),
+            num_workers=self._execution.workers,
+            collate_fn=_identity,
+        )
 
-    def _out_of_patience(self) -> bool:
-        return self.settings.patience is not None and idle(self._gains()) >= self.settings.patience
-
-    def _mode(self) -> None:
-        self.network.train()
-        for module in self.model.modules() if self.settings.freeze_batchnorm else ():
+    def _set_mode(self) -> None:
+        self._weights.network.train()
+        for module in self._stepper.model.modules() if self._settings.freeze_batchnorm else ():
             if isinstance(module, _BatchNorm):
                 module.eval()
 
-    def _step(self, batch: Batch) -> float:
-        """Do a step, unless the loss or its gradient is not finite, and return the loss over all processes."""
-        accelerator, settings = self.accelerator, self.settings
-        torch.manual_seed(seed_of("step", settings.seed, self.step, self.part[0]))
-        rate = self._rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        inputs, target = _moved(batch, accelerator.device)
-        if self.images_last:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        try:
-            with accelerator.autocast():
-                loss = self.objective(self.network, inputs, target)
-            _check_loss(loss)
-        except LrzipError:
-            raise
-        except torch.OutOfMemoryError as error:
-            raise LrzipError(f"The device is out of memory in step {self.step + 1}. Lower `--batch-size`.") from error
-        except Exception as error:
-            raise LrzipError(f"Step {self.step + 1}, on inputs {described(inputs)}: {typed_line(error)}.") from error
-        value = float(accelerator.reduce(loss.detach().float(), reduction="mean"))
-        if not isfinite(value):
-            self.stopped = "not finite"
-            return value
-        accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(self.model.parameters(), settings.clip or float("inf"))
-        if accelerator.scaler is None and not isfinite(norm.full_tensor() if isinstance(norm, DTensor) else norm):
-            self.stopped = "not finite"
-            return value
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.step += 1
-        return value
+    def _report(self, epoch: int, loss: float) -> None:
+        if self._execution.watch:
+            progress = self._progress
+            self._execution.watch(StepState(epoch, progress.step, self._plan.steps, loss, progress.epochs[-1]))
+
+    def _is_within_epoch(self) -> bool:
+        """Return whether the last step was neither the last of its epoch nor the last of all."""
+        step = self._progress.step
+        return step % self._plan.per_epoch > 0 and step < self._plan.steps
+
+    def _is_out_of_patience(self) -> bool:
+        patience = self._settings.patience
+        return patience is not None and epochs_since_best(self._gains()) >= patience
 
     def _rate(self) -> float:
-        settings = self.settings
-        warmup = round(settings.warmup * self.steps)
-        return settings.rate * factor(settings.schedule, self.step, self.steps, warmup, self._gains())
+        settings, steps = self._settings, self._plan.steps
+        warmup = round(settings.warmup * steps)
+        return settings.rate * rate_factor(settings.schedule, self._progress.step, steps, warmup, self._gains())
 
     def _end_epoch(self, number: int) -> None:
+        progress = self._progress
         scores = self._scores()
-        loss = sum(self.losses) / len(self.losses) if self.losses else None
-        rate = self.optimizer.param_groups[0]["lr"] if number else 0.0
+        loss = sum(progress.losses) / len(progress.losses) if progress.losses else None
+        rate = self._weights.optimizer.param_groups[0]["lr"] if number else 0.0
         before = self._gains()
-        epoch = Epoch(number, self.step, rate, loss, scores, self._elapsed())
-        self.history.append(epoch)
-        self.losses = []
-        if scores and (not before or self.scorer.gain(scores) > max(before)):
-            self.best = self.weights.state()
-        if self.log and self.accelerator.is_main_process:
-            self.log(epoch)
+        epoch = Epoch(number, progress.step, rate, loss, scores, self._seconds())
+        progress.epochs.append(epoch)
+        progress.losses = []
+        if scores and (not before or self._scorer.gain(scores) > max(before)):
+            progress.best = self._weights.state()
+        if self._execution.log and self._accelerator.is_main_process:
+            self._execution.log(epoch)
 
     def _scores(self) -> dict[str, float]:
-        if self.data.val is None:
+        if self._data.val is None:
             return {}
-        with self.accelerator.autocast():
-            return self.scorer(
-                self.model,
-                self.data.val,
-                target=self.objective.target,
-                device=self.accelerator.device,
-                batch_size=2 * self.size,
-                part=self.part,
+        with self._accelerator.autocast():
+            return self._scorer(
+                self._stepper.model,
+                self._data.val,
+                target=self._stepper.objective.target,
+                device=self._accelerator.device,
+                batch_size=2 * self._plan.size,
+                share=self._plan.share,
             )
 
     def _gains(self) -> list[float]:
-        return [self.scorer.gain(epoch.scores) for epoch in self.history if epoch.scores]
+        return [self._scorer.gain(epoch.scores) for epoch in self._progress.epochs if epoch.scores]
 
-    def _agreed(self, *wishes: bool) -> Sequence[bool]:
-        """Return which wishes any of the processes has."""
-        if self.part[1] == 1:
-            return wishes
-        votes = torch.tensor([float(wish) for wish in wishes], device=self.accelerator.device)
-        return [bool(count > 0) for count in self.accelerator.reduce(votes, reduction="sum")]
+    def _any(self, *flags: bool) -> Sequence[bool]:
+        """Return each flag as true if it is true in any process."""
+        if self._plan.share.count == 1:
+            return flags
+        votes = torch.tensor([float(flag) for flag in flags], device=self._accelerator.device)
+        return [bool(count > 0) for count in self._accelerator.reduce(votes, reduction="sum")]
 
     def _save(self) -> None:
         self._saved = perf_counter()
-        if not self.resume:
-            return
-        model, optimizer = self.weights.state(), self.weights.optimizer_state()
-        if not self.accelerator.is_main_process:
-            return
-        scaler = self.accelerator.scaler
-        save_state(
-            self.resume,
-            {
-                "settings": dict(self._begun_with),
-                "model": model,
-                "optimizer": optimizer,
-                "scaler": scaler.state_dict() if scaler is not None else {},
-                "best": dict(self.best),
-                "step": self.step,
-                "history": [{**vars(epoch), "scores": dict(epoch.scores)} for epoch in self.history],
-                "loss": list(self.losses),
-                "seconds": self._elapsed(),
-            },
-        )
+        self._file.save(self._progress, self._weights, self._accelerator, seconds=self._seconds())
 
-    def _elapsed(self) -> float:
-        return self.seconds + perf_counter() - self._start
+    def _seconds(self) -> float:
+        return self._progress.seconds + perf_counter() - self._start
 
 
-def _check_loss(loss: Any) -> None:
-    if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
-        what = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise LrzipError(
-            f"The loss, {what}, is no scalar tensor that depends on weights which can be trained. Check `--loss`, and "
-            "`requires_grad` in the network."
-        )
-
-
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
-
-
-def _moved(batch: Batch, device: torch.device) -> Any:
-    return torch.utils._pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=True), batch)

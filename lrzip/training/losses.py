@@ -1,4 +1,4 @@
-"""Losses: of outputs against labels, and against a teacher."""
+"""Losses against labels, and distillation from a teacher."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,17 +15,19 @@ from lrzip.training.forward import apply
 from lrzip.training.tasks import CLASSIFICATION, Task, class_first
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
+"""Takes outputs and labels and returns a scalar."""
 LOSSES = ("auto", "cross_entropy", "mse", "kl")
 
 
 def make_loss(spec: str, task: Task, *, label_smoothing: float = 0.0) -> LossFunction:
-    """Return a function of outputs and labels.
+    """Return a loss function of outputs and labels.
 
     Args:
-        spec: `auto` is cross entropy for classes and the mean squared error for numbers; `kl` takes labels that are
-            distributions (n, classes); `pkg.mod:fn` is a function of outputs and labels that returns a scalar.
-        task: What is learned.
-        label_smoothing: Share of each label that goes to all classes alike.
+        spec: `auto` is cross entropy for a classification and mean squared error for a regression; `kl` is the
+            Kullback-Leibler divergence from labels that are distributions (n, classes); `pkg.mod:fn` is a function of
+            outputs and labels that returns a scalar.
+        task: The task.
+        label_smoothing: Label smoothing of the cross entropy, in [0, 1).
 
     Raises:
         UsageError: There is no such loss, or it does not fit the task.
@@ -37,9 +39,9 @@ def make_loss(spec: str, task: Task, *, label_smoothing: float = 0.0) -> LossFun
         return function
     if spec not in LOSSES:
         raise UsageError(f"`--loss` takes {', '.join(LOSSES)} or `pkg.mod:fn`, got `{spec}`.")
-    classes = task.kind == CLASSIFICATION
-    name = spec if spec != "auto" else "cross_entropy" if classes else "mse"
-    if task.labelled and (name == "cross_entropy") != classes:
+    is_classification = task.kind == CLASSIFICATION
+    name = spec if spec != "auto" else "cross_entropy" if is_classification else "mse"
+    if task.labelled and (name == "cross_entropy") != is_classification:
         raise UsageError(f"`--loss {name}` does not fit the data, which is {task.kind}.")
     if name == "cross_entropy":
         return lambda output, target: F.cross_entropy(
@@ -52,14 +54,15 @@ def make_loss(spec: str, task: Task, *, label_smoothing: float = 0.0) -> LossFun
 
 @dataclass(frozen=True)
 class Distillation:
-    """How a teacher counts.
+    """Hyperparameters of the distillation from a teacher.
 
     Attributes:
-        temperature: That both outputs are divided by before they become distributions; None compares the outputs
-            themselves by their mean squared difference, also those of classes (Ba & Caruana 2014). A ResNet-20 of half
-            its parameters gained 49.4 points in 300 steps that way, and 48.4 at a temperature of 4.
-        share: Of the teacher in the loss where there are labels, in (0, 1].
-        layers: Weight of the relative squared difference of the outputs of the factorized layers; 0 leaves it out.
+        temperature: Temperature of the softmax of both outputs, whose Kullback-Leibler divergence is the loss (Hinton,
+            Vinyals & Dean 2015). None compares the outputs themselves by their mean squared difference, those of
+            classifications included (Ba & Caruana 2014): a ResNet-20 of half its parameters gained 49.4 percentage
+            points in 300 steps that way, and 48.4 at a temperature of 4.
+        share: Weight of the teacher in the loss if there are labels, in (0, 1].
+        layers: Weight of the relative squared difference of the outputs of the factorized layers; 0 ignores them.
     """
 
     temperature: float | None = None
@@ -76,14 +79,17 @@ class Distillation:
 
 
 class TrainingLoss:
-    """The loss of a network on a batch.
+    """The training loss of a network: against labels, against a teacher, or a weighted sum of both.
 
     Args:
-        task: What is learned.
-        loss: Against labels.
-        teacher: Network whose outputs are to be met.
-        distillation: How much that counts.
-        modules: Names of the factorized layers, in network and teacher alike.
+        task: The task.
+        loss: Loss against labels.
+        teacher: Network whose outputs the trained network is to reproduce.
+        distillation: Weight and temperature of the teacher.
+        modules: Names of the factorized layers, which student and teacher share.
+
+    Raises:
+        UsageError: There are neither labels nor a teacher.
     """
 
     def __init__(
@@ -100,38 +106,42 @@ class TrainingLoss:
         self._task, self._loss, self.teacher = task, loss, teacher
         self._distillation = distillation or Distillation()
         self._modules = modules if teacher is not None and self._distillation.layers else ()
-        self._seen: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+        self._student_outputs: dict[str, Tensor] = {}
+        self._teacher_outputs: dict[str, Tensor] = {}
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[None]:
-        """Look at the outputs of the factorized layers of a network and of the teacher inside, if they count."""
+        """Record the outputs of the factorized layers of student and teacher inside the context, if they are used."""
+        networks = ((model, self._student_outputs), (self.teacher or model, self._teacher_outputs))
         with ExitStack() as hooks:
-            for network, seen in zip((model, self.teacher or model), self._seen, strict=True):
+            for network, outputs in networks:
                 for name in self._modules:
-                    hook = network.get_submodule(name).register_forward_hook(_remember(seen, name))
+                    hook = network.get_submodule(name).register_forward_hook(_recorder(outputs, name))
                     hooks.callback(hook.remove)
             yield
 
     def __call__(self, model: nn.Module, inputs: Any, target: Tensor | None) -> Tensor:
-        """Return the loss, a scalar."""
+        """Return the loss on a batch, a scalar.
+
+        Raises:
+            LrzipError: The batch has no labels, although the task has.
+        """
         output = apply(model, inputs).float()
         if self.teacher is None:
-            return self._against_labels(output, target)
+            return self._label_loss(output, target)
         with torch.no_grad():
             goal = apply(self.teacher, inputs).float()
-        loss = self._distance(output, goal)
+        loss, share = self._distance(output, goal), self._distillation.share
         if self._task.labelled:
-            loss = self._distillation.share * loss + (1 - self._distillation.share) * self._against_labels(
-                output, target
-            )
-        if self._modules:
-            ours, theirs = self._seen
-            differences = [_relative(ours.pop(name), theirs.pop(name)) for name in self._modules]
-            loss = loss + self._distillation.layers * torch.stack(differences).mean()
-        return loss
+            loss = share * loss + (1 - share) * self._label_loss(output, target)
+        return loss + self._distillation.layers * self._layer_loss() if self._modules else loss
 
     def target(self, inputs: Any, target: Tensor | None) -> Tensor:
-        """Return what metrics compare with: the labels, or what the teacher says."""
+        """Return the target of metrics: the labels if there are any, else the prediction of the teacher.
+
+        Raises:
+            LrzipError: There are neither.
+        """
         if target is not None:
             return target
         if self.teacher is None:
@@ -139,7 +149,7 @@ class TrainingLoss:
         goal = apply(self.teacher, inputs).float()
         return goal.argmax(1) if self._task.kind == CLASSIFICATION else goal
 
-    def _against_labels(self, output: Tensor, target: Tensor | None) -> Tensor:
+    def _label_loss(self, output: Tensor, target: Tensor | None) -> Tensor:
         if target is None:
             raise LrzipError("A batch has no labels, though the first one has.")
         return self._loss(output, target)
@@ -157,17 +167,22 @@ class TrainingLoss:
         )
         return temperature**2 * divergence.sum(1).mean()
 
+    def _layer_loss(self) -> Tensor:
+        student, teacher = self._student_outputs, self._teacher_outputs
+        differences = [_relative_difference(student.pop(name), teacher.pop(name)) for name in self._modules]
+        return torch.stack(differences).mean()
 
-def _remember(seen: dict[str, Tensor], name: str) -> Callable[..., None]:
+
+def _recorder(outputs: dict[str, Tensor], name: str) -> Callable[..., None]:
     def hook(module: nn.Module, arguments: object, output: object) -> None:
         del module, arguments
         first = output[0] if isinstance(output, tuple) else output
         if isinstance(first, Tensor):
-            seen[name] = first
+            outputs[name] = first
 
     return hook
 
 
-def _relative(ours: Tensor, theirs: Tensor) -> Tensor:
-    theirs = theirs.float()
-    return (ours.float() - theirs).square().mean() / theirs.square().mean().clamp_min(1e-12)
+def _relative_difference(output: Tensor, goal: Tensor) -> Tensor:
+    goal = goal.float()
+    return (output.float() - goal).square().mean() / goal.square().mean().clamp_min(1e-12)

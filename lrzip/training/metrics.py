@@ -1,4 +1,4 @@
-"""Metrics of torchmetrics by name, and functions of the user's as such."""
+"""Metrics: those of torchmetrics by name, and functions supplied by the user."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +15,8 @@ from torchmetrics.utilities import dim_zero_cat
 from lrzip.core.errors import LrzipError, UsageError, typed_line
 from lrzip.core.memory import keep_freed_blocks
 from lrzip.networks.build import locate
-from lrzip.training.data.samples import Samples
+from lrzip.training.batches import Share
+from lrzip.training.data.samples import Batch, Samples
 from lrzip.training.forward import apply
 from lrzip.training.tasks import CLASSIFICATION, REGRESSION, Task, class_first
 
@@ -26,7 +27,11 @@ METRICS = {
     "rmse": REGRESSION,
     "mae": REGRESSION,
 }
+"""Kind of task by metric."""
 _TOP = 5
+
+TargetFunction = Callable[[Any, Tensor | None], Tensor]
+"""Takes the inputs and the labels of a batch and returns what its outputs are compared with."""
 
 
 class FunctionMetric(Metric):
@@ -43,39 +48,39 @@ class FunctionMetric(Metric):
         self.add_state("targets", [], dist_reduce_fx="cat")
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        """Keep a batch."""
+        """Append the outputs and labels of a batch."""
         self.outputs.append(output)
         self.targets.append(target)
 
     def compute(self) -> Tensor:
-        """Return what the function says of all batches."""
+        """Return the value of the function for all batches."""
         outputs, targets = (dim_zero_cat(x) for x in (self.outputs, self.targets))
         return torch.as_tensor(self.function(outputs, targets), dtype=torch.float64)
 
 
 class Scorer:
-    """Measures networks; the first metric is the one that counts.
+    """Computes metrics of networks; the first metric is the one that decides.
 
     Args:
-        specs: Names of `METRICS`, or `pkg.mod:fn`, a function of all outputs and labels, or a torchmetrics Metric. More
+        specs: Names in `METRICS`, or `pkg.mod:fn`, a function of all outputs and labels or a torchmetrics Metric. More
             is better unless it has `higher_is_better = False`. By default `accuracy` or `r2`.
-        task: What is learned.
+        task: The task.
 
     Raises:
-        UsageError: There is no such metric, or the task cannot have it.
+        UsageError: There is no such metric, or it does not fit the task.
     """
 
     def __init__(self, specs: Sequence[str], task: Task) -> None:
         names = list(specs) or ["accuracy" if task.kind == CLASSIFICATION else "r2"]
         self._task = task
-        self.metrics: Mapping[str, Metric] = {name: _metric(name, task) for name in names}
+        self.metrics: Mapping[str, Metric] = {name: make_metric(name, task) for name in names}
         self.first = names[0]
-        counting = self.metrics[self.first]
-        counted = counting.function if isinstance(counting, FunctionMetric) else counting
-        self.higher_is_better = getattr(counted, "higher_is_better", None) is not False
+        deciding = self.metrics[self.first]
+        declaring = deciding.function if isinstance(deciding, FunctionMetric) else deciding
+        self.higher_is_better = getattr(declaring, "higher_is_better", None) is not False
 
     def gain(self, scores: Mapping[str, float]) -> float:
-        """Return the first metric so that more is better; what is no number is worst."""
+        """Return the first metric, negated if less is better; −∞ if it is not finite."""
         value = scores[self.first]
         if not isfinite(value):
             return float("-inf")
@@ -86,40 +91,40 @@ class Scorer:
         model: nn.Module,
         samples: Samples,
         *,
-        target: Callable[[Any, Tensor | None], Tensor] | None = None,
+        target: TargetFunction | None = None,
         device: torch.device | str = "cpu",
         batch_size: int = 256,
-        part: tuple[int, int] = (0, 1),
+        share: Share = Share(),  # noqa: B008
     ) -> dict[str, float]:
-        """Return all metrics of a network on some examples.
+        """Return all metrics of a network on a set of samples.
 
         Args:
-            model: On `device`; its mode stays.
-            samples: What to measure on.
-            target: What stands for the labels of a batch.
-            device: Where to compute.
-            batch_size: Examples at a time.
-            part: Which process of how many this is; each measures its share, and the results are of all.
+            model: The network, on `device`; the modes of its modules are restored.
+            samples: Data.
+            target: What outputs are compared with; by default the labels.
+            device: Device to compute on.
+            batch_size: Samples per batch.
+            share: Share of this process: each process computes its own, and the results are over all of them.
+
+        Raises:
+            LrzipError: The samples have no labels, or the code of a metric fails.
         """
         for metric in self.metrics.values():
             metric.reset()
             metric.to(device)
         keep_freed_blocks()
-        rank, count = part
-        positions = range(rank, len(samples), count)
         with evaluating(model), torch.no_grad():
-            # All processes run the network equally often, since weights that are shared out take them all.
-            for start in range(0, len(range(0, len(samples), count)), batch_size):
-                here = positions[start : start + batch_size]
-                inputs, labels = _moved(samples.fetch(here or [0]), device)
+            for positions in _batches(len(samples), batch_size, share):
+                # A process without samples left runs the network all the same: sharded weights need all processes.
+                inputs, labels = _on_device(samples.fetch(positions or [0]), device)
                 output = apply(model, inputs).float()
-                if not here:
+                if not positions:
                     continue
-                wanted = target(inputs, labels) if target else labels
-                if wanted is None:
+                goal = target(inputs, labels) if target else labels
+                if goal is None:
                     raise LrzipError(f"`{samples.name}` has no labels, so nothing can be measured.")
-                self._update(output, wanted)
-        return {name: _called(name, partial(_value, metric)) for name, metric in self.metrics.items()}
+                self._update(output, goal)
+        return {name: _call(name, partial(_value, metric)) for name, metric in self.metrics.items()}
 
     def _update(self, output: Tensor, target: Tensor) -> None:
         if self._task.kind == CLASSIFICATION:
@@ -127,37 +132,16 @@ class Scorer:
         for name, metric in self.metrics.items():
             flat = name in METRICS and self._task.kind == REGRESSION
             arguments = (output.flatten(), target.flatten()) if flat else (output, target)
-            _called(name, partial(metric.update, *arguments))
+            _call(name, partial(metric.update, *arguments))
 
 
-def _value(metric: Metric) -> float:
-    return float(metric.compute())
+def make_metric(name: str, task: Task) -> Metric:
+    """Return the metric of a name, or of `pkg.mod:fn`.
 
-
-def _called(name: str, function: Callable[[], Any]) -> Any:
-    """Call what may be code of the user's."""
-    try:
-        return function()
-    except Exception as error:
-        raise LrzipError(
-            f"`--metric {name}` failed: {typed_line(error)}. It takes all outputs and all labels, and "
-            "returns one number."
-        ) from error
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode, and each module back into its own."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def _metric(name: str, task: Task) -> Metric:
+    Raises:
+        UsageError: There is no such metric, or it does not fit the task.
+        LrzipError: The code of the user is no metric.
+    """
     if ":" in name:
         found = locate(name, "--metric")
         made = found() if isinstance(found, type) else found
@@ -170,7 +154,7 @@ def _metric(name: str, task: Task) -> Metric:
         fitting = ", ".join(other for other, kind in METRICS.items() if kind == task.kind)
         raise UsageError(f"`--metric {name}` is for {METRICS[name]}; this is {task.kind}, which has {fitting}.")
     if name == "top5" and task.classes <= _TOP:
-        raise UsageError(f"`--metric top5` says nothing of {task.classes} classes.")
+        raise UsageError(f"`--metric top5` is always 1 for {task.classes} classes. Choose `accuracy`.")
     if METRICS[name] == CLASSIFICATION:
         top = _TOP if name == "top5" else 1
         return MulticlassAccuracy(task.classes, top_k=top, average="micro", validate_args=False)
@@ -179,5 +163,39 @@ def _metric(name: str, task: Task) -> Metric:
     return MeanSquaredError(squared=False) if name == "rmse" else MeanAbsoluteError()
 
 
-def _moved(batch: Any, device: torch.device | str) -> Any:
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode inside the context, and restore the mode of each module after it."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _batches(count: int, batch_size: int, share: Share) -> Iterator[Sequence[int]]:
+    """Yield the positions of the batches of one process; all processes get equally many, the last may be empty."""
+    positions = range(share.rank, count, share.count)
+    for start in range(0, len(range(0, count, share.count)), batch_size):
+        yield positions[start : start + batch_size]
+
+
+def _value(metric: Metric) -> float:
+    return float(metric.compute())
+
+
+def _call(name: str, function: Callable[[], Any]) -> Any:
+    """Call what may be code of the user."""
+    try:
+        return function()
+    except Exception as error:
+        raise LrzipError(
+            f"`--metric {name}` failed: {typed_line(error)}. It takes all outputs and all labels, and returns one "
+            "number."
+        ) from error
+
+
+def _on_device(batch: Batch, device: torch.device | str) -> Any:
     return torch.utils._pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)

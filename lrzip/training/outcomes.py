@@ -1,26 +1,26 @@
-"""What is known of a training: on its way, after each epoch, and at its end."""
+"""The state of a training after a step, after an epoch and at the end."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 from torch import Tensor
 
+from lrzip.core.numbers import finite
 from lrzip.training.settings import Settings
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What is known at the end of an epoch; epoch 0 is before training.
+    """Loss and metrics at the end of an epoch; epoch 0 is before training.
 
     Attributes:
-        number: From 0.
-        step: Steps so far.
+        number: Number of the epoch.
+        step: Number of steps so far.
         rate: Learning rate of the last step.
-        loss: Mean over the epoch's steps; None before training.
-        scores: Metrics of the validation set; empty without one.
-        seconds: Since the beginning.
+        loss: Mean training loss of the epoch; None before training.
+        scores: Metrics on the validation set; empty without one.
+        seconds: Time since the start of the training.
     """
 
     number: int
@@ -37,14 +37,22 @@ class Epoch:
             "step": self.step,
             "lr": self.rate,
             "loss": self.loss,
-            "metrics": {name: value if isfinite(value) else None for name, value in self.scores.items()},
+            "metrics": {name: finite(value) for name, value in self.scores.items()},
             "seconds": round(self.seconds, 3),
         }
 
 
 @dataclass(frozen=True)
 class StepState:
-    """Where a training is, for people: after each step."""
+    """The state of a training after a step, for display.
+
+    Attributes:
+        epoch: Number of the epoch, from 1.
+        step: Number of steps so far.
+        steps: Number of steps of the whole training.
+        loss: Loss of the step.
+        last: The last evaluation; None without one.
+    """
 
     epoch: int
     step: int
@@ -59,18 +67,17 @@ Log = Callable[[Epoch], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training came to.
+    """The result of a training.
 
     Attributes:
-        state: The best state_dict by the validation set, or the last one without it, on the CPU.
-        epochs: One for each evaluation, the first before training.
-        best: The one that `state` is of.
-        steps: That were done.
-        seconds: In all, over all runs if it was resumed.
+        state: The state_dict, on the CPU, with the best validation metric; without a validation set, the last one.
+        epochs: One entry for each evaluation, the first before training.
+        best: The epoch that `state` belongs to.
+        steps: Number of steps taken.
+        seconds: Wall time; the sum over all runs of a resumed training.
         stopped: `finished`, `patience`, `interrupted` or `not finite`.
-        at: Number of the step at which it stopped.
-        main: Whether this is the process that writes.
-        settings: How it was trained, with the precision that `auto` stood for.
+        main: Whether this process writes files.
+        settings: The settings, with `amp="auto"` resolved.
     """
 
     state: Mapping[str, Tensor]
@@ -79,6 +86,5 @@ class Outcome:
     steps: int
     seconds: float
     stopped: str
-    at: int
     main: bool
     settings: Settings

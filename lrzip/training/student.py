@@ -1,4 +1,4 @@
-"""The network that is trained, and the one that it learns from."""
+"""The network that is trained (student) and the one that it is distilled from (teacher)."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,12 @@ from lrzip.networks.inference import match_names
 
 @dataclass(frozen=True)
 class StudentTeacher:
-    """What is trained and by what.
+    """The networks of a training.
 
     Attributes:
-        student: With the checkpoint in it.
-        teacher: If there is one.
-        names: Of the student's tensors, by those of the file.
+        student: The network to train, with the weights of its checkpoint.
+        teacher: The network to learn from, if there is one.
+        names: The names of the student's tensors, by their names in the file.
         modules: Names of the factorized layers.
     """
 
@@ -38,51 +38,54 @@ class StudentTeacher:
 def load_student(
     source: Path, model: nn.Module | None, teacher: Path | None, *, key: str | None = None, trust: bool = False
 ) -> StudentTeacher:
-    """Return the networks of a training.
+    """Load the networks of a training.
 
     Args:
         source: Checkpoint to train.
-        model: The dense architecture of both, changed in place; None where the files bring their own.
-        teacher: The dense checkpoint, if there is one.
-        key: Which entry of a nested source holds the weights.
+        model: The dense architecture of both networks, changed in place; None if the files contain their networks.
+        teacher: Dense checkpoint of the teacher, if there is one.
+        key: Entry of a nested source that holds the weights.
         trust: Allow what would run code from the files.
 
     Raises:
-        LrzipError: A file does not fit the network, or brings none.
+        LrzipError: A file does not fit the architecture, or contains no network.
     """
-    return _of_files(source, teacher, key, trust) if model is None else _of_model(source, model, teacher, key, trust)
+    if model is None:
+        return _from_files(source, teacher, key, trust)
+    return _from_architecture(source, model, teacher, key, trust)
 
 
-def _of_model(source: Path, model: nn.Module, teacher: Path | None, key: str | None, trust: bool) -> StudentTeacher:
+def _from_architecture(
+    source: Path, model: nn.Module, teacher_path: Path | None, key: str | None, trust: bool
+) -> StudentTeacher:
     with open_checkpoint(source, key=key, trust=trust) as checkpoint:
         architecture = Architecture.of(model)
         specs = match_names(source, checkpoint.tensors(), architecture)
         chains = find_chains({name: spec.renamed(name) for name, spec in specs.items()}, architecture.kinds)
-    tutor = load_into(copy.deepcopy(model), teacher, trust=trust) if teacher is not None else None
+    teacher = load_into(copy.deepcopy(model), teacher_path, trust=trust) if teacher_path is not None else None
     student = load_into(model, source, key=key, trust=trust)
-    # The input projections of attention are no module of their own whose outputs could be compared.
+    # The input projections of attention are not a module of their own, so their outputs cannot be compared.
     modules = [chain.module for chain in chains if chain.kind != "attention"]
-    return StudentTeacher(student, tutor, {spec.name: name for name, spec in specs.items()}, modules)
+    return StudentTeacher(student, teacher, {spec.name: name for name, spec in specs.items()}, modules)
 
 
-def _of_files(source: Path, teacher: Path | None, key: str | None, trust: bool) -> StudentTeacher:
-    student = _brought(source, key=key, trust=trust)
-    tutor = _brought(teacher, key=None, trust=trust) if teacher is not None else None
+def _from_files(source: Path, teacher_path: Path | None, key: str | None, trust: bool) -> StudentTeacher:
+    student = _contained_network(source, key=key, trust=trust)
+    teacher = _contained_network(teacher_path, key=None, trust=trust) if teacher_path is not None else None
     with open_checkpoint(source, key=key, trust=trust) as checkpoint:
         tensors = checkpoint.tensors()
     own = student.state_dict()
-    called = _called(student) & _called(tutor or student)
-    modules = [chain.module for chain in find_chains(tensors) if chain.module in called]
-    return StudentTeacher(student, tutor, {name: name for name in tensors if name in own}, modules)
+    callable_names = _callable_modules(student) & _callable_modules(teacher or student)
+    modules = [chain.module for chain in find_chains(tensors) if chain.module in callable_names]
+    return StudentTeacher(student, teacher, {name: name for name in tensors if name in own}, modules)
 
 
-def _called(network: nn.Module) -> set[str]:
-    """Return the names of the modules that are called; a program calls operators, and its modules hold tensors."""
+def _callable_modules(network: nn.Module) -> set[str]:
+    """Return the names of the modules that are called; a program calls operators, and its modules only hold tensors."""
     return set() if isinstance(network, GraphModule) else {name for name, _ in network.named_modules()}
 
 
-def _brought(path: Path, *, key: str | None, trust: bool) -> nn.Module:
-    """Return the network that a file brings."""
+def _contained_network(path: Path, *, key: str | None, trust: bool) -> nn.Module:
     with open_checkpoint(path, key=key, trust=trust) as checkpoint:
         if isinstance(checkpoint, Loadable):
             return checkpoint.network()

@@ -1,12 +1,11 @@
-"""The weights of a training and their optimizer: whole in every process, or shared out among them."""
+"""The weights of a training and their optimizer: replicated in every process, or sharded across them."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor, contiguous_format, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -19,55 +18,56 @@ from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
 
 from lrzip.core.errors import UsageError
-from lrzip.training.settings import Settings, make_optimizer
+from lrzip.training.optimizers import make_optimizer
+from lrzip.training.settings import Settings
 
 _GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)
-_WHOLE = StateDictOptions(full_state_dict=True)
+_FULL = StateDictOptions(full_state_dict=True)
 
 
 class Weights(Protocol):
-    """The weights of a training and their optimizer. All processes must call the methods together.
+    """The weights of a training and their optimizer. All processes must call each method together.
 
     Attributes:
-        network: What to call in training.
-        optimizer: Of its parameters.
+        network: The network as it is called in training.
+        optimizer: The optimizer of its parameters.
     """
 
     network: nn.Module
     optimizer: Optimizer
 
     def state(self) -> dict[str, Tensor]:
-        """Return a copy of the state_dict on the CPU, in the first process at least."""
+        """Return a copy of the state_dict on the CPU, at least in the first process."""
         ...
 
     def optimizer_state(self) -> Mapping[str, Any]:
-        """Return the state of the optimizer, in the first process at least."""
+        """Return the state of the optimizer, at least in the first process."""
         ...
 
     def load(self, state: Mapping[str, Tensor], optimizer_state: Mapping[str, Any]) -> None:
-        """Take on states that every process has read."""
+        """Load states that every process has read."""
         ...
 
     def release(self) -> None:
-        """Leave the network without what training has put around it, as far as that is possible."""
+        """Remove the wrappers that training put around the network, as far as possible."""
         ...
 
 
 def place(model: nn.Module, settings: Settings, accelerator: Accelerator) -> Weights:
-    """Put a network and an optimizer where the processes train them.
+    """Return the weights and the optimizer, on the device, replicated or sharded as the settings say.
 
     Raises:
-        UsageError: There is one process, among which nothing can be shared out.
+        UsageError: Sharding is requested with a single process.
     """
     if not settings.shard:
-        return FullWeights(model, settings, accelerator)
+        return ReplicatedWeights(model, settings, accelerator)
     if accelerator.num_processes == 1:
-        raise UsageError("`--shard` shares out the weights among processes, but there is one. Start it with torchrun.")
+        raise UsageError("`--shard` shards the weights across processes, but there is one. Start it with torchrun.")
     return ShardedWeights(model, settings, accelerator)
 
 
-class FullWeights:
-    """Every process has all weights."""
+class ReplicatedWeights:
+    """Every process holds all weights."""
 
     def __init__(self, model: nn.Module, settings: Settings, accelerator: Accelerator) -> None:
         self._model, self._accelerator = model, accelerator
@@ -83,27 +83,28 @@ class FullWeights:
         return state
 
     def load(self, state: Mapping[str, Tensor], optimizer_state: Mapping[str, Any]) -> None:
-        """Take on states."""
+        """Load states."""
         self._model.load_state_dict(state)
         self.optimizer.load_state_dict(dict(optimizer_state))
 
     def release(self) -> None:
-        """Take autocast off the network."""
+        """Remove autocast from the network."""
         self._accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)
 
 
 class ShardedWeights:
-    """Each process has a part of every weight, gradient and optimizer state: torch's fully_shard.
+    """Each process holds a shard of every weight, gradient and optimizer state: torch's fully_shard.
 
-    Weights are put together block by block while a batch runs. It is called here, since accelerate leaves out CPUs.
+    The weights of a block are gathered while it runs. fully_shard is called here, since accelerate does not call it on
+    CPUs.
     """
 
     def __init__(self, model: nn.Module, settings: Settings, accelerator: Accelerator) -> None:
         device = accelerator.device
         self.network = model.to(device)
         mesh = init_device_mesh(device.type, (accelerator.num_processes,))
-        for part in (*_blocks(model), model):
-            fully_shard(part, mesh=mesh, reshard_after_forward=True)
+        for module in (*_blocks(model), model):
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
         self._optimizer = make_optimizer(model.parameters(), settings)
         self.optimizer = accelerator.prepare(self._optimizer)
 
@@ -116,29 +117,29 @@ class ShardedWeights:
         return get_optimizer_state_dict(self.network, self._optimizer, options=_GATHERED)
 
     def load(self, state: Mapping[str, Tensor], optimizer_state: Mapping[str, Any]) -> None:
-        """Take on the own part of states."""
-        set_model_state_dict(self.network, dict(state), options=_WHOLE)
-        set_optimizer_state_dict(self.network, self._optimizer, dict(optimizer_state), options=_WHOLE)
+        """Load this process's shard of full states."""
+        set_model_state_dict(self.network, dict(state), options=_FULL)
+        set_optimizer_state_dict(self.network, self._optimizer, dict(optimizer_state), options=_FULL)
 
     def release(self) -> None:
-        """Leave the network as it is: its weights are in parts."""
+        """Leave the network unchanged: its weights stay sharded."""
 
 
 def _blocks(model: nn.Module) -> Sequence[nn.Module]:
-    """Return the members of the outermost lists and sequences of modules, whose weights no other module shares."""
-    users = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    """Return the members of the outermost module lists and sequences that share no parameter with another module."""
+    uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     found: dict[int, nn.Module] = {}
-    waiting = [model]
-    while waiting:
-        module = waiting.pop()
+    pending = [model]
+    while pending:
+        module = pending.pop()
         children = list(module.children())
         if isinstance(module, nn.ModuleList | nn.Sequential) and module is not model:
             found |= {id(child): child for child in children}
         else:
-            waiting.extend(children)
-    lone = (block for block in found.values() if all(users[id(parameter)] == 1 for parameter in block.parameters()))
-    return [block for block in lone if any(True for _ in block.parameters())]
+            pending.extend(children)
+    unshared = (block for block in found.values() if all(uses[id(parameter)] == 1 for parameter in block.parameters()))
+    return [block for block in unshared if any(True for _ in block.parameters())]
 
 
 def _copied(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+    return {name: tensor.detach().cpu().clone(memory_format=contiguous_format) for name, tensor in state.items()}

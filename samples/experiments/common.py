@@ -28,7 +28,7 @@ from lrzip.training.data.augmentation import Preparation
 from lrzip.training.data.read import Data
 from lrzip.training.data.samples import Arrays, Samples
 from lrzip.training.forward import probe
-from lrzip.training.loop import train
+from lrzip.training.loop import Execution, train
 from lrzip.training.losses import TrainingLoss, make_loss
 from lrzip.training.metrics import Scorer
 from lrzip.training.outcomes import Epoch, Log
@@ -151,7 +151,7 @@ def fit(
     """
     task = find_task(examples, probe(model, examples))
     objective = TrainingLoss(task, make_loss("auto", task))
-    outcome = train(model, Data(examples, val), objective, Scorer([], task), settings, log=log)
+    outcome = train(model, Data(examples, val), objective, Scorer([], task), settings, Execution(log=log))
     model.load_state_dict(outcome.state)
 
 
@@ -187,7 +187,7 @@ def retrained(
         if epoch.number in epochs:
             found[str(epoch.number)] = accuracy(model, test, amp=settings.amp)
 
-    fit(model, examples, settings, log=log)
+    fit(model, examples, settings, Execution(log=log))
     return found
 
 

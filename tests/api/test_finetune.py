@@ -194,7 +194,7 @@ def test_test_arrays_steer_nothing(folder: Path) -> None:
     np.savez(folder / "parts.npz", **{name: array.numpy() for name, array in parts.items()})  # type: ignore[arg-type]
     report = tune(folder, data=str(folder / "parts.npz"))
     assert report.examples == (360, 40)
-    with pytest.raises(UsageError, match="is test data, which steers nothing"):
+    with pytest.raises(UsageError, match="is test data, which must not influence"):
         tune(folder, data=f"{folder / 'parts.npz'}:test")
 
 
@@ -260,19 +260,19 @@ def test_default_outputs_stand_beside_the_source(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        ({"y": torch.full((400,), 4)}, {}, "has the label 4 in row 0, but the network puts out 4 classes, 0 to 3"),
+        ({"y": torch.full((400,), 4)}, {}, "has the label 4 in row 0, but the network has 4 classes, 0 to 3"),
         (
             {"y": torch.zeros(400, 3)},
             {},
-            r"has numbers of shape \(3,\) for an example, but the network puts out \(4,\)",
+            r"has numbers of shape \(3,\) for a sample, but the network returns shape \(4,\)",
         ),
-        ({"y": torch.zeros(400, 2, dtype=torch.int64)}, {}, r"has classes of shape \(2,\) for an example, but"),
+        ({"y": torch.zeros(400, 2, dtype=torch.int64)}, {}, r"has classes of shape \(2,\) for a sample, but"),
         ({"x": torch.zeros(400, 11)}, {}, r"does not take the inputs of .*, float32 \(11,\)"),
         ({"y": None}, {}, "no labels. Give the dense checkpoint as `--teacher`"),
         ({}, {"loss": "mse"}, "`--loss mse` does not fit the data, which is classification"),
         ({}, {"loss": "hinge"}, "`--loss` takes auto, "),
         ({}, {"metrics": ["r2"]}, "`--metric r2` is for regression; this is classification, which has accuracy, top5"),
-        ({}, {"metrics": ["top5"]}, "`--metric top5` says nothing of 4 classes"),
+        ({}, {"metrics": ["top5"]}, "`--metric top5` is always 1 for 4 classes"),
         ({}, {"metrics": ["f1"]}, "`--metric` takes accuracy, "),
         ({}, {"model": Regressor()}, "does not fit the model"),
         ({}, {"device": "cuda:77"}, "`--device cuda:77` cannot be used"),
@@ -412,8 +412,8 @@ def test_what_brings_no_network_or_cannot_be_trained_is_said_before_training(fol
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"PK\x03\x04 half of it", "is damaged or no state of a training"),
-        ({"model": {}}, "holds no state of a training by this lrzip"),
+        (b"PK\x03\x04 half of it", "is damaged or not the state of a training"),
+        ({"model": {}}, "is not the state of a training by this version"),
     ],
 )
 def test_resume_files_that_are_none_are_named(content: Any, message: str, folder: Path) -> None:
@@ -429,7 +429,7 @@ def test_resume_files_that_are_none_are_named(content: Any, message: str, folder
 def test_a_state_cut_short_is_named_and_another_training_is_not_mixed_in(folder: Path) -> None:
     path = folder / "state.pt"
     tune(folder, resume=path)
-    with pytest.raises(LrzipError, match=r"is of a training with lr 0\.01, and now it is 0\.02"):
+    with pytest.raises(LrzipError, match=r"belongs to a training with lr 0\.01, and now it is 0\.02"):
         tune(folder, resume=path, settings=Settings(epochs=4, batch_size=32, lr=2e-2))
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(LrzipError, match="is damaged"):

@@ -20,7 +20,7 @@ import lrzip
 from lrzip.training.data.augmentation import Preparation
 from lrzip.training.data.read import Data
 from lrzip.training.data.samples import Arrays, Samples
-from lrzip.training.loop import train
+from lrzip.training.loop import Execution, train
 from lrzip.training.losses import TrainingLoss, make_loss
 from lrzip.training.metrics import Scorer
 from lrzip.training.settings import Settings
@@ -64,7 +64,8 @@ def step_seconds(dense: nn.Module, data: Data, amp: str, taught: bool, frozen: b
     objective = TrainingLoss(TASK, make_loss("auto", TASK), teacher=seeded(ResNet) if taught else None)
     settings = Settings(epochs=1, batch_size=BATCH, amp=amp, freeze_batchnorm=frozen)
     ends: list[float] = []
-    train(model, data, objective, Scorer([], TASK), settings, watch=lambda _: ends.append(perf_counter()))
+    execution = Execution(watch=lambda _: ends.append(perf_counter()))
+    train(model, data, objective, Scorer([], TASK), settings, execution)
     return [end - start for start, end in pairwise(ends)]
 
 

@@ -91,7 +91,7 @@ def test_a_gate_that_fails_is_3_and_the_output_is_there(folder: Path) -> None:
         ((*FAST, "--strategy", "best"), 2, "`--strategy` takes global"),
         ((*FAST, "--resume"), 2, "`--resume` goes on with what a log holds"),
         ((*FAST, "--metric", "rmse"), 2, "`--metric rmse` is for regression"),
-        ((*FAST, "--metric", "top5"), 2, "`--metric top5` says nothing of 4 classes"),
+        ((*FAST, "--metric", "top5"), 2, "`--metric top5` is always 1 for 4 classes"),
         ((*FAST, "--objective", "none"), 1, "Unknown objective `none`"),
         ((*FAST, "--svd", "none"), 2, "`svd` must be one of"),
         ((*FAST, "--plot", "p.txt"), 2, "`--plot` takes a .png"),

@@ -209,7 +209,7 @@ def _count(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         calls.append(args)
         return original(*args, **options)
 
-    monkeypatch.setattr("lrzip.training.evaluation.train", counted)
+    monkeypatch.setattr("lrzip.training.bench.train", counted)
     return calls
 
 

@@ -86,7 +86,7 @@ def test_nothing_is_measured_twice_with_a_cache(folder: Path, tmp_path: Path, mo
         raise AssertionError
 
     with monkeypatch.context() as patched:
-        patched.setattr("lrzip.training.evaluation.train", never)
+        patched.setattr("lrzip.training.bench.train", never)
         patched.setattr("lrzip.training.metrics.Scorer.__call__", never)
         again = measure(folder, **options)
     assert again.measured == 0
@@ -142,7 +142,7 @@ def test_bad_input_is_one_line(folder: Path, tmp_path: Path) -> None:
         measure(folder, learning=learning_of(x, y).__class__(Data(samples_of(x, y), None)))
     with pytest.raises(UsageError, match="`--metric r2` is for regression"):
         measure(folder, learning=learning_of(x, y, metrics=["r2"]))
-    with pytest.raises(LrzipError, match="has the label 2 in row 2, but the network puts out 2 classes"):
+    with pytest.raises(LrzipError, match="has the label 2 in row 2, but the network has 2 classes"):
         measure(folder, model=_two_classes(), learning=learning_of(x, y))
 
 

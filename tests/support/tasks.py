@@ -1,4 +1,4 @@
-"""Small tasks with a known answer, and networks that can learn them."""
+"""Small tasks with a known solution, and networks that can learn them."""
 
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,21 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.fc2(torch.relu(self.bn(self.fc1(x))))
+        return out
+
+
+class Convolutional(nn.Module):
+    """A convolution, batch norm and dropout: 3×8×8 pixels, 4 classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.drop = nn.Dropout(0.5)
+        self.fc = nn.Linear(8 * 64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(self.drop(torch.relu(self.norm(self.conv(x)))).flatten(1))
         return out
 
 
@@ -60,27 +75,32 @@ class Regressor(nn.Module):
 
 
 def classes(count: int = 400) -> tuple[Tensor, Tensor]:
-    """Return features and the nearest of four far-apart centers."""
+    """Return features (count, 12) around four distant centers, and the number of the center as the class (count,)."""
     generator = torch.Generator().manual_seed(0)
     centers = 2 * torch.randn(4, 12, generator=generator)
     y = torch.arange(count) % 4
     return centers[y] + torch.randn(count, 12, generator=generator), y
 
 
+def images(count: int, size: int = 8) -> Tensor:
+    """Return normal noise of shape (count, 3, size, size)."""
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
 def surprise(output: Tensor, target: Tensor) -> Tensor:
-    """Return the cross entropy, a metric that no small change leaves as it is."""
+    """Return the cross entropy, a metric that any change of the outputs changes."""
     return nn.functional.cross_entropy(output, target)
 
 
 def numbers(count: int = 400) -> tuple[Tensor, Tensor]:
-    """Return features and a linear function of them, (n,)."""
+    """Return features (count, 12) and a linear function of them, (count,)."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(count, 12, generator=generator)
     return x, x @ torch.randn(12, generator=generator)
 
 
 def write_data(path: Path, x: Tensor | None = None, y: Tensor | None = None, **others: Tensor) -> Path:
-    """Write arrays to an .npz."""
+    """Write arrays to an .npz file."""
     named = ({} if x is None else {"x": x}) | ({} if y is None else {"y": y}) | others
     arrays = {name: array.numpy() for name, array in named.items()}
     np.savez(path, **arrays)  # type: ignore[arg-type]
@@ -88,19 +108,19 @@ def write_data(path: Path, x: Tensor | None = None, y: Tensor | None = None, **o
 
 
 def write_compressed(folder: Path, kind: type[nn.Module] = Classifier) -> Path:
-    """Write a network with random weights, factorized at rank 4."""
+    """Write a network with random weights, factorized at rank 4 except for `fc2`."""
     torch.save({"epoch": 3, "state_dict": seeded(kind).state_dict(), "optimizer": {}}, folder / "dense.pt")
     lrzip.compress(folder / "dense.pt", folder / "small.pt", rank=4, layers={"fc2": "keep"}, force=True)
     return folder / "small.pt"
 
 
 def samples_of(x: Tensor, y: Tensor | None) -> Samples:
-    """Return examples of arrays."""
+    """Return the rows of arrays as samples."""
     return Samples("arrays", Arrays(x, y))
 
 
 def learning_of(x: Tensor, y: Tensor | None, **others: Any) -> Learning:
-    """Return what three quarters of some examples teach and the rest measure, in quick fine-tunes."""
+    """Return three quarters of the samples for training and the rest for validation, with quick fine-tunes."""
     count = len(x) * 3 // 4
     parts = [samples_of(x[part], None if y is None else y[part]) for part in (slice(count), slice(count, None))]
     settings = Settings(epochs=1, batch_size=32, lr=1e-2)
@@ -108,7 +128,7 @@ def learning_of(x: Tensor, y: Tensor | None, **others: Any) -> Learning:
 
 
 def write_trained(folder: Path, kind: type[nn.Module] = Classifier, *, steps: int = 150) -> Path:
-    """Write a dense network that has learned its task."""
+    """Write a dense network that is trained on its task."""
     x, y = numbers() if kind is Regressor else classes()
     model = seeded(kind).train()
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)

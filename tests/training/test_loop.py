@@ -1,3 +1,4 @@
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -5,60 +6,35 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.errors import UsageError
 from lrzip.training.data.read import Data
 from lrzip.training.data.samples import Arrays, Samples
-from lrzip.training.forward import apply, images_last, probe
-from lrzip.training.loop import train
+from lrzip.training.loop import Execution, train
 from lrzip.training.losses import TrainingLoss, make_loss
 from lrzip.training.metrics import Scorer
-from lrzip.training.outcomes import Outcome
-from lrzip.training.settings import Settings, make_optimizer
+from lrzip.training.outcomes import Epoch, Outcome, StepState
+from lrzip.training.settings import Settings
 from lrzip.training.tasks import CLASSIFICATION, Task
 from tests.support.networks import seeded
-from tests.support.tasks import Classifier, classes
+from tests.support.tasks import Convolutional, images
 
 TASK = Task(CLASSIFICATION, 4, labelled=True)
 
 
-class Images(nn.Module):
-    """Convolutions and dropout: 3×8×8 pixels, 4 classes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, padding=1)
-        self.norm = nn.BatchNorm2d(8)
-        self.drop = nn.Dropout(0.5)
-        self.fc = nn.Linear(8 * 64, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc(self.drop(torch.relu(self.norm(self.conv(x)))).flatten(1))
-        return out
-
-
-class Viewing(Images):
-    """Takes its activations as they lie in memory."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc(self.conv(x).view(len(x), -1))
-        return out
-
-
-def pictures() -> Data:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(96, 3, 8, 8, generator=generator)
-    samples = Samples("pictures", Arrays(x, torch.arange(96) % 4))
+def labelled_images() -> Data:
+    samples = Samples("images", Arrays(images(96), torch.arange(96) % 4))
     return Data(samples, samples.subset(torch.arange(24)))
 
 
-def fit(model: nn.Module, data: Data, settings: Settings, **options: Any) -> Outcome:
-    return train(model, data, TrainingLoss(TASK, make_loss("auto", TASK)), Scorer([], TASK), settings, **options)
+def fit(model: nn.Module, data: Data, settings: Settings, **execution: Any) -> Outcome:
+    objective = TrainingLoss(TASK, make_loss("auto", TASK))
+    return train(model, data, objective, Scorer([], TASK), settings, Execution(**execution))
 
 
-def test_random_numbers_of_the_caller_stay() -> None:
-    model = seeded(Images)
+def test_the_random_state_of_the_caller_is_restored() -> None:
+    model = seeded(Convolutional)
     before = torch.get_rng_state()
-    fit(model, pictures(), Settings(epochs=1, batch_size=24))
+    fit(model, labelled_images(), Settings(epochs=1, batch_size=24))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -68,94 +44,116 @@ def test_convolutions_and_dropout_resume_bit_for_bit(
     optimizer: str, workers: int, amp: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = Settings(epochs=2, batch_size=24, optimizer=optimizer, amp=amp)
-    whole = fit(seeded(Images), pictures(), settings, workers=workers)
+    uninterrupted = fit(seeded(Convolutional), labelled_images(), settings, workers=workers)
     monkeypatch.setattr("lrzip.training.loop._SAVE_SECONDS", 0.0)
 
-    def die(moment: Any) -> None:
-        if moment.step == 3:
+    def die(state: StepState) -> None:
+        if state.step == 3:
             raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError, match="killed"):
-        fit(seeded(Images), pictures(), settings, resume=tmp_path / "state.pt", watch=die)
-    resumed = fit(seeded(Images), pictures(), settings, resume=tmp_path / "state.pt")
-    for name, tensor in whole.state.items():
+        fit(seeded(Convolutional), labelled_images(), settings, resume=tmp_path / "state.pt", watch=die)
+    resumed = fit(seeded(Convolutional), labelled_images(), settings, resume=tmp_path / "state.pt")
+    assert resumed.state.keys() == uninterrupted.state.keys() >= {"conv.weight", "fc.bias"}
+    for name, tensor in uninterrupted.state.items():
         assert torch.equal(tensor, resumed.state[name]), name
         assert tensor.is_contiguous()
 
 
-def test_images_last_is_left_where_a_network_cannot_take_it() -> None:
-    data = pictures().train
-    assert images_last(seeded(Images), data)
-    model = seeded(Viewing)
-    assert not images_last(model, data)
-    assert all(parameter.is_contiguous() for parameter in model.parameters())
-    assert not images_last(seeded(Classifier), Samples("d", Arrays(*classes())))
-    fit(seeded(Viewing), pictures(), Settings(epochs=1))
-
-
-def test_steps_take_the_place_of_epochs() -> None:
-    outcome = fit(seeded(Images), pictures(), Settings(epochs=9, steps=6, batch_size=24))
+def test_steps_replace_epochs() -> None:
+    outcome = fit(seeded(Convolutional), labelled_images(), Settings(epochs=9, steps=6, batch_size=24))
     assert outcome.steps == 6
     assert [epoch.step for epoch in outcome.epochs] == [0, 4, 6]
 
 
 def test_a_batch_is_no_larger_than_the_data() -> None:
-    assert fit(seeded(Images), pictures(), Settings(epochs=1, batch_size=1000)).steps == 1
+    assert fit(seeded(Convolutional), labelled_images(), Settings(epochs=1, batch_size=1000)).steps == 1
 
 
-def test_the_first_rate_is_warm_and_the_best_state_is_a_copy() -> None:
-    model = seeded(Images)
-    outcome = fit(model, pictures(), Settings(epochs=3, batch_size=24, warmup=0.5))
-    first = outcome.state["fc.weight"].clone()
+def test_the_best_state_is_a_copy_of_the_epoch_with_the_best_score() -> None:
+    model = seeded(Convolutional)
+    outcome = fit(model, labelled_images(), Settings(epochs=3, batch_size=24))
+    best = outcome.state["fc.weight"].clone()
     with torch.no_grad():
         model.get_parameter("fc.weight").zero_()
-    assert torch.equal(outcome.state["fc.weight"], first)
-    assert outcome.best in outcome.epochs
+    assert torch.equal(outcome.state["fc.weight"], best)
+    assert outcome.best.scores["accuracy"] == max(epoch.scores["accuracy"] for epoch in outcome.epochs)
+    again = seeded(Convolutional)
+    again.load_state_dict(outcome.state)
+    val = labelled_images().val
+    assert val is not None
+    assert Scorer([], TASK)(again, val) == pytest.approx(outcome.best.scores)
 
 
-def test_biases_and_norms_do_not_decay() -> None:
-    optimizer = make_optimizer(seeded(Images).parameters(), Settings(weight_decay=0.1))
-    assert [(group["weight_decay"], len(group["params"])) for group in optimizer.param_groups] == [(0.1, 2), (0.0, 4)]
+def test_without_a_validation_set_the_last_state_is_returned() -> None:
+    model = seeded(Convolutional)
+    outcome = fit(model, Data(labelled_images().train, None), Settings(epochs=2, batch_size=24))
+    assert outcome.best is outcome.epochs[-1]
+    assert torch.equal(outcome.state["fc.weight"], model.state_dict()["fc.weight"])
 
 
-class Several(nn.Module):
-    """Takes and gives several tensors."""
-
-    def forward(self, a: Tensor, b: Tensor) -> dict[str, Any]:
-        return {"hidden": a, "logits": a + b}
-
-
-def test_networks_may_take_and_give_several_tensors() -> None:
-    a, b = torch.ones(2, 3), torch.full((2, 3), 2.0)
-    assert torch.equal(apply(Several(), (a, b)), a + b)
-    assert torch.equal(apply(Several(), {"b": b, "a": a}), a + b)
-
-    class Nothing(nn.Module):
-        def forward(self, x: Tensor) -> None:
-            del x
-
-    with pytest.raises(LrzipError, match="returns NoneType without a tensor"):
-        apply(Nothing(), a)
-    with pytest.raises(LrzipError, match=r"does not take the inputs of `d`, float32 \(5,\)"):
-        probe(seeded(Classifier), Samples("d", Arrays(torch.zeros(3, 5), None)))
+def test_frozen_batch_norms_keep_their_statistics() -> None:
+    model = seeded(Convolutional)
+    fit(model, labelled_images(), Settings(epochs=1, batch_size=24, freeze_batchnorm=True))
+    assert torch.equal(model.get_buffer("norm.running_mean"), torch.zeros(8))
+    fit(model, labelled_images(), Settings(epochs=1, batch_size=24))
+    assert not torch.equal(model.get_buffer("norm.running_mean"), torch.zeros(8))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"optimizer": "lion"}, "`--optimizer` takes"),
-        ({"schedule": "step"}, "`--schedule` takes"),
-        ({"amp": "int8"}, "`--amp` takes"),
-        ({"epochs": 0}, "`--epochs` takes"),
-        ({"steps": 0}, "`--steps` takes"),
-        ({"batch_size": 0}, "`--batch-size` takes"),
-        ({"lr": 0.0}, "`--lr` takes"),
-        ({"clip": -1.0}, "`--clip` takes"),
-        ({"weight_decay": float("nan")}, "`--weight-decay` takes"),
-        ({"warmup": 1.5}, "`--warmup` takes"),
-        ({"patience": 0}, "`--patience` takes"),
-    ],
-)
-def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        Settings(**options)
+def test_each_step_and_each_evaluation_is_reported() -> None:
+    steps: list[StepState] = []
+    epochs: list[Epoch] = []
+    outcome = fit(
+        seeded(Convolutional),
+        labelled_images(),
+        Settings(epochs=2, batch_size=24),
+        watch=steps.append,
+        log=epochs.append,
+    )
+    assert [(state.epoch, state.step, state.steps) for state in steps] == [
+        (1 + index // 4, index + 1, 8) for index in range(8)
+    ]
+    assert epochs == list(outcome.epochs)
+    assert epochs[1].loss == pytest.approx(sum(state.loss for state in steps[:4]) / 4)
+
+
+def test_an_interruption_stops_after_the_step_and_evaluates_it() -> None:
+    def interrupt(state: StepState) -> None:
+        if state.step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    outcome = fit(seeded(Convolutional), labelled_images(), Settings(epochs=2, batch_size=24), watch=interrupt)
+    assert outcome.stopped == "interrupted"
+    assert [epoch.step for epoch in outcome.epochs] == [0, 2]
+
+
+def test_a_loss_that_is_not_finite_stops_the_training() -> None:
+    settings = Settings(epochs=1, batch_size=24, optimizer="sgd", lr=1e30, clip=0.0, warmup=0.0)
+    outcome = fit(seeded(Convolutional), labelled_images(), settings)
+    assert outcome.stopped == "not finite"
+    assert outcome.steps < 4
+    assert all(bool(tensor.isfinite().all()) for tensor in outcome.state.values())
+
+
+def test_patience_ends_a_training_without_progress() -> None:
+    outcome = fit(seeded(Convolutional), labelled_images(), Settings(epochs=9, batch_size=24, lr=1e-12, patience=2))
+    assert outcome.stopped == "patience"
+    assert len(outcome.epochs) < 9
+
+
+def test_batches_that_processes_cannot_share_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerate.Accelerator.num_processes", 5)
+    with pytest.raises(UsageError, match="`--batch-size 24` cannot be shared by 5 processes"):
+        fit(seeded(Convolutional), labelled_images(), Settings(epochs=1, batch_size=24))
+
+
+class Viewing(Convolutional):
+    """Calls `view` on activations, which must be contiguous for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(self.conv(x).view(len(x), -1))
+        return out
+
+
+def test_networks_that_cannot_run_in_channels_last_are_trained() -> None:
+    assert fit(seeded(Viewing), labelled_images(), Settings(epochs=1)).steps > 0

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from lrzip.training.processes import make_accelerator
 from lrzip.training.settings import Settings
-from lrzip.training.weights import FullWeights, ShardedWeights, Weights
+from lrzip.training.weights import ReplicatedWeights, ShardedWeights, Weights
 from tests.support.networks import seeded
 
 
@@ -40,7 +40,7 @@ def process(tmp_path: Path) -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-def placed(kind: type[FullWeights] | type[ShardedWeights]) -> Weights:
+def placed(kind: type[ReplicatedWeights] | type[ShardedWeights]) -> Weights:
     return kind(seeded(Blocks), Settings(lr=1e-2), make_accelerator("cpu", "no"))
 
 
@@ -53,8 +53,8 @@ def train(weights: Weights, steps: range) -> None:
 
 
 @pytest.mark.usefixtures("process")
-@pytest.mark.parametrize("kind", [FullWeights, ShardedWeights])
-def test_states_that_are_taken_on_continue_bit_for_bit(kind: type[FullWeights] | type[ShardedWeights]) -> None:
+@pytest.mark.parametrize("kind", [ReplicatedWeights, ShardedWeights])
+def test_states_that_are_taken_on_continue_bit_for_bit(kind: type[ReplicatedWeights] | type[ShardedWeights]) -> None:
     once, again = placed(kind), placed(kind)
     train(once, range(3))
     again.load(once.state(), copy.deepcopy(once.optimizer_state()))
@@ -68,7 +68,7 @@ def test_states_that_are_taken_on_continue_bit_for_bit(kind: type[FullWeights] |
 @pytest.mark.usefixtures("process")
 def test_weights_that_are_shared_out_are_trained_as_whole_ones() -> None:
     """With one process all parts are whole, so that not even the last bit differs."""
-    whole, sharded = placed(FullWeights), placed(ShardedWeights)
+    whole, sharded = placed(ReplicatedWeights), placed(ShardedWeights)
     assert all(isinstance(parameter, DTensor) for parameter in sharded.network.parameters())
     for weights in (whole, sharded):
         train(weights, range(3))

@@ -1,1 +1,1 @@
-"""Data: arrays, folders of images and datasets of the user."""
+"""Training data: files of arrays, folders of images, and datasets supplied by the user."""

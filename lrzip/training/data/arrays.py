@@ -1,6 +1,5 @@
-"""Files of arrays: `.npz`, `.safetensors` and `.pt`. Nothing in them is run."""
+"""Files of arrays: `.npz`, `.safetensors` and `.pt`. Nothing in them is executed."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,29 +8,29 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lrzip.core.errors import LrzipError
+from lrzip.core.errors import LrzipError, one_line
 from lrzip.training.data.samples import Arrays
 
 _SUFFIXES = (".npz", ".safetensors", ".pt", ".pth")
-_NAMED = ("train", "val", "test")
+_PARTS = ("train", "val", "test")
 
 
 def is_array_file(path: Path) -> bool:
-    """Tell by the suffix whether a path is a file of arrays."""
+    """Return whether a path is a file with the suffix of a file of arrays."""
     return path.is_file() and path.suffix.lower() in _SUFFIXES
 
 
 def read_arrays(path: Path) -> dict[str, Arrays]:
-    """Return the parts of a file: `x` and `y` as `train`, or `train_x`, `val_x`, `test_x` with labels of theirs.
+    """Return the parts of a file: `x` and `y` as `train`, or `train_x`, `val_x`, `test_x` with their labels.
 
-    Labels may be missing.
+    Labels are optional.
 
     Raises:
-        LrzipError: The file is damaged, has no such arrays, or they do not fit together or hold NaN.
+        LrzipError: The file is damaged or has no such arrays, or they contain NaN or have different numbers of rows.
     """
     arrays = _load(path)
-    named = {"train": ("x", "y")} if "x" in arrays else {part: (f"{part}_x", f"{part}_y") for part in _NAMED}
-    parts = {part: _part(path, arrays, *names) for part, names in named.items() if names[0] in arrays}
+    names = {"train": ("x", "y")} if "x" in arrays else {part: (f"{part}_x", f"{part}_y") for part in _PARTS}
+    parts = {part: _part(path, arrays, x, y) for part, (x, y) in names.items() if x in arrays}
     if not parts:
         raise LrzipError(
             f"`{path}` has no array `x` or `train_x`. It has: {', '.join(list(arrays)[:8]) or 'no arrays'}."
@@ -41,23 +40,22 @@ def read_arrays(path: Path) -> dict[str, Arrays]:
 
 def _load(path: Path) -> Mapping[str, Tensor]:
     try:
-        return _loaded(path)
+        return _load_unchecked(path)
     except (LrzipError, MemoryError):
         raise
-    except Exception as error:  # the libraries raise anything at all on damaged files
-        said = re.sub(r"\x1b\[[0-9;]*m|\s+", " ", str(error)).strip(" .")[:160]
-        raise LrzipError(f"The data in `{path}` cannot be read: {said or type(error).__name__}.") from error
+    except Exception as error:  # the libraries raise errors of any type on damaged files
+        raise LrzipError(f"The data in `{path}` cannot be read: {one_line(error)}.") from error
 
 
-def _loaded(path: Path) -> Mapping[str, Tensor]:
+def _load_unchecked(path: Path) -> Mapping[str, Tensor]:
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         return load_file(path)
     if suffix == ".npz":
-        wanted = {"x", "y", *(f"{part}_{leaf}" for part in _NAMED for leaf in "xy")}
-        # By handle, since NumPy leaves files that it opened itself open where they are damaged.
+        wanted = {"x", "y", *(f"{part}_{leaf}" for part in _PARTS for leaf in "xy")}
+        # By handle, since NumPy does not close files that it opened itself if they are damaged.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            # Other arrays, such as names of features, may be of types that torch does not have.
+            # Other arrays, such as names of features, may have dtypes that torch lacks.
             return {name: _tensor(path, name, file) if name in wanted else torch.empty(0) for name in file.files}
     content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, dict):
@@ -78,15 +76,15 @@ def _part(path: Path, arrays: Mapping[str, Tensor], x_name: str, y_name: str) ->
         if array is not None:
             _check(path, name, array)
     if y is not None and len(x) != len(y):
-        raise LrzipError(f"`{path}`: `{x_name}` has {len(x)} rows and `{y_name}` has {len(y)}. They must be alike.")
+        raise LrzipError(f"`{path}`: `{x_name}` has {len(x)} rows and `{y_name}` has {len(y)}. Give equally many.")
     return Arrays(x, None if y is None else _labels(y))
 
 
 def _check(path: Path, name: str, array: Tensor) -> None:
     if not array.ndim or not len(array):
-        raise LrzipError(f"`{path}`: `{name}` of shape {tuple(array.shape)} holds no examples.")
+        raise LrzipError(f"`{path}`: `{name}` of shape {tuple(array.shape)} holds no samples.")
     if array.is_complex():
-        raise LrzipError(f"`{path}`: `{name}` is complex.")
+        raise LrzipError(f"`{path}`: `{name}` is complex. Give real numbers.")
     if array.is_floating_point():
         bad = ~torch.isfinite(array.flatten(1) if array.ndim > 1 else array[:, None]).all(1)
         if bool(bad.any()):
@@ -97,7 +95,7 @@ def _check(path: Path, name: str, array: Tensor) -> None:
 
 
 def _labels(y: Tensor) -> Tensor:
-    """Return classes as int64, (n,) for (n, 1), and numbers in torch's default dtype."""
+    """Return classes as int64, (n,) for (n, 1), and regression targets in torch's default dtype."""
     if y.is_floating_point():
         return y.to(torch.get_default_dtype())
     return (y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y).long()

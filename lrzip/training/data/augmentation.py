@@ -1,4 +1,4 @@
-"""What becomes of inputs before a network gets them: scaling, normalization, random crops and flips."""
+"""Preparation of inputs: scaling, normalization, random crops and flips."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ _SHIFT = 8
 
 @dataclass(frozen=True)
 class Preparation:
-    """What becomes of inputs.
+    """Normalization and augmentation of inputs.
 
     Attributes:
-        mean: Subtracted, one number or one a channel (a feature of flat inputs).
-        std: Divided by after that.
+        mean: Values to subtract, one or one per channel (per feature for flat inputs).
+        std: Values to divide by after that.
         augment: Random changes of the training set: `crop` shifts an image, `flip` mirrors it left to right.
     """
 
@@ -32,10 +32,10 @@ class Preparation:
 
     @classmethod
     def parse(cls, mean: str | None, std: str | None, augment: str | None) -> "Preparation":
-        """Return what `--mean 0.5,0.5,0.5 --std 0.2 --augment crop,flip` says.
+        """Return the preparation of options such as `--mean 0.5,0.5,0.5 --std 0.2 --augment crop,flip`.
 
         Raises:
-            UsageError: It makes no sense.
+            UsageError: An option is not a list of numbers or names in its range.
         """
         names = tuple(name.strip() for name in augment.split(",")) if augment else ()
         for name in names:
@@ -58,23 +58,26 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...]:
 
 
 def prepare(x: Tensor, preparation: Preparation) -> Tensor:
-    """Return a batch of inputs as floats, channels first and normalized.
+    """Return a batch of inputs as floating-point numbers, channels first and normalized.
 
-    Pixels, which are uint8 of any shape and other integers of three or more dimensions, are scaled to [0, 1]. Other
-    integers are indices and stay int64.
+    Pixels are scaled to [0, 1]: uint8 and uint16 of any shape, and other integers of three or more dimensions. Other
+    integers are indices and are returned as int64.
 
     Args:
-        x: (n, …), images of integers (n, height, width) or with channels first or last.
-        preparation: What else to do.
+        x: Inputs (n, …); images of integers are (n, height, width) or have their channels first or last.
+        preparation: Normalization.
+
+    Raises:
+        LrzipError: The numbers of means and of channels differ.
     """
     if not x.is_floating_point():
         if not _are_pixels(x):
             return x.long()
         x = channels_first(x).to(torch.get_default_dtype()) / (65535 if x.dtype == torch.uint16 else 255)
     x = x.to(torch.get_default_dtype())
-    for values, change in ((preparation.mean, torch.sub), (preparation.std, torch.div)):
+    for values, operation in ((preparation.mean, torch.sub), (preparation.std, torch.div)):
         if values:
-            x = change(x, _per_channel(values, x))
+            x = operation(x, _per_channel(values, x))
     return x
 
 
@@ -101,15 +104,15 @@ def _per_channel(values: Sequence[float], x: Tensor) -> Tensor:
 
 
 def augment(x: Tensor, names: Sequence[str], draws: Tensor) -> Tensor:
-    """Return randomly changed images.
+    """Return randomly shifted and mirrored images.
 
     Args:
-        x: (n, channels, height, width). What a shift uncovers becomes 0, the mean of normalized images.
-        names: Of the changes.
-        draws: Uniform in [0, 1), (n, 3): the shifts down and right, and whether to flip.
+        x: Images (n, channels, height, width). Uncovered pixels become 0, the mean of normalized images.
+        names: Names of `AUGMENTATIONS`.
+        draws: Uniform numbers in [0, 1), (n, 3): the shifts down and right, and whether to flip.
 
     Raises:
-        LrzipError: These are no images.
+        LrzipError: The inputs are not images.
     """
     if x.ndim != 4:
         raise LrzipError(f"`--augment` is for images, but inputs have shape {tuple(x.shape[1:])}.")
@@ -117,10 +120,10 @@ def augment(x: Tensor, names: Sequence[str], draws: Tensor) -> Tensor:
     rows = torch.arange(height).expand(count, height)
     columns = torch.arange(width).expand(count, width)
     if "crop" in names:
-        by = height // _SHIFT, width // _SHIFT
-        x = F.pad(x, (by[1], by[1], by[0], by[0]))
-        rows = rows + (draws[:, :1] * (2 * by[0] + 1)).long()
-        columns = columns + (draws[:, 1:2] * (2 * by[1] + 1)).long()
+        padding = height // _SHIFT, width // _SHIFT
+        x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+        rows = rows + (draws[:, :1] * (2 * padding[0] + 1)).long()
+        columns = columns + (draws[:, 1:2] * (2 * padding[1] + 1)).long()
     if "flip" in names:
         columns = torch.where(draws[:, 2:] < 0.5, columns.flip(1), columns)
     images = torch.arange(count)[:, None, None]

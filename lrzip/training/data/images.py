@@ -1,4 +1,4 @@
-"""Folders of images: one subfolder a class, in the order of their names."""
+"""Folders of images: one subfolder per class, in the order of their names."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -16,7 +16,12 @@ _PARTS = ("train", "val", "test")
 
 
 class ImageFiles:
-    """Images of one size, decoded when they are asked for."""
+    """Images of one size, decoded on access.
+
+    Args:
+        paths: Files, at least one; the first one determines the mode, grey or RGB, and the size of all.
+        size: Side in pixels of the square that images are resized to and cropped from; None keeps their size.
+    """
 
     def __init__(self, paths: Sequence[Path], size: int | None) -> None:
         self._paths = paths
@@ -28,7 +33,11 @@ class ImageFiles:
         return len(self._paths)
 
     def __getitem__(self, numbers: Tensor) -> Tensor:
-        """Return some images, uint8 (n, channels, height, width), in the mode of the first of all: grey or RGB."""
+        """Return some images, (n, channels, height, width) uint8.
+
+        Raises:
+            LrzipError: An image is damaged or of another size than the first of all.
+        """
         images = [_decoded(self._paths[number], self._size, self._mode) for number in numbers.tolist()]
         for number, image in zip(numbers.tolist(), images, strict=True):
             if image.size != self._shape:
@@ -45,11 +54,11 @@ def read_images(folder: Path, size: int | None) -> dict[str, Arrays]:
     """Return the parts of a folder: its subfolders `train`, `val` and `test`, or all of it as `train`.
 
     Args:
-        folder: With one subfolder a class, or with such folders.
-        size: Side of the square that images are resized to and cropped from, in pixels.
+        folder: Folder with one subfolder per class, or with such folders as parts.
+        size: Side in pixels of the square that images are resized to and cropped from.
 
     Raises:
-        LrzipError: It holds no images, the parts have other classes, or Pillow is missing.
+        LrzipError: There are no images, the parts have different classes, or Pillow is missing.
     """
     parts = {part: folder / part for part in _PARTS if (folder / part).is_dir()} or {"train": folder}
     classes = {part: _classes(path) for part, path in parts.items()}
@@ -79,7 +88,7 @@ def _arrays(folder: Path, classes: Sequence[str], size: int | None) -> Arrays:
 
 
 def _decoded(path: Path, size: int | None, mode: str | None) -> Any:
-    """Return an image in grey or RGB."""
+    """Return an image of Pillow in grey or RGB."""
     try:
         pillow = import_module("PIL.Image")
     except ModuleNotFoundError as error:

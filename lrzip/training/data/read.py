@@ -1,4 +1,4 @@
-"""Examples to train and to validate on: from files of arrays, folders of images, or code of the user's."""
+"""Training, validation and test sets from files of arrays, folders of images, or code of the user."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Data:
-    """What a network is trained on and what steers the training; None where there is no validation set."""
+    """A training set and a validation set, or None without one."""
 
     train: Samples
     val: Samples | None
@@ -39,70 +39,82 @@ def read_data(
 
     Args:
         spec: `file.npz`, `.safetensors` or `.pt` with arrays `x` and `y`, or `train_x`, `train_y`, `val_x`, `val_y`; a
-            folder of images, one subfolder a class, or of such folders `train` and `val`; or `pkg.mod:callable`, which
-            returns a Dataset, a DataLoader or a pair (train, val) of them. `file.npz:train` picks a part.
-        val: Where the validation set is, where it is elsewhere.
-        val_fraction: Share of the training set, picked at random, that becomes the validation set where there is no
-            other; 0 does without.
-        preparation: What becomes of the examples of files before the network gets them; only the training set is
-            augmented.
-        image_size: Side to which images of folders are resized.
-        seed: Of the split.
+            folder of images, with one subfolder per class, or of such folders `train` and `val`; or
+            `pkg.mod:callable`, which returns a Dataset, a DataLoader or a pair (train, val) of them. `file.npz:train`
+            selects a part.
+        val: Specification of the validation set, if it is not a part of `spec`.
+        val_fraction: Share of the training set that is split off at random as the validation set, if there is no
+            other; with 0 there is none.
+        preparation: Normalization and augmentation of the inputs of files; only the training set is augmented.
+        image_size: Side in pixels to which images of folders are resized.
+        seed: Seed of the split.
 
     Raises:
         UsageError: An option is out of range, or names a test part.
-        LrzipError: The data cannot be read or is not fit to train on.
+        LrzipError: The data cannot be read or cannot be trained on.
     """
     if not 0 <= val_fraction < 1:
         raise UsageError(f"`--val-fraction` takes a share from 0 to below 1, got {val_fraction:g}.")
-    prepared = preparation or Preparation()
-    parts = read_parts(spec, preparation=prepared, image_size=image_size)
-    train = _chosen(spec, parts, "train", "--data")
+    preparation = preparation or Preparation()
+    parts = read_parts(spec, preparation=preparation, image_size=image_size)
+    train = _selected(spec, parts, "train", "--data")
     if val is not None:
-        others = read_parts(val, preparation=prepared, image_size=image_size, option="--val")
-        return Data(train, _chosen(val, others, "val", "--val").unaugmented())
+        others = read_parts(val, preparation=preparation, image_size=image_size, option="--val")
+        return Data(train, _selected(val, others, "val", "--val").unaugmented())
     if "val" in parts:
         return Data(train, parts["val"].unaugmented())
+    return _split(train, val_fraction, seed)
+
+
+def _split(train: Samples, val_fraction: float, seed: int) -> Data:
     count = round(val_fraction * len(train))
     if not count:
         return Data(train, None)
     if count >= len(train):
-        raise LrzipError(f"`{spec}` has {len(train)} examples, too few to split a validation set off.")
+        raise LrzipError(f"`{train.name}` has {len(train)} samples, too few to split off a validation set.")
     order = randperm(len(train), generator=Generator().manual_seed(seed))
     return Data(train.subset(order[count:].sort().values), train.subset(order[:count].sort().values).unaugmented())
 
 
 def read_inputs(spec: str, *, preparation: Preparation) -> Samples:
-    """Return the examples that `--calibrate` names, as `read_data` takes them.
+    """Return the samples that `--calibrate` names, with a specification as `read_data` takes it.
 
     Raises:
         LrzipError: They cannot be read, or are a test part.
     """
     parts = read_parts(spec, preparation=preparation, option="--calibrate")
-    return _chosen(spec, parts, "train", "--calibrate")
+    return _selected(spec, parts, "train", "--calibrate")
 
 
 def read_parts(
     spec: str, *, preparation: Preparation, image_size: int | None = None, option: str = "--data"
 ) -> dict[str, Samples]:
-    """Return the parts of what `--data` names, by `train`, `val` and `test`, or the one that it picks.
+    """Return all parts of a specification by name, `train`, `val` or `test`, or the one that it selects.
+
+    Args:
+        spec: Specification as `read_data` takes it.
+        preparation: Normalization and augmentation of the inputs of files.
+        image_size: Side in pixels to which images of folders are resized.
+        option: Name of the option for messages.
 
     Raises:
-        LrzipError: It cannot be read.
+        LrzipError: The data cannot be read.
     """
     name, part = _split_part(spec)
     path = Path(name)
     if path.is_dir():
-        return _prepared(spec, _picked(spec, read_images(path, image_size), part), preparation)
+        return _prepared(spec, _one_or_all(spec, read_images(path, image_size), part), preparation)
     if is_array_file(path):
-        return _prepared(spec, _picked(spec, read_arrays(path), part), preparation)
+        return _prepared(spec, _one_or_all(spec, read_arrays(path), part), preparation)
     if ":" in spec and not path.exists():
         if preparation != Preparation():
             raise UsageError(f"`{spec}` is code: let it normalize and augment, without `--mean`, `--std`, `--augment`.")
         return _from_code(spec, option)
     if not path.exists():
         raise LrzipError(f"`{option} {spec}` does not exist. Give a file of arrays, a folder, or `pkg.mod:callable`.")
-    raise LrzipError(f"`{path}` is no data that lrzip reads: .npz, .safetensors, .pt, a folder, or `pkg.mod:callable`.")
+    raise LrzipError(
+        f"`{path}` is not data that lrzip reads. Give .npz, .safetensors, .pt, a folder, or `pkg.mod:callable`."
+    )
 
 
 def _split_part(spec: str) -> tuple[str, str | None]:
@@ -110,7 +122,7 @@ def _split_part(spec: str) -> tuple[str, str | None]:
     return (name, part) if colon and part in PARTS and Path(name).exists() else (spec, None)
 
 
-def _picked(spec: str, parts: dict[str, Arrays], part: str | None) -> dict[str, Arrays]:
+def _one_or_all(spec: str, parts: dict[str, Arrays], part: str | None) -> dict[str, Arrays]:
     if part is None:
         return parts
     if part not in parts:
@@ -122,13 +134,13 @@ def _prepared(spec: str, parts: dict[str, Arrays], preparation: Preparation) -> 
     return {part: Samples(spec, arrays.prepared(preparation)) for part, arrays in parts.items()}
 
 
-def _chosen(spec: str, parts: dict[str, Samples], wanted: str, option: str) -> Samples:
-    """Return the wanted part, or the only one; never test data."""
+def _selected(spec: str, parts: dict[str, Samples], wanted: str, option: str) -> Samples:
+    """Return the wanted part, or the first one that is not test data."""
     if wanted in parts:
         return parts[wanted]
     usable = [part for part in parts if part != "test"]
     if not usable:
-        raise UsageError(f"`{option} {spec}` is test data, which steers nothing. Give another part.")
+        raise UsageError(f"`{option} {spec}` is test data, which must not influence the result. Give another part.")
     return parts[usable[0]]
 
 
@@ -150,5 +162,5 @@ def _samples(spec: str, made: Any) -> Samples:
             f"`{spec}` gave {type(made).__name__}; it takes a Dataset with a length, a DataLoader of one, or two."
         )
     if not len(dataset):
-        raise LrzipError(f"`{spec}` gave a {type(dataset).__name__} without examples.")
+        raise LrzipError(f"`{spec}` gave a {type(dataset).__name__} without samples.")
     return Samples(spec, UserDataset(dataset, loader))

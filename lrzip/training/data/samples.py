@@ -1,4 +1,4 @@
-"""Examples by number, a whole batch at a time, the same for the same seed, epoch and number wherever they are read."""
+"""Samples by index, fetched in batches, which are functions of the seed, the epoch and the indices alone."""
 
 import hashlib
 import random
@@ -16,41 +16,41 @@ from lrzip.core.errors import LrzipError
 from lrzip.training.data.augmentation import Preparation, augment, prepare
 
 Batch = tuple[Any, Tensor | None]
-"""What the network takes, a tensor or a tuple or mapping of them, and the labels if there are any."""
+"""Inputs of the network, a tensor or a tuple or mapping of them, and labels if there are any."""
 
 
 class Rows(Protocol):
-    """The inputs of examples, as they are stored."""
+    """The stored inputs of samples."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, numbers: Tensor) -> Tensor:
-        """Return some rows, (len(numbers), …)."""
+        """Return the rows of some indices, (len(numbers), …)."""
         ...
 
 
 class SampleSource(Protocol):
-    """Examples by number."""
+    """Samples by index."""
 
     def __len__(self) -> int: ...
 
     @property
     def labels(self) -> Tensor | None:
-        """All labels where they are at hand."""
+        """All labels, if they are in memory."""
         ...
 
     def fetch(self, numbers: Tensor, seed: int, epoch: int | None) -> Batch:
-        """Return a batch; randomness follows from seed, epoch and number. Without an epoch nothing is augmented."""
+        """Return a batch, augmented if there is an epoch; its randomness is a function of seed, epoch and indices."""
         ...
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """Examples whose inputs are rows of an array or image files, and whose labels, if any, are an array.
+    """Samples whose inputs are rows of an array or image files, and whose labels, if any, are an array.
 
     Attributes:
         x: Inputs.
-        labels: int64 classes, or numbers of the networks' dtype.
-        preparation: What becomes of the inputs.
+        labels: Classes as int64, or regression targets in the dtype of the networks.
+        preparation: Normalization and augmentation of the inputs.
     """
 
     x: Rows
@@ -58,14 +58,14 @@ class Arrays:
     preparation: Preparation = field(default_factory=Preparation)
 
     def prepared(self, preparation: Preparation) -> "Arrays":
-        """Return the same examples with another preparation."""
+        """Return the same samples with another preparation."""
         return replace(self, preparation=preparation)
 
     def __len__(self) -> int:
         return len(self.x)
 
     def fetch(self, numbers: Tensor, seed: int, epoch: int | None) -> Batch:
-        """Return a batch."""
+        """Return a batch, augmented if there is an epoch."""
         x = prepare(self.x[numbers], self.preparation)
         if epoch is not None and self.preparation.augment:
             x = augment(x, self.preparation.augment, draws(len(self), seed, epoch)[numbers])
@@ -73,9 +73,13 @@ class Arrays:
 
 
 class UserDataset:
-    """Examples of a Dataset of the user's, with the collation of its DataLoader if there is one.
+    """Samples of a Dataset supplied by the user.
 
     An item is the input alone, (x, y), (x1, x2, …, y), or a mapping of named inputs with the label under `labels`.
+
+    Args:
+        dataset: A dataset with a length.
+        loader: The DataLoader whose collation is used, if there is one.
     """
 
     labels: Tensor | None = None
@@ -88,7 +92,11 @@ class UserDataset:
         return len(self._dataset)  # type: ignore[arg-type]
 
     def fetch(self, numbers: Tensor, seed: int, epoch: int | None) -> Batch:
-        """Return a batch; each item is made under its own seed, so that what it draws is the same everywhere."""
+        """Return a batch; each item is read with its own seed, so that its randomness depends on nothing else.
+
+        Raises:
+            LrzipError: An item has none of the supported structures.
+        """
         items = []
         for number in numbers.tolist():
             with seeded("item", seed, epoch, number):
@@ -108,7 +116,7 @@ class UserDataset:
 
 @dataclass(frozen=True)
 class Unlabelled:
-    """Examples whose labels are not looked at."""
+    """Samples without the labels that their source may have."""
 
     source: SampleSource
     labels: Tensor | None = None
@@ -117,19 +125,19 @@ class Unlabelled:
         return len(self.source)
 
     def fetch(self, numbers: Tensor, seed: int, epoch: int | None) -> Batch:
-        """Return a batch."""
+        """Return a batch without labels."""
         return self.source.fetch(numbers, seed, epoch)[0], None
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Some of the examples of a source, in a fixed order.
+    """A subset of the samples of a source, in a fixed order.
 
     Attributes:
-        name: What people call them.
-        source: Where they are.
-        numbers: Which of them; None for all.
-        augmented: Whether random changes apply.
+        name: Name for messages.
+        source: The source.
+        numbers: Indices of the samples in the source; None for all.
+        augmented: Whether augmentation applies.
     """
 
     name: str
@@ -141,25 +149,31 @@ class Samples:
         return len(self.source if self.numbers is None else self.numbers)
 
     def subset(self, positions: Tensor) -> "Samples":
-        """Return the examples at some positions."""
+        """Return the samples at some positions of this set."""
         return replace(self, numbers=positions if self.numbers is None else self.numbers[positions])
 
     def unaugmented(self) -> "Samples":
-        """Return the same examples without random changes."""
+        """Return the same samples without augmentation."""
         return replace(self, augmented=False)
 
     def unlabelled(self) -> "Samples":
-        """Return the same examples without labels."""
+        """Return the same samples without labels."""
         return replace(self, source=Unlabelled(self.source))
 
     @property
     def labels(self) -> Tensor | None:
-        """All labels, where they are at hand."""
+        """All labels, if they are in memory."""
         labels = self.source.labels
         return labels if labels is None or self.numbers is None else labels[self.numbers]
 
     def fetch(self, positions: Sequence[int], *, seed: int = 0, epoch: int | None = None) -> Batch:
-        """Return the examples at some positions as a batch; those of an epoch are augmented, if any are."""
+        """Return the samples at some positions of this set as a batch.
+
+        Args:
+            positions: Positions in this set.
+            seed: Seed of the augmentation.
+            epoch: Number of the epoch, a part of the seed; without one, nothing is augmented.
+        """
         numbers = torch.as_tensor(positions)
         if self.numbers is not None:
             numbers = self.numbers[numbers]
@@ -167,18 +181,18 @@ class Samples:
 
 
 def draws(count: int, seed: int, epoch: int) -> Tensor:
-    """Return three numbers in [0, 1) for each example of an epoch, (count, 3)."""
+    """Return three uniform numbers in [0, 1) for each sample of an epoch, (count, 3)."""
     return torch.rand(count, 3, generator=torch.Generator().manual_seed(seed_of("augment", seed, epoch)))
 
 
 def seed_of(*parts: object) -> int:
-    """Return a seed for each combination of values, 32 bits, so that none follows from another."""
+    """Return a 32-bit seed for a combination of values, independent of those of other combinations."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "little")
 
 
 @contextmanager
 def seeded(*parts: object) -> Iterator[None]:
-    """Seed the random numbers of torch, NumPy and Python inside, and leave them outside as they were."""
+    """Seed the generators of torch, NumPy and Python inside the context, and restore their states after it."""
     seed = seed_of(*parts)
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     torch.manual_seed(seed)

@@ -1,0 +1,89 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lrzip.core.errors import LrzipError
+from lrzip.training.data.arrays import is_array_file, read_arrays
+from tests.support.tasks import classes, write_data
+
+NAN = np.array([[0.0], [np.nan], [np.inf]])
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors", "pt"])
+def test_every_format_gives_the_same_arrays(suffix: str, tmp_path: Path) -> None:
+    x, y = classes(100)
+    path = tmp_path / f"data.{suffix}"
+    if suffix == "npz":
+        write_data(path, x, y, names=torch.zeros(3))
+    elif suffix == "pt":
+        torch.save({"x": x, "y": y}, path)
+    else:
+        save_file({"x": x, "y": y}, path)
+    assert is_array_file(path)
+    parts = read_arrays(path)
+    assert list(parts) == ["train"]
+    rows, labels = parts["train"].fetch(torch.arange(100), 0, None)
+    assert torch.equal(rows, x)
+    assert labels is not None
+    assert torch.equal(labels, y)
+
+
+def test_parts_have_labels_of_their_own_or_none(tmp_path: Path) -> None:
+    x, y = classes(30)
+    write_data(tmp_path / "d.npz", train_x=x[:20], train_y=y[:20], val_x=x[20:])
+    parts = read_arrays(tmp_path / "d.npz")
+    assert {part: len(arrays) for part, arrays in parts.items()} == {"train": 20, "val": 10}
+    assert parts["train"].labels is not None
+    assert parts["val"].labels is None
+
+
+def test_columns_of_classes_become_vectors_and_targets_keep_their_shape(tmp_path: Path) -> None:
+    x = torch.zeros(3, 2)
+    write_data(tmp_path / "classes.npz", x, torch.tensor([[0], [1], [2]], dtype=torch.int32))
+    write_data(tmp_path / "targets.npz", x, torch.ones(3, 1, dtype=torch.float64))
+    labels = [read_arrays(tmp_path / name)["train"].labels for name in ("classes.npz", "targets.npz")]
+    assert labels[0] is not None
+    assert labels[1] is not None
+    assert (labels[0].dtype, labels[0].tolist()) == (torch.int64, [0, 1, 2])
+    assert (labels[1].dtype, labels[1].shape) == (torch.float32, (3, 1))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": NAN, "labels": NAN}, "has no array `x` or `train_x`. It has: images, labels"),
+        ({"x": np.zeros((3, 1)), "y": np.zeros(2)}, "`x` has 3 rows and `y` has 2"),
+        ({"x": NAN, "y": np.zeros(3)}, "`x` has NaN or infinite values in 2 rows, the first is row 1"),
+        ({"x": np.zeros((3, 1)), "y": NAN}, "`y` has NaN or infinite values"),
+        ({"x": np.zeros((0, 4)), "y": np.zeros(0)}, r"`x` of shape \(0, 4\) holds no samples"),
+        ({"x": np.array(1.0)}, r"`x` of shape \(\) holds no samples"),
+        ({"x": np.zeros(3, dtype=complex)}, "`x` is complex"),
+        ({"x": np.array(["a", "b"])}, r"`x` holds texts"),
+        ({"x": np.array([{}])}, r"The data in .* cannot be read: Object arrays cannot be loaded"),
+    ],
+)
+def test_unusable_arrays_are_named(arrays: dict[str, Any], message: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", **arrays)
+    with pytest.raises(LrzipError, match=message) as error:
+        read_arrays(tmp_path / "data.npz")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "content"), [("a.npz", b"PK\x03\x04 no"), ("b.pt", b"nothing"), ("c.safetensors", b"\x08\x00")]
+)
+def test_damaged_files_are_named(damaged: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / damaged).write_bytes(content)
+    with pytest.raises(LrzipError, match=r"The data in .* cannot be read: ") as error:
+        read_arrays(tmp_path / damaged)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_without_a_dictionary_is_named(tmp_path: Path) -> None:
+    torch.save(torch.zeros(3), tmp_path / "d.pt")
+    with pytest.raises(LrzipError, match="holds a Tensor, not a dict of tensors"):
+        read_arrays(tmp_path / "d.pt")
