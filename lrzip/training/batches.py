@@ -1,6 +1,6 @@
 """The batches of an epoch, in an order determined by the seed and the epoch."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from torch import Generator, randperm
 from torch.utils.data import Dataset
@@ -8,7 +8,8 @@ from torch.utils.data import Dataset
 from lrzip.training.data.samples import Batch, Samples, seed_of
 
 
-class Share(NamedTuple):
+@dataclass(frozen=True)
+class Share:
     """The share of one process in each batch.
 
     Attributes:

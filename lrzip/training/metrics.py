@@ -94,7 +94,7 @@ class Scorer:
         target: TargetFunction | None = None,
         device: torch.device | str = "cpu",
         batch_size: int = 256,
-        share: Share = Share(),  # noqa: B008
+        share: Share | None = None,
     ) -> dict[str, float]:
         """Return all metrics of a network on a set of samples.
 
@@ -104,7 +104,7 @@ class Scorer:
             target: What outputs are compared with; by default the labels.
             device: Device to compute on.
             batch_size: Samples per batch.
-            share: Share of this process: each process computes its own, and the results are over all of them.
+            share: Share of this process, if there are several; the results are over the shares of all of them.
 
         Raises:
             LrzipError: The samples have no labels, or the code of a metric fails.
@@ -114,7 +114,7 @@ class Scorer:
             metric.to(device)
         keep_freed_blocks()
         with evaluating(model), torch.no_grad():
-            for positions in _batches(len(samples), batch_size, share):
+            for positions in _batches(len(samples), batch_size, share or Share()):
                 # A process without samples left runs the network all the same: sharded weights need all processes.
                 inputs, labels = _on_device(samples.fetch(positions or [0]), device)
                 output = apply(model, inputs).float()

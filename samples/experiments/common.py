@@ -187,7 +187,7 @@ def retrained(
         if epoch.number in epochs:
             found[str(epoch.number)] = accuracy(model, test, amp=settings.amp)
 
-    fit(model, examples, settings, Execution(log=log))
+    fit(model, examples, settings, log=log)
     return found
 
 

@@ -114,10 +114,10 @@ def test_seeds_differ_between_combinations() -> None:
 
 
 def test_seeding_restores_all_generators() -> None:
-    before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]
     with seeded("x"):
         first = torch.rand(1), np.random.rand()
     with seeded("x"):
         assert (torch.rand(1), np.random.rand()) == first
     assert torch.equal(torch.get_rng_state(), before[0])
-    assert np.random.get_state()[1].tolist() == before[1]  # type: ignore[index, union-attr]
+    assert np.random.get_state()[1].tolist() == before[1]  # type: ignore[index]
