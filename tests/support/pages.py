@@ -1,4 +1,4 @@
-"""Code blocks of the README and of the pages in `docs/`, and the shell commands in them."""
+"""Code blocks of the READMEs and of the pages in `docs/`, and the shell commands in them."""
 
 import re
 import shlex
@@ -10,7 +10,8 @@ import lrzip
 
 ROOT = Path(lrzip.__file__).parents[1]
 PAGES: Mapping[str, Path] = {
-    str(path.relative_to(ROOT)): path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    str(path.relative_to(ROOT)): path
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "samples" / "README.md")
 }
 _FENCE = re.compile(r"^```(.*)\n((?:(?!```).*\n)*)```$", re.MULTILINE)
 _INLINE = re.compile(r"`([^`\n]+)`")
