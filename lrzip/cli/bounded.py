@@ -19,8 +19,8 @@ from lrzip.formats.files.atomic import atomic_file, check_output
 if TYPE_CHECKING:
     from torch import nn
 
-    from lrzip.search.compress_within import SearchReport
-    from lrzip.search.trials import Trial
+    from lrzip.search.report import SearchReport
+    from lrzip.search.trial import Trial
     from lrzip.training.learning import Learning
 
 
@@ -69,7 +69,7 @@ def compress_within_bound(
 
 
 def _print(console: Console, found: "SearchReport") -> None:
-    rows = [_cells(one, found) for one in [found.dense, *found.tried]]
+    rows = [_cells(one, found) for one in [found.dense, *found.trials]]
     console.print(make_table(list(rows[0]), [list(row.values()) for row in rows]))
     console.print()
     print_report(console, found.report)
@@ -77,14 +77,14 @@ def _print(console: Console, found: "SearchReport") -> None:
     change = f"{found.metric} {score_text(found.metric, before)} → {score_text(found.metric, after)}"
     allowed = f"{found.max_drop:g} {'points' if found.unit != 1 else 'of it'} may be lost"
     known = f", known to ± {found.standard_error:.2f} points" if found.standard_error is not None else ""
-    text = f"{change} on {found.examples[1]} examples for validation{known} ({allowed}; strategy {found.strategy})"
+    text = f"{change} on {found.sample_counts[1]} examples for validation{known} ({allowed}; strategy {found.strategy})"
     console.print(Text(printable(text)), soft_wrap=True)
     if found.test:
         console.print(Text(printable(f"Test data: {scores_text(found.test[0])} → {scores_text(found.test[1])}")))
 
 
 def _cells(one: "Trial", found: "SearchReport") -> dict[str, str]:
-    what = ", ".join(f"{name} {value}" for name, value in one.what.items() if name not in ("strategy", "dense"))
+    what = ", ".join(f"{name} {value}" for name, value in one.action.items() if name not in ("strategy", "dense"))
     return {
         "layer": what or "dense",
         "parameters": f"{one.parameters:,}",

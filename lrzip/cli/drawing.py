@@ -12,9 +12,9 @@ from lrzip.formats.files.atomic import atomic_file, check_output
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from lrzip.search.compress_within import SearchReport
-    from lrzip.search.sensitivity import Sensitivities
-    from lrzip.search.trials import Trial
+    from lrzip.search.report import SearchReport
+    from lrzip.search.sensitivities import Sensitivities
+    from lrzip.search.trial import Trial
 
 
 _SUFFIXES = (".png", ".svg", ".pdf")
@@ -120,11 +120,11 @@ def draw_search(found: "SearchReport", path: Path) -> None:
     sign = 1 if found.higher_is_better else -1
     groups = (("within the bound", "tab:blue", True), ("not within", "tab:gray", False))
     for label, color, within in groups:
-        points = [one for one in found.tried if one.within == within]
+        points = [one for one in found.trials if one.within == within]
         sizes = [one.parameters for one in points]
         axes.scatter(sizes, [one.scores[metric] for one in points], s=16, color=color, label=label)
     front: list[Trial] = []
-    for one in sorted([dense, *found.tried], key=lambda one: (one.parameters, -sign * one.scores[metric])):
+    for one in sorted([dense, *found.trials], key=lambda one: (one.parameters, -sign * one.scores[metric])):
         if not front or sign * one.scores[metric] > sign * front[-1].scores[metric]:
             front.append(one)
     axes.step(

@@ -16,7 +16,7 @@ from lrzip.cli.learning import scores_text, training_progress
 if TYPE_CHECKING:
     from torch import nn
 
-    from lrzip.search.sensitivity import LayerSensitivity, Sensitivities
+    from lrzip.search.sensitivities import LayerSensitivity, Sensitivities
     from lrzip.training.evaluation import Evaluation
     from lrzip.training.learning import Learning
 
@@ -96,7 +96,7 @@ def _cells(item: "LayerSensitivity", found: "Sensitivities") -> dict[str, str]:
     row = {
         "layer": item.layer.name,
         "energy": f"{item.energy:g}",
-        "rank": str(item.rank),
+        "rank": ", ".join(map(str, item.ranks)),
         "smaller": f"{item.layer.weight.numel / item.parameters:.2f}×",
         "drop": _number(item.before / found.unit),
     }

@@ -1,19 +1,18 @@
-"""Sensitivity: what each layer alone costs when it is compressed, before and after a brief fine-tune."""
+"""Measure the sensitivity of the metric to each layer, before and after a brief fine-tuning."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import cos, pi, sin, sqrt, tan
+from math import hypot
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from torch import nn
 
 from lrzip.core.errors import UsageError
-from lrzip.core.layers import Layer
-from lrzip.core.numbers import finite
 from lrzip.ranks import Candidate, Context
 from lrzip.ranks.energy import Energy
+from lrzip.search.sensitivities import LayerSensitivity, Sensitivities
+from lrzip.search.spread import Spread
 from lrzip.search.variants import Variants
 from lrzip.training.bench import Bench, make_bench
 from lrzip.training.cache import Cache, key_of, network_digest
@@ -21,121 +20,8 @@ from lrzip.training.learning import Learning
 from lrzip.training.outcomes import StepCallback
 
 ENERGIES = (0.8, 0.9, 0.95)
-CONFIDENCE = 0.95
 Announce = Callable[[str], None]
-"""Called with what is done next, for people."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Repeated measurements."""
-
-    values: Sequence[float]
-
-    @property
-    def mean(self) -> float:
-        """Their mean."""
-        return fmean(self.values)
-
-    @property
-    def std(self) -> float | None:
-        """Their standard deviation (n − 1); None of a single one."""
-        return stdev(self.values) if len(self.values) > 1 else None
-
-    @property
-    def half_width(self) -> float | None:
-        """Half the 95 % confidence interval of the mean, by Student's t; None of a single one."""
-        count = len(self.values)
-        return student_t(CONFIDENCE, count - 1) * stdev(self.values) / sqrt(count) if count > 1 else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the numbers as `--json` prints them."""
-        numbers = {"mean": self.mean, "std": self.std, "ci95": self.half_width}
-        return {"values": [finite(value) for value in self.values]} | {n: finite(v) for n, v in numbers.items()}
-
-
-@dataclass(frozen=True)
-class LayerSensitivity:
-    """What one layer at one energy costs. A drop is in units of the metric, positive where the network gets worse.
-
-    Attributes:
-        layer: The layer.
-        energy: Share of Σσ² that it keeps.
-        rank: That this takes.
-        parameters: Elements of the two factors.
-        norm: ‖W‖_F.
-        removed: ‖W − W_r‖_F.
-        before: Drop before a fine-tune. Nothing in it is random.
-        after: Drops after a fine-tune, one for each seed; None without.
-    """
-
-    layer: Layer
-    energy: float
-    rank: int
-    parameters: int
-    norm: float
-    removed: float
-    before: float
-    after: Spread | None
-
-    @property
-    def drop(self) -> float:
-        """The mean drop after the fine-tune if there was one, else before."""
-        return self.after.mean if self.after else self.before
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the sensitivity as `--json` prints it."""
-        return {
-            "name": self.layer.name,
-            "energy": self.energy,
-            "rank": self.rank,
-            "parameters_before": self.layer.weight.numel,
-            "parameters_after": self.parameters,
-            "frobenius_norm": self.norm,
-            "removed_norm": self.removed,
-            "drop_before": finite(self.before),
-            "drop_after": self.after.to_dict() if self.after else None,
-            "drop_per_norm": _over(self.drop, self.norm),
-            "drop_per_removed_norm": _over(self.drop, self.removed),
-        }
-
-
-@dataclass(frozen=True)
-class Sensitivities:
-    """What all layers cost, each alone.
-
-    Attributes:
-        baseline: Metrics of the network as it is.
-        metric: Name of the one that counts.
-        unit: What a drop of one is called in it: 0.01 for points, else 1.
-        layers: By energy, in the order of the network.
-        finetune_steps: Of each brief fine-tune; 0 without.
-        runs: Seeds.
-        measured: How many results were not known before.
-    """
-
-    baseline: Mapping[str, float]
-    metric: str
-    unit: float
-    layers: Sequence[LayerSensitivity]
-    finetune_steps: int
-    runs: int
-    measured: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the sensitivities as `--json` prints them."""
-        return {
-            "metric": self.metric,
-            "baseline": {name: finite(value) for name, value in self.baseline.items()},
-            "finetune_steps": self.finetune_steps,
-            "runs": self.runs,
-            "layers": [layer.to_dict() for layer in self.layers],
-        }
-
-    def ranking(self, energy: float) -> Sequence[str]:
-        """Return the names of the layers at one energy, those that lose most first."""
-        found = [item for item in self.layers if item.energy == energy]
-        return [item.layer.name for item in sorted(found, key=lambda item: -item.drop)]
+"""Called with a description of the next measurement."""
 
 
 def sensitivity(
@@ -154,25 +40,26 @@ def sensitivity(
     announce: Announce | None = None,
     watch: StepCallback | None = None,
 ) -> Sensitivities:
-    """Compress each layer of a dense checkpoint alone, and measure what that costs on the validation set.
+    """Compress each layer of a dense checkpoint alone, and measure the effect on the validation set.
 
     Args:
         path: The checkpoint.
-        model: An instance of its architecture, changed in place.
-        learning: What to measure on, and how to tune.
-        energies: Shares of Σσ² that the layer keeps.
-        finetune_steps: Steps of a fine-tune of the whole network after each compression; 0 goes without.
-        runs: Seeds that the fine-tune is repeated with.
-        only: Globs of the layers to take.
-        skip: Globs of the layers to leave.
-        cache: File that results are kept in by content; what it holds is not computed again.
-        key: Which entry of a nested file holds the weights.
-        trust: Allow what would run code from the files.
+        model: An instance of the dense architecture, modified in place.
+        learning: Data, metrics and settings of fine-tuning.
+        energies: Shares of Σσ² that each layer keeps.
+        finetune_steps: Steps of fine-tuning of the whole network after each compression; 0 disables it.
+        runs: Number of seeds that fine-tuning is repeated with.
+        only: Patterns of the layers to include.
+        skip: Patterns of the layers to exclude.
+        cache: File of results by content; those that it holds are not computed again.
+        key: Entry of a nested file that holds the weights.
+        trust: Allow to execute code from the files.
         announce: Called before each layer and energy.
-        watch: Called after each step of a fine-tune.
+        watch: Called after each step of fine-tuning.
 
     Raises:
-        LrzipError: It could not be done.
+        UsageError: An option is out of range.
+        LrzipError: The checkpoint does not fit the architecture or the data.
     """
     bench = make_bench(path, model, learning, distil=True, key=key, trust=trust)
     variants = Variants.of(bench.model, only=only, skip=skip)
@@ -200,70 +87,96 @@ def sensitivities_of(
     announce: Announce | None = None,
     watch: StepCallback | None = None,
 ) -> Sensitivities:
-    """Return the sensitivities of the layers of a network; arguments as for `sensitivity`.
+    """Return the sensitivities of the layers of a network; the other arguments are those of `sensitivity`.
+
+    Args:
+        bench: Tunes and measures networks.
+        variants: Variants of the dense network.
+        results: Stored results.
+        energies: Shares of Σσ² that each layer keeps.
+        finetune_steps: Steps of fine-tuning after each compression; 0 disables it.
+        runs: Number of seeds.
+        announce: Called before each layer and energy.
+        watch: Called after each step of fine-tuning.
 
     Raises:
         UsageError: An option is out of range.
     """
     rules = {energy: Energy(energy) for energy in energies}
-    if runs < 1 or finetune_steps < 0:
-        wrong = f"`--runs` takes a number from 1 on, got {runs}" if runs < 1 else "`--finetune-steps` is from 0 on"
-        raise UsageError(f"{wrong}.")
-    if runs > 1 and not finetune_steps:
-        raise UsageError("`--runs` repeats a fine-tune with other seeds; without `--finetune-steps` nothing is random.")
+    _check(runs, finetune_steps)
     known = len(results)
-    work = _Work(bench, results, network_digest(variants.model), finetune_steps, runs, watch)
-    baseline = work.score("whole", lambda: variants.model)
+    measurements = _Measurements(bench, variants, results, network_digest(variants.model), finetune_steps, runs, watch)
+    baseline = measurements.score("whole", lambda: variants.model)
     layers: list[LayerSensitivity] = []
     for candidate in variants.candidates:
         for energy, rule in rules.items():
             if announce:
                 announce(f"{candidate.layer.name} at {100 * energy:g} %")
-            rank = rule.choose([candidate], Context()).ranks[candidate.layer.name][0]
-            layers.append(_measured(work, variants, candidate, energy, rank, bench.gain(baseline)))
+            ranks = rule.choose([candidate], Context()).ranks[candidate.layer.name]
+            layers.append(measurements.of_layer(candidate, energy, ranks, bench.gain(baseline)))
     return Sensitivities(baseline, bench.scorer.first, bench.unit, layers, finetune_steps, runs, len(results) - known)
 
 
-def student_t(confidence: float, freedom: int) -> float:
-    """Return t such that Student's t with some degrees of freedom lies within ±t with this probability.
-
-    By the closed forms of Abramowitz & Stegun, 26.7.3 and 26.7.4, in θ = atan(t / √ν), solved by bisection.
-    """
-    low, high = 0.0, pi / 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _inside(middle, freedom) < confidence else (low, middle)
-    return tan(low) * sqrt(freedom)
-
-
-def _inside(theta: float, freedom: int) -> float:
-    odd = freedom % 2
-    term, total = (cos(theta), cos(theta)) if odd else (1.0, 1.0)
-    for k in range(3 if odd else 2, freedom - 1, 2):
-        term *= (k - 1) / k * cos(theta) ** 2
-        total += term
-    if not odd:
-        return sin(theta) * total
-    return 2 / pi * (theta + (sin(theta) * total if freedom > 1 else 0.0))
+def _check(runs: int, finetune_steps: int) -> None:
+    if runs < 1:
+        raise UsageError(f"`--runs` takes a number from 1 on, got {runs}.")
+    if finetune_steps < 0:
+        raise UsageError(f"`--finetune-steps` takes a number from 0 on, got {finetune_steps}.")
+    if runs > 1 and not finetune_steps:
+        raise UsageError("`--runs` repeats fine-tuning with other seeds; without `--finetune-steps` nothing is random.")
 
 
 @dataclass(frozen=True)
-class _Work:
-    """Measures networks, each once."""
+class _Measurements:
+    """Measures compressed networks, each once.
+
+    Attributes:
+        bench: Tunes and measures networks.
+        variants: Variants of the dense network.
+        results: Stored results.
+        digest: Digest of the dense network.
+        steps: Steps of fine-tuning; 0 disables it.
+        runs: Number of seeds.
+        watch: Called after each step of fine-tuning.
+    """
 
     bench: Bench
+    variants: Variants
     results: Cache
     digest: str
     steps: int
     runs: int
     watch: StepCallback | None
 
-    def score(self, what: str, build: Callable[[], nn.Module]) -> dict[str, float]:
-        """Return the metrics of a network as it is."""
-        return self._known({"what": what}, lambda: self.bench.score(build()))
+    def of_layer(
+        self, candidate: Candidate, energy: float, ranks: tuple[int, ...], baseline: float
+    ) -> LayerSensitivity:
+        """Return the effect of compressing one layer, relative to the metric of the dense network."""
+        name = f"{candidate.layer.name} at rank {', '.join(map(str, ranks))}"
 
-    def tuned(self, what: str, build: Callable[[], nn.Module], run: int) -> dict[str, float]:
-        """Return the metrics of a network after a fine-tune."""
+        def build() -> nn.Module:
+            return self.variants.with_one_factorized(candidate, ranks)
+
+        before = baseline - self.bench.gain(self.score(name, build))
+        runs = range(self.runs if self.steps else 0)
+        after = [baseline - self.bench.gain(self._finetuned(name, build, run)) for run in runs]
+        tails = [spectrum.tail(rank) for spectrum, rank in zip(candidate.spectra, ranks, strict=True)]
+        return LayerSensitivity(
+            layer=candidate.layer,
+            energy=energy,
+            ranks=ranks,
+            parameters=candidate.parameters(ranks),
+            norm=candidate.spectra[0].frobenius_norm,
+            removed=hypot(*tails),
+            before=before,
+            after=Spread(after) if after else None,
+        )
+
+    def score(self, name: str, build: Callable[[], nn.Module]) -> dict[str, float]:
+        """Return the metrics of a network without fine-tuning."""
+        return self._cached({"what": name}, lambda: self.bench.score(build()))
+
+    def _finetuned(self, name: str, build: Callable[[], nn.Module], run: int) -> dict[str, float]:
         before = self.bench.learning.settings
         settings = replace(before, steps=self.steps, seed=before.seed + run)
 
@@ -273,40 +186,13 @@ class _Work:
                 raise KeyboardInterrupt
             return dict(outcome.best.scores)
 
-        return self._known({"what": what, "settings": asdict(settings)}, compute)
+        return self._cached({"what": name, "settings": asdict(settings)}, compute)
 
-    def _known(self, of: Mapping[str, Any], compute: Callable[[], dict[str, float]]) -> dict[str, float]:
-        key = key_of(self.digest, self.bench.identity if self.results.lasting else "", of)
+    def _cached(self, question: Mapping[str, Any], compute: Callable[[], dict[str, float]]) -> dict[str, float]:
+        key = key_of(self.digest, self.bench.identity if self.results.lasting else "", question)
         found = self.results.get(key)
         if found is None:
             scores = compute()
-            self.results.put(key, {**of, "scores": {name: repr(value) for name, value in scores.items()}})
+            self.results.put(key, {**question, "scores": {name: repr(value) for name, value in scores.items()}})
             return scores
         return {name: float(value) for name, value in found["scores"].items()}
-
-
-def _measured(
-    work: _Work, variants: Variants, candidate: Candidate, energy: float, rank: int, baseline: float
-) -> LayerSensitivity:
-    layer, spectrum, bench = candidate.layer, candidate.spectra[0], work.bench
-    what = f"{layer.name} at rank {rank}"
-
-    def build() -> nn.Module:
-        return variants.alone(candidate, rank)
-
-    before = baseline - bench.gain(work.score(what, build))
-    after = [baseline - bench.gain(work.tuned(what, build, run)) for run in range(work.runs)] if work.steps else []
-    return LayerSensitivity(
-        layer,
-        energy,
-        rank,
-        candidate.parameters((rank,)),
-        spectrum.frobenius_norm,
-        spectrum.tail(rank),
-        before,
-        Spread(after) if after else None,
-    )
-
-
-def _over(value: float, norm: float) -> float | None:
-    return finite(value / norm) if norm else None

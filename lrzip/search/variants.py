@@ -1,4 +1,4 @@
-"""Dense and factorized forms of one live network, and the way between them."""
+"""Variants of one live network: dense, or with some layers factorized, and conversions between them."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -26,27 +26,43 @@ from lrzip.pipeline.survey import refuse_if_hopeless, survey
 from lrzip.ranks import Candidate
 from lrzip.training.data.samples import Samples
 
-Ranks = Mapping[str, int]
-"""The rank of each factorized layer, by its name."""
+Ranks = Mapping[str, tuple[int, ...]]
+"""The ranks of each factorized layer, by its name."""
+
+# Halvings of the interval of shares: enough to separate any two ranks.
+_BISECTIONS = 40
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A network with some layers factorized.
+
+    Attributes:
+        network: The network, on the CPU.
+        ranks: Ranks of its factorized layers.
+    """
+
+    network: nn.Module
+    ranks: Ranks
 
 
 @dataclass(frozen=True)
 class Variants:
-    """What one network may look like: whole, or with some of its layers factorized.
+    """The variants of a dense network.
 
     Attributes:
-        model: Whole, on the CPU; it is never changed.
-        architecture: Of it.
+        model: The dense network, on the CPU; it is never modified.
+        architecture: Its architecture.
         candidates: The layers that may be factorized, in order, with their spectra.
-        options: Of `lrzip.factorize`: how factors are computed.
-        examples: What the network gets, by which factors are chosen; None for plain ones.
+        options: Options of `lrzip.factorize`: how factors are computed and budgets spent.
+        samples: Calibration data; None computes factors from weights alone.
     """
 
     model: nn.Module
     architecture: Architecture
     candidates: Sequence[Candidate]
     options: Mapping[str, Any]
-    examples: Samples | None
+    samples: Samples | None
 
     @classmethod
     def of(
@@ -56,13 +72,20 @@ class Variants:
         only: Sequence[str] = (),
         skip: Sequence[str] = (),
         options: Mapping[str, Any] | None = None,
-        examples: Samples | None = None,
+        samples: Samples | None = None,
     ) -> "Variants":
-        """Return the forms of a network with its weights.
+        """Return the variants of a dense network.
+
+        Args:
+            model: The network.
+            only: Patterns of the layers to include.
+            skip: Patterns of the layers to exclude.
+            options: Options of `lrzip.factorize`.
+            samples: Calibration data.
 
         Raises:
-            LrzipError: It has no layer that can be factorized.
-            UnknownName: A pattern matches nothing.
+            LrzipError: The network has no layer that can be factorized.
+            UnknownName: A pattern matches no layer.
         """
         source, architecture = LiveSource(model), Architecture.of(model)
         decompositions = Decompositions(DEFAULT_DECOMPOSITION, Solver())
@@ -70,15 +93,15 @@ class Variants:
         refuse_if_hopeless(source, found)
         items = select(found, only=only, skip=skip)
 
-        def look(candidate: Candidate, weight: Tensor) -> tuple[Spectrum, ...]:
+        def spectra(candidate: Candidate, weight: Tensor) -> tuple[Spectrum, ...]:
             return decompositions.of(candidate.layer).spectra(candidate.layer, weight)
 
-        seen = survey(source, items, decompositions, look, device="cpu", progress=silent)
-        candidates = [item for item in seen if isinstance(item, Candidate)]
-        return cls(model, architecture, candidates, options or {}, examples)
+        surveyed = survey(source, items, decompositions, spectra, device="cpu", progress=silent)
+        candidates = [item for item in surveyed if isinstance(item, Candidate)]
+        return cls(model, architecture, candidates, options or {}, samples)
 
     def with_weights(self, dense: nn.Module) -> "Variants":
-        """Return the forms of the same network with other weights."""
+        """Return the variants of the same architecture with the weights of another dense network."""
         decomposition, state = decomposition_of(DEFAULT_DECOMPOSITION, Solver()), dense.state_dict()
         candidates = [
             replace(item, spectra=decomposition.spectra(item.layer, state[item.layer.weight.name]))
@@ -86,21 +109,25 @@ class Variants:
         ]
         return replace(self, model=dense, candidates=candidates)
 
-    def factorized(self, ranks: Ranks) -> nn.Module:
-        """Return a copy with layers of given ranks; where that saves nothing, the layer stays whole."""
+    def factorized(self, ranks: Ranks) -> Variant:
+        """Return the variant with the given ranks; layers whose factors save no parameters stay dense."""
         if not ranks:
-            return copy.deepcopy(self.model)
-        rules = {escape(name): f"rank:{rank}" for name, rank in ranks.items()}
-        return factorize(self.model, rank=1, layers=rules, only=list(rules), calibrate=self.examples, **self.options)
+            return Variant(copy.deepcopy(self.model), {})
+        rules = {escape(name): f"rank:{rank}" for name, (rank,) in ranks.items()}
+        network = factorize(self.model, rank=1, layers=rules, only=list(rules), calibrate=self.samples, **self.options)
+        return Variant(network, self._ranks_of(network))
 
-    def within(self, parameters: int) -> nn.Module:
-        """Return a copy with the ranks that a budget of parameters gives all layers together."""
+    def within(self, parameters: int) -> Variant:
+        """Return the variant whose ranks one budget of parameters allocates to all layers."""
         names = [escape(candidate.layer.name) for candidate in self.candidates]
-        return factorize(self.model, budget=f"params={parameters}", only=names, calibrate=self.examples, **self.options)
+        network = factorize(
+            self.model, budget=f"params={parameters}", only=names, calibrate=self.samples, **self.options
+        )
+        return Variant(network, self._ranks_of(network))
 
-    def alone(self, candidate: Candidate, rank: int) -> nn.Module:
-        """Return a copy with one layer at some rank, also where that saves nothing."""
-        layer, ranks, name = candidate.layer, (rank,), DEFAULT_DECOMPOSITION
+    def with_one_factorized(self, candidate: Candidate, ranks: tuple[int, ...]) -> nn.Module:
+        """Return the network with one layer factorized, even where that saves no parameters."""
+        layer, name = candidate.layer, DEFAULT_DECOMPOSITION
         decomposition = decomposition_of(name, Solver())
         weight = self.model.state_dict()[layer.weight.name]
         decision = Factorize(layer, name, ranks, decomposition.blueprint(layer, ranks), layer.weight.dtype)
@@ -110,19 +137,19 @@ class Variants:
         leave_fast_paths(result)
         return result
 
-    def built(self, state: Mapping[str, Tensor]) -> nn.Module:
-        """Return a network with this state, factorized where the state is."""
+    def rebuilt(self, state: Mapping[str, Tensor], ranks: Ranks) -> Variant:
+        """Return the variant with this state_dict, whose ranks are known."""
         model = copy.deepcopy(self.model)
-        for chain in self.chains(state):
+        for chain in self._chains(state):
             model.set_submodule(*replacement(chain, model))
         leave_fast_paths(model)
         model.load_state_dict(state)
-        return model
+        return Variant(model, ranks)
 
     def dense(self, state: Mapping[str, Tensor]) -> nn.Module:
-        """Return the whole network that computes what one with this state does."""
+        """Return the dense network that computes the same as the variant with this state_dict."""
         composed = dict(state)
-        for chain in self.chains(state):
+        for chain in self._chains(state):
             weights = [composed.pop(spec.name) for spec in chain.weights]
             composed[chain.dense_name] = compose(weights, chain.kind).to(weights[0].dtype)
             if chain.bias:
@@ -131,46 +158,46 @@ class Variants:
         model.load_state_dict(composed)
         return model
 
-    def chains(self, state: Mapping[str, Tensor]) -> Sequence[Chain]:
-        """Return the chains in a state."""
-        return find_chains(_specs(state), self.architecture.kinds)
-
-    def ranks(self, state: Mapping[str, Tensor]) -> Ranks:
-        """Return the ranks of the chains in a state."""
-        by_module = {candidate.layer.module: candidate for candidate in self.candidates}
-        found = {chain.module: sum(spec.numel for spec in chain.weights) for chain in self.chains(state)}
-        return {
-            candidate.layer.name: candidate.largest_rank(found[module])
-            for module, candidate in by_module.items()
-            if module in found
-        }
-
     def parameters(self, ranks: Ranks) -> int:
-        """Return the parameters of the whole network with these ranks, where they save."""
-        whole = sum(spec.numel for spec in _specs(self.model.state_dict()).values() if is_parameter(spec))
-        return whole - sum(_saved(item, ranks[item.layer.name]) for item in self.candidates if item.layer.name in ranks)
+        """Return the number of parameters of the network with these ranks, where they save any."""
+        dense = sum(spec.numel for spec in _specs(self.model.state_dict()).values() if is_parameter(spec))
+        return dense - sum(_saved(item, ranks[item.layer.name]) for item in self.candidates if item.layer.name in ranks)
 
-    def least(self, names: Sequence[str]) -> int:
-        """Return the parameters with the smallest ranks of some layers."""
-        return self.parameters(dict.fromkeys(names, 1))
+    def least_parameters(self, names: Sequence[str]) -> int:
+        """Return the number of parameters with the smallest ranks of some layers."""
+        chosen = [item for item in self.candidates if item.layer.name in names]
+        return self.parameters({item.layer.name: item.equal(1) for item in chosen})
 
-    def largest(self, parameters: int, choose: Callable[[float], Ranks]) -> Ranks:
-        """Return the ranks of the largest form within a number of parameters, of a family that grows with a share.
+    def largest_ranks(self, parameters: int, choose: Callable[[float], Ranks]) -> Ranks:
+        """Return the ranks of the largest variant of a family within a number of parameters.
 
         Args:
-            parameters: The most.
-            choose: The ranks for a share from 0 to 1.
+            parameters: Largest number of parameters.
+            choose: Returns the ranks for a share from 0 to 1; parameters must not fall as the share grows.
         """
         low, high = 0.0, 1.0
-        for _ in range(40):
+        for _ in range(_BISECTIONS):
             middle = (low + high) / 2
             fits = self.parameters(choose(middle)) <= parameters
             low, high = (middle, high) if fits else (low, middle)
         return choose(low)
 
+    def _chains(self, state: Mapping[str, Tensor]) -> Sequence[Chain]:
+        return find_chains(_specs(state), self.architecture.kinds)
 
-def _saved(candidate: Candidate, rank: int) -> int:
-    return max(candidate.layer.weight.numel - candidate.parameters((rank,)), 0)
+    def _ranks_of(self, network: nn.Module) -> Ranks:
+        sizes = {
+            chain.module: sum(spec.numel for spec in chain.weights) for chain in self._chains(network.state_dict())
+        }
+        return {
+            item.layer.name: item.equal(item.largest_rank(sizes[item.layer.module]))
+            for item in self.candidates
+            if item.layer.module in sizes
+        }
+
+
+def _saved(candidate: Candidate, ranks: tuple[int, ...]) -> int:
+    return max(candidate.layer.weight.numel - candidate.parameters(ranks), 0)
 
 
 def _specs(state: Mapping[str, Any]) -> dict[str, TensorSpec]:

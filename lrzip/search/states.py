@@ -1,0 +1,60 @@
+"""The state_dicts of a search, in memory or in a folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lrzip.core.errors import LrzipError
+from lrzip.formats.files.atomic import atomic_file
+
+
+class States:
+    """State_dicts by key.
+
+    Args:
+        folder: Folder of one file per state, which outlives the process; None keeps states in memory.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._held: dict[str, Mapping[str, Tensor]] = {}
+
+    def put(self, key: str, state: Mapping[str, Tensor]) -> None:
+        """Store a state.
+
+        Raises:
+            LrzipError: The file cannot be written.
+        """
+        if self._folder is None:
+            self._held[key] = state
+            return
+        try:
+            self._folder.mkdir(exist_ok=True)
+            with atomic_file(self._path(key)) as temporary:
+                torch.save(dict(state), temporary)
+        except OSError as error:
+            raise LrzipError(f"Could not write `{self._folder}`: {error.strerror}.") from error
+
+    def get(self, key: str) -> Mapping[str, Tensor] | None:
+        """Return a state, or None if there is none or its file cannot be read."""
+        if self._folder is None:
+            return self._held.get(key)
+        try:
+            state: Mapping[str, Tensor] = torch.load(self._path(key), map_location="cpu", weights_only=True)
+        except Exception:  # torch.load raises many types on a truncated file; the state is computed again then
+            return None
+        return state
+
+    def keep(self, *keys: str) -> None:
+        """Delete all states but those of the given keys."""
+        self._held = {key: state for key, state in self._held.items() if key in keys}
+        if self._folder is not None and self._folder.is_dir():
+            for path in self._folder.glob("*.pt"):
+                if path.stem not in keys:
+                    path.unlink()
+
+    def _path(self, key: str) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{key}.pt"

@@ -1,0 +1,16 @@
+from pathlib import Path
+
+import pytest
+
+from tests.support.tasks import Deep, write_trained
+
+
+@pytest.fixture(scope="package")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return write_trained(tmp_path_factory.mktemp("trained"), Deep).read_bytes()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, trained: bytes) -> Path:
+    (tmp_path / "dense.pt").write_bytes(trained)
+    return tmp_path
