@@ -89,7 +89,7 @@ def test_a_gate_that_fails_is_3_and_the_output_is_there(folder: Path) -> None:
         ((*FAST, "--dry-run"), 2, "so it goes without `--dry-run`"),
         ((*DATA, "--max-drop", "-1"), 2, "`--max-drop` takes a number from 0 on, got -1"),
         ((*FAST, "--strategy", "best"), 2, "`--strategy` takes global"),
-        ((*FAST, "--resume"), 2, "`--resume` goes on with what a log holds"),
+        ((*FAST, "--resume"), 2, "`--resume` continues the search of a log"),
         ((*FAST, "--metric", "rmse"), 2, "`--metric rmse` is for regression"),
         ((*FAST, "--metric", "top5"), 2, "`--metric top5` is always 1 for 4 classes"),
         ((*FAST, "--objective", "none"), 1, "Unknown objective `none`"),
