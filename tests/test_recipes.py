@@ -10,7 +10,7 @@ import pytest
 from tests.support.pages import ROOT
 from tests.support.recipes import recipes
 
-CONTRACTS = {"RULES": "tests/ranks/test_contract.py"}
+CONTRACTS = {"RULES": "tests/ranks/test_contract.py", "FORMATS": "tests/formats/test_contract.py"}
 """By registry, the contract tests that run over it."""
 NAMES = {
     name: str(recipe.mapping)

@@ -29,11 +29,13 @@ class Recipe:
     def apply(self) -> None:
         """Create the module, or extend the mapping."""
         if self.mapping is None:
+            parent, _, name = self.module.rpartition(".")
             module = sys.modules[self.module] = ModuleType(self.module)
+            setattr(import_module(parent), name, module)
             exec(compile(self.code, f"{PAGE}: {self.module}", "exec"), module.__dict__)
             return
         mapping = getattr(import_module(self.module), self.mapping)
-        entries = eval(f"{{{self.code}}}", dict(vars(import_module(self.module))))
+        entries = eval(f"{{{self.code}}}", {"tests": sys.modules["tests"]})
         (mapping._entries if isinstance(mapping, Registry) else mapping).update(entries)
 
 
