@@ -1,8 +1,9 @@
-"""Write traced programs as `.pt2` or ONNX files, which are checked before they appear."""
+"""Write traced programs as `.pt2` or ONNX files, which are checked against the network before they appear."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,16 +17,23 @@ from lrzip.networks.inputs import outputs_of
 from lrzip.networks.programs.run import difference_of
 from lrzip.networks.programs.trace import Traced, quiet
 
-# Share of an output's norm by which another order of float32 sums may change it, with room for deep networks.
+# Tolerated relative difference of an output: float32 sums in another order, with room for deep networks.
 _AGREES = 1e-3
 _PROTOBUF_LIMIT = 1 << 31
 
 
 def save_pt2(traced: Traced, destination: Path) -> Sequence[Difference]:
-    """Write a program, after loading it again and comparing it with the network.
+    """Write a program after loading it again and comparing its outputs with those of the network.
+
+    Args:
+        traced: The program and its network.
+        destination: Path of the output.
 
     Returns:
-        By how much its outputs differ from the network's, each the largest over some batch sizes.
+        One difference per output of the network, the largest over several batch sizes.
+
+    Raises:
+        LrzipError: The outputs differ by more than rounding; nothing is written.
     """
     with _checked_file(destination, ".pt2") as path:
         with quiet():
@@ -35,12 +43,20 @@ def save_pt2(traced: Traced, destination: Path) -> Sequence[Difference]:
 
 
 def save_onnx(traced: Traced, destination: Path) -> Sequence[Difference] | None:
-    """Write an ONNX model, after running it beside the network.
+    """Write an ONNX model after comparing its outputs in onnxruntime with those of the network.
 
-    Above 2 GB, which protobuf cannot hold, weights go into `NAME.data` beside it.
+    Above 2 GB, the limit of protobuf, the weights are written to `NAME.data` beside the model.
+
+    Args:
+        traced: The program and its network.
+        destination: Path of the output.
 
     Returns:
-        As `save_pt2`; None if onnxruntime is not installed, so that nothing could be compared.
+        One difference per output of the network, the largest over several batch sizes; None if onnxruntime is not
+        installed, so that nothing was compared.
+
+    Raises:
+        LrzipError: The outputs differ by more than rounding; nothing is written.
     """
     nbytes = sum(tensor.nbytes for tensor in traced.program.state_dict.values())
     with _checked_file(destination, ".onnx") as path:
@@ -60,7 +76,7 @@ def save_onnx(traced: Traced, destination: Path) -> Sequence[Difference] | None:
 
 
 def _onnx_runner(path: Path) -> Callable[[tuple[Tensor, ...]], list[Tensor]]:
-    import onnxruntime  # noqa: TID251  (to check what was written)
+    import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -74,34 +90,38 @@ def _onnx_runner(path: Path) -> Callable[[tuple[Tensor, ...]], list[Tensor]]:
     return outputs
 
 
-def _compare(traced: Traced, outputs: Callable[[tuple[Tensor, ...]], Sequence[Tensor]], what: str) -> list[Difference]:
-    """Return the largest differences from the network, over all runs.
+def _compare(traced: Traced, outputs: Callable[[tuple[Tensor, ...]], Sequence[Tensor]], name: str) -> list[Difference]:
+    """Return the largest difference of each output over all runs.
 
     Raises:
-        LrzipError: They are more than rounding.
+        LrzipError: A difference is more than rounding.
     """
     worst: dict[str, Difference] = {}
     for inputs in traced.runs:
-        for number, (expected, found) in enumerate(
-            zip(outputs_of(traced.network, inputs), outputs(inputs), strict=True)
-        ):
+        pairs = zip(outputs_of(traced.network, inputs), outputs(inputs), strict=True)
+        for number, (expected, found) in enumerate(pairs):
             difference = difference_of(f"output {number}", expected, found)
-            if not difference.relative <= _AGREES:
+            if not difference.relative <= _AGREES:  # NaN does not agree either
+                shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
                 raise LrzipError(
-                    f"Output {number} of {what} is {difference.relative:.1e} away from the network's for inputs of "
-                    f"{', '.join(str(tuple(x.shape)) for x in inputs)}: more than rounding, so nothing was written."
+                    f"Output {number} of {name} differs from the network's by {difference.relative:.1e} of its norm "
+                    f"for inputs of {shapes}. That is more than rounding, so nothing was written."
                 )
-            worst[difference.output] = max(difference, worst.get(difference.output, difference), key=_relative)
+            largest = worst.get(difference.output, difference)
+            worst[difference.output] = max(difference, largest, key=attrgetter("relative"))
     return list(worst.values())
-
-
-def _relative(difference: Difference) -> float:
-    return difference.relative
 
 
 @contextmanager
 def _checked_file(destination: Path, suffix: str) -> Iterator[Path]:
-    """Yield a path of the right suffix in a temporary folder; what is there moves to the destination on success."""
+    """Yield a path in a temporary folder, whose files are moved to the destination on success.
+
+    Exporters choose the format, and the name of external data, by the name of the file.
+
+    Args:
+        destination: Path of the output, of any name.
+        suffix: Suffix of the temporary path.
+    """
     with (
         atomic_file(destination) as temporary,
         TemporaryDirectory(prefix=".lrzip-", dir=destination.absolute().parent) as folder,
@@ -112,7 +132,7 @@ def _checked_file(destination: Path, suffix: str) -> Iterator[Path]:
         for extra in beside:
             if destination.with_name(extra.name).exists():
                 raise LrzipError(
-                    f"`{destination.with_name(extra.name)}` exists, and the weights would go there. Move it."
+                    f"`{destination.with_name(extra.name)}` exists, and the weights would be written there. Move it."
                 )
             extra.replace(destination.with_name(extra.name))
         path.replace(temporary)

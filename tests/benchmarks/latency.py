@@ -175,7 +175,7 @@ def speedup(value: float) -> str:
 
 def onnx_seconds(models: Sequence[nn.Module], shape: str) -> list[float]:
     """Return the median seconds of one run of each network in onnxruntime, in turns."""
-    import onnxruntime  # noqa: TID251  (what is measured)
+    import onnxruntime
 
     inputs = [InputShape.parse(shape)]
     options = onnxruntime.SessionOptions()

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import jsonschema
 import numpy as np
-import onnx  # noqa: TID251  (to build models)
+import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper  # noqa: TID251
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import onnx  # noqa: TID251  (to build models and to read what was written)
-import onnxruntime  # noqa: TID251  (the reference)
-from onnx import TensorProto, helper, numpy_helper  # noqa: TID251
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Tensors: TypeAlias = Mapping[str, Array]

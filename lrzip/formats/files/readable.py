@@ -1,4 +1,4 @@
-"""Turn what goes wrong in reading a file into one line about it."""
+"""Turn the exceptions of parsers into errors of one line that name the file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +9,16 @@ from lrzip.core.errors import LrzipError, UnsupportedCheckpoint, as_line
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn whatever goes wrong in reading a file into one line about the file.
+    """Raise every exception in the context as `UnsupportedCheckpoint` with one line about the file.
 
-    The libraries that parse files raise anything at all on damaged ones: KeyError, EOFError, IndexError, RuntimeError.
+    Parsers raise many classes of exceptions for damaged files, among them KeyError, EOFError and RuntimeError.
+    LrzipError and MemoryError pass unchanged.
+
+    Args:
+        path: Path of the file that is read.
+
+    Raises:
+        UnsupportedCheckpoint: The file cannot be read, or is damaged.
     """
     try:
         yield
@@ -20,6 +27,6 @@ def readable(path: Path) -> Iterator[None]:
     except OSError as error:
         raise UnsupportedCheckpoint(f"`{path}` cannot be read: {error.strerror or error}.") from error
     except Exception as error:
-        text = str(error).rpartition("WeightsUnpickler error:")[2]  # torch says at length what to do before it
+        text = str(error).rpartition("WeightsUnpickler error:")[2]  # torch puts a long advice before it
         detail = as_line(text) or type(error).__name__
         raise UnsupportedCheckpoint(f"`{path}` is damaged or not a checkpoint: {detail}.") from error

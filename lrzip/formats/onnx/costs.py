@@ -5,7 +5,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import onnx  # noqa: TID251  (this is the ONNX format)
+import onnx
 
 from lrzip.core.costs import Positions
 from lrzip.core.errors import LrzipError, one_line

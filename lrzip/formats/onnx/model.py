@@ -5,7 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import onnx  # noqa: TID251  (this is the ONNX format)
+import onnx
 import onnx_ir as ir
 import torch
 from torch import Tensor

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx  # noqa: TID251  (this is the ONNX format)
+import onnx
 import torch
 from torch import Tensor
 

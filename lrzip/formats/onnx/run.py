@@ -83,7 +83,7 @@ def time(dense: Path, small: Path, sizes: Sequence[Sequence[int]]) -> Latency | 
 
 def _runtime() -> Any:
     try:
-        import onnxruntime  # noqa: TID251  (to check what was written)
+        import onnxruntime
     except ImportError as error:
         raise NotCompared("onnxruntime is not installed. Get it with `pip install 'lrzip-nn[onnx]'`.") from error
     return onnxruntime

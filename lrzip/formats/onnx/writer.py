@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import onnx  # noqa: TID251  (this is the ONNX format)
+import onnx
 import onnx_ir as ir
 from torch import Tensor
 

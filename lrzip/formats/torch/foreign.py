@@ -11,7 +11,7 @@ from typing import IO, NoReturn
 from lrzip.core.errors import UnsupportedCheckpoint
 from lrzip.core.plan import Entry
 from lrzip.formats.protocols import Checkpoint, Writer
-from lrzip.formats.torch.pickled import opened_pickle
+from lrzip.formats.torch.saved import opened_pickle
 
 _LONGEST_HEADER = 100_000_000  # limit of a safetensors header, as in the safetensors library
 _STATE_DICT = "Save its weights with `torch.save(model.state_dict(), path)` and compress those."

@@ -20,8 +20,9 @@ from lrzip.formats.files.atomic import atomic_file
 from lrzip.formats.files.inert import outermost_class
 from lrzip.formats.protocols import Checkpoint, Format, Writer
 from lrzip.formats.torch.collecting import CollectingWriter
-from lrzip.formats.torch.pickled import PickledFile, opened_pickle
+from lrzip.formats.torch.pickled_file import PickledFile
 from lrzip.formats.torch.raw import refuse_other_dtypes
+from lrzip.formats.torch.saved import opened_pickle
 from lrzip.formats.torch.state_dict import save_to
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.build import importable

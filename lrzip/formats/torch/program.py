@@ -4,16 +4,11 @@ The weights are raw bytes with a list of their shapes, and are read without exec
 program itself must be loaded, which can execute code from the file.
 """
 
-import json
-import re
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from lrzip.core.costs import Positions, Timing
@@ -23,12 +18,11 @@ from lrzip.core.moments import Arguments, Observe
 from lrzip.core.plan import Entry
 from lrzip.core.report import Difference
 from lrzip.formats import FORMATS
-from lrzip.formats.files.archive import checked_members
 from lrzip.formats.files.atomic import atomic_file
 from lrzip.formats.files.keys import refuse_key
-from lrzip.formats.files.raw import Block, RawTensor, members_of
 from lrzip.formats.protocols import Checkpoint, Writer
 from lrzip.formats.torch.collecting import CollectingWriter
+from lrzip.formats.torch.program_archive import ProgramArchive, block_bytes, holds_program
 from lrzip.formats.torch.raw import RawFile, refuse_other_dtypes
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.inputs import InputShape
@@ -37,50 +31,14 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 
-_MODEL = r"([^/]+)/models/([^/]+)\.json"
-_OLD = "serialized_exported_program.json"
-_OLD_WEIGHTS = r"[^/]+/data/weights/[^/]+\.pt"
-_COMPILED = r"[^/]+/data/aotinductor/.*"
-_LISTING_LIMIT = 1 << 29
-_DTYPES = {
-    1: torch.uint8,
-    2: torch.int8,
-    3: torch.int16,
-    4: torch.int32,
-    5: torch.int64,
-    6: torch.float16,
-    7: torch.float32,
-    8: torch.float64,
-    9: torch.complex32,
-    10: torch.complex64,
-    11: torch.complex128,
-    12: torch.bool,
-    13: torch.bfloat16,
-    28: torch.uint16,
-    29: torch.float8_e4m3fn,
-    30: torch.float8_e5m2,
-    31: torch.float8_e4m3fnuz,
-    32: torch.float8_e5m2fnuz,
-    33: torch.float8_e8m0fnu,
-    34: torch.uint32,
-    35: torch.uint64,
-}
-"""Torch's dtype of each code of the format."""
-
-
 class ProgramFile(RawFile):
     """An open .pt2 file. With trust the layers follow from the graph, otherwise from the names of the weights."""
 
     def __init__(self, path: Path, *, trust: bool) -> None:
-        checked_members(path)
-        members = members_of(path)
-        root = _root(path, list(members))
-        extra = f"{root}/extra/"
-        self._extra = {name.removeprefix(extra): block for name, block in members.items() if name.startswith(extra)}
-        config = _listing(path, members, root)
-        super().__init__(path, "program", _tensors(path, config, members, root), ["the program"])
+        archive = ProgramArchive.read(path)
+        super().__init__(path, "program", archive.tensors, ["the program"])
+        self._extra, self._pickled = archive.extra, archive.pickled
         self.is_rewritable = True
-        self._pickled = [name for name, item in config.items() if item["use_pickle"]]
         self.trust = trust
         self._program: ExportedProgram | None = None
         self._known = self._layers_of_graph() if trust else None
@@ -117,7 +75,7 @@ class ProgramFile(RawFile):
 
     def extra_files(self) -> Mapping[str, str]:
         """Return the strings stored beside the program, by name."""
-        return {name: _bytes(self.path, block).decode() for name, block in self._extra.items()}
+        return {name: block_bytes(self.path, block).decode() for name, block in self._extra.items()}
 
     def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
         """Return the layers that can be factorized, and the tensors that are kept with the reason.
@@ -205,10 +163,7 @@ class Program:
 
     def matches(self, path: Path) -> bool:
         """Return whether the file is a zip archive with the members of a program."""
-        if not path.is_file() or not zipfile.is_zipfile(path):
-            return False
-        with zipfile.ZipFile(path) as archive:
-            return any(re.fullmatch(_MODEL, name) or name == _OLD for name in archive.namelist())
+        return holds_program(path)
 
     def open(self, path: Path, *, key: str | None, trust: bool) -> ProgramFile:
         """Open a file; without `trust` the program is not loaded."""
@@ -239,60 +194,6 @@ class Program:
             program = rewrite(source.program(), layout, writer.tensors)
             with temporary.open("wb") as file:
                 write_program(program, file, source.extra_files())
-
-
-def _root(path: Path, members: Sequence[str]) -> str:
-    """Return the folder in the archive that holds everything, after checking that there is one program in it."""
-    if any(name == _OLD or re.fullmatch(_OLD_WEIGHTS, name) for name in members):
-        raise UnsupportedCheckpoint(
-            f"`{path}` is a torch.export program as an older torch saved it. Load and save it with torch 2.10 or later."
-        )
-    if any(re.fullmatch(_COMPILED, name) for name in members):
-        raise UnsupportedCheckpoint(
-            f"`{path}` holds a program compiled by AOTInductor. Compress the .pt2 that it was compiled from."
-        )
-    roots = [(found[1], found[2]) for name in members if (found := re.fullmatch(_MODEL, name))]
-    if len(roots) != 1 or roots[0][1] != "model":
-        names = ", ".join(name for _, name in roots)
-        raise UnsupportedCheckpoint(
-            f"`{path}` holds the programs {names}; lrzip reads a single one named model, as torch.export.save writes."
-        )
-    return roots[0][0]
-
-
-def _listing(path: Path, members: Mapping[str, Block], root: str) -> Mapping[str, Mapping[str, Any]]:
-    """Return what the archive says of each weight, by name."""
-    listing = members.get(f"{root}/data/weights/model_weights_config.json")
-    if listing is None:
-        raise UnsupportedCheckpoint(f"`{path}` does not store its weights. Save the program again with them.")
-    if listing.nbytes > _LISTING_LIMIT:
-        raise UnsupportedCheckpoint(f"`{path}` lists its weights in {listing.nbytes} bytes, more than any file needs.")
-    if _bytes(path, members.get(f"{root}/byteorder", Block(0, 0))) == b"big":
-        raise UnsupportedCheckpoint(f"`{path}` is big-endian, and lrzip reads little-endian files.")
-    config = json.loads(_bytes(path, listing))["config"]
-    return {str(name): dict(item) for name, item in config.items()}
-
-
-def _tensors(
-    path: Path, config: Mapping[str, Mapping[str, Any]], members: Mapping[str, Block], root: str
-) -> dict[str, RawTensor]:
-    tensors: dict[str, RawTensor] = {}
-    for name, item in config.items():
-        file, meta = item["path_name"], item["tensor_meta"]
-        block = members.get(f"{root}/data/weights/{file}")
-        if block is None or "/" in file:
-            raise UnsupportedCheckpoint(f"`{path}` puts `{name}` into {file!r}, which is not a member of it.")
-        shape, strides = (tuple(count["as_int"] for count in meta[key]) for key in ("sizes", "strides"))
-        tensor = RawTensor(block, _DTYPES[meta["dtype"]], shape, strides, meta["storage_offset"]["as_int"])
-        # A pickle tells nothing of where in it the tensor is; it is never read as raw bytes.
-        tensors[name] = replace(tensor, block=Block(0, 1 << 62)) if item["use_pickle"] else tensor
-    return tensors
-
-
-def _bytes(path: Path, block: Block) -> bytes:
-    with path.open("rb") as file:
-        file.seek(block.start)
-        return file.read(block.nbytes)
 
 
 FORMAT = Program()

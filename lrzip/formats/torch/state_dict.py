@@ -23,7 +23,7 @@ from lrzip.formats.files.stream import tensor_bytes
 from lrzip.formats.protocols import Checkpoint, Writer
 from lrzip.formats.torch.collecting import CollectingWriter
 from lrzip.formats.torch.nesting import beside, descend, find_weights, rebuilt, refilled
-from lrzip.formats.torch.pickled import PickledFile
+from lrzip.formats.torch.pickled_file import PickledFile
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.inference import find_layers
 

@@ -13,8 +13,9 @@ from lrzip.formats.files.inert import Inert
 from lrzip.formats.files.keys import refuse_key
 from lrzip.formats.files.raw import RawTensor
 from lrzip.formats.protocols import Checkpoint, Writer
-from lrzip.formats.torch.pickled import Pickled, mapping_of, read_archive
+from lrzip.formats.torch.pickled import Pickled, mapping_of
 from lrzip.formats.torch.raw import RawFile
+from lrzip.formats.torch.saved import read_archive
 
 _CODE = r"(.*/)?code/.*"
 _CLASS = re.compile(r"^class (\w+)\(Module\):\n((?:  __\w+__ = .*\n)*)", re.MULTILINE)

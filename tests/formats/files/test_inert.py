@@ -1,7 +1,7 @@
 """Pickles are read as what they say, and nothing in them happens."""
 
 import io
-import pickle  # noqa: TID251  (as the reference, and to write what must not run)
+import pickle
 from argparse import Namespace
 from collections import OrderedDict, defaultdict
 from pathlib import Path

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx  # noqa: TID251  (to read models)
+import onnx
 import pytest
 import torch
 

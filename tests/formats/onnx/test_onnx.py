@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx  # noqa: TID251  (to build models and to read what was written)
+import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper  # noqa: TID251
+from onnx import TensorProto, helper
 
 import lrzip
 from lrzip.core.errors import LrzipError, OutputExists, PlanMismatch, UnsupportedCheckpoint, UsageError

@@ -3,7 +3,7 @@
 import gzip
 import io
 import json
-import pickle  # noqa: TID251  (to write files that must be refused)
+import pickle
 import zipfile
 from argparse import Namespace
 from collections.abc import Callable

@@ -22,7 +22,7 @@ from lrzip.core.layers import Keep, Layer
 from lrzip.core.progress import silent
 from lrzip.decompositions import DECOMPOSITIONS
 from lrzip.formats.open import open_checkpoint
-from lrzip.formats.torch.program import _DTYPES
+from lrzip.formats.torch.program_archive import DTYPES
 from lrzip.linalg.svd import Solver
 from lrzip.networks.programs.rewrite import rewrite
 from lrzip.pipeline.decide import make_plan
@@ -83,7 +83,7 @@ def test_weights_are_read_without_loading_the_program(zoo: Path) -> None:
 
 
 def test_codes_of_dtypes_are_those_of_torch() -> None:
-    assert {int(code): dtype for code, dtype in _SERIALIZE_TO_TORCH_DTYPE.items()} == _DTYPES
+    assert {int(code): dtype for code, dtype in _SERIALIZE_TO_TORCH_DTYPE.items()} == DTYPES
 
 
 def test_the_graph_knows_kinds_and_reasons(zoo: Path) -> None:
