@@ -16,11 +16,11 @@ from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.core.moments import Arguments, Observe
 from lrzip.core.report import Difference
 from lrzip.formats import FORMATS
+from lrzip.formats.onnx.compare import compare, time
 from lrzip.formats.onnx.costs import positions_and_macs
 from lrzip.formats.onnx.data import chunks_of, external_file, spec_of
 from lrzip.formats.onnx.graph import constants_of, find_layers, graphs_of, tensor_of
 from lrzip.formats.onnx.observe import observe_model
-from lrzip.formats.onnx.run import compare, time
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.inputs import InputShape
 
