@@ -15,7 +15,8 @@ from lrzip.core.report import Difference
 from lrzip.formats.files.atomic import atomic_file
 from lrzip.networks.inputs import outputs_of
 from lrzip.networks.programs.run import difference_of
-from lrzip.networks.programs.trace import Traced, quiet
+from lrzip.networks.programs.silence import silenced
+from lrzip.networks.programs.trace import Traced
 
 # Tolerated relative difference of an output: float32 sums in another order, with room for deep networks.
 _AGREES = 1e-3
@@ -36,7 +37,7 @@ def save_pt2(traced: Traced, destination: Path) -> Sequence[Difference]:
         LrzipError: The outputs differ by more than rounding; nothing is written.
     """
     with _checked_file(destination, ".pt2") as path:
-        with quiet():
+        with silenced():
             torch.export.save(traced.program, path)
             loaded = torch.export.load(path).module()
         return _compare(traced, lambda inputs: outputs_of(loaded, inputs), "the program")
@@ -60,7 +61,7 @@ def save_onnx(traced: Traced, destination: Path) -> Sequence[Difference] | None:
     """
     nbytes = sum(tensor.nbytes for tensor in traced.program.state_dict.values())
     with _checked_file(destination, ".onnx") as path:
-        with quiet():
+        with silenced():
             torch.onnx.export(
                 traced.program,
                 (),

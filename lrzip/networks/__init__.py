@@ -1,1 +1,1 @@
-"""Live PyTorch networks: what their modules are, how layers are replaced, observed and traced."""
+"""Live PyTorch networks: recognize, replace and observe their layers, and trace them as programs."""

@@ -1,4 +1,4 @@
-"""Multi-head attention with factorized input projections, in the place of nn.MultiheadAttention."""
+"""Multi-head attention with factorized input projections, as a replacement of nn.MultiheadAttention."""
 
 from collections.abc import Sequence
 from math import sqrt
@@ -8,20 +8,20 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 PROJECTIONS = 3
-"""Query, key and value, whose weights nn.MultiheadAttention keeps in one tensor (3 · width, width)."""
+"""Number of input projections (query, key, value), which nn.MultiheadAttention stores as one (3 · width, width)."""
 
 
 class SplitAttention(nn.Module):
-    """What nn.MultiheadAttention computes, with each of its three input projections a product of two matrices.
+    """Multi-head attention whose three input projections are products of two matrices each.
 
-    nn.MultiheadAttention multiplies by `in_proj_weight` itself, so no chain of layers can stand there. Here `in_proj`
-    holds the two stages, `in_proj.0.weight` (3 · rank, width), and `in_proj.1.weight` (3 · width, rank) with the bias,
-    of which query, key and value take a third each.
+    nn.MultiheadAttention multiplies by `in_proj_weight` itself, so its projections cannot be replaced by modules. Here
+    `in_proj` holds both stages: `in_proj.0.weight` (3 · rank, width), and `in_proj.1.weight` (3 · width, rank) with the
+    bias (3 · width,). Query, key and value use one third of each.
 
     Args:
-        attention: The module to replace: equal widths of query, key and value, no `add_bias_kv`, no `add_zero_attn`.
-            Its `out_proj` becomes this module's.
-        rank: Of each projection.
+        attention: Module to replace, with equal widths of query, key and value, without `add_bias_kv` and
+            `add_zero_attn`. Its `out_proj` is shared.
+        rank: Rank of each projection.
     """
 
     def __init__(self, attention: nn.MultiheadAttention, rank: int) -> None:
@@ -38,7 +38,7 @@ class SplitAttention(nn.Module):
             ]
         )
         self.out_proj = attention.out_proj
-        # What nn.TransformerEncoderLayer looks at before it takes a kernel that reads weights by name.
+        # Attributes that nn.TransformerEncoderLayer checks before it calls a kernel that reads the weights by name.
         self.in_proj_bias = None
         self._qkv_same_embed_dim = True
         self.train(attention.training)
@@ -54,9 +54,9 @@ class SplitAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return what nn.MultiheadAttention returns for the same arguments.
+        """Compute attention with the arguments and return values of nn.MultiheadAttention.
 
-        `is_causal` is a hint about `attn_mask`, as it is there.
+        As there, `is_causal` is only a hint that `attn_mask` is causal.
         """
         if is_causal and attn_mask is None:
             raise RuntimeError("Need attn_mask if specifying the is_causal hint.")
@@ -87,12 +87,12 @@ class SplitAttention(nn.Module):
         return [F.linear(x, w, b) for x, w, b in zip(inner, second.chunk(PROJECTIONS), biases, strict=True)]
 
     def _heads(self, x: Tensor) -> Tensor:
-        """Return (batch, heads, length, width / heads)."""
+        """Split the width into heads: (batch, heads, length, width / heads)."""
         batch_first = x if self.batch_first else x.transpose(0, 1)
         return batch_first.reshape(*batch_first.shape[:2], self.num_heads, -1).transpose(1, 2)
 
     def _mask(self, query: Tensor, padding: Tensor | None, mask: Tensor | None) -> Tensor | None:
-        """Return what is added to the scores, which broadcasts to (batch, heads, queries, keys)."""
+        """Return the sum of both masks, which is added to scores of shape (batch, heads, queries, keys), or None."""
         total = None
         if mask is not None:
             total = _additive(mask, query)
@@ -116,7 +116,7 @@ class SplitAttention(nn.Module):
 
 
 def _additive(mask: Tensor, like: Tensor) -> Tensor:
-    """Return a mask that is added: minus infinity where a boolean one is true."""
+    """Return an additive mask: minus infinity where a boolean mask is True."""
     if mask.dtype != torch.bool:
         return mask.to(like)
     return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill(mask, -torch.inf)

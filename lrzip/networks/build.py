@@ -1,4 +1,4 @@
-"""The user's network, named as `pkg.mod:Net`."""
+"""Import and build networks that users name as `pkg.mod:Net`."""
 
 import importlib
 import json
@@ -18,23 +18,24 @@ def build(spec: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
     """Import and call a class or factory, and return the network in evaluation mode.
 
     Args:
-        spec: `pkg.mod:Net`; the working directory is importable. Dots after the colon lead into objects.
+        spec: Name of the form `pkg.mod:Net`, also importable from the working directory. Dots after the colon access
+            attributes. A name of a network, instead of a class or factory, is returned without a call.
         arguments: Keyword arguments of the call.
 
     Raises:
         UsageError: `spec` has no colon.
-        LrzipError: It cannot be imported or called, or what it returns is no module.
+        LrzipError: The name cannot be imported or called, or the result is not an nn.Module.
     """
     factory = locate(spec, "--model")
     if isinstance(factory, nn.Module):
         return factory.eval()
     if not callable(factory):
-        raise LrzipError(f"`{spec}` is {type(factory).__name__}, not a class or function that gives a network.")
+        raise LrzipError(f"`{spec}` is {type(factory).__name__}, not a class or function that returns a network.")
     try:
         made = factory(**(arguments or {}))
     except Exception as error:
         raise LrzipError(
-            f"`{spec}` could not be built: {typed_line(error)}. Give what it takes with `--model-arg NAME=VALUE`."
+            f"`{spec}` could not be built: {typed_line(error)}. Pass its arguments with `--model-arg NAME=VALUE`."
         ) from error
     if not isinstance(made, nn.Module):
         raise LrzipError(f"`{spec}` returned {type(made).__name__}, not an nn.Module.")
@@ -42,15 +43,15 @@ def build(spec: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
 
 
 def locate(spec: str, option: str) -> Any:
-    """Return what `pkg.mod:name` names; importing it runs its code.
+    """Import the object that `pkg.mod:name` names, which executes the code of its module.
 
     Args:
-        spec: The working directory is importable. Dots after the colon lead into objects.
-        option: That it was given for, for messages.
+        spec: Name, also importable from the working directory. Dots after the colon access attributes.
+        option: Option that the name was given for, for messages.
 
     Raises:
         UsageError: `spec` has no colon.
-        LrzipError: There is no such module or name.
+        LrzipError: There is no such module or attribute.
     """
     module_name, colon, path = spec.partition(":")
     if not (module_name and colon and path):
@@ -59,7 +60,14 @@ def locate(spec: str, option: str) -> Any:
 
 
 def parse_arguments(texts: Iterable[str]) -> dict[str, Any]:
-    """Return keyword arguments written as NAME=VALUE; a value that is no JSON is a string."""
+    """Parse keyword arguments of the form NAME=VALUE.
+
+    Args:
+        texts: One string per argument; a value that is not valid JSON is a string.
+
+    Raises:
+        UsageError: A string is not of this form.
+    """
     arguments: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -80,7 +88,7 @@ def _import(spec: str, name: str) -> Any:
             missing = error.name or name
             if name == missing or name.startswith(f"{missing}."):
                 raise LrzipError(
-                    f"`{spec}` cannot be imported: there is no module `{missing}` here or among what is installed."
+                    f"`{spec}` cannot be imported: there is no module `{missing}` here or among the installed packages."
                 ) from error
             raise LrzipError(f"`{spec}` cannot be imported: it needs `{missing}`, which is not installed.") from error
         except Exception as error:
@@ -89,7 +97,7 @@ def _import(spec: str, name: str) -> Any:
 
 @contextmanager
 def importable(folder: Path) -> Iterator[None]:
-    """Let modules be imported from a folder."""
+    """Make the modules of a folder importable in the context."""
     sys.path.insert(0, str(folder))
     try:
         yield

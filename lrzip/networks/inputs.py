@@ -1,4 +1,4 @@
-"""What a network takes: shapes, and random inputs of them."""
+"""Shapes of the inputs of a network, random inputs of these shapes, and runs on them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from torch import Generator, Tensor
 from lrzip.core.errors import LrzipError, UsageError, typed_line
 
 BATCH = "batch"
-# Integers are often indices; these are valid ones for any table of two rows.
-_INDICES = 2
+# Integers are often indices; 0 and 1 are valid for any table of two rows.
+_INTEGER_LIMIT = 2
 
 
 @dataclass(frozen=True)
 class InputShape:
-    """One input of a network.
+    """Shape of one input of a network.
 
     Attributes:
-        sizes: As given; those of dynamic dimensions are examples.
-        names: Of the dynamic dimensions, None elsewhere.
-        dtype: torch's name.
+        sizes: Size of each dimension; an example for dynamic dimensions.
+        names: Name of each dynamic dimension, None for fixed ones.
+        dtype: Name of the dtype in torch.
     """
 
     sizes: tuple[int, ...]
@@ -30,10 +30,10 @@ class InputShape:
 
     @classmethod
     def parse(cls, text: str) -> "InputShape":
-        """Return what `1,3,32,32` or `1,length=128:int64` says. The first dimension is the batch.
+        """Parse a shape such as `1,3,32,32` or `1,length=128:int64`. The first dimension is the batch.
 
         Raises:
-            UsageError: It says nothing that could be a shape.
+            UsageError: The text is not a shape, or the dtype is unknown.
         """
         shape, _, dtype = text.partition(":")
         sizes: list[int] = []
@@ -47,29 +47,34 @@ class InputShape:
             sizes.append(int(size))
             names.append(name or (None if position else BATCH))
         if not isinstance(getattr(torch, dtype or "float32", None), torch.dtype):
-            raise UsageError(f"`--input-shape {text}`: `{dtype}` is no dtype of torch.")
+            raise UsageError(f"`--input-shape {text}`: `{dtype}` is not a dtype of torch.")
         return cls(tuple(sizes), tuple(names), dtype or "float32")
 
     def example(self, batch: int, generator: Generator) -> Tensor:
-        """Return a random input with some batch size; integers are 0 or 1."""
+        """Return a random input.
+
+        Args:
+            batch: Size of the batch dimension.
+            generator: Source of randomness; floating-point inputs are normal, integers are 0 or 1.
+        """
         sizes = [batch if name == BATCH else size for size, name in zip(self.sizes, self.names, strict=True)]
         dtype: torch.dtype = getattr(torch, self.dtype)
         if dtype.is_floating_point or dtype.is_complex:
             return torch.randn(sizes, generator=generator).to(dtype)
-        return torch.randint(_INDICES, sizes, generator=generator).to(dtype)
+        return torch.randint(_INTEGER_LIMIT, sizes, generator=generator).to(dtype)
 
 
 def example_inputs(inputs: Sequence[InputShape], batch: int = 1) -> tuple[Tensor, ...]:
-    """Return random inputs of a network, the same every time."""
+    """Return random inputs of a network, the same at each call."""
     generator = Generator().manual_seed(0)
     return tuple(shape.example(batch, generator) for shape in inputs)
 
 
 def run(model: Any, inputs: Sequence[InputShape], *, batch: int = 1) -> list[Tensor]:
-    """Return the outputs of a network for random inputs, in the order in which they are nested.
+    """Return the output tensors of a network for random inputs, in the order of their nesting.
 
     Raises:
-        LrzipError: It does not take inputs of these shapes.
+        LrzipError: The network does not take inputs of these shapes.
     """
     try:
         return outputs_of(model, example_inputs(inputs, batch))
@@ -79,14 +84,14 @@ def run(model: Any, inputs: Sequence[InputShape], *, batch: int = 1) -> list[Ten
 
 
 def outputs_of(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Return the tensors that a network puts out, in the order in which they are nested."""
+    """Return the output tensors of a network, in the order of their nesting."""
     with torch.no_grad():
         leaves = torch.utils._pytree.tree_leaves(model(*inputs))
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def described(inputs: Any) -> str:
-    """Return shapes and dtypes of one example's inputs, for people."""
+    """Describe the dtypes and shapes of the inputs of one sample, for messages."""
     leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
     texts = [f"{str(leaf.dtype).removeprefix('torch.')} {tuple(leaf.shape[1:])}" for leaf in leaves]
     return " and ".join(texts) or type(inputs).__name__

@@ -1,4 +1,4 @@
-"""How long two things take, measured in turns."""
+"""Time two functions alternately."""
 
 from collections.abc import Callable
 from statistics import median
@@ -8,14 +8,21 @@ import torch
 
 from lrzip.core.costs import Latency
 
-# Rounds in which both take turns, and the seconds after which a few are enough.
+# Number of rounds, and the seconds after which the smaller number suffices.
 _ROUNDS = 50
-_FEW = 7
-_PATIENCE = 0.5
+_FEWEST = 7
+_SECONDS = 0.5
 
 
 def time_alternately(dense: Callable[[], object], factorized: Callable[[], object]) -> Latency:
-    """Time two functions in turns, so that what else the machine does hits both, after one run of each to warm up."""
+    """Return the median run times of two functions in seconds.
+
+    Calls alternate, so that other load on the machine affects both, and follow one call of each to warm up.
+
+    Args:
+        dense: Function that runs the dense network.
+        factorized: Function that runs the factorized network.
+    """
     seconds: tuple[list[float], list[float]] = ([], [])
     with torch.inference_mode():
         dense()
@@ -26,6 +33,6 @@ def time_alternately(dense: Callable[[], object], factorized: Callable[[], objec
                 before = perf_counter()
                 function()
                 times.append(perf_counter() - before)
-            if count + 1 >= _FEW and perf_counter() - start > _PATIENCE:
+            if count + 1 >= _FEWEST and perf_counter() - start > _SECONDS:
                 break
     return Latency(median(seconds[0]), median(seconds[1]))

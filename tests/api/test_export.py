@@ -3,11 +3,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 import lrzip
 from lrzip.core.errors import LrzipError, UsageError
 from tests.support.checkpoints import BUILDERS, nested
-from tests.support.networks import Net, seeded
+from tests.support.networks import Net, Zoo, seeded
 
 
 @pytest.fixture(params=BUILDERS)
@@ -85,3 +86,56 @@ def test_dense_loads_into_the_unchanged_class(tmp_path: Path) -> None:
     lrzip.compress(tmp_path / "a.pt", ratio=2)
     lrzip.export(tmp_path / "a.lrzip.pt", "dense", tmp_path / "dense.pt")
     Net().load_state_dict(torch.load(tmp_path / "dense.pt", weights_only=True))
+
+
+class Affine(nn.Module):
+    """The smallest network that can be exported."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(x)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("model", "shapes", "message"),
+    [
+        (None, ["1,8"], "needs `--model PKG.MOD:NET` and `--input-shape`"),
+        (Affine(), [], "needs `--model"),
+        (Affine(), ["1,eight"], "takes sizes such as"),
+    ],
+)
+def test_a_program_needs_a_network_and_the_shapes_of_its_inputs(
+    model: nn.Module | None, shapes: list[str], message: str, tmp_path: Path
+) -> None:
+    torch.save(Affine().state_dict(), tmp_path / "a.pt")
+    with pytest.raises(UsageError, match=message):
+        lrzip.export(tmp_path / "a.pt", "pt2", model=model, input_shapes=shapes)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("zoo")
+    torch.save(seeded(Zoo).state_dict(), folder / "zoo.pt")
+    lrzip.compress(folder / "zoo.pt", folder / "small.pt", ratio=2, model=seeded(Zoo))
+    return folder / "small.pt"
+
+
+def test_dense_names_the_layers_that_only_the_network_can_identify(zoo: Path, tmp_path: Path) -> None:
+    result = lrzip.export(zoo, "dense", tmp_path / "dense.pt")
+    assert {"up", "words", "attention.in_proj"} <= set(result.doubtful)
+    assert not set(result.doubtful) & set(result.chains)
+
+
+def test_dense_merges_the_factors_of_all_kinds_with_the_network(zoo: Path, tmp_path: Path) -> None:
+    result = lrzip.export(zoo, "dense", tmp_path / "dense.pt", model=seeded(Zoo))
+    assert result.doubtful == ()
+    assert {"up", "words", "grouped"} <= set(result.chains)
+    dense = lrzip.load_into(seeded(Zoo), tmp_path / "dense.pt")
+    with torch.no_grad():
+        expected = lrzip.load_into(seeded(Zoo), zoo)(*Zoo.inputs())
+        torch.testing.assert_close(dense(*Zoo.inputs()), expected, rtol=1e-4, atol=1e-5)

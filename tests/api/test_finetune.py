@@ -401,7 +401,7 @@ def test_what_brings_no_network_or_cannot_be_trained_is_said_before_training(fol
         (folder / "small.pt", {"output": folder / "x.pt2", "model": Classifier()}, "holds weights and no program"),
         (program, {"teacher": folder / "dense.pt"}, "holds weights alone"),
         (program, {"teacher": program, "distillation": Distillation(layers=1.0)}, "has none to look at"),
-        (fixed, {}, r"of shape \(5, 12\) alone. Export it with a dynamic first dimension"),
+        (fixed, {}, r"only in the shape \(5, 12\)\. Export it with a dynamic first dimension"),
         (noisy, {}, "exported in training mode with `aten.scaled_dot_product_attention.default`"),
     ):
         with pytest.raises(LrzipError, match=message) as error:

@@ -70,7 +70,7 @@ def test_classes_functions_and_networks_are_found(spec: str, arguments: dict[str
         ("my_nets:Nte", "has no `Nte`. Did you mean `Net`"),
         ("my_nets:number", "is int, not a class or function"),
         ("my_nets:nothing", "returned NoneType"),
-        ("my_nets:broken", "could not be built: ValueError: no luck today. Give what"),
+        ("my_nets:broken", "could not be built: ValueError: no luck today. Pass its arguments with"),
     ],
 )
 def test_what_cannot_be_built_is_said_in_one_line(spec: str, message: str) -> None:

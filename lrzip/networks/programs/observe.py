@@ -20,13 +20,13 @@ from lrzip.networks.programs.rewrite import tensors_of
 def observe_program(
     program: ExportedProgram, layers: Mapping[str, Layer], batches: Sequence[Arguments], observer: Observe
 ) -> None:
-    """Run a program and show what its layers are applied to.
+    """Run a program on batches and pass the inputs of its layers to an observer.
 
     Args:
         program: The program.
-        layers: By the name of their weight in the program.
-        batches: What to run it on.
-        observer: Gets the name of each layer, and its inputs, for every call.
+        layers: Layers to observe, by the name of their weight in the program.
+        batches: Positional and named arguments of each run.
+        observer: Function that receives the name and the inputs of a layer, once per call of the layer.
     """
     interpreter = _Observer(program, layers, observer)
     with torch.no_grad():
@@ -35,7 +35,7 @@ def observe_program(
 
 
 def arguments_of(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """Return what all placeholders of a program's graph stand for in a call: its tensors, and the inputs."""
+    """Return the values of all placeholders of a graph: the tensors of the program, and the inputs of a call."""
     given = iter(pytree.tree_leaves((args, kwargs)))
     stored = tensors_of(program)
     nodes = [node for node in program.graph.nodes if node.op == "placeholder"]
@@ -43,12 +43,12 @@ def arguments_of(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[s
 
 
 def call_of(node: Node, layers: Mapping[str, Layer], names: Mapping[Node, str]) -> tuple[Layer, Node] | None:
-    """Return the layer that a node is a call of, and the node of its weight.
+    """Return the layer that a node calls and the node of its weight, or None for other nodes.
 
     Args:
-        node: Of a program's graph.
-        layers: By the name of their weight.
-        names: Of the program's tensors, by placeholder.
+        node: Node of the graph of a program.
+        layers: Layers by the name of their weight.
+        names: Names of the program's tensors by placeholder.
     """
     for weight in node.all_input_nodes if node.target in OPERATORS else ():
         layer = layers.get(names.get(weight, ""))
@@ -58,7 +58,7 @@ def call_of(node: Node, layers: Mapping[str, Layer], names: Mapping[Node, str]) 
 
 
 def window_of(node: Node, weight: Tensor) -> Window | None:
-    """Return the window of a call of a convolution, by its arguments; None for other layers."""
+    """Return the window of a convolution from the arguments of its call, or None for other layers."""
     if not OPERATORS[node.target].kind.startswith("conv"):
         return None
     given = dict(enumerate(node.args))
@@ -69,13 +69,13 @@ class _Observer(Interpreter):
     def __init__(self, program: ExportedProgram, layers: Mapping[str, Layer], observer: Observe) -> None:
         super().__init__(program.graph_module)
         self._names = {node: name for node, (name, _) in tensors_of(program).items()}
-        self._layers, self._see = layers, observer
+        self._layers, self._observer = layers, observer
 
     def run_node(self, n: Node) -> Any:
-        """Run one node, and show the inputs of a layer."""
+        """Run one node, and pass its inputs to the observer if it calls a layer."""
         called = call_of(n, self._layers, self._names)
         if called:
             layer, weight = called
             x = self.env[n.args[OPERATORS[n.target].x]]  # type: ignore[index]
-            self._see(layer.name, inputs_of(layer, x, window_of(n, self.env[weight])))
+            self._observer(layer.name, inputs_of(layer, x, window_of(n, self.env[weight])))
         return super().run_node(n)

@@ -19,7 +19,7 @@ from lrzip.core.costs import Latency, Positions, Timing
 from lrzip.core.layers import Layer
 from lrzip.core.report import Difference
 from lrzip.networks.inputs import InputShape, example_inputs
-from lrzip.networks.programs.rewrite import quiet
+from lrzip.networks.programs.silence import silenced
 from lrzip.networks.timing import time_alternately
 
 # Runs in which layers are timed.
@@ -59,7 +59,7 @@ def measure(
         return None
     module = program.module()
     counter = _Positions(module, {layer.weight.name: layer for layer in layers})
-    with quiet(), torch.no_grad(), FlopCounterMode(display=False) as flops:
+    with silenced(), torch.no_grad(), FlopCounterMode(display=False) as flops:
         counter.run(*arguments)
     return counter.found, flops.get_total_flops() // 2
 
@@ -81,7 +81,7 @@ def time(
     modules = [program.module() for program in (before, after)]
     names = {name: layer.name for layer in layers for name in takewhile(after.state_dict.__contains__, _stages(layer))}
     clocks = [_Clock(modules[0], {layer.weight.name: layer.name for layer in layers}), _Clock(modules[1], names)]
-    with quiet(), torch.inference_mode():
+    with silenced(), torch.inference_mode():
         for clock in (clocks[number % 2] for number in range(2 * _ROUNDS)):
             clock.run(*arguments)
         whole = time_alternately(*(partial(module, *arguments) for module in modules))

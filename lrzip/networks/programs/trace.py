@@ -1,9 +1,6 @@
-"""From a live network to a program: example inputs, torch.export, and files that are checked before they appear."""
+"""Trace a live network as a program of torch.export."""
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,22 +10,23 @@ from torch.export import Dim, ExportedProgram
 
 from lrzip.core.errors import LrzipError, typed_line
 from lrzip.networks.inputs import BATCH, InputShape, example_inputs, run
+from lrzip.networks.programs.silence import silenced
 
-# Sizes at which results are compared: the one that is traced (a dimension of size 1 would be taken for a constant), a
-# single sample, and another.
+# Batch sizes at which outputs are compared: the one that is traced (a size of 1 would be specialized), a single sample,
+# and a third.
 _SIZES = (2, 1, 3)
 
 
 @dataclass(frozen=True)
 class Traced:
-    """A program, and what it has to agree with.
+    """A traced program and the network that it must agree with.
 
     Attributes:
-        program: What torch.export made.
-        network: What it was made from.
-        runs: Inputs on which both are run; the first is the one that was traced.
-        dynamic: For each input, the names of its dynamic dimensions by their position.
-        fixed: Names of the dimensions that were to be dynamic, but of which the network makes constants.
+        program: Result of torch.export.
+        network: Network that was traced.
+        runs: Inputs for comparing both; the first was traced.
+        dynamic: For each input, the names of its dynamic dimensions by position.
+        fixed: Names of the dimensions that were requested as dynamic but are constants in the program.
     """
 
     program: ExportedProgram
@@ -39,10 +37,17 @@ class Traced:
 
 
 def trace(model: nn.Module, inputs: Sequence[InputShape]) -> Traced:
-    """Return the program of a network in evaluation mode; named dimensions stay dynamic where the network allows it.
+    """Trace a network in evaluation mode.
+
+    Named dimensions are dynamic where the network allows it. If the program does not run at several batch sizes, the
+    batch is fixed.
+
+    Args:
+        model: The network.
+        inputs: Shape of each input.
 
     Raises:
-        LrzipError: The network does not take such inputs, or torch.export cannot follow what it does.
+        LrzipError: The network does not take such inputs, or torch.export does not support it.
     """
     given = inputs[0].sizes[0]
     run(model, inputs, batch=given)
@@ -52,7 +57,7 @@ def trace(model: nn.Module, inputs: Sequence[InputShape]) -> Traced:
         shapes = [replace(shape, names=tuple(None if n == BATCH else n for n in shape.names)) for shape in inputs]
         program, batches = _export(model, shapes, [given]), (given,)
     if program is None:
-        raise LrzipError("The program of the network does not even run on what it was traced with.")
+        raise LrzipError("The traced program does not run on the inputs that it was traced with.")
     dynamic = [
         {axis: name for axis in axes if (name := shape.names[axis])}
         for axes, shape in zip(_dynamic_axes(program), shapes, strict=True)
@@ -63,7 +68,7 @@ def trace(model: nn.Module, inputs: Sequence[InputShape]) -> Traced:
 
 
 def trace_program(program: ExportedProgram) -> Traced:
-    """Return a program that comes from a file, with the inputs that are stored in it, if there are any."""
+    """Return a program from a file as traced, with the inputs that are stored in it, if there are any."""
     arguments, options = program.example_inputs or ((), {})
     stored = bool(arguments) and not options and all(isinstance(x, Tensor) for x in arguments)
     symbols: dict[str, str] = {}
@@ -86,10 +91,10 @@ def _dynamic_axes(program: ExportedProgram) -> list[dict[int, str]]:
 
 
 def _export(model: nn.Module, inputs: Sequence[InputShape], batches: Sequence[int]) -> ExportedProgram | None:
-    """Return a program, if it runs with all these sizes of the batch where the network does."""
+    """Return the program of a network, or None if it does not run at all these batch sizes."""
     axes = tuple({axis: Dim.AUTO for axis, name in enumerate(shape.names) if name} for shape in inputs)
     program = export_network(model, example_inputs(inputs, batches[0]), {}, axes)
-    with quiet(), torch.no_grad():
+    with silenced(), torch.no_grad():
         module = program.module()
         try:
             for batch in batches:
@@ -102,26 +107,19 @@ def _export(model: nn.Module, inputs: Sequence[InputShape], batches: Sequence[in
 def export_network(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_shapes: Any = None
 ) -> ExportedProgram:
-    """Return what torch.export makes of a call of a network.
+    """Return the program that torch.export traces from a call of a network.
+
+    Args:
+        model: The network.
+        args: Positional arguments of the call.
+        kwargs: Named arguments of the call.
+        dynamic_shapes: Dynamic dimensions, as torch.export.export takes them.
 
     Raises:
-        LrzipError: It cannot follow what the network does.
+        LrzipError: torch.export does not support the network.
     """
-    with quiet(), torch.no_grad():
+    with silenced(), torch.no_grad():
         try:
             return torch.export.export(model, args, dict(kwargs), dynamic_shapes=dynamic_shapes)
         except Exception as error:
             raise LrzipError(f"torch.export cannot follow the network: {typed_line(error, 200)}.") from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep torch's exporters from talking to people."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

@@ -1,8 +1,8 @@
-"""Programs of torch.export as networks that can be trained.
+"""Turn programs of torch.export into networks that can be trained.
 
-A graph has the mode in which it was exported written into it, and it updates the statistics of batch norms by nodes of
-its own. So its batch norms and dropouts become modules again, at the paths where their tensors are; then training,
-evaluation, frozen statistics and several processes are as for any network, whichever mode it was exported in.
+A graph is specialized to the mode in which it was exported, and updates the statistics of batch norms by nodes of its
+own. Therefore its batch norms and dropouts are replaced by modules at the paths of their tensors. The result can be
+switched between training and evaluation like any network, whichever mode it was exported in.
 """
 
 from collections.abc import Mapping
@@ -26,20 +26,20 @@ _BATCH_NORMS: dict[int, type[_BatchNorm]] = {
     5: nn.BatchNorm3d,
 }
 _LEAVES = ("weight", "bias", "running_mean", "running_var")
-# What operators call the mode they run in, and the chance with which they drop.
+# Arguments of operators that select the training mode or a probability of dropping elements.
 _MODES = ("train", "training", "dropout_p")
 
 
 def network_of(program: ExportedProgram, path: Path) -> nn.Module:
-    """Return a program as a network; its state_dict has the program's names.
+    """Return a program as a network whose state_dict has the names of the program.
 
     Args:
-        program: Of it the network takes over the tensors.
-        path: Of its file, for messages.
+        program: The program; the network takes over its tensors.
+        path: Path of its file, for messages.
 
     Raises:
-        UnsupportedCheckpoint: It takes batches of one size alone, or something in it that is random in training cannot
-            be switched off to validate.
+        UnsupportedCheckpoint: The batch size of the program is fixed, or an operator in training mode cannot be
+            switched to evaluation.
     """
     _refuse_fixed_batch(program, path)
     traced = program.module()
@@ -48,7 +48,7 @@ def network_of(program: ExportedProgram, path: Path) -> nn.Module:
     network = GraphModule(traced, traced.graph)
     for node in list(network.graph.nodes):
         if node.target is _ATEN.batch_norm.default and node.args[3] is None:
-            continue  # without running statistics it does the same in both modes
+            continue  # without running statistics both modes are the same
         if node.target is _ATEN.batch_norm.default and _is_of_a_module(node, values):
             _restore_batch_norm(network, node, values)
         elif node.target is _ATEN.dropout.default:
@@ -59,7 +59,7 @@ def network_of(program: ExportedProgram, path: Path) -> nn.Module:
                 "Export it in evaluation mode to finetune it."
             )
     for name, buffer in list(network.named_buffers()):
-        if name not in program.state_dict:  # a constant, or what a state_dict leaves out
+        if name not in program.state_dict:  # a constant or a non-persistent buffer
             module, _, leaf = name.rpartition(".")
             network.get_submodule(module).register_buffer(leaf, buffer, persistent=False)
     network.recompile()
@@ -72,13 +72,13 @@ def _refuse_fixed_batch(program: ExportedProgram, path: Path) -> None:
         value = node.meta.get("val") if node.op == "placeholder" and node.name in names else None
         if isinstance(value, Tensor) and not (value.ndim and type(value.shape[0]) is not int):
             raise UnsupportedCheckpoint(
-                f"`{path}` takes `{node.name}` of shape {tuple(value.shape)} alone. Export it with a dynamic first "
-                "dimension, that of the batch, to finetune it."
+                f"`{path}` takes `{node.name}` only in the shape {tuple(value.shape)}. Export it with a dynamic "
+                "first dimension, the batch, to finetune it."
             )
 
 
 def _is_of_a_module(node: Node, values: Mapping[str, Tensor]) -> bool:
-    """Tell whether a batch norm has the tensors of a module, by their names, and the module has no others."""
+    """Return whether the tensors of a batch norm are, by their names, exactly those of one module."""
     mean = str(getattr(node.args[3], "target", ""))
     path = mean.removesuffix(".running_mean")
     own = {f"{path}.{leaf}" for leaf in (*_LEAVES, "num_batches_tracked")}
@@ -86,7 +86,7 @@ def _is_of_a_module(node: Node, values: Mapping[str, Tensor]) -> bool:
 
 
 def _restore_batch_norm(network: GraphModule, node: Node, values: Mapping[str, Tensor]) -> None:
-    """Put a module in the place of a batch norm with running statistics, and take out the node that counts batches."""
+    """Replace a batch norm with running statistics by a module, and remove the node that counts batches."""
     tensors = dict(zip(_LEAVES, node.args[1:5], strict=True))
     mean = str(getattr(node.args[3], "target", ""))
     path = mean.removesuffix(".running_mean")
@@ -117,7 +117,7 @@ def _replace(network: GraphModule, node: Node, path: str, module: nn.Module) -> 
 
 
 def _is_in_training(node: Node) -> bool:
-    """Tell whether an operator does what it does in training alone."""
+    """Return whether an operator is called with arguments that only apply in training."""
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return False

@@ -76,5 +76,5 @@ def test_statistics_of_other_names_stay_frozen_or_are_refused() -> None:
 
 def test_the_batch_must_be_dynamic() -> None:
     program = torch.export.export(seeded(Several), (torch.zeros(4, 3, 8, 8),))
-    with pytest.raises(UnsupportedCheckpoint, match=r"takes `x` of shape \(4, 3, 8, 8\) alone"):
+    with pytest.raises(UnsupportedCheckpoint, match=r"takes `x` only in the shape \(4, 3, 8, 8\)"):
         network_of(program, Path("a.pt2"))
