@@ -1,170 +1,121 @@
-"""Calibration: what goes through a network decides what of its weights matters."""
+"""Calibrate a network: observe its layers on calibration data and prepare the corrections of its factors."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from math import isfinite
-from pathlib import Path
 
 import torch
-from torch import Generator, Tensor, nn
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
 from lrzip.calibration.corrections import Corrections
+from lrzip.calibration.data import Examples, batches_of, choose_samples
 from lrzip.calibration.fisher import fisher_sensitivities
-from lrzip.calibration.sequential import Fit, Fitted, Job, fit_in_sequence
+from lrzip.calibration.result import Calibration
+from lrzip.calibration.sequential import Fitted, Job, fit_in_sequence
 from lrzip.calibration.settings import DEFAULT_CORRECTIONS, CalibrationSettings
+from lrzip.calibration.statistics import observe_in_passes
 from lrzip.calibration.subjects import Network, Subject
-from lrzip.calibration.truncation import measure
-from lrzip.core.activations import Inputs
+from lrzip.calibration.truncation import Truncation, measure_output_changes
 from lrzip.core.errors import LrzipError, UsageError, typed_line
 from lrzip.core.layers import Layer
-from lrzip.core.moments import Arguments, Moments, Statistics, Sums
-from lrzip.decompositions import DEFAULT_DECOMPOSITION, decomposition_of
+from lrzip.core.moments import Arguments, Moments
+from lrzip.decompositions import DEFAULT_DECOMPOSITION, Decomposition, decomposition_of
 from lrzip.linalg.svd import Solver
 from lrzip.networks.inputs import described
-from lrzip.ranks.objectives import CALIBRATED_OBJECTIVE, DEFAULT_OBJECTIVE
-from lrzip.training.data.read import read_inputs
-from lrzip.training.data.samples import Arrays, Samples
+from lrzip.training.data.samples import Samples
 
-_ITEMSIZE = 8
-# A mean over some hundred examples says well enough which layers matter.
-_WEIGHING_BATCHES = 2
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What examples do in a network, and what that says of its layers.
-
-    Attributes:
-        examples: What people call them.
-        count: How many were used.
-        layers: The layers that were looked at.
-        statistics: Of those that the examples reach.
-        corrections: What factors will make up for.
-        run: Makes them: fits layers in the order in which they run. None where nothing is made up for.
-        samples: What was used; None where it is not at hand.
-        settings: How it was done.
-        network: That ran; None if it is a program.
-    """
-
-    examples: str
-    count: int
-    layers: Sequence[Layer]
-    statistics: Statistics
-    corrections: Corrections = field(default_factory=Corrections)
-    run: Callable[[Job], Fitted] | None = None
-    samples: Samples | None = None
-    settings: CalibrationSettings = field(default_factory=CalibrationSettings)
-    network: nn.Module | None = None
-
-    @property
-    def planned(self) -> Statistics:
-        """The moments that ranks are chosen by: without means, where those that are missed are made up for."""
-        if not self.corrections.bias:
-            return self.statistics
-        return {name: moments.centered for name, moments in self.statistics.items()}
-
-    @property
-    def objective(self) -> str:
-        """The objective by which ranks are chosen best with what is known."""
-        known = all(moments.fisher is not None for moments in self.statistics.values())
-        return CALIBRATED_OBJECTIVE if known and self.statistics else DEFAULT_OBJECTIVE
-
-    @property
-    def scarce(self) -> Mapping[str, tuple[int, int]]:
-        """The layers that were seen in fewer positions than their weight has columns: both numbers, by name."""
-        sizes = {layer.name: layer.input_size for layer in self.layers if layer.kind != "embedding"}
-        counts = {name: moments.count for name, moments in self.statistics.items()}
-        return {name: (counts[name], size) for name, size in sizes.items() if counts.get(name, size) < size}
-
-    def fit(self, factorize: Sequence[Layer], fit: Fit) -> Fitted:
-        """Return the factors of some layers, which make up for each other, and other tensors that change with them.
-
-        Raises:
-            LrzipError: torch.export cannot follow the network.
-        """
-        if self.run is None:
-            return Fitted()
-        chosen = {layer.name for layer in factorize}
-        others = [layer for layer in self.layers if layer.name not in chosen and self.corrections.refit]
-        return self.run(
-            Job(
-                layers=[layer for layer in (*factorize, *others) if layer.name in self.statistics],
-                factorize=frozenset(chosen),
-                fit=fit,
-                statistics=self.statistics,
-                corrections=self.corrections,
-                positions=self.settings.positions,
-            )
-        )
+# A mean over some hundred samples suffices to rank layers by sensitivity.
+_SENSITIVITY_BATCHES = 2
 
 
 def calibrate(
     subject: Subject,
-    examples: str | Path | Tensor | Samples,
+    examples: Examples,
     layers: Sequence[Layer],
     settings: CalibrationSettings,
     *,
     measured: bool = False,
+    decomposition: Decomposition | None = None,
 ) -> Calibration:
-    """Run a network on examples and look at what its layers get, in as many passes as memory asks for.
+    """Run a network on calibration data and return the statistics of its layers.
 
     Args:
-        subject: What to run.
-        examples: A tensor (n, …), what `--calibrate` names, or samples. Labels are not looked at.
-        layers: To look at.
-        settings: How many examples, and what to make up for.
-        measured: Whether to measure what some ranks of each layer do to the outputs, which takes many runs.
+        subject: The network or program to run.
+        examples: Calibration data; labels are ignored.
+        layers: Layers to observe.
+        settings: Number of samples and corrections.
+        measured: Whether to measure how some ranks of each layer change the outputs, which takes many runs.
+        decomposition: Decomposition of one rank to measure with; by default the SVD.
 
     Raises:
-        UsageError: Corrections or measurements are asked for that the subject cannot have.
-        LrzipError: The examples cannot be read, the network does not take them, or it makes NaN or Inf of them.
+        UsageError: Corrections or measurements are requested that the subject does not allow.
+        LrzipError: The calibration data cannot be read, the network does not take it, or inputs of layers are not
+            finite.
     """
     settings = replace(settings, batch_size=subject.batch or settings.batch_size)
-    samples = _samples(examples, settings)
-    batches = list(_batches(samples.unaugmented(), settings, subject.dtype))
+    samples = choose_samples(examples, settings)
+    batches = list(batches_of(samples.unaugmented(), settings, subject.dtype))
     program, corrections = _program(subject, settings.corrections, batches[0], measured=measured)
-    found: dict[str, Moments] = {}
-    with _named(samples, batches[0]):
-        for part in _parts(layers, settings.memory):
-            found |= moments_of(subject, part, batches, settings.positions)
-    for name, moments in found.items():
-        if not isfinite(float(moments.second.sum())):
-            raise LrzipError(f"`{name}` gets NaN or Inf on `{samples.name}`. Look at these inputs.")
-
-    count = len(batches) * min(settings.batch_size, len(samples))
-    network = subject.model if isinstance(subject, Network) else None
-    seen = Calibration(
-        samples.name, count, layers, found, corrections, samples=samples, settings=settings, network=network
+    with _naming(samples, batches[0]):
+        statistics = observe_in_passes(subject, layers, batches, positions=settings.positions, memory=settings.memory)
+    _check_finite(statistics, samples)
+    calibration = Calibration(
+        examples=samples.name,
+        count=len(batches) * min(settings.batch_size, len(samples)),
+        layers=layers,
+        statistics=statistics,
+        corrections=corrections,
+        samples=samples,
+        settings=settings,
+        network=subject.model if isinstance(subject, Network) else None,
     )
     if program is None:
-        return seen
-    with _named(samples, batches[0]):
-        named = {subject.weight_name(layer): layer for layer in layers if layer.name in found}
-        few = batches[:_WEIGHING_BATCHES]
-        counts = fisher_sensitivities(program, named, few, seed=settings.seed)
-        decomposition = decomposition_of(DEFAULT_DECOMPOSITION, Solver())
-        changes = measure(program, named, few, found, decomposition, centered=corrections.bias) if measured else {}
-    weighed = {
-        name: replace(moments, fisher=counts.get(name, 0.0), measured=changes.get(name))
-        for name, moments in found.items()
-    }
+        return calibration
+    truncation = None
+    if measured:
+        decomposition = decomposition or decomposition_of(DEFAULT_DECOMPOSITION, Solver())
+        truncation = Truncation(decomposition, statistics, centered=corrections.bias)
+    return _with_program(calibration, subject, program, batches, truncation)
+
+
+def _with_program(
+    calibration: Calibration,
+    subject: Subject,
+    program: ExportedProgram,
+    batches: Sequence[Arguments],
+    truncation: Truncation | None,
+) -> Calibration:
+    """Return a calibration with what takes a program: sensitivities, measured changes if wanted, and corrections."""
+    samples, statistics = calibration.samples, calibration.statistics
+    assert samples is not None, "a program was run on samples"
+    named = {subject.weight_name(layer): layer for layer in calibration.layers if layer.name in statistics}
+    few = batches[:_SENSITIVITY_BATCHES]
+    with _naming(samples, batches[0]):
+        fisher = fisher_sensitivities(program, named, few, seed=calibration.settings.seed)
+        changes = measure_output_changes(program, named, few, truncation) if truncation else {}
 
     def run(job: Job) -> Fitted:
-        with _named(samples, batches[0]):
+        with _naming(samples, batches[0]):
             return fit_in_sequence(program, subject.weight_name, batches, job)
 
-    return replace(seen, statistics=weighed, run=run if corrections != Corrections() else None)
+    return replace(
+        calibration,
+        statistics={
+            name: replace(moments, fisher=fisher.get(name, 0.0), measured=changes.get(name))
+            for name, moments in statistics.items()
+        },
+        run=run if calibration.corrections != Corrections() else None,
+    )
 
 
 def _program(
-    subject: Subject, asked: Corrections | None, arguments: Arguments, *, measured: bool
+    subject: Subject, corrections: Corrections | None, arguments: Arguments, *, measured: bool
 ) -> tuple[ExportedProgram | None, Corrections]:
-    """Return the program of a subject, if it has one, and what can be made up for in it."""
+    """Return the program of a subject, if it has one, and the corrections that are requested or possible in it."""
+    requested = corrections not in (None, Corrections())
     if not subject.correctable:
-        if asked not in (None, Corrections()):
+        if requested:
             raise UsageError("`--correct` is for networks (`--model PKG.MOD:NET`) and `.pt2` programs. Leave it out.")
         if measured:
             raise UsageError(
@@ -172,34 +123,22 @@ def _program(
             )
         return None, Corrections()
     try:
-        return subject.program(arguments), DEFAULT_CORRECTIONS if asked is None else asked
+        return subject.program(arguments), DEFAULT_CORRECTIONS if corrections is None else corrections
     except LrzipError:
-        if asked not in (None, Corrections()) or measured:
+        if requested or measured:
             raise
         return None, Corrections()
 
 
-def moments_of(
-    subject: Subject, layers: Sequence[Layer], batches: Sequence[Arguments], positions: int
-) -> dict[str, Moments]:
-    """Return the moments of what layers get, at about so many positions, by name, for those that are reached."""
-    sums: dict[str, Sums] = {}
-    most = max(positions // len(batches), 1)
-    by_name = {layer.name: layer for layer in layers}
-
-    def observer(name: str, inputs: Inputs) -> None:
-        layer = by_name[name]
-        if name not in sums:
-            sums[name] = Sums(layer.input_size, layer.groups, diagonal=layer.kind == "embedding")
-        sums[name].add(inputs, most=most)
-
-    subject.watch(layers, batches, observer)
-    return {name: seen.moments() for name, seen in sums.items()}
+def _check_finite(statistics: dict[str, Moments], samples: Samples) -> None:
+    for name, moments in statistics.items():
+        if not isfinite(float(moments.second.sum())):
+            raise LrzipError(f"`{name}` gets NaN or Inf on `{samples.name}`. Check these inputs.")
 
 
 @contextmanager
-def _named(samples: Samples, inputs: Arguments) -> Iterator[None]:
-    """Turn what goes wrong in running a network on examples into one line about the examples."""
+def _naming(samples: Samples, inputs: Arguments) -> Iterator[None]:
+    """Turn an exception of a network inside the context into one line that names the calibration data."""
     try:
         yield
     except (LrzipError, MemoryError, torch.OutOfMemoryError):
@@ -208,42 +147,3 @@ def _named(samples: Samples, inputs: Arguments) -> Iterator[None]:
         raise LrzipError(
             f"The network does not take the inputs of `{samples.name}`, {described(inputs)}: {typed_line(error)}."
         ) from error
-
-
-def _samples(examples: str | Path | Tensor | Samples, settings: CalibrationSettings) -> Samples:
-    """Return as many of the examples as are wanted, picked at random."""
-    if isinstance(examples, str | Path):
-        found = read_inputs(str(examples), preparation=settings.preparation)
-    elif isinstance(examples, Tensor):
-        found = Samples("the examples", Arrays(examples, None, settings.preparation))
-    else:
-        found = examples
-    order = torch.randperm(len(found), generator=Generator().manual_seed(settings.seed))
-    return found.subset(order[: settings.samples])
-
-
-def _batches(samples: Samples, settings: CalibrationSettings, dtype: torch.dtype | None) -> Iterator[Arguments]:
-    """Yield batches of one size, since a program may take no other; a remainder is left out."""
-    size = min(settings.batch_size, len(samples))
-    for start in range(0, len(samples) // size * size, size):
-        x, _ = samples.fetch(range(start, start + size), seed=settings.seed)
-        cast = pytree.tree_map_only(Tensor, lambda value: value.to(dtype) if value.is_floating_point() else value, x)
-        if isinstance(cast, Mapping):
-            yield (), dict(cast)
-        else:
-            yield (tuple(cast) if isinstance(cast, tuple | list) else (cast,)), {}
-
-
-def _parts(layers: Sequence[Layer], memory: int) -> Iterator[list[Layer]]:
-    """Yield the layers in parts whose second moments take so many bytes together; one layer is the least."""
-    part: list[Layer] = []
-    taken = 0
-    for layer in layers:
-        nbytes = _ITEMSIZE * layer.groups * layer.input_size ** (1 if layer.kind == "embedding" else 2)
-        if part and taken + nbytes > memory:
-            yield part
-            part, taken = [], 0
-        part.append(layer)
-        taken += nbytes
-    if part:
-        yield part

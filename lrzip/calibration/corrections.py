@@ -1,4 +1,4 @@
-"""What a calibration may make up for, beside choosing factors by what they do to inputs."""
+"""The corrections that a calibration makes, beside choosing factors by the inputs of layers."""
 
 from dataclasses import dataclass, fields
 
@@ -7,14 +7,14 @@ from lrzip.core.errors import UsageError
 
 @dataclass(frozen=True)
 class Corrections:
-    """Each can be had alone, but all that change targets build on `sequential`.
+    """Corrections of errors of the factors. Those that change targets require `sequential`.
 
     Attributes:
-        bias: Means that factors miss go into the layer's bias, or into the running mean of a batch norm after it.
-        sequential: Layers are fitted to dense outputs from the inputs that they get in the compressed network.
-        residual: A layer whose output is added to another branch makes up for what that branch has lost.
-        refit: Layers that stay whole are fitted again too, unless they were left out by name.
-        response: A layer before a ReLU is fitted to what comes out of that.
+        bias: Errors of the mean are corrected in the layer's bias, or in the running mean of a batch norm after it.
+        sequential: Layers are fitted to dense outputs, given their inputs in the compressed network.
+        residual: A layer whose output is added to another branch corrects the errors of that branch.
+        refit: Layers that stay dense are refitted too, unless they are skipped by name.
+        response: A layer before a ReLU is fitted to the output of the ReLU.
     """
 
     bias: bool = False
@@ -25,10 +25,10 @@ class Corrections:
 
     @classmethod
     def parse(cls, text: str) -> "Corrections":
-        """Return what a list of names such as `sequential,bias` stands for; `none` for nothing.
+        """Return the corrections of a list of names such as `sequential,bias`; `none` is none.
 
         Raises:
-            UsageError: A name is none of them, or goes only with another.
+            UsageError: A name is unknown, or requires another.
         """
         known = [field.name for field in fields(cls)]
         names = [] if text == "none" else [name.strip() for name in text.split(",")]

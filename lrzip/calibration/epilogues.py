@@ -1,4 +1,4 @@
-"""Where the output of a layer goes: through a batch norm, perhaps, into a sum with another branch, and a ReLU."""
+"""Epilogues of layers: a batch norm, the addition of another branch, and a ReLU, of which each may be missing."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from torch.fx import Node
 from lrzip.networks.programs.operators import OPERATORS, bias_of
 
 _ATEN = torch.ops.aten
-_SAME = (_ATEN.alias.default, _ATEN.clone.default, _ATEN.contiguous.default, _ATEN.dropout.default)
+_IDENTITIES = (_ATEN.alias.default, _ATEN.clone.default, _ATEN.contiguous.default, _ATEN.dropout.default)
 _SUMS = (_ATEN.add.Tensor, _ATEN.add_.Tensor)
 _RELUS = (_ATEN.relu.default, _ATEN.relu_.default)
-# Channels that a batch norm scales by less than that share of the largest scale carry nothing.
+# A channel is dead if a batch norm scales it by less than this share of the largest scale.
 _DEAD = 1e-3
 
 
 @dataclass(frozen=True)
 class Epilogue:
-    """Where the output of a layer goes, as far as nothing else uses it on the way.
+    """The operations after a layer, as long as nothing else uses the values in between.
 
     Attributes:
         bias: Node of the layer's own bias.
-        norm: Batch norm in evaluation mode that it goes through first.
-        other: What the result is added to.
-        rectified: Whether it goes through a ReLU then.
+        norm: Node of a batch norm in evaluation mode.
+        other: Node that is added to the output of the layer or the norm.
+        rectified: Whether a ReLU follows.
     """
 
     bias: Node | None
@@ -40,29 +40,29 @@ class Epilogue:
         mean = self.norm.args[3] if self.norm else None
         return mean if isinstance(mean, Node) else None
 
-    def target(self, output: Tensor, dense: Mapping[Node, Any], small: Mapping[Node, Any]) -> Tensor:
-        """Return what a layer should put out: what it does in the dense program, and what the other branch has lost.
+    def target(self, output: Tensor, dense: Mapping[Node, Any], compressed: Mapping[Node, Any]) -> Tensor:
+        """Return the target of a layer: its dense output, plus the error of the branch that is added to it.
 
         Args:
-            output: Of the layer in the dense program.
+            output: Output of the layer in the dense program.
             dense: Values in the dense program by node.
-            small: The same in the compressed one.
+            compressed: Values in the compressed program by node.
         """
         if self.other is None:
             return output
-        lost: Tensor = dense[self.other] - small[self.other]
+        error: Tensor = dense[self.other] - compressed[self.other]
         if self.norm is None:
-            return output + lost
+            return output + error
         scale, _ = self.scaling(dense)
-        return output + lost * inverse(scale).reshape(-1, *(1,) * (output.dim() - 2))
+        return output + error * inverse(scale).reshape(-1, *(1,) * (output.dim() - 2))
 
     def scaling(self, dense: Mapping[Node, Any]) -> tuple[Tensor, Tensor]:
-        """Return scale and shift of the batch norm, (channels,); it must have one.
+        """Return the scale and the shift of the batch norm, (channels,); there must be one.
 
         Args:
             dense: Values in the dense program by node.
         """
-        assert self.norm, "callers ask first"
+        assert self.norm, "callers check that there is a batch norm"
         _, weight, bias, mean, variance, _, _, eps, *_ = self.norm.args
         scale = (dense[variance] + eps).rsqrt()  # type: ignore[index]
         scale = scale * dense[weight] if isinstance(weight, Node) else scale
@@ -71,44 +71,59 @@ class Epilogue:
 
 
 def inverse(scale: Tensor) -> Tensor:
-    """Return what undoes the scale of a batch norm, and 0 where it carries nothing."""
+    """Return the inverse of the scale of a batch norm, and 0 for dead channels.
+
+    The inverse of the scale of a dead channel would blow up errors that the norm makes vanish.
+    """
     return torch.where(scale.abs() > _DEAD * scale.abs().max(), 1 / scale, 0)
 
 
 def find_epilogues(calls: Iterable[Node], *, residual: bool) -> dict[Node, Epilogue]:
-    """Return where the outputs of calls of layers go. Of two that are added to each other, only the first knows."""
+    """Return the epilogues of calls of layers.
+
+    Args:
+        calls: Nodes of the calls, in the order of the graph. Of two that are added to each other, only the first one
+            gets the other one as `other`.
+        residual: Whether to look for the addition of another branch.
+    """
     found: dict[Node, Epilogue] = {}
     sums: set[Node] = set()
     for node in calls:
-        norm, last = None, node
-        while len(last.users) == 1:
-            user = next(iter(last.users))
-            if norm is None and _is_norm(user, last) and _has_channels(node):
-                norm = user
-            elif not _is_same(user, last):
-                break
-            last = user
+        norm, last = _through_norm(node)
         total = next(iter(last.users)) if residual and len(last.users) == 1 else None
         other = _other(total, node, last) if total is not None and total not in sums else None
         if total is not None and other is not None:
             sums.add(total)
-            last = _through(total)
+            last = _through_identities(total)
         found[node] = Epilogue(bias_of(node), norm, other, _is_rectified(last))
     return found
 
 
-def _through(node: Node) -> Node:
-    """Return the last of the nodes that do nothing to the result of one."""
+def _through_norm(node: Node) -> tuple[Node | None, Node]:
+    """Return the batch norm after a layer, if there is one, and the last node of it and of identities."""
+    norm, last = None, node
+    while len(last.users) == 1:
+        user = next(iter(last.users))
+        if norm is None and _is_norm(user, last) and _has_channels(node):
+            norm = user
+        elif not _is_identity(user, last):
+            break
+        last = user
+    return norm, last
+
+
+def _through_identities(node: Node) -> Node:
+    """Return the last of the nodes after a node that do not change its value."""
     while len(node.users) == 1:
         user = next(iter(node.users))
-        if not _is_same(user, node):
+        if not _is_identity(user, node):
             break
         node = user
     return node
 
 
-def _is_same(node: Node, x: Node) -> bool:
-    return node.target in _SAME and node.args[0] is x and True not in node.args[1:]
+def _is_identity(node: Node, x: Node) -> bool:
+    return node.target in _IDENTITIES and node.args[0] is x and True not in node.args[1:]
 
 
 def _is_rectified(node: Node) -> bool:
@@ -120,25 +135,25 @@ def _is_norm(node: Node, x: Node) -> bool:
 
 
 def _has_channels(layer: Node) -> bool:
-    """Tell whether a batch norm's channels, on axis 1, are those of a layer."""
+    """Return whether a batch norm's channels, on axis 1, are those of a layer."""
     return OPERATORS[layer.target].kind.startswith("conv") or len(layer.meta["val"].shape) == 2
 
 
 def _other(total: Node, layer: Node, last: Node) -> Node | None:
-    """Return what a layer's output is added to, if that has the same shape and does not depend on the layer."""
+    """Return what is added to a layer's output, if it has the same shape and does not depend on the layer."""
     if total.target not in _SUMS or len(total.args) != 2 or total.kwargs:
         return None
     others = [x for x in total.args if x is not last]
     if len(others) != 1 or not isinstance(others[0], Node) or others[0].op == "placeholder":
         return None
     other = others[0]
-    # As texts, since sizes may be symbols.
+    # Compared as text, since sizes may be symbols.
     shapes = [[str(size) for size in getattr(n.meta.get("val"), "shape", ())] for n in (other, last)]
     return other if shapes[0] == shapes[1] and _may_come_first(other, layer) else None
 
 
 def _may_come_first(node: Node, layer: Node) -> bool:
-    """Tell whether a node can be computed before a layer: it does not depend on it, and nothing in between mutates."""
+    """Return whether a node can be computed before a layer: it does not depend on it, and no node between mutates."""
     order = {n: index for index, n in enumerate(layer.graph.nodes)}
     if order[node] < order[layer]:
         return True

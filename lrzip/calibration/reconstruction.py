@@ -1,4 +1,4 @@
-"""Label-free reconstruction: a short training of a factorized network to put out what the dense one does."""
+"""Label-free reconstruction: a short training of the factorized network with the dense one as its teacher."""
 
 import copy
 from collections.abc import Mapping
@@ -20,17 +20,17 @@ from lrzip.training.metrics import Scorer
 from lrzip.training.settings import Settings
 from lrzip.training.tasks import find_task
 
-# Of 3e-4 to 3e-3, by images of CIFAR-10's training set that took no part: highest where the start is good already.
+# Of 3e-4 to 3e-3, by held-out images of CIFAR-10's training set: the best for networks that are accurate at the start.
 _RATE = 1e-3
 
 
 @dataclass(frozen=True)
 class Reconstructed:
-    """What a training found.
+    """The result of a reconstruction.
 
     Attributes:
-        factors: Of the layers of a plan, by their name.
-        tensors: Others of the network that have new values, by name.
+        factors: Trained factors of the layers of a plan, by name.
+        tensors: Other tensors of the network with new values, by name.
     """
 
     factors: Mapping[str, Factors]
@@ -42,26 +42,26 @@ def reconstruct(
     plan: Plan,
     factors: Mapping[str, Factors],
     tensors: Mapping[str, Tensor],
-    examples: Samples,
+    samples: Samples,
     *,
     steps: int,
     seed: int,
 ) -> Reconstructed:
-    """Train factors to give the network's own outputs on examples, whose labels are not looked at.
+    """Train a factorized network to reproduce the outputs of the dense one on calibration data. Labels are ignored.
 
-    All parameters are trained, with statistics of batch norms as they are: there may be few examples.
+    All parameters are trained; the statistics of batch norms are kept, since there may be few samples.
 
     Args:
         model: The dense network, in evaluation mode; it is not changed.
-        plan: Of its layers.
-        factors: Of each, to begin with.
-        tensors: Others that are to have new values.
-        examples: What to learn from; random changes of them are those of their preparation.
-        steps: How long.
-        seed: Of the order and of random changes.
+        plan: Decisions on its layers.
+        factors: Initial factors, by layer name.
+        tensors: Initial values of other tensors that differ from the dense network, by name.
+        samples: Calibration data, with the augmentation of its preparation.
+        steps: Number of training steps.
+        seed: Seed of the order and of the augmentation.
     """
     student = assemble(copy.deepcopy(model), plan, factors, tensors)
-    unlabelled = examples.unlabelled()
+    unlabelled = samples.unlabelled()
     task = find_task(unlabelled, probe(student, unlabelled))
     settings = Settings(steps=steps, lr=_RATE, freeze_batchnorm=True, seed=seed)
     settings = replace(settings, batch_size=settings.batch(len(unlabelled)))
@@ -74,6 +74,7 @@ def reconstruct(
 def _read_back(
     model: nn.Module, plan: Plan, factors: Mapping[str, Factors], state: Mapping[str, Tensor]
 ) -> Reconstructed:
+    """Return the factors and the other changed tensors in the state_dict of a trained network."""
     dense, left = model.state_dict(), dict(state)
     found: dict[str, Factors] = {}
     for decision in plan.factorize:
@@ -83,7 +84,7 @@ def _read_back(
         weight = dense[tensor_name(layer.path, layer.kind, "weight")].float()
         error = relative_difference(weight, compose(weights, layer.kind).float())
         method = f"{old.method}, trained"
-        # What was told of the factors before says nothing of these.
+        # The bounds and errors of the initial factors do not hold for the trained ones.
         found[layer.name] = replace(old, weights=weights, error=error, method=method, excess=None, output_error=None)
         if layer.bias:
             last = layer.stage_names(len(stages))[-1].removesuffix("weight") + "bias"

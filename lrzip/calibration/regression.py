@@ -1,4 +1,4 @@
-"""What a layer should do by the moments of what it gets and of what it should make of it."""
+"""Regression of a layer's weight and bias on the moments of its inputs and targets."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from lrzip.linalg.whitening import regress
 
 @dataclass(frozen=True)
 class Affine:
-    """What a layer does, and perhaps a batch norm after it: Wx + c, for each group.
+    """An affine map Wx + c for each group: that of a layer, perhaps followed by a batch norm.
 
     Attributes:
         matrices: W, (groups, m, n) float64.
@@ -23,18 +23,18 @@ class Affine:
     constants: Tensor
 
     def then(self, scale: Tensor, shift: Tensor) -> "Affine":
-        """Return the same followed by another for each output, both (groups, m)."""
+        """Return the map followed by a scale and a shift of each output, both (groups, m)."""
         return Affine(scale[..., None] * self.matrices, scale * self.constants + shift)
 
 
 @dataclass(frozen=True)
 class Regression:
-    """Finds weights by moments of what a layer gets.
+    """Ridge regression of an affine map, drawn to the dense layer.
 
     Attributes:
-        inputs: Their moments.
-        prior: The dense layer, to which it is drawn, and whose constants it keeps.
-        free: Whether constants may be chosen. Otherwise a mean that is missed counts as an error like any other.
+        inputs: Moments of the inputs.
+        prior: The dense layer, to which the weight is drawn, and whose constants are kept unless they are free.
+        free: Whether constants are fitted too. Otherwise an error of the mean counts like any other.
     """
 
     inputs: Moments
@@ -43,18 +43,18 @@ class Regression:
 
     @property
     def about(self) -> Moments:
-        """The moments by which weights are measured."""
+        """The moments that weigh errors of the weight: centered if constants are free."""
         return self.inputs.centered if self.free else self.inputs
 
     def matrices(self, targets: Targets) -> Tensor:
-        """Return the weights that come nearest to targets, (groups, m, n) float64."""
+        """Return the weights with the least regularized error, (groups, m, n) float64."""
         constants = targets.first if self.free else self.prior.constants
         cross = targets.less(constants, self.inputs).cross
         groups = zip(cross, self.about.second, self.prior.matrices, strict=True)
         return torch.stack([regress(*each, self.inputs.damping) for each in groups])
 
     def completed(self, matrices: Tensor, targets: Targets) -> Affine:
-        """Return weights with the constants that go with them."""
+        """Return weights (groups, m, n) together with their best constants, or those of the prior."""
         means = torch.einsum("gmn,gn->gm", matrices, self.inputs.first)
         return Affine(matrices, targets.first - means if self.free else self.prior.constants)
 
@@ -66,6 +66,6 @@ def unfolded(layer: Layer, weight: Tensor) -> Tensor:
 
 
 def folded(layer: Layer, matrices: Tensor, like: Tensor) -> Tensor:
-    """Return the weight (groups, outputs, columns) as a layer has it, in the shape and the dtype of another."""
+    """Return weights (groups, outputs, columns) in the layout of a layer, with the shape and dtype of `like`."""
     matrix = matrices.flatten(0, 1)
     return (matrix.mT if layer.kind == "linear_transposed" else matrix.reshape(like.shape)).to(like.dtype)

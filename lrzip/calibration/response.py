@@ -1,8 +1,8 @@
-"""The non-linear form of asymmetric calibration (Zhang et al. 2015, section 3.2): fit what comes out of the ReLU.
+"""The non-linear form of asymmetric calibration (Zhang et al. 2015, section 3.2): fit the output of the ReLU.
 
-‖r(t) − r(Wx + c)‖² with r = ReLU is made small by turns: with an auxiliary z in the place of Wx + c, and λ‖z − (Wx +
-c)‖² added, each z is found by itself, and then W and c as for any target. What is missed where both sides are negative
-costs nothing, so that a rank is left for the rest.
+‖r(t) − r(Wx + c)‖² with r = ReLU is minimized by alternation: an auxiliary z takes the place of Wx + c,
+λ‖z − (Wx + c)‖² is added, and z, element by element, and (W, c), by regression, are solved for in turn. Errors where
+both sides are negative cost nothing, so that more of the rank is left for the rest.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,19 +13,20 @@ from torch import Tensor
 from lrzip.calibration.regression import Affine
 from lrzip.core.moments import Targets
 
-# λ of each turn. The paper too goes from 0.01 to 1; for images that were not calibrated on, more turns are no better.
+# λ of each iteration, from 0.01 to 1 as in the paper; more iterations are no better on images outside the calibration.
 _PENALTIES = (0.01, 0.1, 1.0)
 Pieces = Callable[[], Iterable[tuple[Tensor, ...]]]
-"""Yields all positions in pieces: for each group a matrix (positions, columns) of inputs, then one (positions, outputs)
-of what should come before the ReLU, and where something is added to the outputs, one of that."""
+"""Yields all spatial positions in pieces: a matrix (positions, columns) of inputs for each group, then one (positions,
+outputs) of targets before the ReLU for each group, and, if another branch is added to the outputs, one of that branch
+for each group."""
 
 
 def nearest(goal: Tensor, output: Tensor, penalty: float) -> Tensor:
-    """Return the z with the least (r(goal) − r(z))² + λ(z − output)², element by element: one that r leaves, or not.
+    """Return the minimizer z of (r(goal) − r(z))² + λ(z − output)², element by element.
 
     Args:
-        goal: Of any shape.
-        output: Of the same shape.
+        goal: Targets before the ReLU, of any shape.
+        output: Outputs before the ReLU, of the same shape.
         penalty: λ, positive.
     """
     wanted = goal.relu()
@@ -37,38 +38,38 @@ def nearest(goal: Tensor, output: Tensor, penalty: float) -> Tensor:
 
 
 def refine(start: Affine, solve: Callable[[Targets], Affine], pieces: Pieces) -> Affine:
-    """Return what misses the least of the responses, of the start and what turns of `solve` make of it.
+    """Return the iterate with the least error of the ReLU's output, among the start and those of the alternation.
 
     Args:
-        start: Where to begin.
-        solve: Returns what is nearest to targets, of those that may be taken.
-        pieces: What it is applied to, and what should come of it.
+        start: Initial map, returned itself if no iterate is better.
+        solve: Returns the best admissible map for given targets.
+        pieces: Inputs and targets.
     """
     best, least, current = start, float("inf"), start
     for penalty in _PENALTIES:
-        missed, targets = _look(current, pieces, penalty)
-        if missed < least:
-            best, least = current, missed
+        error, targets = _error_and_targets(current, pieces, penalty)
+        if error < least:
+            best, least = current, error
         current = solve(targets)
-    return current if _look(current, pieces, 1.0)[0] < least else best
+    return current if _error_and_targets(current, pieces, 1.0)[0] < least else best
 
 
-def _look(map_: Affine, pieces: Pieces, penalty: float) -> tuple[float, Targets]:
-    """Return E‖r(t) − r(Wx + c)‖², and the moments of the targets z."""
+def _error_and_targets(map_: Affine, pieces: Pieces, penalty: float) -> tuple[float, Targets]:
+    """Return E‖r(t) − r(Wx + c)‖² and the moments of the targets z."""
     groups, outputs, columns = map_.matrices.shape
     cross = torch.zeros(groups, outputs, columns, dtype=torch.float64)
     first = torch.zeros(groups, outputs, dtype=torch.float64)
-    missed, count = 0.0, 0
+    error, count = 0.0, 0
     for piece in pieces():
         inputs, goals, others = piece[:groups], piece[groups : 2 * groups], piece[2 * groups :]
         for group, (rows, goal) in enumerate(zip(inputs, goals, strict=True)):
             constant = map_.constants[group].to(rows)
             added = constant + others[group] if others else constant
             output = torch.addmm(added, rows, map_.matrices[group].to(rows).mT)
-            missed += float((goal.relu() - output.relu()).square().sum(dtype=torch.float64))
+            error += float((goal.relu() - output.relu()).square().sum(dtype=torch.float64))
             z = nearest(goal, output, penalty)
             z = z - others[group] if others else z
             cross[group] += (z.mT @ rows).cpu()
             first[group] += z.sum(0, dtype=torch.float64).cpu()
         count += len(inputs[0])
-    return missed / max(count, 1), Targets(cross / max(count, 1), first / max(count, 1))
+    return error / max(count, 1), Targets(cross / max(count, 1), first / max(count, 1))

@@ -1,21 +1,22 @@
-"""Sequential, asymmetric calibration (Zhang et al. 2015, section 3.3): each layer makes up for those before it.
+"""Sequential, asymmetric calibration (Zhang et al. 2015, section 3.3): each layer corrects the errors of earlier ones.
 
-A program runs twice at the same time, with its own weights and with compressed ones, which are found as the run
-reaches them. A layer is fitted to what the *dense* network puts out there, from what reaches it in the *compressed*
-one: W* = argmin E‖t − Wx′‖² + λ‖W − W₀‖², and its factors are the best of their rank on x′.
+A program runs twice side by side, with its own weights and with compressed ones, which are found as the run reaches
+them. The target t of a layer is its output in the *dense* program, and its input x′ is that in the *compressed* one:
+W* = argmin E‖t − Wx′‖² + λ‖W − W₀‖², and its factors are the best of their rank on x′.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.fx import Interpreter, Node
+from torch.fx import Node
 
 from lrzip.calibration.corrections import Corrections
 from lrzip.calibration.epilogues import Epilogue, find_epilogues, inverse
+from lrzip.calibration.paired_run import PairedRun
 from lrzip.calibration.regression import Affine, Regression, folded, unfolded
 from lrzip.calibration.response import refine
 from lrzip.core.activations import Inputs
@@ -23,21 +24,20 @@ from lrzip.core.chains import Factors, compose, relative_difference
 from lrzip.core.layers import Layer
 from lrzip.core.moments import Arguments, Moments, Statistics, Sums, Targets, piece_size
 from lrzip.networks.observe import inputs_of
-from lrzip.networks.programs.observe import arguments_of, call_of, window_of
+from lrzip.networks.programs.observe import call_of, tensor_names, window_of
 from lrzip.networks.programs.operators import OPERATORS
-from lrzip.networks.programs.rewrite import tensors_of
 
 Fit = Callable[[Layer, Tensor, Moments], Factors]
-"""Makes the factors of a layer of a weight, for inputs with some moments."""
+"""Computes the factors of a layer, given a weight and the moments of its inputs."""
 
 
 @dataclass
 class Fitted:
-    """What a walk found.
+    """The result of a calibration.
 
     Attributes:
-        factors: By layer name.
-        tensors: Other tensors that were changed, by their name in the program: biases, running means, whole weights.
+        factors: Factors by layer name.
+        tensors: Other changed tensors, by their name in the program: biases, running means, dense weights.
     """
 
     factors: dict[str, Factors] = field(default_factory=dict)
@@ -46,15 +46,15 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Job:
-    """What a walk is to do.
+    """The layers to fit and the corrections to make.
 
     Attributes:
-        layers: All that take part.
-        factorize: Names of those to factorize; the others stay whole, and are fitted again.
-        fit: Makes factors.
-        statistics: Of the dense network, for layers that cannot be fitted in sequence.
+        layers: All layers that may change.
+        factorize: Names of the layers to factorize; the others stay dense and are refitted.
+        fit: Computes factors.
+        statistics: Moments in the dense network, for layers that cannot be fitted in sequence.
         corrections: What may be changed.
-        positions: About how many positions of a layer are looked at.
+        positions: Approximate number of spatial positions per layer that are used.
     """
 
     layers: Sequence[Layer]
@@ -68,200 +68,188 @@ class Job:
 def fit_in_sequence(
     program: ExportedProgram, weight_name: Callable[[Layer], str], batches: Sequence[Arguments], job: Job
 ) -> Fitted:
-    """Return factors and changed tensors that bring the outputs of a compressed program near to its own.
+    """Return factors and other tensors with which the outputs of a compressed program are close to the dense ones.
 
     Args:
-        program: In evaluation mode.
-        weight_name: Of the name of a layer's weight in the program.
-        batches: What to run it on. The activations of all of them that are still needed are held in memory, twice.
-        job: What to do.
+        program: The program, in evaluation mode.
+        weight_name: Returns the name of a layer's weight in the program.
+        batches: Arguments of the runs. The activations of all of them that are still needed are held in memory, twice.
+        job: The layers to fit and the corrections to make.
     """
     with torch.no_grad():
-        walk = _Walk(program, {weight_name(layer): layer for layer in job.layers}, batches, job)
-        walk.run()
-    return walk.found
+        fitter = _Fitter(program, {weight_name(layer): layer for layer in job.layers}, batches, job)
+        fitter.run()
+    return fitter.found
 
 
-class _Walk:
+@dataclass(frozen=True)
+class _Call:
+    """A call of a layer: its node, the layer, the node of its weight, and the operations that follow it."""
+
+    node: Node
+    layer: Layer
+    weight: Node
+    epilogue: Epilogue
+
+
+class _Fitter:
+    """Fits layers in the order in which they run."""
+
     def __init__(
-        self, program: ExportedProgram, layers: Mapping[str, Layer], batches: Sequence[Arguments], job: Job
+        self, program: ExportedProgram, layers: dict[str, Layer], batches: Sequence[Arguments], job: Job
     ) -> None:
-        self._job, self._layers, self.found = job, layers, Fitted()
-        self._interpreter = Interpreter(program.graph_module)
-        nodes = [node for node in program.graph.nodes if node.op == "placeholder"]
-        runs = [arguments_of(program, args, kwargs) for args, kwargs in batches]
-        self._dense: list[dict[Node, Any]] = [dict(zip(nodes, run, strict=True)) for run in runs]
-        self._small: list[dict[Node, Any]] = [dict(zip(nodes, run, strict=True)) for run in runs]
-        self._names = {node: name for node, (name, _) in tensors_of(program).items()}
-        self._nodes = [node for node in program.graph.nodes if node.op not in ("placeholder", "output")]
-        calls = [node for node in self._nodes if call_of(node, layers, self._names)]
+        self._job, self.found = job, Fitted()
+        self._run = PairedRun(program, batches)
+        self._names = tensor_names(program)
+        called = {node: call_of(node, layers, self._names) for node in program.graph.nodes}
+        self._called = {node: found for node, found in called.items() if found}
         self._most = max(job.positions // len(batches), 1)
-        self._epilogues = find_epilogues(calls, residual=job.corrections.residual)
+        self._epilogues = find_epilogues(self._called, residual=job.corrections.residual)
 
     def run(self) -> None:
-        """Walk through the program."""
-        order = self._order()
-        last = {used: index for index, node in enumerate(order) for used in self._needs(node)}
-        frees: dict[int, list[Node]] = {}
-        for node, index in last.items():
-            frees.setdefault(index, []).append(node)
-        for index, node in enumerate(order):
-            called = call_of(node, self._layers, self._names)
-            self._step(node, self._dense)
-            if called and called[0].name not in self.found.factors:
-                self._fit(node, *called)
-            self._step(node, self._small)
-            for dead in frees.get(index, []):
-                for env in (*self._dense, *self._small):
-                    env.pop(dead, None)
-
-    def _step(self, node: Node, envs: Sequence[dict[Node, Any]]) -> None:
-        for env in envs:
-            self._interpreter.env = env
-            env[node] = self._interpreter.run_node(node)
+        """Fit all layers."""
+        for node in self._run.walk(self._needs):
+            layer, weight = self._called.get(node, (None, None))
+            if layer and weight and layer.name not in self.found.factors:
+                self._fit(_Call(node, layer, weight, self._epilogues[node]))
 
     def _needs(self, node: Node) -> list[Node]:
-        """Return the nodes whose values have to be there when one is reached."""
+        """Return the nodes whose values must be present when a node is fitted."""
         epilogue = self._epilogues.get(node)
         others = [epilogue.other] if epilogue and epilogue.other else []
         norm = epilogue.norm.all_input_nodes if epilogue and epilogue.norm else []
         return [*node.all_input_nodes, *others, *(n for n in norm if n.op == "placeholder")]
 
-    def _order(self) -> list[Node]:
-        """Return the nodes in an order in which what a layer's target needs comes before it."""
-        order: dict[Node, None] = {}
-        for node in self._nodes:
-            pending = [node]
-            while pending:
-                first = pending[-1]
-                missing = [n for n in self._needs(first) if n not in order and n.op not in ("placeholder", "output")]
-                if missing:
-                    pending += missing
-                else:
-                    order.setdefault(pending.pop())
-        return list(order)
-
-    def _fit(self, node: Node, layer: Layer, weight: Node) -> None:
+    def _fit(self, call: _Call) -> None:
         """Find the weight of a layer in the compressed program."""
-        factorize = layer.name in self._job.factorize
-        old: Tensor = self._dense[0][weight]
-        epilogue = self._epilogues[node]
-        shift = self._shift(epilogue)
-        if len(weight.users) > 1 or layer.kind == "embedding" or layer.kind.startswith("conv_transpose"):
-            # Several calls would have several targets; the outputs of others are no products with inputs by position.
-            if factorize:
-                self._settle(weight, layer, self._job.fit(layer, old, self._job.statistics[layer.name]))
+        layer, old = call.layer, self._dense_weight(call)
+        if len(call.weight.users) > 1 or layer.kind == "embedding" or layer.kind.startswith("conv_transpose"):
+            # Several calls have several targets, and the outputs of the other kinds are not products with inputs by
+            # spatial position, so these layers are factorized on their own.
+            if layer.name in self._job.factorize:
+                self._put_factors(call, self._job.fit(layer, old, self._job.statistics[layer.name]))
             return
-        sums = self._sums(node, layer, old, epilogue)
+        shift = self._shift(call.epilogue)
+        sums = self._sums(call)
         inputs, targets = sums.moments(), sums.targets()
-        prior = Affine(unfolded(layer, old).double(), self._bias(epilogue, like=targets.first))
+        prior = Affine(unfolded(layer, old).double(), self._bias(call.epilogue, like=targets.first))
         regression = Regression(inputs, prior, free=shift is not None)
-        self._put(weight, layer, regression.matrices(targets), regression.about)
-        found = regression.completed(unfolded(layer, self._small[0][weight]).double(), targets)
-        if self._job.corrections.response and epilogue.rectified:
-            better = self._respond(node, layer, epilogue, regression, found)
-            if better is not found:
-                found = better
-                before = self.found.factors.get(layer.name)
-                self._put(weight, layer, found.matrices, regression.about)
-                if before:  # a weight that has its rank already loses nothing more by factors
-                    after = self.found.factors[layer.name]
-                    self.found.factors[layer.name] = replace(after, output_error=before.output_error)
+        self._put(call, regression.matrices(targets), regression.about)
+        found = regression.completed(unfolded(layer, self._run.compressed[0][call.weight]).double(), targets)
+        if self._job.corrections.response and call.epilogue.rectified:
+            found = self._respond(call, regression, found)
         if shift:
             shift(found.constants.flatten())
 
-    def _respond(self, node: Node, layer: Layer, epilogue: Epilogue, regression: Regression, start: Affine) -> Affine:
-        """Return what comes nearer to the dense network than a start, behind the ReLU, or that itself."""
-        old: Tensor = self._dense[0][node.args[OPERATORS[node.target].weight]]  # type: ignore[index]
+    def _respond(self, call: _Call, regression: Regression, start: Affine) -> Affine:
+        """Fit a layer to the output of the ReLU after it, and return the better of that and the start."""
+        better = self._refined(call, regression, start)
+        if better is start:
+            return start
+        name = call.layer.name
+        before = self.found.factors.get(name)
+        self._put(call, better.matrices, regression.about)
+        if before:  # the refined weight has its rank already, so that its factors have no error of their own
+            self.found.factors[name] = replace(self.found.factors[name], output_error=before.output_error)
+        return better
+
+    def _refined(self, call: _Call, regression: Regression, start: Affine) -> Affine:
+        layer, old = call.layer, self._dense_weight(call)
         scale, shift = torch.ones_like(start.constants), torch.zeros_like(start.constants)
-        if epilogue.norm:
-            scale, shift = (value.double().reshape(scale.shape) for value in epilogue.scaling(self._dense[0]))
-        behind = replace(regression, prior=regression.prior.then(scale, shift))
+        if call.epilogue.norm:
+            scale, shift = (value.double().reshape(scale.shape) for value in call.epilogue.scaling(self._run.dense[0]))
+        behind_norm = replace(regression, prior=regression.prior.then(scale, shift))
 
         def solve(targets: Targets) -> Affine:
-            matrices = behind.matrices(targets)
+            matrices = behind_norm.matrices(targets)
             if layer.name in self._job.factorize:
-                factors = self._job.fit(layer, folded(layer, matrices, old), behind.about)
+                factors = self._job.fit(layer, folded(layer, matrices, old), behind_norm.about)
                 matrices = unfolded(layer, compose(factors.weights, layer.kind)).double()
-            return behind.completed(matrices, targets)
+            return behind_norm.completed(matrices, targets)
 
         first = start.then(scale, shift)
-        found = refine(first, solve, lambda: self._responses(node, layer, epilogue))
+        found = refine(first, solve, lambda: self._responses(call))
         back = inverse(scale)
         return start if found is first else found.then(back, -shift * back)
 
-    def _responses(self, node: Node, layer: Layer, epilogue: Epilogue) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the positions of a layer in the compressed program in pieces, with what should come before the ReLU."""
+    def _responses(self, call: _Call) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the inputs of a layer in the compressed program in pieces, with the dense inputs of the ReLU."""
+        layer, epilogue = call.layer, call.epilogue
         axis = 1 if layer.kind.startswith("conv") else -1
-        for number, (dense, small) in enumerate(zip(self._dense, self._small, strict=True), 1):
-            goal = dense[node]
+        for number, (dense, compressed) in enumerate(zip(self._run.dense, self._run.compressed, strict=True), 1):
+            goal = dense[call.node]
             if epilogue.norm:
                 scale, shift = (value.reshape(-1, *(1,) * (goal.dim() - 2)) for value in epilogue.scaling(dense))
                 goal = goal * scale + shift
-            beside = [goal]
+            aligned = [goal]
             if epilogue.other:
-                beside = [goal + dense[epilogue.other], small[epilogue.other]]
-            inputs = self._inputs(node, layer, dense, small).thinned(self._most, number)
-            parts = [part for value in beside for part in value.chunk(layer.groups, axis)]
+                aligned = [goal + dense[epilogue.other], compressed[epilogue.other]]
+            inputs = self._inputs(call, dense, compressed).thinned(self._most, number)
+            parts = [part for value in aligned for part in value.chunk(layer.groups, axis)]
             yield from inputs.rows(piece_size(layer.input_size), tuple(parts))
 
-    def _inputs(self, node: Node, layer: Layer, dense: dict[Node, Any], small: dict[Node, Any]) -> Inputs:
-        """Return what a layer is applied to in the compressed program, or in the dense one if that is asked for."""
-        operator = OPERATORS[node.target]
-        given = small if self._job.corrections.sequential else dense
-        x, weight = node.args[operator.x], node.args[operator.weight]
-        return inputs_of(layer, given[x], window_of(node, dense[weight]))  # type: ignore[index]
+    def _inputs(self, call: _Call, dense: dict[Node, Any], compressed: dict[Node, Any]) -> Inputs:
+        """Return the inputs of a layer in the compressed program, or in the dense one without `sequential`."""
+        operator = OPERATORS[call.node.target]
+        given = compressed if self._job.corrections.sequential else dense
+        x, weight = call.node.args[operator.x], call.node.args[operator.weight]
+        return inputs_of(call.layer, given[x], window_of(call.node, dense[weight]))  # type: ignore[index]
 
     def _bias(self, epilogue: Epilogue, like: Tensor) -> Tensor:
-        """Return the layer's own bias."""
+        """Return the layer's own bias, in the shape of other values."""
         if epilogue.bias is None:
             return torch.zeros_like(like)
-        own: Tensor = self._dense[0][epilogue.bias]
+        own: Tensor = self._run.dense[0][epilogue.bias]
         return own.to(like).reshape(like.shape)
 
-    def _sums(self, node: Node, layer: Layer, old: Tensor, epilogue: Epilogue) -> Sums:
-        """Return the moments of what reaches a layer in the compressed program, with what it should make of it."""
-        groups, rows, columns = unfolded(layer, old).shape
+    def _sums(self, call: _Call) -> Sums:
+        """Return the moments of a layer's inputs in the compressed program and of its targets."""
+        layer = call.layer
+        groups, rows, columns = unfolded(layer, self._dense_weight(call)).shape
         sums = Sums(columns, groups, outputs=rows)
         axis = 1 if layer.kind.startswith("conv") else -1
-        for dense, small in zip(self._dense, self._small, strict=True):
-            target = epilogue.target(dense[node], dense, small)
-            inputs = self._inputs(node, layer, dense, small)
+        for dense, compressed in zip(self._run.dense, self._run.compressed, strict=True):
+            target = call.epilogue.target(dense[call.node], dense, compressed)
+            inputs = self._inputs(call, dense, compressed)
             sums.add(inputs, target.chunk(groups, axis), most=self._most)
         return sums
 
-    def _put(self, weight: Node, layer: Layer, matrices: Tensor, about: Moments) -> None:
-        """Give a layer a new weight, or the factors that come nearest to it on its inputs."""
-        new = folded(layer, matrices, self._dense[0][weight])
-        if layer.name in self._job.factorize:
-            self._settle(weight, layer, self._job.fit(layer, new, about))
-        else:
-            self._change(weight, new)
+    def _dense_weight(self, call: _Call) -> Tensor:
+        weight: Tensor = self._run.dense[0][call.weight]
+        return weight
 
-    def _settle(self, weight: Node, layer: Layer, factors: Factors) -> None:
-        old: Tensor = self._dense[0][weight]
-        dense = compose(factors.weights, layer.kind).to(old)
+    def _put(self, call: _Call, matrices: Tensor, about: Moments) -> None:
+        """Set the weight of a layer, or the factors that are nearest to it on its inputs."""
+        new = folded(call.layer, matrices, self._dense_weight(call))
+        if call.layer.name in self._job.factorize:
+            self._put_factors(call, self._job.fit(call.layer, new, about))
+        else:
+            self._change(call.weight, new)
+
+    def _put_factors(self, call: _Call, factors: Factors) -> None:
+        old = self._dense_weight(call)
+        dense = compose(factors.weights, call.layer.kind).to(old)
         error = relative_difference(old, dense)
-        self.found.factors[layer.name] = replace(factors, error=error)
-        self._set(weight, dense)
+        self.found.factors[call.layer.name] = replace(factors, error=error)
+        self._run.replace(call.weight, dense)
 
     def _change(self, node: Node, value: Tensor) -> None:
-        changed = value.to(self._dense[0][node])
+        changed = value.to(self._run.dense[0][node])
         self.found.tensors[self._names[node]] = changed
-        self._set(node, changed)
-
-    def _set(self, node: Node, value: Tensor) -> None:
-        for env in self._small:
-            env[node] = value
+        self._run.replace(node, changed)
 
     def _shift(self, epilogue: Epilogue) -> Callable[[Tensor], None] | None:
-        """Return what makes the outputs W′x of a layer have the mean that is wanted, if anything can."""
+        """Return a function that corrects the mean of a layer's outputs W′x, or None if nothing may or can do so.
+
+        The function takes the constants c of W′x + c, and changes the layer's bias to c, or the running mean of the
+        batch norm by what the layer's own bias lacks of c.
+        """
         if not self._job.corrections.bias:
             return None
         bias, mean = epilogue.bias, epilogue.running_mean
         if bias is not None and bias in self._names and len(bias.users) == 1:
-            return lambda missing: self._change(bias, missing)
+            return lambda constants: self._change(bias, constants)
         if mean is not None and mean in self._names and len(mean.users) == 1:
-            own = self._dense[0][bias].double() if bias is not None else 0.0
-            return lambda missing: self._change(mean, self._dense[0][mean].double() + own - missing)
+            own = self._run.dense[0][bias].double() if bias is not None else 0.0
+            return lambda constants: self._change(mean, self._run.dense[0][mean].double() + own - constants)
         return None

@@ -1,4 +1,4 @@
-"""How to calibrate."""
+"""Settings of a calibration."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,19 +13,19 @@ _GIGABYTE = 1 << 30
 
 @dataclass(frozen=True)
 class CalibrationSettings:
-    """How to calibrate.
+    """Settings of a calibration.
 
     Attributes:
-        samples: How many of the given examples are used, picked at random; all where there are fewer.
-        batch_size: Examples that go through the network at a time.
-        corrections: What is made up for; None for all that is possible.
-        preparation: What becomes of inputs of files before the network gets them.
-        positions: About how many positions of a layer are looked at, over all examples; of images, every few lines.
-        memory: Bytes that second moments may take at a time; more layers than that make several passes.
-        seed: Of the choice of examples.
-        reconstruct: Steps of a training that brings the outputs of the factorized network near to those of its own, at
-            the end; the preparation's random changes are for it alone.
-        save: File for what is seen, which can take the place of examples later.
+        samples: Number of samples to use, chosen at random; all of them if there are fewer.
+        batch_size: Samples per batch.
+        corrections: Corrections to make; None for all that are possible.
+        preparation: Normalization of the inputs of files. Its augmentation applies to the reconstruction only.
+        positions: Approximate number of spatial positions per layer to use over all samples; of images, every few rows.
+        memory: Bytes that second moments may take at a time; layers that need more are observed in several passes.
+        seed: Seed of the choice of samples.
+        reconstruct: Number of training steps that bring the outputs of the factorized network close to the dense ones
+            at the end.
+        save: File to write the statistics to, which can replace the samples later.
     """
 
     samples: int = 1024

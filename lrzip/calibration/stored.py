@@ -1,4 +1,4 @@
-"""What a calibration saw, in a file: safetensors with the moments of each layer."""
+"""Statistics of a calibration in a file: safetensors with the moments of each layer."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lrzip.calibration.calibrator import Calibration
+from lrzip.calibration.result import Calibration
 from lrzip.core.errors import LrzipError
 from lrzip.core.layers import Layer
 from lrzip.core.moments import MeasuredChanges, Moments
@@ -20,28 +20,28 @@ _KEY = "lrzip.calibration"
 
 
 def save_statistics(calibration: Calibration, path: Path) -> None:
-    """Write what a calibration saw; it appears when it is complete."""
-    seen = calibration.statistics
-    tensors = {f"{name}.{part}": getattr(seen[name], part) for name in seen for part in ("second", "first")}
-    layers = {name: _entry(moments) for name, moments in seen.items()}
+    """Write the statistics of a calibration; the file appears when it is complete."""
+    statistics = calibration.statistics
+    tensors = {f"{name}.{part}": getattr(statistics[name], part) for name in statistics for part in ("second", "first")}
+    layers = {name: _entry(moments) for name, moments in statistics.items()}
     document = {"examples": calibration.examples, "count": calibration.count, "layers": layers}
     with atomic_file(path) as temporary:
         save_file(tensors, temporary, {_KEY: json.dumps(document)})
 
 
 def holds_statistics(path: Path) -> bool:
-    """Tell whether a file is what `save_statistics` wrote."""
+    """Return whether a file was written by `save_statistics`."""
     return path.suffix == ".safetensors" and path.is_file() and _document(path) is not None
 
 
 def load_statistics(path: Path, layers: Sequence[Layer]) -> Calibration:
-    """Read what a calibration saw of some layers. There is nothing to run, so that nothing can be made up for.
+    """Read the statistics of some layers. There is no network to run, so that no corrections can be made.
 
     Raises:
-        LrzipError: It saw layers of other sizes, or none of these.
+        LrzipError: The file has layers of other sizes, or none of these.
     """
     document = _document(path)
-    assert document is not None, "callers ask first"
+    assert document is not None, "callers check `holds_statistics`"
     found: dict[str, Moments] = {}
     with safe_open(path, "pt") as file:
         for layer in layers:
@@ -55,7 +55,7 @@ def load_statistics(path: Path, layers: Sequence[Layer]) -> Calibration:
                 )
             found[layer.name] = _moments(second, first, document["layers"][layer.name])
     if not found:
-        raise LrzipError(f"`{path}` knows none of these layers. Calibrate again, with `--save-statistics`.")
+        raise LrzipError(f"`{path}` has statistics of none of these layers. Calibrate again, with `--save-statistics`.")
     return Calibration(str(path), document["count"], layers, found)
 
 
@@ -65,8 +65,8 @@ def _entry(moments: Moments) -> dict[str, Any]:
 
 
 def _moments(second: Tensor, first: Tensor, entry: Mapping[str, Any]) -> Moments:
-    points = entry.get("measured")
-    measured = MeasuredChanges(**{name: tuple(values) for name, values in points.items()}) if points else None
+    changes = entry.get("measured")
+    measured = MeasuredChanges(**{name: tuple(values) for name, values in changes.items()}) if changes else None
     return Moments(second, first, entry["count"], entry["influence"], measured)
 
 
@@ -74,6 +74,6 @@ def _document(path: Path) -> Any:
     try:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(_KEY)
-    except Exception:  # a damaged file is named where it is read as examples
+    except Exception:  # a damaged file is reported where it is read as calibration data
         return None
     return None if text is None else json.loads(text)

@@ -17,19 +17,19 @@ from lrzip.networks.programs.trace import export_network
 
 
 class Subject(Protocol):
-    """What runs on the examples of a calibration."""
+    """A network or a program that a calibration runs."""
 
-    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], observer: Observe) -> None:
-        """Run on batches and show what layers are applied to."""
+    def observe(self, layers: Sequence[Layer], batches: Sequence[Arguments], observer: Observe) -> None:
+        """Run on batches and pass the inputs of layers to an observer."""
         ...
 
     @property
     def correctable(self) -> bool:
-        """Whether it has a program of torch, in which layers can be fitted one after the other."""
+        """Whether there is a program of torch.export, in which layers can be fitted in sequence."""
         ...
 
     def program(self, arguments: Arguments) -> ExportedProgram:
-        """Return that program, of a run on inputs like these."""
+        """Return that program, traced on arguments like these."""
         ...
 
     def weight_name(self, layer: Layer) -> str:
@@ -38,12 +38,12 @@ class Subject(Protocol):
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Of inputs of floating point, where that is known."""
+        """Dtype of floating-point inputs, if known."""
         ...
 
     @property
     def batch(self) -> int | None:
-        """The only size of a batch that it takes, if there is one."""
+        """The only batch size that the program takes, if there is one."""
         ...
 
 
@@ -54,12 +54,16 @@ class Network:
     model: nn.Module
     correctable = True
 
-    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], observer: Observe) -> None:
-        """Run on batches and show what layers are applied to."""
+    def observe(self, layers: Sequence[Layer], batches: Sequence[Arguments], observer: Observe) -> None:
+        """Run on batches and pass the inputs of layers to an observer."""
         observe_network(self.model, {layer.path: layer for layer in layers}, batches, observer)
 
     def program(self, arguments: Arguments) -> ExportedProgram:
-        """Return what torch.export makes of the network."""
+        """Return the network as exported by torch.export.
+
+        Raises:
+            LrzipError: torch.export cannot trace it.
+        """
         return export_network(self.model, *arguments)
 
     def weight_name(self, layer: Layer) -> str:
@@ -70,7 +74,7 @@ class Network:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """That of its parameters."""
+        """Dtype of the floating-point parameters."""
         return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), None)
 
 
@@ -82,17 +86,17 @@ class Stored:
 
     @property
     def correctable(self) -> bool:
-        """Whether it is one of torch."""
+        """Whether it is a program of torch.export."""
         return isinstance(self.file, Exported)
 
-    def watch(self, layers: Sequence[Layer], batches: Sequence[Arguments], observer: Observe) -> None:
-        """Run on batches and show what layers are applied to."""
+    def observe(self, layers: Sequence[Layer], batches: Sequence[Arguments], observer: Observe) -> None:
+        """Run on batches and pass the inputs of layers to an observer."""
         self.file.observe(layers, batches, observer)
 
     def program(self, arguments: Arguments) -> ExportedProgram:
         """Return the program."""
         del arguments
-        assert isinstance(self.file, Exported), "only what is correctable is asked"
+        assert isinstance(self.file, Exported), "callers check `correctable`"
         return self.file.exported()
 
     def weight_name(self, layer: Layer) -> str:
@@ -101,10 +105,10 @@ class Stored:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Not known: a program takes what it takes."""
+        """None: the file does not say."""
         return None
 
     @property
     def batch(self) -> int | None:
-        """That of the program, if it is fixed there."""
+        """The batch size of the program, if it is fixed."""
         return fixed_batch(self.file.exported()) if isinstance(self.file, Exported) else None

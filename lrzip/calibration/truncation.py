@@ -1,6 +1,7 @@
-"""MeasuredChanges sensitivity: what a network puts out when one layer at a time has a low rank."""
+"""Measured sensitivity: the change of a network's outputs when one layer at a time is replaced at a low rank."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,73 +17,125 @@ from lrzip.core.moments import Arguments, MeasuredChanges, Moments, Statistics
 from lrzip.core.spectrum import Spectrum
 from lrzip.decompositions import Decomposition
 from lrzip.linalg.blocks.gram import is_finite
-from lrzip.networks.programs.observe import arguments_of, call_of
+from lrzip.networks.programs.intercept import Intercepted
+from lrzip.networks.programs.observe import arguments_of, call_of, tensor_names
 from lrzip.networks.programs.rewrite import tensors_of
 
-# Shares of the energy of a layer's outputs that the ranks that are tried keep: what budgets choose is mostly there.
+# Shares of the energy of a layer's outputs that the measured ranks keep: budgets mostly choose ranks in this range.
 _ENERGIES = (0.5, 0.8, 0.95)
 
 
-def measure(
-    program: ExportedProgram,
-    layers: Mapping[str, Layer],
-    batches: Sequence[Arguments],
-    statistics: Statistics,
-    decomposition: Decomposition,
-    *,
-    centered: bool,
+@dataclass(frozen=True)
+class Truncation:
+    """How layers are truncated to be measured.
+
+    Attributes:
+        decomposition: A decomposition with one rank, since changes are interpolated over one rank
+            (`lrzip.ranks.objectives`). Requests for others are refused where they are made, in
+            `lrzip.pipeline.request`.
+        statistics: Moments of the inputs of the layers, for which factors are optimal.
+        centered: Whether a bias will correct the means that factors miss.
+    """
+
+    decomposition: Decomposition
+    statistics: Statistics
+    centered: bool
+
+    def moments(self, layer: Layer) -> Moments:
+        """Return the moments by which the factors of a layer are chosen."""
+        moments = self.statistics[layer.name]
+        return moments.centered if self.centered else moments
+
+    def ranks(self, layer: Layer, weight: Tensor) -> tuple[int, ...]:
+        """Return the ranks to measure, below full rank, ascending."""
+        spectrum: Spectrum
+        (spectrum,) = self.decomposition.spectra(layer, weight, self.moments(layer))
+        most = len(spectrum.values) - 1
+        return tuple(sorted({min(spectrum.rank_for_energy(energy), most) for energy in _ENERGIES} - {0}))
+
+    def weight(self, layer: Layer, weight: Tensor, rank: int) -> Tensor:
+        """Return the dense weight of the factors of some rank."""
+        found = self.decomposition.factorize(
+            layer,
+            weight,
+            (rank,),
+            dtype=torch.float32,
+            generator=Generator().manual_seed(0),
+            moments=self.moments(layer),
+        )
+        return compose(found.weights, layer.kind).to(weight)
+
+    def missed_mean(self, layer: Layer, missed: Tensor) -> Tensor | None:
+        """Return E[(W − W′)x], (outputs,), which a bias will correct; None if it will not.
+
+        Args:
+            layer: The layer.
+            missed: W − W′, in the shape of the weight.
+        """
+        if not self.centered or layer.kind == "embedding" or layer.kind.startswith("conv_transpose"):
+            return None
+        first = self.statistics[layer.name].first
+        means = torch.einsum("gmn,gn->gm", unfolded(layer, missed.double().cpu()), first)
+        return means.flatten().to(missed)
+
+
+def measure_output_changes(
+    program: ExportedProgram, layers: Mapping[str, Layer], batches: Sequence[Arguments], truncation: Truncation
 ) -> dict[str, MeasuredChanges]:
-    """Return what a few ranks of each layer alone do to the outputs of a program.
+    """Return the mean squared changes of the outputs of a program when one layer alone has some ranks.
 
     Args:
-        program: In evaluation mode.
-        layers: By the name of their weight.
-        batches: What to run it on, once for each rank of each layer.
-        statistics: Of the inputs of these layers, by which factors are chosen.
-        decomposition: Makes them.
-        centered: Whether a bias will make up for the means that factors miss.
+        program: The program, in evaluation mode.
+        layers: Layers, by the name of their weight in the program.
+        batches: Arguments of the runs, one run for each rank of each layer and batch.
+        truncation: How layers are truncated.
 
     Returns:
-        By layer name, for those that can be factorized.
+        Changes by layer name, for the layers that can be factorized.
     """
     weights = dict(tensors_of(program).values())
     found: dict[str, MeasuredChanges] = {}
     with torch.no_grad():
         expected = [_outputs(Interpreter(program.graph_module), program, batch) for batch in batches]
         for name, layer in layers.items():
-            if decomposition.refuse(layer) or not is_finite(weights[name]):
+            weight = weights[name]
+            if truncation.decomposition.refuse(layer) or not is_finite(weight):
                 continue
-            seen = statistics[layer.name]
-            about = seen.centered if centered else seen
-            ranks = _ranks(decomposition.spectra(layer, weights[name], about)[0])
+            ranks = truncation.ranks(layer, weight)
             changes: list[float] = []
             for rank in ranks:
-                new = _truncated(layer, weights[name], rank, about, decomposition)
-                trial = _Trial(program, name, layer, new, _missed(layer, weights[name] - new, seen, about))
-                changes.append(_difference([_outputs(trial, program, batch) for batch in batches], expected))
+                new = truncation.weight(layer, weight, rank)
+                variant = _with_weight(program, {name: layer}, new, truncation.missed_mean(layer, weight - new))
+                changes.append(_difference([_outputs(variant, program, batch) for batch in batches], expected))
             found[layer.name] = MeasuredChanges(ranks, tuple(changes))
     return found
 
 
-def _ranks(spectrum: Spectrum) -> tuple[int, ...]:
-    """Return the ranks to try, below full rank."""
-    most = len(spectrum.values) - 1
-    return tuple(sorted({min(spectrum.rank_for_energy(energy), most) for energy in _ENERGIES} - {0}))
+def _with_weight(
+    program: ExportedProgram, layers: Mapping[str, Layer], weight: Tensor, added: Tensor | None
+) -> Interpreter:
+    """Return an interpreter of a program with another weight of one layer.
 
+    Args:
+        program: The program.
+        layers: The one layer, by the name of its weight.
+        weight: The new weight.
+        added: Values to add to the outputs of the layer, (outputs,).
+    """
+    names = tensor_names(program)
+    ((name, layer),) = layers.items()
 
-def _truncated(layer: Layer, weight: Tensor, rank: int, about: Moments, decomposition: Decomposition) -> Tensor:
-    found = decomposition.factorize(
-        layer, weight, (rank,), dtype=torch.float32, generator=Generator().manual_seed(0), moments=about
-    )
-    return compose(found.weights, layer.kind).to(weight)
+    def intercept(node: Node, compute: Callable[[], Any], values: Mapping[Node, Any]) -> Any:
+        del values
+        result = compute()
+        if names.get(node) == name:
+            return weight
+        if added is None or not call_of(node, layers, names):
+            return result
+        spatial = result.dim() - 2 if layer.kind.startswith("conv") else 0
+        return result + added.reshape(-1, *(1,) * spatial)
 
-
-def _missed(layer: Layer, missed: Tensor, seen: Moments, about: Moments) -> Tensor | None:
-    """Return the mean of what a layer misses, (outputs,), for what a bias will make up for."""
-    if about is seen or layer.kind == "embedding" or layer.kind.startswith("conv_transpose"):
-        return None
-    means = torch.einsum("gmn,gn->gm", unfolded(layer, missed.double().cpu()), seen.first)
-    return means.flatten().to(missed)
+    return Intercepted(program.graph_module, intercept)
 
 
 def _outputs(interpreter: Interpreter, program: ExportedProgram, batch: Arguments) -> list[Tensor]:
@@ -92,26 +145,7 @@ def _outputs(interpreter: Interpreter, program: ExportedProgram, batch: Argument
 
 def _difference(found: Sequence[list[Tensor]], expected: Sequence[list[Tensor]]) -> float:
     """Return the mean squared difference over all elements."""
-    pairs = [pair for ours, theirs in zip(found, expected, strict=True) for pair in zip(ours, theirs, strict=True)]
-    # What is masked is −∞ in both.
-    squares = [float((ours - theirs).nan_to_num(nan=0).double().square().sum()) for ours, theirs in pairs]
-    return sum(squares) / max(sum(theirs.numel() for _, theirs in pairs), 1)
-
-
-class _Trial(Interpreter):
-    """Runs a program with another weight of one layer, and something added to its outputs."""
-
-    def __init__(self, program: ExportedProgram, name: str, layer: Layer, weight: Tensor, added: Tensor | None) -> None:
-        super().__init__(program.graph_module)
-        self._names = {node: name for node, (name, _) in tensors_of(program).items()}
-        self._name, self._layer, self._weight, self._added = name, layer, weight, added
-
-    def run_node(self, n: Node) -> Any:
-        """Run one node."""
-        result = super().run_node(n)
-        if self._names.get(n) == self._name:
-            return self._weight
-        if self._added is None or not call_of(n, {self._name: self._layer}, self._names):
-            return result
-        spatial = result.dim() - 2 if self._layer.kind.startswith("conv") else 0
-        return result + self._added.reshape(-1, *(1,) * spatial)
+    pairs = [pair for batches in zip(found, expected, strict=True) for pair in zip(*batches, strict=True)]
+    # Masked elements are −∞ in both.
+    squares = [float((output - goal).nan_to_num(nan=0).double().square().sum()) for output, goal in pairs]
+    return sum(squares) / max(sum(goal.numel() for _, goal in pairs), 1)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from lrzip.calibration.calibrator import Calibration
 from lrzip.calibration.calibrator import calibrate as run_calibration
+from lrzip.calibration.result import Calibration
 from lrzip.calibration.settings import CalibrationSettings
 from lrzip.calibration.stored import holds_statistics, load_statistics, save_statistics
 from lrzip.calibration.subjects import Network, Stored, Subject

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import lrzip
-from lrzip.calibration.calibrator import Calibration, calibrate, moments_of
+from lrzip.calibration.calibrator import calibrate
 from lrzip.calibration.corrections import Corrections
+from lrzip.calibration.result import Calibration
 from lrzip.calibration.settings import CalibrationSettings
+from lrzip.calibration.statistics import moments_of
 from lrzip.calibration.subjects import Network
 from lrzip.core.errors import LrzipError, UsageError
 from lrzip.core.layers import Layer
@@ -69,7 +71,7 @@ def test_hooks_and_the_graph_see_the_same() -> None:
     program = export_network(model, *batch)
 
     class Graph(Network):
-        def watch(self, layers, batches, observer) -> None:  # type: ignore[no-untyped-def]
+        def observe(self, layers, batches, observer) -> None:  # type: ignore[no-untyped-def]
             observe_program(program, {self.weight_name(layer): layer for layer in layers}, batches, observer)
 
     by_graph = moments_of(Graph(model), layers, [batch], 1 << 20)
@@ -352,9 +354,9 @@ def test_what_another_network_saw_is_refused(tmp_path: Path) -> None:
 
 
 BAD = {
-    "shape": (torch.rand(40, 3, 5), "does not take the inputs of `the examples`, float32 (3, 5)"),
-    "NaN": (torch.full((40, 3, 16, 16), float("nan")), "gets NaN or Inf on `the examples`"),
-    "indices": (torch.ones(40, 7, dtype=torch.int64), "does not take the inputs of `the examples`, int64 (7,)"),
+    "shape": (torch.rand(40, 3, 5), "does not take the inputs of `the calibration data`, float32 (3, 5)"),
+    "NaN": (torch.full((40, 3, 16, 16), float("nan")), "gets NaN or Inf on `the calibration data`"),
+    "indices": (torch.ones(40, 7, dtype=torch.int64), "does not take the inputs of `the calibration data`, int64 (7,)"),
 }
 
 

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 import lrzip
-from lrzip.calibration.calibrator import calibrate, moments_of
+from lrzip.calibration.calibrator import calibrate
 from lrzip.calibration.corrections import Corrections
 from lrzip.calibration.settings import CalibrationSettings
+from lrzip.calibration.statistics import moments_of
 from lrzip.calibration.stored import load_statistics, save_statistics
 from lrzip.calibration.subjects import Network
-from lrzip.calibration.truncation import measure
+from lrzip.calibration.truncation import Truncation, measure_output_changes
 from lrzip.core.errors import UsageError
 from lrzip.core.layers import Layer
 from lrzip.core.moments import Arguments, MeasuredChanges
@@ -74,7 +75,8 @@ def test_every_kind_of_layer_can_be_measured() -> None:
     statistics = moments_of(network, layers, [batch], 1 << 20)
     named = {network.weight_name(layer): layer for layer in layers if layer.name in statistics}
     decomposition = decomposition_of("svd", Solver())
-    found = measure(export_network(model, *batch), named, [batch], statistics, decomposition, centered=True)
+    truncation = Truncation(decomposition, statistics, centered=True)
+    found = measure_output_changes(export_network(model, *batch), named, [batch], truncation)
     assert found.keys() == statistics.keys()
     # All but the attention have exact rank 2 and lose nothing at that, to the precision of float32 outputs.
     scale = float(model(*batch[0]).detach().square().mean())

@@ -1,7 +1,7 @@
 """Programs of torch.export, run: what they put out, how much they multiply, and how long they take."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import count, takewhile
 from statistics import median
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,6 +19,7 @@ from lrzip.core.costs import Latency, Positions, Timing
 from lrzip.core.layers import Layer
 from lrzip.core.report import Difference
 from lrzip.networks.inputs import InputShape, example_inputs
+from lrzip.networks.programs.intercept import Intercepted
 from lrzip.networks.programs.silence import silenced
 from lrzip.networks.timing import time_alternately
 
@@ -58,9 +59,9 @@ def measure(
     if arguments is None:
         return None
     module = program.module()
-    counter = _Positions(module, {layer.weight.name: layer for layer in layers})
+    counter = _PositionCounter({layer.weight.name: layer for layer in layers})
     with silenced(), torch.no_grad(), FlopCounterMode(display=False) as flops:
-        counter.run(*arguments)
+        Intercepted(module, counter).run(*arguments)
     return counter.found, flops.get_total_flops() // 2
 
 
@@ -101,54 +102,58 @@ def _arguments(program: ExportedProgram, inputs: Sequence[InputShape]) -> tuple[
     return tuple(stored) if stored and not options else None
 
 
-class _Positions(Interpreter):
-    """Runs a program and counts how often each element of each layer's weight is multiplied."""
+class _PositionCounter:
+    """Counts how often each element of each layer's weight is multiplied in a run."""
 
-    def __init__(self, module: GraphModule, layers: Mapping[str, Layer]) -> None:
-        super().__init__(module)
+    def __init__(self, layers: Mapping[str, Layer]) -> None:
         self._layers = layers
         self.found: dict[str, Positions] = {}
 
-    def run_node(self, n: Node) -> Any:
-        """Run one node."""
-        result = super().run_node(n)
-        for weight in n.all_input_nodes if n.op == "call_function" else ():
+    def __call__(self, node: Node, compute: Callable[[], Any], values: Mapping[Node, Any]) -> Any:
+        result = compute()
+        for weight in node.all_input_nodes if node.op == "call_function" else ():
             layer = self._layers.get(str(weight.target)) if weight.op == "get_attr" else None
             if layer:
-                others = [self.env[x] for x in n.all_input_nodes if x is not weight]
+                others = [values[x] for x in node.all_input_nodes if x is not weight]
                 given = next((x for x in others if isinstance(x, Tensor) and x.dim() > 1), others[0])
                 before = self.found.get(layer.name, Positions(0, 0))
                 self.found[layer.name] = before.plus(_positions(layer, given, result))
         return result
 
 
-class _Clock(Interpreter):
-    """Runs a program and takes the time of the nodes that each layer's weights go into."""
+class _Clock:
+    """Measures the time of the nodes that use each layer's weights.
+
+    Args:
+        module: Graph to run.
+        layers: Names of layers, by the names of their weights.
+    """
 
     def __init__(self, module: GraphModule, layers: Mapping[str, str]) -> None:
-        super().__init__(module)
+        self._interpreter = Intercepted(module, self._measure)
         self._layers = layers
         self._runs: dict[str, list[float]] = {}
 
-    def run(self, *args: Any, **options: Any) -> Any:
-        """Run the program once."""
+    def run(self, *arguments: Any) -> None:
+        """Run the graph once."""
         for seconds in self._runs.values():
             seconds.append(0.0)
-        return super().run(*args, **options)
-
-    def run_node(self, n: Node) -> Any:
-        """Run one node."""
-        start = perf_counter()
-        result = super().run_node(n)
-        elapsed = perf_counter() - start
-        weights = [str(node.target) for node in n.all_input_nodes if node.op == "get_attr"]
-        for name in {self._layers[weight] for weight in weights if weight in self._layers and n.op == "call_function"}:
-            self._runs.setdefault(name, [0.0])[-1] += elapsed
-        return result
+        self._interpreter.run(*arguments)
 
     def medians(self) -> dict[str, float]:
-        """Return the median seconds of each layer, of all runs but the first."""
+        """Return the median seconds of each layer over all runs but the first."""
         return {name: median(seconds[1:]) for name, seconds in self._runs.items()}
+
+    def _measure(self, node: Node, compute: Callable[[], Any], values: Mapping[Node, Any]) -> Any:
+        del values
+        start = perf_counter()
+        result = compute()
+        elapsed = perf_counter() - start
+        weights = [str(used.target) for used in node.all_input_nodes if used.op == "get_attr"]
+        known = node.op == "call_function"
+        for name in {self._layers[weight] for weight in weights if weight in self._layers and known}:
+            self._runs.setdefault(name, [0.0])[-1] += elapsed
+        return result
 
 
 def _positions(layer: Layer, given: Tensor, result: Tensor) -> Positions:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import lrzip
-from lrzip.calibration.calibrator import moments_of
 from lrzip.calibration.corrections import Corrections
 from lrzip.calibration.settings import CalibrationSettings
+from lrzip.calibration.statistics import moments_of
 from lrzip.calibration.subjects import Stored
 from lrzip.core.errors import LrzipError
 from lrzip.core.layers import Layer
@@ -127,5 +127,5 @@ def test_measurements_are_refused(tmp_path: Path) -> None:
 
 def test_other_inputs_are_named(tmp_path: Path) -> None:
     path = graphs.save(chain("batch"), tmp_path / "model.onnx")
-    with pytest.raises(LrzipError, match=r"does not take the inputs of `the examples`, float32 \(7,\)"):
+    with pytest.raises(LrzipError, match=r"does not take the inputs of `the calibration data`, float32 \(7,\)"):
         lrzip.compress(path, rank=4, calibrate=torch.randn(40, 7))

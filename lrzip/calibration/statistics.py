@@ -1,0 +1,61 @@
+"""Moments of the inputs of layers, observed in as many passes over the calibration data as memory requires."""
+
+from collections.abc import Iterator, Sequence
+
+from lrzip.calibration.subjects import Subject
+from lrzip.core.activations import Inputs
+from lrzip.core.layers import Layer
+from lrzip.core.moments import Arguments, Moments, Sums
+
+_ITEMSIZE = 8
+
+
+def observe_in_passes(
+    subject: Subject, layers: Sequence[Layer], batches: Sequence[Arguments], *, positions: int, memory: int
+) -> dict[str, Moments]:
+    """Return the moments of the inputs of layers by name, for the layers that are reached.
+
+    Args:
+        subject: The network or program to run.
+        layers: Layers to observe.
+        batches: Arguments of the runs.
+        positions: Approximate number of spatial positions per layer to use.
+        memory: Bytes that second moments may take at a time.
+    """
+    found: dict[str, Moments] = {}
+    for part in _parts(layers, memory):
+        found |= moments_of(subject, part, batches, positions)
+    return found
+
+
+def moments_of(
+    subject: Subject, layers: Sequence[Layer], batches: Sequence[Arguments], positions: int
+) -> dict[str, Moments]:
+    """Return the moments of the inputs of layers by name, for the layers that are reached, in one pass."""
+    sums: dict[str, Sums] = {}
+    most = max(positions // len(batches), 1)
+    by_name = {layer.name: layer for layer in layers}
+
+    def observer(name: str, inputs: Inputs) -> None:
+        layer = by_name[name]
+        if name not in sums:
+            sums[name] = Sums(layer.input_size, layer.groups, diagonal=layer.kind == "embedding")
+        sums[name].add(inputs, most=most)
+
+    subject.observe(layers, batches, observer)
+    return {name: found.moments() for name, found in sums.items()}
+
+
+def _parts(layers: Sequence[Layer], memory: int) -> Iterator[list[Layer]]:
+    """Yield the layers in parts whose second moments fit into memory together; a part has at least one layer."""
+    part: list[Layer] = []
+    taken = 0
+    for layer in layers:
+        nbytes = _ITEMSIZE * layer.groups * layer.input_size ** (1 if layer.kind == "embedding" else 2)
+        if part and taken + nbytes > memory:
+            yield part
+            part, taken = [], 0
+        part.append(layer)
+        taken += nbytes
+    if part:
+        yield part
