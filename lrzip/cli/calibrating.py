@@ -39,7 +39,7 @@ def calibration_of(
         return None
     from lrzip.calibration.corrections import Corrections
     from lrzip.calibration.settings import CalibrationSettings
-    from lrzip.ranks.budget import parse_size
+    from lrzip.ranks.amounts import parse_size
     from lrzip.training.data.augmentation import Preparation
 
     settings = CalibrationSettings(

@@ -1,16 +1,16 @@
 """Rank rules: one rule a file, all behind one protocol."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import fields
 from math import isfinite
 from typing import Protocol
 
 from lrzip.core.errors import UsageError
-from lrzip.core.layers import Layer
-from lrzip.core.plan import BudgetUse
 from lrzip.core.registry import Registry
 from lrzip.ranks.candidate import Candidate as Candidate
-from lrzip.ranks.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, Objective
+from lrzip.ranks.context import Choice as Choice
+from lrzip.ranks.context import Context as Context
+from lrzip.ranks.context import Meter as Meter
 
 RULES = Registry(
     "rank rule",
@@ -22,51 +22,6 @@ RULES = Registry(
         "budget": "lrzip.ranks.budget:Budget",
     },
 )
-
-
-@dataclass(frozen=True)
-class Meter:
-    """Count the resource that a budget limits.
-
-    Attributes:
-        whole: Amount that the unchanged checkpoint uses.
-        cost: Amount that a layer uses: dense for None, or factorized with given ranks.
-        affine: Whether `cost` is affine in each rank. Counts of parameters, bytes and multiply-accumulates are.
-    """
-
-    whole: int
-    cost: Callable[[Layer, tuple[int, ...] | None], int]
-    affine: bool = True
-
-
-@dataclass(frozen=True)
-class Context:
-    """Everything that a rule may use besides its candidates.
-
-    Attributes:
-        meter: Counts the unit of the rule; None for rules without a unit.
-        saved: Amount that the decisions of other rules already save, in the unit of the meter.
-        round_to: Multiple that ranks should have where such ranks still save; None for that of each layer.
-        objective: Predicts the loss of each rank.
-    """
-
-    meter: Meter | None = None
-    saved: int = 0
-    round_to: int | None = None
-    objective: Objective = OBJECTIVES[DEFAULT_OBJECTIVE]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The ranks that a rule chose.
-
-    Attributes:
-        ranks: Ranks by layer name; layers without an entry stay dense.
-        budget: Use of the budget, from rules that have one.
-    """
-
-    ranks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    budget: BudgetUse | None = None
 
 
 class RankRule(Protocol):
@@ -108,7 +63,7 @@ def parse_rule(text: str) -> RankRule:
     rule: RankRule
     if hasattr(RULES[name], "parse"):
         rule = RULES[name].parse(value)
-    elif fields(RULES[name]):  # then a number is its only one
+    elif fields(RULES[name]):  # a rule without `parse` has one number at most
         rule = RULES[name](_number(name, value))
     elif colon:
         raise UsageError(f"`{name}` takes no number, got `{value}`. Write `{name}` alone.")
@@ -125,6 +80,13 @@ def _number(name: str, value: str) -> float:
 
 
 def check(name: str, value: float, *, ok: bool, range_: str) -> None:
-    """Raise a UsageError unless a rule's number is in its range."""
+    """Raise a UsageError unless the number of a rule is finite and in its range.
+
+    Args:
+        name: Name of the rule.
+        value: The number.
+        ok: Whether it is in the range.
+        range_: Description of the range.
+    """
     if not (isfinite(value) and ok):
         raise UsageError(f"`{name}` must be {range_}, got {value:g}.")

@@ -10,12 +10,12 @@ from lrzip.core.spectrum import Spectrum
 
 @dataclass(frozen=True)
 class Candidate:
-    """A layer as a rule sees it.
+    """A layer and its properties that determine the choice of ranks.
 
     Attributes:
         layer: The layer.
-        max_ranks: The largest rank of each of the decomposition's unfoldings.
-        parameters: Elements of the weights of the chain with given ranks, by the decomposition's blueprint.
+        max_ranks: Largest rank of each unfolding of the decomposition.
+        parameters: Function of the ranks that returns the number of elements of the factors.
         spectra: One spectrum per unfolding; empty if the layer's rule reads none.
         fisher: Fisher sensitivity of the layer's outputs; None without a calibration of a network.
         measured: Measured changes of the network's outputs by rank; None if not measured.
@@ -29,20 +29,20 @@ class Candidate:
     measured: MeasuredChanges | None = None
 
     def saves(self, ranks: tuple[int, ...]) -> bool:
-        """Tell whether the chain is smaller than the layer."""
+        """Return whether the factors have fewer elements than the dense weight."""
         return self.parameters(ranks) < self.layer.weight.numel
 
     @property
     def break_even_rank(self) -> int:
-        """The largest rank that still saves parameters, with all ranks equal; 0 where none does."""
+        """The largest rank, equal along all unfoldings, that still saves parameters; 0 if there is none."""
         return self.largest_rank(self.layer.weight.numel - 1)
 
     def equal(self, rank: int) -> tuple[int, ...]:
-        """Return the same rank in all places, or the largest where that is less."""
-        return tuple(min(rank, most) for most in self.max_ranks)
+        """Return the same rank for all unfoldings, limited to the largest rank of each."""
+        return tuple(min(rank, largest) for largest in self.max_ranks)
 
     def largest_rank(self, parameters: int) -> int:
-        """Return the largest rank, the same in all places, with at most so many parameters; 0 where none has."""
+        """Return the largest rank, equal along all unfoldings, with at most `parameters` elements; 0 if none."""
         low, high = 0, max(self.max_ranks)
         while low < high:
             middle = (low + high + 1) // 2

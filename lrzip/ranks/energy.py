@@ -1,4 +1,4 @@
-"""Keep a share of the energy of each layer."""
+"""The rank rule `energy`: keep a share of the energy of each layer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,11 @@ from lrzip.ranks import Candidate, Choice, Context, check
 
 @dataclass(frozen=True)
 class Energy:
-    """The smallest ranks that keep a share of Σσ² in every unfolding."""
+    """The smallest ranks that keep a share of Σσ² in every unfolding.
+
+    Attributes:
+        share: The share, above 0 and at most 1.
+    """
 
     share: float
     needs_spectra = True
@@ -21,11 +25,11 @@ class Energy:
         return f"energy {self.share:g}"
 
     def settled(self, candidate: Candidate) -> bool:
-        """Tell whether no rank would change if singular values were known exactly."""
+        """Return whether exact singular values could not change any rank."""
         return all(spectrum.settles(self.share) for spectrum in candidate.spectra)
 
     def choose(self, candidates: Sequence[Candidate], context: Context) -> Choice:
-        """Return the ranks by layer name."""
+        """Return the smallest ranks that keep the share."""
         del context
         ranks = {
             candidate.layer.name: tuple(spectrum.rank_for_energy(self.share) for spectrum in candidate.spectra)

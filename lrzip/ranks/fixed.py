@@ -1,4 +1,4 @@
-"""One rank for all layers."""
+"""The rank rule `rank`: one rank for all layers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,11 @@ from lrzip.ranks import Candidate, Choice, Context, check
 
 @dataclass(frozen=True)
 class FixedRank:
-    """The same rank everywhere, or the full rank of a layer that has less."""
+    """The same rank for all layers and unfoldings, limited to their largest ranks.
+
+    Attributes:
+        rank: The rank, a whole number above 0.
+    """
 
     rank: float
     needs_spectra = False
@@ -21,11 +25,11 @@ class FixedRank:
         return f"rank {self.rank:g}"
 
     def settled(self, candidate: Candidate) -> bool:
-        """Return True: no singular value is looked at."""
+        """Return True: the rule does not read singular values."""
         del candidate
         return True
 
     def choose(self, candidates: Sequence[Candidate], context: Context) -> Choice:
-        """Return the ranks by layer name."""
+        """Return the rank for each layer."""
         del context
         return Choice({candidate.layer.name: candidate.equal(int(self.rank)) for candidate in candidates})

@@ -1,4 +1,4 @@
-"""What a rank loses, as singular values predict it, and how the losses of layers add up."""
+"""Objectives: predictions of the loss of each rank by singular values, and how the losses of layers combine."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ Losses = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Objective:
-    """A prediction of what is lost.
+    """A prediction of the loss of accuracy by low rank.
 
     Attributes:
-        name: What options call it.
-        losses: Losses (k,) of the ranks from 1 to k of one unfolding of a candidate, by its spectrum of k singular
-            values; non-increasing, and 0 at rank k.
-        by_maximum: Whether the worst layer counts, rather than all of them together.
-        measured: Whether it takes a measurement of each layer.
+        name: Name in options.
+        losses: Function of the spectrum of one unfolding, with k singular values, and of its candidate that returns
+            the losses of ranks 1 to k, shape (k,), float64; non-increasing, and 0 at rank k.
+        by_maximum: Whether losses combine by their maximum instead of their sum.
+        measured: Whether it needs measured changes of the network's outputs.
     """
 
     name: str
@@ -43,61 +43,64 @@ class Objective:
         return self.total(float(self.losses(spectrum, candidate)[rank - 1]) for spectrum, rank in pairs)
 
     def joint(self, candidate: Candidate) -> Losses:
-        """Return the losses of all combinations of ranks of a layer's unfoldings, an axis each.
+        """Return the losses of all combinations of ranks of a candidate, with one axis per unfolding.
 
-        They add up as those of layers do. Of the energy of Tucker's unfoldings, that bounds what is lost from above.
+        The losses of unfoldings combine as those of layers. For the energy of Tucker's unfoldings, the sum is an upper
+        bound on the error of the truncated HOSVD (De Lathauwer et al. 2000, property 10).
         """
         combine = np.maximum if self.by_maximum else np.add
         return reduce(combine.outer, [self.losses(spectrum, candidate) for spectrum in candidate.spectra])
 
     def total(self, losses: Iterable[float]) -> float:
-        """Return the loss of several layers together."""
+        """Return the combined loss of several layers or unfoldings."""
         return max(losses, default=0.0) if self.by_maximum else fsum(losses)
 
     def allocate(self, items: list[Options], budget: int) -> Allocation:
-        """Return the choice with the least loss within a budget."""
+        """Return the choice of options with the least combined loss within a budget."""
         return (minimize_maximum if self.by_maximum else minimize_sum)(items, budget)
 
 
 def _energy(spectrum: Spectrum) -> Losses:
-    """Return ‖W − W_r‖²: the sum of the squares that a rank leaves out."""
+    """Return ‖W − W_r‖_F² = Σ_{i>r} σᵢ²."""
     squares: Losses = spectrum.values.square().numpy()
     return np.append(np.cumsum(squares[::-1])[::-1][1:], 0.0)
 
 
 def _relative_energy(spectrum: Spectrum) -> Losses:
-    """Return ‖W − W_r‖² / ‖W‖²; nothing is lost of a zero matrix."""
+    """Return ‖W − W_r‖_F² / ‖W‖_F²; 0 for a zero matrix."""
     return _energy(spectrum) / (spectrum.total or 1.0)
 
 
 def _log_energy(spectrum: Spectrum) -> Losses:
-    """Return −log of the share of the energy that is kept: the sum over layers is that of the product of shares."""
+    """Return −log(‖W_r‖_F² / ‖W‖_F²): its sum over layers is −log of the product of the shares of energy kept."""
     return -np.log1p(-_relative_energy(spectrum))
 
 
 def _scaled_log_energy(spectrum: Spectrum) -> Losses:
-    """Return ‖W‖ · log-energy: large weights count more, as for energy, but none is given up altogether."""
+    """Return ‖W‖_F times log-energy: large weights count more, as for energy, but removing a layer costs infinity."""
     return spectrum.frobenius_norm * _log_energy(spectrum)
 
 
 def _fisher(spectrum: Spectrum, candidate: Candidate) -> Losses:
-    """Return √(influence · ‖WX‖²) · log-energy of outputs: what the network's outputs would lose with all of a layer's.
+    """Return √(F · E‖Wx‖²) times log-energy of the layer's outputs, with the Fisher sensitivity F of the outputs.
 
-    The root makes up for what layers in a row have in common: less is lost than each of them alone predicts.
+    F · E‖Wx‖² estimates the loss of removing all outputs of the layer. The square root compensates that successive
+    layers share information, so that less is lost than the layers' separate estimates predict.
     """
     if candidate.fisher is None:
-        raise UsageError("`--objective fisher` takes a calibration of a network: `--model` and `--calibrate`.")
+        raise UsageError("`--objective fisher` needs a calibration of a network: give `--model` and `--calibrate`.")
     return float(np.sqrt(candidate.fisher)) * _scaled_log_energy(spectrum)
 
 
 def _sensitivity(spectrum: Spectrum, candidate: Candidate) -> Losses:
-    """Return E‖Δz‖² of the network's outputs z, measured at some ranks, and between them by the energy that is lost.
+    """Return E‖Δz‖² of the network's outputs z, measured at some ranks and interpolated at the others.
 
-    Logarithms are interpolated; beyond what was measured, outputs change in proportion to the energy.
+    Logarithms are interpolated linearly in the logarithm of the relative energy. Outside the measured ranks, the change
+    is proportional to the energy.
     """
     if candidate.measured is None:
         raise UsageError(
-            "`--objective sensitivity` measures a network: give `--model`, and to `--calibrate` examples for it."
+            "`--objective sensitivity` measures a network: give `--model`, and its inputs with `--calibrate`."
         )
     lost = _relative_energy(spectrum)
     known = lost[np.array(candidate.measured.ranks, dtype=np.int64) - 1][::-1]
@@ -136,14 +139,14 @@ OBJECTIVES: Mapping[str, Objective] = {
 }
 DEFAULT_OBJECTIVE = "scaled-log-energy"
 CALIBRATED_OBJECTIVE = "fisher"
-"""The default where there is a calibration of a network."""
+"""The default with a calibration of a network."""
 
 
 def objective_of(name: str) -> Objective:
-    """Return the objective of a name.
+    """Return the objective with a name.
 
     Raises:
-        UnknownName: There is none.
+        UnknownName: There is no such objective.
     """
     if name not in OBJECTIVES:
         raise UnknownName(f"Unknown objective `{name}`. Choose one of: {', '.join(OBJECTIVES)}.")

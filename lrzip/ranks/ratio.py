@@ -1,4 +1,4 @@
-"""Divide the parameters of each layer."""
+"""The rank rule `ratio`: divide the parameters of each layer by a number."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,11 @@ from lrzip.ranks import Candidate, Choice, Context, check
 
 @dataclass(frozen=True)
 class Ratio:
-    """The largest rank with at most 1 / ratio of the layer's parameters."""
+    """The largest rank with at most 1 / ratio of the layer's parameters, equal along all unfoldings.
+
+    Attributes:
+        ratio: The divisor, above 1.
+    """
 
     ratio: float
     needs_spectra = False
@@ -21,15 +25,12 @@ class Ratio:
         return f"ratio {self.ratio:g}"
 
     def settled(self, candidate: Candidate) -> bool:
-        """Return True: no singular value is looked at."""
+        """Return True: the rule does not read singular values."""
         del candidate
         return True
 
     def choose(self, candidates: Sequence[Candidate], context: Context) -> Choice:
-        """Return the ranks by layer name, without the layers of which rank 1 is already too large."""
+        """Return the largest ranks; layers whose factors of rank 1 are too large have none."""
         del context
-        ranks = {
-            candidate.layer.name: (candidate.largest_rank(int(candidate.layer.weight.numel / self.ratio)), candidate)
-            for candidate in candidates
-        }
-        return Choice({name: candidate.equal(rank) for name, (rank, candidate) in ranks.items() if rank})
+        found = [(item, item.largest_rank(int(item.layer.weight.numel / self.ratio))) for item in candidates]
+        return Choice({item.layer.name: item.equal(rank) for item, rank in found if rank})

@@ -1,4 +1,4 @@
-"""Keep what stands out from noise."""
+"""The rank rule `vbmf`: keep the singular values above noise."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,10 @@ from lrzip.ranks import Candidate, Choice, Context
 
 @dataclass(frozen=True)
 class VBMF:
-    """The number of singular values above white noise in every unfolding, by variational Bayes; at least 1."""
+    """The number of singular values above white noise in every unfolding; at least 1.
+
+    It is estimated by empirical variational Bayes matrix factorization (Nakajima et al. 2013).
+    """
 
     needs_spectra = True
     unit = None
@@ -18,14 +21,14 @@ class VBMF:
         return "vbmf"
 
     def settled(self, candidate: Candidate) -> bool:
-        """Tell whether singular values are exact: rounding in a float32 Gram matrix looks like signal or like no noise.
+        """Return whether singular values are exact.
 
-        By its squares, an exact rank of 7 in (300, 100) is 53.
+        Rounding in a float32 Gram matrix is mistaken for signal: a (300, 100) matrix of rank 7 is estimated as 53.
         """
         return not any(spectrum.slack for spectrum in candidate.spectra)
 
     def choose(self, candidates: Sequence[Candidate], context: Context) -> Choice:
-        """Return the ranks by layer name."""
+        """Return the estimated ranks."""
         del context
         ranks = {
             candidate.layer.name: tuple(

@@ -1,7 +1,5 @@
-"""What every rank rule must keep."""
+"""The contract of rank rules, over all of the registry."""
 
-from collections.abc import Sequence
-from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -13,17 +11,13 @@ from hypothesis import strategies as st
 from lrzip.core.errors import LrzipError, UsageError
 from lrzip.core.layers import Layer, TensorSpec
 from lrzip.core.spectrum import Spectrum
-from lrzip.decompositions import DEFAULT_DECOMPOSITION, Decompositions
 from lrzip.decompositions.tucker import Tucker
 from lrzip.linalg.svd import Solver
-from lrzip.linalg.vbmf import noise_rank
-from lrzip.pipeline.meters import meter_of
 from lrzip.pipeline.survey import candidate_of
-from lrzip.ranks import RULES, Candidate, Choice, Context, Meter, RankRule, parse_rule
-from tests.support.matrices import noisy, slow, zero
+from lrzip.ranks import RULES, Context, Meter, parse_rule
+from tests.support.candidates import EPS, candidate, choose
 
-EPS = torch.finfo(torch.float32).eps
-# Each rule with targets from the strictest to the loosest; one that has no number has one target.
+# Targets of each rule from the strictest to the loosest; a rule without a number has one target.
 TARGETS: dict[str, list[str]] = {
     "energy": ["energy:0.1", "energy:0.5", "energy:0.9", "energy:0.99", "energy:1"],
     "ratio": ["ratio:50", "ratio:4", "ratio:2", "ratio:1.5", "ratio:1.01"],
@@ -33,23 +27,8 @@ TARGETS: dict[str, list[str]] = {
 }
 
 
-DECOMPOSITIONS = Decompositions(DEFAULT_DECOMPOSITION, Solver())
-
-
-def candidate(m: int, n: int, name: str = "x") -> Candidate:
-    layer = Layer(name, name, "linear", TensorSpec(f"{name}.weight", (m, n), "float32", 4 * m * n), None)
-    return candidate_of(layer, DECOMPOSITIONS.of(layer), (Spectrum(slow(min(m, n)), (m, n), EPS),))
-
-
-def choose(rule: RankRule, candidates: Sequence[Candidate], round_to: int | None = None) -> Choice:
-    """Return what a rule chooses for a checkpoint of these layers alone, as `decide` asks it."""
-    tensors = [candidate.layer.weight for candidate in candidates]
-    meter = meter_of(rule.unit, tensors, DECOMPOSITIONS) if rule.unit else None
-    return rule.choose(candidates, Context(meter, round_to=round_to))
-
-
 def chosen(target: str, shape: tuple[int, int]) -> int:
-    """Return the rank: 0 if the target has none so small, the full rank if a budget keeps the layer dense."""
+    """Return the rank: 0 if no rank is small enough, the full rank if a budget keeps the layer dense."""
     rule = parse_rule(target)
     try:
         ranks = choose(rule, [candidate(*shape)]).ranks
@@ -60,7 +39,7 @@ def chosen(target: str, shape: tuple[int, int]) -> int:
     return rank
 
 
-def test_every_rule_has_targets_to_be_tested_with() -> None:
+def test_every_rule_has_targets() -> None:
     assert TARGETS.keys() == set(RULES)
 
 
@@ -73,7 +52,7 @@ def test_ranks_are_within_bounds_and_grow_with_the_target(name: str, shape: tupl
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_the_choice_for_a_layer_does_not_depend_on_order(name: str) -> None:
+def test_the_choice_for_a_layer_does_not_depend_on_the_order_of_layers(name: str) -> None:
     rule = parse_rule(TARGETS[name][-1])
     layers = [candidate(30, 20, "a"), candidate(8, 50, "b"), candidate(40, 40, "c")]
     assert choose(rule, layers) == choose(rule, layers[::-1])
@@ -96,40 +75,6 @@ def test_a_rounded_budget_still_offers_the_largest_rank() -> None:
     meter = Meter(layer.weight.numel, lambda _, ranks: found.parameters(ranks) if ranks else layer.weight.numel)
     ranks = parse_rule(f"budget:params={found.parameters((6, 4))}").choose([found], Context(meter, round_to=4)).ranks
     assert ranks == {"x": (6, 4)}
-
-
-@given(shape=st.tuples(st.integers(1, 90), st.integers(1, 90)), ratio=st.floats(1.01, 30))
-def test_a_ratio_is_the_nearest_rank_that_is_not_above(shape: tuple[int, int], ratio: float) -> None:
-    m, n = shape
-    ranks = choose(RULES["ratio"](ratio), [candidate(m, n)]).ranks.get("x", (0,))
-    assert ranks[0] * (m + n) <= m * n / ratio
-    assert ranks[0] == min(m, n) or (ranks[0] + 1) * (m + n) > int(m * n / ratio)
-
-
-def test_vbmf_is_the_noise_rank_of_every_spectrum_and_at_least_one() -> None:
-    strong = replace(
-        candidate(40, 60), spectra=tuple(Spectrum(values(40), (40, 60), EPS) for values in (noisy, slow, zero))
-    )
-    expected = [noise_rank(values, (40, 60)).rank for values in (noisy(40), slow(40))]
-    assert expected[0] == 5
-    assert choose(parse_rule("vbmf"), [strong]).ranks == {"x": (*expected, 1)}
-
-
-def test_vbmf_settles_for_exact_singular_values_alone() -> None:
-    exact = candidate(40, 60)
-    coarse = replace(exact, spectra=tuple(replace(spectrum, slack=1e-12) for spectrum in exact.spectra))
-    assert parse_rule("vbmf").settled(exact)
-    assert not parse_rule("vbmf").settled(coarse)
-
-
-@given(shape=st.tuples(st.integers(1, 300), st.integers(1, 300)))
-def test_break_even_is_the_largest_rank_that_still_saves(shape: tuple[int, int]) -> None:
-    m, n = shape
-    found = candidate(m, n)
-    rank = found.break_even_rank
-    assert rank * (m + n) < m * n
-    assert (rank + 1) * (m + n) >= m * n
-    assert rank == 0 or found.saves((rank,))
 
 
 @pytest.mark.parametrize(
@@ -184,5 +129,5 @@ def test_numbers_out_of_range_are_usage_errors(text: str, message: str) -> None:
         ("budget:nbytes=1.5kB", "budget nbytes=1,500"),
     ],
 )
-def test_rules_say_what_they_are(text: str, shown: Any) -> None:
+def test_a_rule_is_shown_with_its_number(text: str, shown: Any) -> None:
     assert str(parse_rule(text)) == shown

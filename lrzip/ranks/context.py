@@ -1,0 +1,53 @@
+"""The inputs and outputs of rank rules, besides the candidates."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from lrzip.core.layers import Layer
+from lrzip.core.plan import BudgetUse
+from lrzip.ranks.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, Objective
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Count the resource that a budget limits.
+
+    Attributes:
+        whole: Amount that the dense checkpoint uses.
+        cost: Amount that a layer uses: dense for None, or factorized with given ranks.
+        affine: Whether `cost` is affine in each rank. Counts of parameters, bytes and multiply-accumulates are.
+    """
+
+    whole: int
+    cost: Callable[[Layer, tuple[int, ...] | None], int]
+    affine: bool = True
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything that a rule may use besides its candidates.
+
+    Attributes:
+        meter: Counts the unit of the rule; None for rules without a unit.
+        saved: Amount that the decisions of other rules already save, in the unit of the meter.
+        round_to: Multiple that ranks should have where such ranks still save; None for that of each layer.
+        objective: Predicts the loss of each rank.
+    """
+
+    meter: Meter | None = None
+    saved: int = 0
+    round_to: int | None = None
+    objective: Objective = OBJECTIVES[DEFAULT_OBJECTIVE]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The ranks that a rule chose.
+
+    Attributes:
+        ranks: Ranks by layer name; layers without an entry stay dense.
+        budget: Use of the budget, from rules that have one.
+    """
+
+    ranks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    budget: BudgetUse | None = None
