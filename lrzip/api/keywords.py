@@ -3,19 +3,36 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, TypedDict
+from typing import TYPE_CHECKING, ClassVar, TypedDict
 
 from torch import Tensor, nn
 
 from lrzip.calibration.settings import CalibrationSettings
-from lrzip.core.declarations import keyword
+from lrzip.core.declarations import Group, keyword
+from lrzip.core.options import (
+    CalibrationData,
+    Factoring,
+    Inputs,
+    Machine,
+    NamedTarget,
+    Network,
+    Opening,
+    Selection,
+    Speedup,
+    Target,
+    Timing,
+)
+from lrzip.core.output_options import Analyzing, Overwriting, Writing
 from lrzip.core.progress import Progress, silent
-from lrzip.training.data.augmentation import Preparation
-from lrzip.training.data.samples import Samples
-from lrzip.training.learning import Learning
-from lrzip.training.losses import Distillation
-from lrzip.training.outcomes import StepCallback
-from lrzip.training.settings import Settings
+from lrzip.core.training_options import Batching, DataOptions, FinetuneFiles, FinetuneTeaching, Smoothing
+
+if TYPE_CHECKING:  # these import packages for training
+    from lrzip.training.data.augmentation import Preparation
+    from lrzip.training.data.samples import Samples
+    from lrzip.training.learning import Learning
+    from lrzip.training.losses import Distillation
+    from lrzip.training.outcomes import StepCallback
+    from lrzip.training.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -35,7 +52,7 @@ class MeasuringKeywords:
 
     heading: ClassVar[str] = "Data"
 
-    learning: Learning | None = keyword(None, "Data and metrics by which the network of each plan is measured.")
+    learning: "Learning | None" = keyword(None, "Data and metrics by which the network of each plan is measured.")
 
 
 @dataclass(frozen=True)
@@ -55,10 +72,10 @@ class TrainingKeywords:
 
     heading: ClassVar[str] = "Training"
 
-    preparation: Preparation | None = keyword(None, "Changes to inputs of files and folders before the network.")
-    distillation: Distillation | None = keyword(None, "Weights of the teacher's outputs; needs `teacher`.")
-    settings: Settings | None = keyword(None, "Optimizer, schedule, length and precision of the training.")
-    watch: StepCallback | None = keyword(None, "Callback after each step.")
+    preparation: "Preparation | None" = keyword(None, "Changes to inputs of files and folders before the network.")
+    distillation: "Distillation | None" = keyword(None, "Weights of the teacher's outputs; needs `teacher`.")
+    settings: "Settings | None" = keyword(None, "Optimizer, schedule, length and precision of the training.")
+    watch: "StepCallback | None" = keyword(None, "Callback after each step.")
 
 
 class OpeningOptions(TypedDict, total=False):
@@ -119,18 +136,38 @@ class CompressOptions(RuleOptions, PlanningOptions, total=False):
     dry_run: bool
 
 
+PLANNING_GROUPS: tuple[type[Group], ...] = (
+    Selection,
+    Factoring,
+    Network,
+    Inputs,
+    CalibrationData,
+    CalibrationKeywords,
+    Opening,
+    Machine,
+    Overwriting,
+)
+COMPRESS_GROUPS = (Target, NamedTarget, *PLANNING_GROUPS, Speedup, Timing, Writing)
+
+
 class CurveOptions(PlanningOptions, total=False):
     """Keywords of `lrzip.curve`."""
 
-    learning: Learning | None
+    learning: "Learning | None"
+
+
+CURVE_GROUPS = (*PLANNING_GROUPS, MeasuringKeywords)
 
 
 class FactorizeOptions(RuleOptions, FactoringOptions, total=False):
     """Keywords of `lrzip.factorize`."""
 
-    calibrate: str | Path | Tensor | Samples | None
+    calibrate: "str | Path | Tensor | Samples | None"
     device: str | None
     inplace: bool
+
+
+FACTORIZE_GROUPS = (Target, Selection, Factoring, CalibrationData, CalibrationKeywords, LiveKeywords)
 
 
 class AnalyzeOptions(OpeningOptions, total=False):
@@ -146,6 +183,9 @@ class AnalyzeOptions(OpeningOptions, total=False):
     progress: Progress
 
 
+ANALYZE_GROUPS = (Analyzing, Selection, Network, Inputs, Timing, Opening, Machine)
+
+
 class ExportOptions(OpeningOptions, total=False):
     """Keywords of `lrzip.export`."""
 
@@ -154,23 +194,40 @@ class ExportOptions(OpeningOptions, total=False):
     force: bool
 
 
+EXPORT_GROUPS = (Network, Inputs, Opening, Overwriting)
+
+
 class FinetuneOptions(OpeningOptions, total=False):
     """Keywords of `lrzip.finetune`."""
 
     model: nn.Module | None
     val: str | None
     val_fraction: float
-    preparation: Preparation | None
+    preparation: "Preparation | None"
     image_size: int | None
     loss: str
     label_smoothing: float
     metrics: Sequence[str]
     teacher: str | Path | None
-    distillation: Distillation | None
-    settings: Settings | None
+    distillation: "Distillation | None"
+    settings: "Settings | None"
     device: str
     workers: int
     resume: str | Path | None
     log: str | Path | None
     force: bool
-    watch: StepCallback | None
+    watch: "StepCallback | None"
+
+
+FINETUNE_GROUPS = (
+    Network,
+    DataOptions,
+    Batching,
+    Smoothing,
+    FinetuneTeaching,
+    FinetuneFiles,
+    TrainingKeywords,
+    Opening,
+    Machine,
+    Overwriting,
+)

@@ -14,6 +14,7 @@ from lrzip.cli.console import close_stdout, printable, replace_unprintable
 from lrzip.cli.export import export
 from lrzip.cli.finetune import finetune
 from lrzip.cli.help import Grouped
+from lrzip.cli.messages import about_parameters, with_flags
 from lrzip.core.errors import LrzipError, UsageError
 from lrzip.core.version import __version__
 
@@ -74,9 +75,9 @@ def _run() -> int:
     except typer.TyperException as error:
         return _fail(error.format_message(), error.exit_code)
     except UsageError as error:
-        return _fail(str(error), 2)
+        return _fail(about_parameters(str(error)), 2)
     except LrzipError as error:
-        return _fail(str(error), 1)
+        return _fail(with_flags(str(error)), 1)
     except MemoryError:
         return _fail("Out of memory.", 1)
     except KeyboardInterrupt:

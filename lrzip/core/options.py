@@ -6,7 +6,6 @@ The modes of `compress` are one plan, a curve of plans for several budgets, and 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 from lrzip.core.declarations import keyword, option
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 PLAN, CURVE, BOUND = "plan", "curve", "bound"
 PLANS = (PLAN, CURVE)
 """Modes that plan by rules; the search within a bound decides on ranks itself."""
-EMPTY: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -42,9 +40,17 @@ class Target:
         metavar="UNIT=AMOUNT",
         modes=PLANS,
     )
+
+
+@dataclass(frozen=True)
+class NamedTarget:
+    """Other targets, of which or of the rank rules exactly one is given."""
+
+    heading: ClassVar[str] = "Layers and ranks"
+
     rank_rule: str | None = option(
         None,
-        "Any of these rules by name: energy:0.8, ratio:4, rank:16, vbmf, budget:params=50%.",
+        "Any of the rules by name: energy:0.8, ratio:4, rank:16, vbmf, budget:params=50%.",
         metavar="RULE",
         modes=(PLAN,),
     )
@@ -59,8 +65,8 @@ class Selection:
 
     heading: ClassVar[str] = "Layers and ranks"
 
-    layers: Mapping[str, str] = option(
-        EMPTY,
+    layers: Mapping[str, str] | None = option(
+        None,
         "Rule of the layers that match a glob: energy:0.8, ratio:4, rank:16, vbmf or keep. The last match wins.",
         flag="--layer",
         metavar="GLOB=RULE",

@@ -1,5 +1,6 @@
-"""The tensors of a live network as a source of plans."""
+"""Live networks as sources of tensors."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,24 +12,32 @@ from lrzip.networks.inference import find_layers
 
 
 class LiveSource:
-    """The state_dict of a live network."""
+    """The tensors of a live network, which also brings its architecture."""
 
     path = Path("the network")
 
     def __init__(self, model: nn.Module) -> None:
+        self._model = model
         self._state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
 
     def tensors(self) -> Mapping[str, TensorSpec]:
-        """Return the specs of all tensors of the state_dict."""
+        """Return all tensors of its state_dict."""
         return {
             name: TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.nbytes)
             for name, tensor in self._state.items()
         }
 
     def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
-        """Return the layers that can be factorized, and the tensors that are kept with the reason."""
-        return find_layers(self.path, self.tensors(), architecture, kinds={})
+        """Return the layers that can be factorized, and the tensors that are kept with the reason.
+
+        The architecture is that of the network itself unless another one is given.
+        """
+        return find_layers(self.path, self.tensors(), architecture or Architecture.of(self._model), kinds={})
 
     def read(self, name: str) -> Tensor:
         """Return one tensor, which shares its memory with the network."""
         return self._state[name]
+
+    def network(self) -> nn.Module:
+        """Return a copy of the network."""
+        return copy.deepcopy(self._model)

@@ -1,4 +1,4 @@
-"""Compression that examples guide: what they do in a network, and what follows for its factors."""
+"""Calibrate a checkpoint or a live network, and fit factors to the calibration."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,130 +13,128 @@ from lrzip.calibration.settings import CalibrationSettings
 from lrzip.calibration.stored import holds_statistics, load_statistics, save_statistics
 from lrzip.calibration.subjects import Network, Stored, Subject
 from lrzip.core.errors import UsageError
-from lrzip.core.layers import Keep, Layer
+from lrzip.core.layers import Layer
+from lrzip.core.options import Opening
 from lrzip.core.plan import Plan
 from lrzip.core.progress import Progress
 from lrzip.core.report import CalibrationSummary
-from lrzip.formats import FORMATS
 from lrzip.formats.files.atomic import check_output
 from lrzip.formats.load import load_into
-from lrzip.formats.protocols import Checkpoint, Loadable, Observable
+from lrzip.formats.protocols import Loadable, Observable, Source
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.inference import match_names
-from lrzip.networks.surgery import assemble
 from lrzip.pipeline.factorize import Work, factorize_all
+from lrzip.training.data.samples import Samples
+
+Examples = str | Path | Tensor | Samples
+"""Calibration data: its name, a tensor (n, …) of inputs, or samples."""
 
 
-def look_at_inputs(
-    checkpoint: Checkpoint,
-    model: nn.Module | None,
-    examples: str | Path | Tensor | None,
-    settings: CalibrationSettings | None,
-    layers: Callable[[], Sequence[Layer | Keep]],
+def calibrate_layers(
+    subject: Callable[[], Subject],
+    examples: Examples,
+    layers: Sequence[Layer],
+    settings: CalibrationSettings,
     *,
     measured: bool,
-    key: str | None,
-    trust: bool,
-    force: bool,
-) -> Calibration | None:
-    """Return what examples do in the network of a checkpoint and in some of its layers; None without examples.
+) -> Calibration:
+    """Return the statistics of the inputs of layers on calibration data, or those that an earlier run stored.
+
+    Args:
+        subject: Returns the network or program to run; not called for stored statistics.
+        examples: Calibration data, or a file of statistics.
+        layers: Layers to observe.
+        settings: Number of samples, memory and corrections.
+        measured: Whether to measure how some ranks of each layer change the outputs of the network.
 
     Raises:
-        UsageError: There is no network to run.
+        UsageError: There is no network to run, or stored statistics are to be corrected or saved.
     """
-    if examples is None:
-        return None
-    chosen, found = settings or CalibrationSettings(), [item for item in layers() if isinstance(item, Layer)]
     if isinstance(examples, str | Path) and holds_statistics(Path(examples)):
-        if chosen.corrections or chosen.save or chosen.reconstruct:
-            raise UsageError(f"`{examples}` is what a calibration saw, so there is nothing to run, correct or save.")
-        return load_statistics(Path(examples), found)
-    if chosen.save:
-        check_output(chosen.save, checkpoint.path, force=force)
-    subject = subject_of(checkpoint, model, key=key, trust=trust)
-    seen = run_calibration(subject, examples, found, chosen, measured=measured)
-    if chosen.save:
-        save_statistics(seen, chosen.save)
-    return seen
+        if settings.corrections or settings.save or settings.reconstruct:
+            raise UsageError(f"`{examples}` holds statistics, so there is nothing to run, correct or save.")
+        return load_statistics(Path(examples), layers)
+    found = run_calibration(subject(), examples, layers, settings, measured=measured)
+    if settings.save:
+        save_statistics(found, settings.save)
+    return found
 
 
-def fit_calibrated(
-    work: Work, plan: Plan, seen: Calibration | None, progress: Progress
+def check_statistics_output(settings: CalibrationSettings, source: Source, *, force: bool) -> None:
+    """Refuse a file of statistics that could not be written, before any work is done."""
+    if settings.save:
+        check_output(settings.save, source.path, force=force)
+
+
+def fit_factors(
+    work: Work, plan: Plan, calibration: Calibration | None, progress: Progress
 ) -> tuple[Work, Mapping[str, Tensor]]:
-    """Return the work with what a calibration says of it, and the other tensors that change with the factors.
+    """Return the work with the factors that a calibration fits, and the other tensors that change with them.
 
     Raises:
         UsageError: A reconstruction is asked for, and there is no network to train.
     """
-    if seen is None:
+    if calibration is None:
         return work, {}
     decisions = {decision.layer.name: decision for decision in plan.factorize}
-    fitted = seen.fit(
+    fitted = calibration.fit(
         [decision.layer for decision in plan.factorize],
         lambda layer, weight, moments: work.fit(decisions[layer.name], weight, moments),
     )
-    work = replace(work, statistics=seen.statistics, fitted=fitted.factors)
-    if not seen.settings.reconstruct:
+    work = replace(work, statistics=calibration.statistics, fitted=fitted.factors)
+    if not calibration.settings.reconstruct:
         return work, fitted.tensors
-    if seen.network is None or seen.samples is None:
-        raise UsageError("`--reconstruct` trains a network, so it needs `--model PKG.MOD:NET` and examples.")
-    from lrzip.calibration.reconstruction import reconstruct  # which takes the packages that train
+    if calibration.network is None or calibration.samples is None:
+        raise UsageError("`reconstruct` trains a network, so it needs `model=PKG.MOD:NET` and calibration data.")
+    from lrzip.calibration.reconstruction import reconstruct  # imports packages for training
 
     factors = {decision.layer.name: found for decision, found, _ in factorize_all(plan, work, progress)}
-    steps, seed = seen.settings.reconstruct, seen.settings.seed
-    done = reconstruct(seen.network, plan, factors, fitted.tensors, seen.samples, steps=steps, seed=seed)
-    return replace(work, fitted=done.factors), done.tensors
+    steps, seed = calibration.settings.reconstruct, calibration.settings.seed
+    trained = reconstruct(
+        calibration.network, plan, factors, fitted.tensors, calibration.samples, steps=steps, seed=seed
+    )
+    return replace(work, fitted=trained.factors), trained.tensors
 
 
-def calibration_summary(seen: Calibration, changed: Iterable[str]) -> CalibrationSummary:
-    """Return what a report says of a calibration."""
-    return CalibrationSummary(seen.examples, seen.count, str(seen.corrections), tuple(changed), dict(seen.scarce))
-
-
-def subject_of(checkpoint: Checkpoint, model: nn.Module | None, *, key: str | None, trust: bool) -> Subject:
-    """Return what a calibration runs: the network with the weights of the checkpoint, or the program in it.
-
-    Raises:
-        UsageError: There is neither.
-    """
-    network = network_in(checkpoint, model, key=key, trust=trust)
-    if network is not None:
-        return Network(network.eval())
-    if isinstance(checkpoint, Observable):
-        return Stored(checkpoint)
-    raise UsageError(
-        f"`--calibrate` runs the network, and `{checkpoint.path}` holds only weights. Give `--model PKG.MOD:NET`."
+def calibration_summary(calibration: Calibration, changed: Iterable[str]) -> CalibrationSummary:
+    """Return the part of a report that describes a calibration."""
+    corrections = str(calibration.corrections)
+    return CalibrationSummary(
+        calibration.examples, calibration.count, corrections, tuple(changed), dict(calibration.scarce)
     )
 
 
-def network_in(checkpoint: Checkpoint, model: nn.Module | None, *, key: str | None, trust: bool) -> nn.Module | None:
-    """Return a network with the weights of a checkpoint: a copy of the model, or what the file brings, if it does.
+def subject_of(source: Source, model: nn.Module | None, opening: Opening) -> Subject:
+    """Return what a calibration runs: the network with the weights of the source, or the program that it holds.
 
-    A program is none, since its modules only hold tensors.
+    Raises:
+        UsageError: The source holds neither.
+    """
+    network = network_of(source, model, opening)
+    if network is not None:
+        return Network(network.eval())
+    if isinstance(source, Observable):
+        return Stored(source)
+    raise UsageError(f"`calibrate` runs the network, and `{source.path}` holds only weights. Give `model=PKG.MOD:NET`.")
+
+
+def network_of(source: Source, model: nn.Module | None, opening: Opening) -> nn.Module | None:
+    """Return a network with the weights of a source: a copy of the architecture, or the network in the source.
+
+    Programs have none: their modules only hold tensors.
     """
     if model is not None:
-        return load_into(copy.deepcopy(model), checkpoint.path, key=key, trust=trust)
-    if isinstance(checkpoint, Loadable) and not FORMATS[checkpoint.format].is_program:
-        return checkpoint.network()
+        return load_into(copy.deepcopy(model), source.path, key=opening.key, trust=opening.trust)
+    if isinstance(source, Loadable) and not isinstance(source, Observable):
+        return source.network()
     return None
 
 
-def apply_plan(model: nn.Module, plan: Plan, work: Work, seen: Calibration | None, progress: Progress) -> nn.Module:
-    """Replace the layers of a plan by their factors, in place, with what a calibration makes up for.
-
-    Returns:
-        The network, or the chain where that stands for the network itself.
-    """
-    work, changed = fit_calibrated(work, plan, seen, progress)
-    made = {decision.layer.name: factors for decision, factors, _ in factorize_all(plan, work, progress)}
-    return assemble(model, plan, made, changed)
-
-
-def by_file_names(
-    tensors: Mapping[str, Tensor], checkpoint: Checkpoint, architecture: Architecture | None
+def by_checkpoint_name(
+    tensors: Mapping[str, Tensor], source: Source, architecture: Architecture | None
 ) -> Mapping[str, Tensor]:
     """Return tensors of a network by their names in its checkpoint."""
     if architecture is None or not tensors:
         return tensors
-    names = match_names(checkpoint.path, checkpoint.tensors(), architecture)
+    names = match_names(source.path, source.tensors(), architecture)
     return {names[name].name: tensor for name, tensor in tensors.items()}

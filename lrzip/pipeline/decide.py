@@ -1,4 +1,4 @@
-"""Let the rules choose ranks for the layers that were surveyed."""
+"""Decide on the ranks of layers: by rules, by a plan file, or by given ranks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -6,112 +6,95 @@ from pathlib import Path
 
 from lrzip.core.errors import PlanMismatch
 from lrzip.core.layers import Keep, Layer
-from lrzip.core.moments import Statistics
+from lrzip.core.options import Factoring
 from lrzip.core.plan import BudgetUse, Factorize, Plan, PlanEntry, fingerprint, read_plan
-from lrzip.core.progress import Progress
-from lrzip.decompositions import DEFAULT_DECOMPOSITION, Decompositions, decomposition_of
+from lrzip.decompositions import DEFAULT_DECOMPOSITION, decomposition_of
 from lrzip.formats.protocols import Source
-from lrzip.linalg.svd import Solver
 from lrzip.networks.architecture import Architecture
 from lrzip.pipeline.request import Request
-from lrzip.pipeline.scratch import Scratch
-from lrzip.pipeline.survey import candidate_of, look_at
+from lrzip.pipeline.survey import candidate_of
 from lrzip.ranks import Candidate, Context, Meter, RankRule
 
 
-def make_plan(
-    checkpoint: Source,
-    request: Request,
-    solver: Solver,
-    *,
-    device: str,
-    progress: Progress,
-    architecture: Architecture | None = None,
-    scratch: Scratch | None = None,
-    meter: Meter | None = None,
-    statistics: Statistics | None = None,
-) -> Plan:
-    """Choose ranks for the layers of a checkpoint.
+def decide(source: Source, items: Sequence[Candidate | Keep], request: Request, meter: Meter | None = None) -> Plan:
+    """Return the plan that the rules of a request choose; rules with a unit choose after all others.
 
     Args:
-        checkpoint: What to look at.
-        request: What is asked of its layers.
-        solver: How factors will be computed.
-        device: Where to compute.
-        progress: Called before each layer.
-        architecture: Of the network, where it is known.
-        scratch: Where subspaces are kept that the factors can be made of. None if there will be no factors.
-        meter: Of a budget, which needs it.
-        statistics: Of the inputs of layers, by which then singular values are those of what layers make of them.
-
-    Raises:
-        LrzipError: It has no layer that can be factorized, or a budget cannot be met.
-        UnknownName: A pattern matches nothing.
-    """
-    seen = look_at(
-        checkpoint,
-        request,
-        solver,
-        device=device,
-        progress=progress,
-        architecture=architecture,
-        scratch=scratch,
-        statistics=statistics,
-    )
-    return decide(checkpoint, seen, request, Decompositions(request.decomposition, solver), meter)
-
-
-def decide(
-    checkpoint: Source,
-    seen: Sequence[Candidate | Keep],
-    request: Request,
-    decompositions: Decompositions,
-    meter: Meter | None = None,
-) -> Plan:
-    """Let the rules choose for layers that were looked at; a budget comes last and takes the others as they are.
+        source: The checkpoint or network.
+        items: Candidates with the spectra that their rules need, and kept tensors, in file order.
+        request: Rules, and how ranks are rounded.
+        meter: Counts the unit of the target; None if it has none.
 
     Raises:
         LrzipError: A budget cannot be met.
     """
-    groups: dict[RankRule, list[Candidate]] = {request.rule: []}
-    for candidate in (item for item in seen if isinstance(item, Candidate)):
+    assert not isinstance(request.target, Path), "a plan file decides without rules"
+    groups: dict[RankRule, list[Candidate]] = {request.target: []}
+    for candidate in (item for item in items if isinstance(item, Candidate)):
         rule = request.rule_of(candidate.layer)
-        assert rule, "what no rule is for is kept"
+        assert rule, "a layer without a rule is kept"
         groups.setdefault(rule, []).append(candidate)
     decided: dict[str, Factorize | Keep] = {}
     spent: BudgetUse | None = None
     for rule, candidates in sorted(groups.items(), key=lambda group: group[0].unit is not None):
         saved = _saved(decided, meter) if meter else 0
-        choice = rule.choose(candidates, Context(meter, saved, request.round_to, request.objective))
+        choice = rule.choose(candidates, Context(meter, saved, request.factoring.round_to, request.objective))
         spent = choice.budget or spent
         for candidate in candidates:
             name = candidate.layer.name
-            decided[name] = _decide(candidate, choice.ranks.get(name), rule, request, decompositions)
-    decisions = [item if isinstance(item, Keep) else decided[item.layer.name] for item in seen]
-    return replace(_plan(checkpoint, decisions), budget=spent)
+            decided[name] = _decide(candidate, choice.ranks.get(name), rule, request)
+    decisions = [item if isinstance(item, Keep) else decided[item.layer.name] for item in items]
+    return replace(plan_of(source, decisions), budget=spent)
 
 
-def load_plan(
-    checkpoint: Source,
-    path: Path,
-    solver: Solver,
+def plan_with(
+    source: Source,
+    items: Sequence[Layer | Keep],
+    ranks: Mapping[str, tuple[int, ...]],
+    request: Request,
     *,
-    architecture: Architecture | None = None,
-    force_factorize: bool = False,
+    reason: str,
 ) -> Plan:
-    """Return the plan of a file, made for this checkpoint; `force_factorize` takes ranks that save nothing.
+    """Return the plan with given ranks, whether they save or not; `reason` says why other layers are kept.
+
+    Args:
+        source: The checkpoint or network.
+        items: Selected layers and kept tensors, in file order.
+        ranks: Ranks by layer name.
+        request: Decomposition and dtype of the factors.
+        reason: Why layers without ranks are kept.
+    """
+    decisions: list[Factorize | Keep] = []
+    for item in items:
+        if isinstance(item, Keep):
+            decisions.append(item)
+        elif item.name in ranks:
+            decisions.append(_factorize(item, ranks[item.name], request))
+        else:
+            decisions.append(item.kept(reason))
+    return plan_of(source, decisions)
+
+
+def load_plan(source: Source, path: Path, request: Request, architecture: Architecture | None = None) -> Plan:
+    """Return the plan in a file, after checking that it fits a checkpoint.
+
+    Args:
+        source: The checkpoint or network.
+        path: The plan file.
+        request: Solver of the factors, and whether ranks that save nothing are accepted.
+        architecture: Architecture of the network, if it is known.
 
     Raises:
-        PlanMismatch: It is malformed, or does not fit; the first mismatch is named.
+        PlanMismatch: The file is malformed or does not fit; the message names the first mismatch.
     """
     file = read_plan(path)
-    mismatch = file.mismatch(checkpoint.tensors())
+    mismatch = file.mismatch(source.tensors())
     if mismatch:
         raise PlanMismatch(
-            f"`{path}` does not fit `{checkpoint.path}`: {mismatch}. Make a new plan with `--dry-run --save-plan`."
+            f"`{path}` does not fit `{source.path}`: {mismatch}. Make a new plan with `--dry-run --save-plan`."
         )
     decisions: list[Factorize | Keep] = []
-    for item in checkpoint.layers(architecture):
+    for item in source.layers(architecture):
         tensor = item.weight if isinstance(item, Layer) else item.tensor
         if tensor.name not in file.choices:
             decisions.append(item.kept(f"not in `{path}`") if isinstance(item, Layer) else item)
@@ -120,51 +103,49 @@ def load_plan(
         if layer is None:
             reason = item.reason if isinstance(item, Keep) else ""
             raise PlanMismatch(f"`{path}` names `{tensor.name}`, which is kept: {reason}. Take it out of the plan.")
-        decisions.append(_chosen(layer, file.choices[tensor.name], solver, path, force_factorize))
-    return _plan(checkpoint, decisions)
+        decisions.append(_chosen(layer, file.choices[tensor.name], request, path))
+    return plan_of(source, decisions)
 
 
 def _saved(decided: Mapping[str, Factorize | Keep], meter: Meter) -> int:
-    """Return what decisions save, as a budget counts it."""
+    """Return the amount that decisions save, in the unit of a meter."""
     chains = [decision for decision in decided.values() if isinstance(decision, Factorize)]
     return sum(meter.cost(chain.layer, None) - meter.cost(chain.layer, chain.ranks) for chain in chains)
 
 
-def _decide(
-    candidate: Candidate,
-    ranks: tuple[int, ...] | None,
-    rule: RankRule,
-    request: Request,
-    decompositions: Decompositions,
-) -> Factorize | Keep:
+def _decide(candidate: Candidate, ranks: tuple[int, ...] | None, rule: RankRule, request: Request) -> Factorize | Keep:
     layer = candidate.layer
     break_even = f"break-even is {_listed(candidate.equal(candidate.break_even_rank))}"
     if ranks is None:
         return layer.kept(f"kept by {rule}" if rule.unit else f"no rank meets {rule}; {break_even}")
-    if not (candidate.saves(ranks) or request.force_factorize):
+    if not (candidate.saves(ranks) or request.factoring.force_factorize):
         return layer.kept(f"rank {_listed(ranks)} saves nothing; {break_even}")
     if not rule.unit:  # a rule with a unit has rounded its ranks itself
-        ranks = _rounded(candidate, ranks, request)
+        ranks = _rounded(candidate, ranks, request.factoring)
+    return replace(_factorize(layer, ranks, request), predicted_loss=request.objective.loss(candidate, ranks))
+
+
+def _factorize(layer: Layer, ranks: tuple[int, ...], request: Request) -> Factorize:
+    decompositions = request.decompositions
     stages, name = decompositions.of(layer).blueprint(layer, ranks), decompositions.name_for(layer)
-    dtype = request.dtype or layer.weight.dtype
-    return Factorize(layer, name, ranks, stages, dtype, request.objective.loss(candidate, ranks))
+    return Factorize(layer, name, ranks, stages, request.dtype or layer.weight.dtype)
 
 
-def _rounded(candidate: Candidate, ranks: tuple[int, ...], request: Request) -> tuple[int, ...]:
-    """Return ranks rounded up to a multiple, or to the largest there are, where that still saves."""
-    multiple = request.round_to or candidate.layer.round_to
+def _rounded(candidate: Candidate, ranks: tuple[int, ...], factoring: Factoring) -> tuple[int, ...]:
+    """Return ranks rounded up to a multiple, but not above the largest ranks, if they still save."""
+    multiple = factoring.round_to or candidate.layer.round_to
     pairs = zip(ranks, candidate.max_ranks, strict=True)
     rounded = tuple(min(-(-rank // multiple) * multiple, most) for rank, most in pairs)
-    return rounded if candidate.saves(rounded) or request.force_factorize else ranks
+    return rounded if candidate.saves(rounded) or factoring.force_factorize else ranks
 
 
 def _listed(ranks: tuple[int, ...]) -> str:
     return ", ".join(map(str, ranks))
 
 
-def _chosen(layer: Layer, choice: PlanEntry, solver: Solver, path: Path, force_factorize: bool) -> Factorize:
-    """Return the decision of a plan file, after checking that its ranks can be and save."""
-    decomposition = decomposition_of(choice.decomposition, solver)
+def _chosen(layer: Layer, choice: PlanEntry, request: Request, path: Path) -> Factorize:
+    """Return the decision of a plan file, after checking that its ranks are within bounds and save."""
+    decomposition = decomposition_of(choice.decomposition, request.solver)
     reason = decomposition.refuse(layer)
     if reason:
         raise PlanMismatch(
@@ -175,7 +156,7 @@ def _chosen(layer: Layer, choice: PlanEntry, solver: Solver, path: Path, force_f
     if len(choice.ranks) != len(most) or not all(1 <= r <= m for r, m in zip(choice.ranks, most, strict=True)):
         raise PlanMismatch(f"`{path}` gives `{layer.name}` ranks {list(choice.ranks)}; they go from 1 to {list(most)}.")
     candidate = candidate_of(layer, decomposition)
-    if not (candidate.saves(choice.ranks) or force_factorize):
+    if not (candidate.saves(choice.ranks) or request.factoring.force_factorize):
         raise PlanMismatch(
             f"`{path}` gives `{layer.name}` ranks {list(choice.ranks)}, which save nothing. "
             f"Go down to {_listed(candidate.equal(candidate.break_even_rank))}, or take it out of the plan."
@@ -185,10 +166,11 @@ def _chosen(layer: Layer, choice: PlanEntry, solver: Solver, path: Path, force_f
     )
 
 
-def _plan(checkpoint: Source, decisions: Sequence[Factorize | Keep]) -> Plan:
+def plan_of(source: Source, decisions: Sequence[Factorize | Keep]) -> Plan:
+    """Return decisions as a plan for a source."""
     return Plan(
         tuple(decision for decision in decisions if isinstance(decision, Factorize)),
         tuple(decision for decision in decisions if isinstance(decision, Keep)),
-        str(checkpoint.path),
-        fingerprint(checkpoint.tensors()),
+        str(source.path),
+        fingerprint(source.tensors()),
     )

@@ -1,127 +1,135 @@
-"""What a user asks for: rules, budgets and solvers, from options."""
+"""Requests: the target of a compression, and the layers, ranks and factors that it is for."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
 
 from lrzip.core.errors import UsageError
 from lrzip.core.layers import FACTORIZABLE_DTYPES, Layer
+from lrzip.core.options import Factoring, NamedTarget, Selection, Target
 from lrzip.decompositions import DECOMPOSITIONS, DEFAULT_DECOMPOSITION, Decompositions
-from lrzip.formats.protocols import Source
 from lrzip.linalg.svd import METHODS, Solver
-from lrzip.pipeline.meters import meter_of
-from lrzip.pipeline.profile import Profile
 from lrzip.pipeline.selection import rule_for
-from lrzip.ranks import Meter, RankRule, parse_rule
+from lrzip.ranks import RankRule, parse_rule
 from lrzip.ranks.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, Objective, objective_of
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asks of all layers.
+    """What to factorize, to which ranks, and how.
 
     Attributes:
-        rule: The rule for layers that no pattern of `rules` names.
-        rules: By pattern, the rule for some layers, or None to keep them; the last match wins.
-        only: Patterns of the layers to take.
-        skip: Patterns of the layers to leave.
-        round_to: Ranks are rounded up to a multiple of it, where that still saves; None for that of each layer.
-        dtype: Of the factors, or None for that of each layer.
-        decomposition: Registered name; layers that it does not take go to the default one.
-        force_factorize: Replace layers also where that saves nothing.
-        objective: What the loss of a rank is predicted by, where singular values are looked at.
+        target: Rule for the layers that no pattern of `rules` matches, or a plan file that decides on every layer.
+        selection: Layers to factorize.
+        factoring: How ranks and factors are computed.
+        rules: Rules of some layers by pattern, or None to leave them dense; the last match wins.
+        objective: Prediction of the loss of a rank.
     """
 
-    rule: RankRule
-    rules: Mapping[str, RankRule | None]
-    only: Sequence[str] = ()
-    skip: Sequence[str] = ()
-    round_to: int | None = None
-    dtype: str | None = None
-    decomposition: str = DEFAULT_DECOMPOSITION
-    force_factorize: bool = False
+    target: RankRule | Path
+    selection: Selection = field(default_factory=Selection)
+    factoring: Factoring = field(default_factory=Factoring)
+    rules: Mapping[str, RankRule | None] = field(default_factory=dict)
     objective: Objective = OBJECTIVES[DEFAULT_OBJECTIVE]
 
+    @cached_property
+    def solver(self) -> Solver:
+        """The solver of truncated SVDs."""
+        how = self.factoring
+        return Solver(how.svd, how.oversample, how.power_iterations, how.tolerance)
+
+    @cached_property
+    def decompositions(self) -> Decompositions:
+        """The decomposition of each layer."""
+        return Decompositions(self.factoring.decomposition, self.solver)
+
+    @property
+    def dtype(self) -> str | None:
+        """The dtype of the factors; None for that of each layer."""
+        return None if self.factoring.dtype == "keep" else self.factoring.dtype
+
+    @property
+    def unit(self) -> str | None:
+        """The unit of the budget, if the target is one."""
+        return None if isinstance(self.target, Path) else self.target.unit
+
     def rule_of(self, layer: Layer) -> RankRule | None:
-        """Return the rule of a layer, or None to keep it."""
-        return rule_for(layer, self.rules, self.rule)
+        """Return the rule of a layer, or None to leave it dense."""
+        assert not isinstance(self.target, Path), "a plan file decides without rules"
+        return rule_for(layer, self.rules, self.target)
+
+    def with_default_objective(self, name: str) -> "Request":
+        """Return the request with another objective, unless it was named explicitly."""
+        return self if self.factoring.objective else replace(self, objective=objective_of(name))
 
 
-def rule_of(given: Mapping[str, object]) -> RankRule | None:
-    """Return the one rule that is given by name, or None where it is a plan file."""
-    named = [name for name, value in given.items() if value is not None]
-    if len(named) != 1:
-        got = " and ".join(f"`--{name}`" for name in named) or "none"
-        known = [f"`--{name}`" for name in given]
-        raise UsageError(f"Give exactly one of {', '.join(known[:-1])} and {known[-1]}, got {got}.")
-    (name,) = named
+def target_of(*groups: Target | NamedTarget) -> RankRule | Path:
+    """Return the rank rule or the plan file that options name.
+
+    Args:
+        groups: Options of which exactly one is given.
+
+    Raises:
+        UsageError: None or several are given, or the number of the rule is out of range.
+    """
+    values = {item.name: getattr(group, item.name) for group in groups for item in fields(group)}
+    given = [name for name, value in values.items() if value is not None and value is not False]
+    if len(given) != 1:
+        *known, last = (f"`{name}`" for name in values)
+        got = " and ".join(f"`{name}`" for name in given) or "none"
+        raise UsageError(f"Give exactly one of {', '.join(known)} and {last}, got {got}.")
+    (name,) = given
     if name == "plan":
-        return None
-    if name == "rank-rule":
-        return parse_rule(str(given[name]))
-    return parse_rule(name if given[name] is True else f"{name}:{given[name]}")
+        return Path(values[name])
+    if name == "rank_rule":
+        return parse_rule(values[name])
+    return parse_rule(name if values[name] is True else f"{name}:{values[name]}")
 
 
-def request_of(
-    rule: RankRule | None,
-    layers: Mapping[str, str],
-    only: Sequence[str],
-    skip: Sequence[str],
-    round_to: int | None,
-    dtype: str,
-    *,
-    decomposition: str = DEFAULT_DECOMPOSITION,
-    force_factorize: bool = False,
-    objective: str | None = None,
-) -> Request | None:
-    """Return what is asked of the layers, or None where a plan file decides."""
-    if decomposition not in DECOMPOSITIONS:
-        raise UsageError(f"`decomposition` must be one of {', '.join(DECOMPOSITIONS)}, got {decomposition}.")
-    if objective and objective_of(objective).measured and decomposition != DEFAULT_DECOMPOSITION:
-        raise UsageError(f"`--objective {objective}` measures ranks of the SVD. Leave out `--decomposition`.")
-    if dtype != "keep" and dtype not in FACTORIZABLE_DTYPES:
-        raise UsageError(f"`dtype` must be keep, {', '.join(FACTORIZABLE_DTYPES)}, got {dtype}.")
-    if round_to is not None and round_to < 1:
-        raise UsageError(f"`round-to` must be at least 1, got {round_to}.")
-    if rule is None:
-        other = decomposition != DEFAULT_DECOMPOSITION
-        if layers or only or skip or round_to is not None or dtype != "keep" or objective or other:
-            raise UsageError("`--plan` decides on every layer. Edit the plan instead of adding other rules.")
-        return None
-    rules = {pattern: None if text == "keep" else parse_rule(text) for pattern, text in layers.items()}
-    if any(own and own.unit for own in rules.values()):
-        raise UsageError("`--layer` takes no budget: there is one for all layers. Give it with `--budget`.")
-    made = Request(
-        rule=rule,
-        rules=rules,
-        only=only,
-        skip=skip,
-        round_to=round_to,
-        dtype=None if dtype == "keep" else dtype,
-        decomposition=decomposition,
-        force_factorize=force_factorize,
-    )
-    return with_objective(made, objective or DEFAULT_OBJECTIVE)
+def request_of(target: RankRule | Path, selection: Selection, factoring: Factoring) -> Request:
+    """Return a request after checking its options.
+
+    Raises:
+        UsageError: Options contradict each other or are out of range.
+        UnknownName: The objective is unknown.
+    """
+    _check(factoring)
+    if isinstance(target, Path):
+        _check_plan_alone(selection, factoring)
+    rules = {p: None if text == "keep" else parse_rule(text) for p, text in (selection.layers or {}).items()}
+    if any(rule and rule.unit for rule in rules.values()):
+        raise UsageError("`layers` takes no budget: there is one for all layers. Give it with `budget`.")
+    return Request(target, selection, factoring, rules, objective_of(factoring.objective or DEFAULT_OBJECTIVE))
 
 
-def with_objective(request: Request, name: str) -> Request:
-    """Return the same request with another objective."""
-    return replace(request, objective=objective_of(name))
+def _check_plan_alone(selection: Selection, factoring: Factoring) -> None:
+    decided = factoring.objective or factoring.round_to is not None or factoring.dtype != "keep"
+    if (
+        decided
+        or selection.layers
+        or selection.only
+        or selection.skip
+        or factoring.decomposition != DEFAULT_DECOMPOSITION
+    ):
+        raise UsageError("`plan` decides on every layer. Edit the plan instead of adding other rules.")
 
 
-def meter_for(request: Request, checkpoint: Source, solver: Solver, found: Profile | None) -> Meter | None:
-    """Return what the budget of a request counts, if it has one."""
-    if not request.rule.unit:
-        return None
-    decompositions = Decompositions(request.decomposition, solver)
-    return meter_of(request.rule.unit, checkpoint.tensors().values(), decompositions, dtype=request.dtype, found=found)
-
-
-def solver_of(svd: str, oversample: int, power_iterations: int, tolerance: float) -> Solver:
-    """Return the solver that options ask for."""
-    if svd not in METHODS:
-        raise UsageError(f"`svd` must be one of {', '.join(METHODS)}, got {svd}.")
-    if oversample < 0 or power_iterations < 0:
-        raise UsageError("`oversample` and `power-iterations` must be at least 0.")
-    if not tolerance > 0:
-        raise UsageError(f"`tolerance` must be above 0, or inf, got {tolerance:g}.")
-    return Solver(svd, oversample, power_iterations, tolerance)
+def _check(factoring: Factoring) -> None:
+    if factoring.decomposition not in DECOMPOSITIONS:
+        known = ", ".join(DECOMPOSITIONS)
+        raise UsageError(f"`decomposition` must be one of {known}, got {factoring.decomposition}.")
+    measured = factoring.objective and objective_of(factoring.objective).measured
+    if measured and factoring.decomposition != DEFAULT_DECOMPOSITION:
+        name = factoring.objective
+        raise UsageError(f"`objective={name}` measures ranks of the SVD. Leave out `decomposition`.")
+    if factoring.dtype != "keep" and factoring.dtype not in FACTORIZABLE_DTYPES:
+        raise UsageError(f"`dtype` must be keep, {', '.join(FACTORIZABLE_DTYPES)}, got {factoring.dtype}.")
+    if factoring.round_to is not None and factoring.round_to < 1:
+        raise UsageError(f"`round_to` must be at least 1, got {factoring.round_to}.")
+    if factoring.svd not in METHODS:
+        raise UsageError(f"`svd` must be one of {', '.join(METHODS)}, got {factoring.svd}.")
+    if factoring.oversample < 0 or factoring.power_iterations < 0:
+        raise UsageError("`oversample` and `power_iterations` must be at least 0.")
+    if not factoring.tolerance > 0:
+        raise UsageError(f"`tolerance` must be above 0, or inf, got {factoring.tolerance:g}.")

@@ -1,4 +1,4 @@
-"""Pass 1: look at every layer, one at a time."""
+"""Pass 1: read the layers and compute the singular values that rank rules need."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -10,12 +10,12 @@ from torch import Tensor
 from lrzip.core.errors import LrzipError, UsageError
 from lrzip.core.layers import Keep, Layer
 from lrzip.core.moments import Statistics
+from lrzip.core.options import Machine, Selection
 from lrzip.core.progress import Progress
 from lrzip.core.spectrum import Spectrum
 from lrzip.decompositions import Decomposition, Decompositions
 from lrzip.formats.protocols import Source
 from lrzip.linalg.blocks.gram import is_finite
-from lrzip.linalg.svd import Solver
 from lrzip.networks.architecture import Architecture
 from lrzip.pipeline.parallel import map_in_order
 from lrzip.pipeline.request import Request
@@ -24,51 +24,53 @@ from lrzip.pipeline.selection import select
 from lrzip.ranks import Candidate, RankRule
 
 
-def look_at(
-    checkpoint: Source,
+def find_candidates(
+    source: Source,
+    items: Sequence[Layer | Keep],
     request: Request,
-    solver: Solver,
+    machine: Machine,
     *,
-    device: str,
-    progress: Progress,
-    architecture: Architecture | None = None,
-    scratch: Scratch | None = None,
     statistics: Statistics | None = None,
+    scratch: Scratch | None = None,
 ) -> Sequence[Candidate | Keep]:
-    """Return the layers with what their rules need to know, and what stays whole; arguments as for `make_plan`."""
-    decompositions = Decompositions(request.decomposition, solver)
-    items = selected(checkpoint, request, architecture)
+    """Return layers as candidates, with the spectra that their rules need, and kept tensors as they are.
+
+    Args:
+        source: The checkpoint or network.
+        items: Selected layers and kept tensors.
+        request: Rules and decompositions.
+        machine: Where to compute.
+        statistics: Moments of the inputs of layers; the spectra are then those of outputs.
+        scratch: Storage for subspaces from which factors are computed; None if there will be no factors.
+    """
     if statistics is not None:
         items = [item if isinstance(item, Keep) else _reached(item, statistics) for item in items]
 
-    def look(candidate: Candidate, weight: Tensor) -> tuple[Spectrum, ...]:
-        rule = request.rule_of(candidate.layer)
+    def spectra(candidate: Candidate, weight: Tensor) -> tuple[Spectrum, ...]:
+        rule, layer = request.rule_of(candidate.layer), candidate.layer
+        decomposition = request.decompositions.of(layer)
         if not (rule and rule.needs_spectra):
             return ()
         if statistics is not None:
-            layer = candidate.layer
-            return decompositions.of(layer).spectra(layer, weight, statistics[layer.name])
-        return _spectra(candidate, weight, rule, decompositions.of(candidate.layer), scratch)
+            return decomposition.spectra(layer, weight, statistics[layer.name])
+        return _spectra(candidate, weight, rule, decomposition, scratch)
 
-    seen: list[Candidate | Keep] = []
-    for item in survey(checkpoint, items, decompositions, look, device=device, progress=progress):
-        rule = request.rule_of(item.layer) if isinstance(item, Candidate) else None
-        if isinstance(item, Candidate) and statistics is not None:
-            moments = statistics[item.layer.name]
-            item = replace(item, fisher=moments.fisher, measured=moments.measured)
-        seen.append(item if rule or isinstance(item, Keep) else item.layer.kept("kept by `--layer`"))
-    return seen
+    surveyed = survey(source, items, request.decompositions, spectra, device=machine.device, progress=machine.progress)
+    return [_calibrated(item, request, statistics) for item in surveyed]
 
 
-def selected(checkpoint: Source, request: Request, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
-    """Return the layers of a checkpoint that a request takes, and what stays whole.
+def selected_layers(
+    source: Source, selection: Selection, architecture: Architecture | None = None
+) -> Sequence[Layer | Keep]:
+    """Return the layers that a selection takes, and all other tensors with the reason to keep them.
 
     Raises:
-        LrzipError: It has no layer that can be factorized.
+        LrzipError: No layer can be factorized.
+        UnknownName: A pattern matches no layer.
     """
-    found = checkpoint.layers(architecture)
-    refuse_if_hopeless(checkpoint, found)
-    return select(found, only=request.only, skip=request.skip, named=list(request.rules))
+    found = source.layers(architecture)
+    refuse_if_hopeless(source, found)
+    return select(found, only=selection.only, skip=selection.skip, named=list(selection.layers or ()))
 
 
 def _reached(layer: Layer, statistics: Statistics) -> Layer | Keep:
@@ -77,26 +79,41 @@ def _reached(layer: Layer, statistics: Statistics) -> Layer | Keep:
     return layer.kept("the calibration does not reach it")
 
 
+def _calibrated(item: Candidate | Keep, request: Request, statistics: Statistics | None) -> Candidate | Keep:
+    """Return a candidate with what the statistics know of its layer; kept if no rule is for it."""
+    if isinstance(item, Keep):
+        return item
+    if request.rule_of(item.layer) is None:
+        return item.layer.kept("kept by `--layer`")
+    if statistics is None:
+        return item
+    moments = statistics[item.layer.name]
+    return replace(item, fisher=moments.fisher, measured=moments.measured)
+
+
 def survey(
-    checkpoint: Source,
+    source: Source,
     items: Sequence[Layer | Keep],
     decompositions: Decompositions,
-    look: Callable[[Candidate, Tensor], tuple[Spectrum, ...]],
+    spectra: Callable[[Candidate, Tensor], tuple[Spectrum, ...]],
     *,
     device: str,
     progress: Progress,
 ) -> Iterator[Candidate | Keep]:
-    """Yield the layers of a checkpoint as candidates with the spectra that `look` finds, several in work at a time."""
+    """Yield layers as candidates with their spectra, several computed at a time, and kept tensors as they are.
+
+    Layers that their decomposition refuses, or that are not finite, are kept with the reason.
+    """
     layers = [item for item in items if isinstance(item, Layer)]
 
     def examine(layer: Layer, weight: Tensor) -> Candidate | Keep:
         decomposition = decompositions.of(layer)
         reason = decomposition.refuse(layer) or (None if is_finite(weight) else "contains NaN or Inf")
         candidate = candidate_of(layer, decomposition)
-        return layer.kept(reason) if reason else replace(candidate, spectra=look(candidate, weight))
+        return layer.kept(reason) if reason else replace(candidate, spectra=spectra(candidate, weight))
 
     results = map_in_order(
-        layers, lambda layer: read_weight(checkpoint, layer, device), examine, nbytes=memory_of, device=device
+        layers, lambda layer: read_weight(source, layer, device), examine, nbytes=memory_of, device=device
     )
     index = 0
     for item in items:
@@ -113,7 +130,8 @@ def _spectra(
 ) -> tuple[Spectrum, ...]:
     """Return the spectra of a layer, as exact as its rule needs them.
 
-    Where factors will be made, vectors come along at little cost, and the factors then cost one product.
+    With a scratch, the leading singular vectors are computed as well, at little cost, and stored there: factors then
+    cost one product.
     """
     layer = candidate.layer
     rank = candidate.break_even_rank
@@ -125,37 +143,37 @@ def _spectra(
     return spectra if settled else decomposition.spectra(layer, weight)
 
 
-def read_weight(checkpoint: Source, layer: Layer, device: str) -> Tensor:
-    """Return a layer's weight on a device, in the dtype in which it is stored."""
-    return checkpoint.read(layer.weight.name).to(device)
+def read_weight(source: Source, layer: Layer, device: str) -> Tensor:
+    """Return the weight of a layer on a device, in its stored dtype."""
+    return source.read(layer.weight.name).to(device)
 
 
 def memory_of(layer: Layer) -> int:
-    """Return the bytes that a layer's weight takes in float32."""
+    """Return the size in bytes of a layer's weight in float32."""
     return 4 * layer.weight.numel
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that torch does not know or that is not there."""
+    """Raise a UsageError if torch cannot compute on a device."""
     try:
-        torch.zeros(1, device=device).item()  # which the device `meta` does not have
+        torch.zeros(1, device=device).item()  # the device `meta` has no values
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise UsageError(f"The device `{device}` cannot be used: {reason[:120]}.") from error
 
 
-def refuse_if_hopeless(checkpoint: Source, found: Sequence[Layer | Keep]) -> None:
-    """Raise an error if nothing in a checkpoint could ever be factorized, with the commonest reason."""
+def refuse_if_hopeless(source: Source, found: Sequence[Layer | Keep]) -> None:
+    """Raise an LrzipError with the most frequent reason if no layer can be factorized."""
     kept = [item for item in found if isinstance(item, Keep) and item.override is None]
     if len(kept) < len(found):
         return
     reasons = [item.reason for item in kept]
     commonest = f"most are kept as {max(set(reasons), key=reasons.count)}" if reasons else "it has no tensors"
-    raise LrzipError(f"`{checkpoint.path}` has no layer that can be factorized: {commonest}. See `lrzip analyze`.")
+    raise LrzipError(f"`{source.path}` has no layer that can be factorized: {commonest}. See `lrzip analyze`.")
 
 
 def candidate_of(layer: Layer, decomposition: Decomposition, spectra: tuple[Spectrum, ...] = ()) -> Candidate:
-    """Return a layer as rules see it."""
+    """Return a layer as a candidate for rank rules."""
     return Candidate(layer, decomposition.max_ranks(layer), _parameters(decomposition, layer), spectra)
 
 

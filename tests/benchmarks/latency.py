@@ -26,17 +26,14 @@ from torch import Tensor, nn
 
 import lrzip
 from lrzip.core.costs import Costs
-from lrzip.core.progress import silent
 from lrzip.formats.live import LiveSource
 from lrzip.formats.traced import save_onnx
-from lrzip.linalg.svd import Solver
-from lrzip.networks.architecture import Architecture
 from lrzip.networks.inputs import InputShape, example_inputs
 from lrzip.networks.programs.trace import trace
-from lrzip.pipeline.decide import make_plan
 from lrzip.pipeline.latency import costs_of
 from lrzip.pipeline.profile import profile
 from lrzip.pipeline.request import Request
+from lrzip.pipeline.session import Session
 from lrzip.ranks.ratio import Ratio
 from tests.benchmarks.hardware import hardware, versions
 from tests.support.networks import ResNet
@@ -147,9 +144,7 @@ def main() -> None:
 def measured(model: nn.Module, shape: str, ratio: float) -> Costs:
     """Return what a network costs, with every layer divided."""
     found = profile(model, [shape])
-    request = Request(Ratio(ratio), {})
-    source = LiveSource(model)
-    plan = make_plan(source, request, Solver(), device="cpu", progress=silent, architecture=Architecture.of(model))
+    plan = Session(LiveSource(model), Request(Ratio(ratio))).plan()
     return costs_of(found, plan.factorize, latency=True)
 
 

@@ -93,7 +93,7 @@ def test_a_gate_that_fails_is_3_and_the_output_is_there(folder: Path) -> None:
         ((*FAST, "--metric", "rmse"), 2, "`--metric rmse` is for regression"),
         ((*FAST, "--metric", "top5"), 2, "`--metric top5` is always 1 for 4 classes"),
         ((*FAST, "--objective", "none"), 1, "Unknown objective `none`"),
-        ((*FAST, "--svd", "none"), 2, "`svd` must be one of"),
+        ((*FAST, "--svd", "none"), 2, "`--svd` must be one of"),
         ((*FAST, "--plot", "p.txt"), 2, "`--plot` takes a .png"),
         ((*FAST, "--test", "parts.npz:val"), 1, "there is no part `val`"),
         (("--model", "tests.support.tasks:Deep", "--data", "test.npz", "--max-drop", "1"), 2, "is test data"),

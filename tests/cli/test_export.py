@@ -36,7 +36,7 @@ def test_exports_go_through_pipes(tmp_path: Path) -> None:
 def test_wrong_usage(tmp_path: Path) -> None:
     path = nested(tmp_path)
     assert "--to" in error_of(run("export", path), 2)
-    assert "`to` must be one of safetensors, state-dict, dense, onnx, pt2, got tflite" in error_of(
+    assert "`--to` must be one of safetensors, state-dict, dense, onnx, pt2, got tflite" in error_of(
         run("export", path, "--to", "tflite"), 2
     )
     assert "no factorized layers" in error_of(run("export", path, "--to", "dense"), 1)

@@ -13,15 +13,13 @@ from lrzip.core.chains import Factors
 from lrzip.core.errors import LrzipError
 from lrzip.core.layers import Layer
 from lrzip.core.plan import Plan
-from lrzip.core.progress import silent
 from lrzip.decompositions import DECOMPOSITIONS, DEFAULT_DECOMPOSITION
 from lrzip.formats import FORMATS
 from lrzip.formats.open import open_checkpoint
 from lrzip.formats.protocols import Checkpoint
 from lrzip.formats.write import rewrite
-from lrzip.linalg.svd import Solver
-from lrzip.pipeline.decide import make_plan
 from lrzip.pipeline.request import Request
+from lrzip.pipeline.session import Session
 from lrzip.ranks.ratio import Ratio
 from tests.support.checkpoints import BUILDERS, state
 from tests.support.networks import Net, seeded
@@ -56,7 +54,7 @@ def name_of(checkpoint: Checkpoint, plain: str) -> str:
 
 
 def plan_of(checkpoint: Checkpoint, ratio: float = 2) -> Plan:
-    return make_plan(checkpoint, Request(Ratio(ratio), {}), Solver(), device="cpu", progress=silent)
+    return Session(checkpoint, Request(Ratio(ratio))).plan()
 
 
 def test_specs_and_bytes_are_those_that_were_saved(checkpoint: Checkpoint) -> None:

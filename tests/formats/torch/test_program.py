@@ -19,14 +19,17 @@ import lrzip
 from lrzip.core.chains import compose
 from lrzip.core.errors import LrzipError, UnsupportedCheckpoint, UntrustedFile
 from lrzip.core.layers import Keep, Layer
-from lrzip.core.progress import silent
 from lrzip.decompositions import DECOMPOSITIONS
 from lrzip.formats.open import open_checkpoint
+<<<<<<< HEAD
 from lrzip.formats.torch.program_archive import DTYPES
 from lrzip.linalg.svd import Solver
+=======
+from lrzip.formats.torch.program import _DTYPES
+>>>>>>> d60dda1 (Plan, factorize, write and report in one session)
 from lrzip.networks.programs.rewrite import rewrite
-from lrzip.pipeline.decide import make_plan
 from lrzip.pipeline.request import Request
+from lrzip.pipeline.session import Session
 from lrzip.ranks.fixed import FixedRank
 from tests.support.networks import Net, Sound, Zoo, seeded
 from tests.support.shell import error_of
@@ -254,7 +257,7 @@ def test_a_program_in_memory_can_be_rewritten(tmp_path: Path) -> None:
     small = lrzip.factorize(model, rank=3)
     path = saved(tmp_path / "a.pt2", exported(model, x))
     with open_checkpoint(path, trust=True) as checkpoint:
-        plan = make_plan(checkpoint, Request(FixedRank(3), {}), Solver(), device="cpu", progress=silent)
+        plan = Session(checkpoint, Request(FixedRank(3))).plan()
         layout = plan.layout(checkpoint.tensors())
     computed = {name: tensor for name, tensor in small.state_dict().items() if "weight" in name}
     program = rewrite(exported(model, x), layout, computed)

@@ -1,0 +1,42 @@
+"""Show the parameters that messages and descriptions of the library name as flags."""
+
+import re
+from collections.abc import Mapping
+
+from lrzip.core import options, output_options, training_options
+from lrzip.core.declarations import declared
+
+_VALUE = re.compile(r"`(\w+)=([^`]*)`")
+_NAME = re.compile(r"`(\w+)`")
+
+
+def _flags() -> Mapping[str, str]:
+    modules = (options, output_options, training_options)
+    groups = [
+        item
+        for module in modules
+        for item in vars(module).values()
+        if isinstance(item, type) and hasattr(item, "heading")
+    ]
+    return {item.name: item.flag for item in declared(*groups) if item.flag}
+
+
+FLAGS: Mapping[str, str] = _flags()
+"""The flag of each parameter, of all commands."""
+
+
+def with_flags(text: str) -> str:
+    """Return a text with `name=value` as `--name value`, for the names of parameters."""
+
+    def flag(match: re.Match[str]) -> str:
+        name, value = match.groups()
+        if name not in FLAGS:
+            return match[0]
+        return f"`{FLAGS[name]}`" if value == "True" else f"`{FLAGS[name]} {value}`"
+
+    return _VALUE.sub(flag, text)
+
+
+def about_parameters(text: str) -> str:
+    """Return a text about parameters alone, in which their bare names are shown as flags, too."""
+    return _NAME.sub(lambda match: f"`{FLAGS[match[1]]}`" if match[1] in FLAGS else match[0], with_flags(text))
