@@ -21,12 +21,7 @@ from lrzip.core.errors import LrzipError, UnsupportedCheckpoint, UntrustedFile
 from lrzip.core.layers import Keep, Layer
 from lrzip.decompositions import DECOMPOSITIONS
 from lrzip.formats.open import open_checkpoint
-<<<<<<< HEAD
 from lrzip.formats.torch.program_archive import DTYPES
-from lrzip.linalg.svd import Solver
-=======
-from lrzip.formats.torch.program import _DTYPES
->>>>>>> d60dda1 (Plan, factorize, write and report in one session)
 from lrzip.networks.programs.rewrite import rewrite
 from lrzip.pipeline.request import Request
 from lrzip.pipeline.session import Session
