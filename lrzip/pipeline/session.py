@@ -9,7 +9,7 @@ from time import perf_counter
 
 from torch import Tensor, nn
 
-from lrzip.calibration.calibrator import Calibration
+from lrzip.calibration.result import Calibration
 from lrzip.calibration.settings import CalibrationSettings
 from lrzip.core.chains import Factors
 from lrzip.core.costs import Costs
