@@ -19,20 +19,20 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def load(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
-    """Load weights strictly into a network, which may have chains in it."""
+    """Load weights strictly into a network."""
     model.load_state_dict(state)
     return model
 
 
-def with_chains(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
-    """Replace each layer `x` that has a key `x.0.weight`; the first dimension of that weight is the rank."""
+def with_factors(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    """Replace each layer `x` that has a key `x.0.weight` by two; the first dimension of that weight is the rank."""
     for name in [key.removesuffix(".0.weight") for key in state if key.endswith(".0.weight")]:
-        setattr(model, name, chain(getattr(model, name), len(state[f"{name}.0.weight"])))
+        setattr(model, name, two_layers(getattr(model, name), len(state[f"{name}.0.weight"])))
     return model
 
 
-def chain(layer: nn.Conv2d | nn.Linear, rank: int) -> nn.Sequential:
-    """Return two layers for one: the first works as before, to `rank` outputs; the second adds the bias."""
+def two_layers(layer: nn.Conv2d | nn.Linear, rank: int) -> nn.Sequential:
+    """Return the layers that replace one: the first has its kernel and `rank` outputs, the second has its bias."""
     if isinstance(layer, nn.Linear):
         return nn.Sequential(nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features))
     first = nn.Conv2d(layer.in_channels, rank, layer.kernel_size, layer.stride, layer.padding, bias=False)  # type: ignore[arg-type]
@@ -40,7 +40,7 @@ def chain(layer: nn.Conv2d | nn.Linear, rank: int) -> nn.Sequential:
 
 
 def main() -> None:
-    """Print the keys of one layer, then a line for each way."""
+    """Print the keys of one factorized layer, then the accuracy after each way of loading."""
     with TemporaryDirectory() as folder:
         small, dense = Path(folder, "digits.lrzip.pt"), Path(folder, "digits.dense.pt")
         lrzip.compress(CHECKPOINT, small, energy=0.95)
@@ -49,7 +49,7 @@ def main() -> None:
             print(key, tuple(read(small)[key].shape))
         ways = {
             "digits.pt": load(Net(), read(CHECKPOINT)),
-            "compressed, plain PyTorch": load(with_chains(Net(), read(small)), read(small)),
+            "compressed, plain PyTorch": load(with_factors(Net(), read(small)), read(small)),
             "compressed, lrzip.load_into": lrzip.load_into(Net(), small),
             "compressed, --to dense": load(Net(), read(dense)),
         }

@@ -1,4 +1,4 @@
-"""A small convolutional network, and the handwritten digits that scikit-learn ships: 1797 gray images of 8×8 pixels."""
+"""A small convolutional network, and the handwritten digits of scikit-learn: 1797 gray images of 8×8 pixels."""
 
 from functools import cache
 from typing import Literal, TypeAlias
@@ -12,7 +12,7 @@ Part: TypeAlias = Literal["train", "validation", "test"]
 
 
 class Net(nn.Module):
-    """Three convolutions and two linear layers, far more than 8×8 pixels need."""
+    """Three convolutions and two linear layers, more than images of 8×8 pixels need."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,9 +34,9 @@ class Net(nn.Module):
 
 @cache
 def digits() -> dict[Part, tuple[Tensor, Tensor]]:
-    """Return the images (n, 1, 8, 8) in [0, 1] and labels (n,) of each part, the same ones at every call.
+    """Return the images (n, 1, 8, 8) in [0, 1] and the labels (n,) of each part. The split is fixed.
 
-    Choices are made on the validation part; the test part is for the final number alone.
+    Choices are made on the validation part; the test part is used for final results only.
     """
     images, labels = load_digits(return_X_y=True)
     fitting, test = train_test_split(range(len(labels)), test_size=450, stratify=labels, random_state=0)
@@ -48,6 +48,6 @@ def digits() -> dict[Part, tuple[Tensor, Tensor]]:
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, part: Part = "test") -> float:
-    """Return the percentage of images that a model labels right."""
+    """Return the percentage of images that a model classifies correctly."""
     images, labels = digits()[part]
     return 100 * int((model(images).argmax(1) == labels).sum()) / len(labels)

@@ -1,4 +1,4 @@
-"""Compress a fast- and a slowly decaying matrix by sketches and by the exact SVD, and draw error against rank.
+"""Approximate matrices with a fast and a slow spectral decay by sketches and by the exact SVD; plot error against rank.
 
 The first experiment of a report on randomized SVD (Kant 2025, Compression of Neural Networks, section 10.3): 500 × 400
 matrices with condition numbers 1.41e18 and 121, ranks 5 to 100, the basic sketch with 5, 10 and 20 vectors beyond the
@@ -30,19 +30,19 @@ RangeFinder = Callable[[Tensor, int, Generator], Tensor]  # matrix, rank, random
 
 
 def basic(oversample: int) -> RangeFinder:
-    """Return the bare Gaussian sketch."""
+    """Return a range finder: a Gaussian sketch without power iterations."""
     return lambda matrix, rank, generator: gaussian_range(matrix, rank + oversample, generator=generator)
 
 
 def power(iterations: int) -> RangeFinder:
-    """Return subspace iteration with ten vectors beyond the rank."""
+    """Return a range finder: subspace iteration with ten vectors beyond the rank."""
     return lambda matrix, rank, generator: subspace_iteration(
         matrix, rank + 10, power_iterations=iterations, generator=generator
     )
 
 
 def srft(matrix: Tensor, rank: int, generator: Generator) -> Tensor:
-    """Return the range by a fast transform, with ten vectors beyond the rank."""
+    """Return an orthonormal basis by a subsampled fast transform with ten vectors beyond the rank."""
     return srft_range(matrix, rank + 10, generator=generator)
 
 
@@ -57,9 +57,9 @@ METHODS: Mapping[str, RangeFinder] = {
 
 
 def main() -> None:
-    """Measure, print the errors at some ranks, and draw all of them."""
+    """Measure all errors, print them at some ranks, and plot them."""
     parser = argparse.ArgumentParser(description="Error against rank for randomized and exact SVD.")
-    parser.add_argument("--output", type=Path, help="picture to draw, such as matrix_compression.png")
+    parser.add_argument("--output", type=Path, help="plot to write, such as matrix_compression.png")
     output: Path | None = parser.parse_args().output
     curves = {name: errors(with_spectrum(values), values) for name, values in SPECTRA.items()}
     for name, methods in curves.items():
@@ -79,7 +79,10 @@ def with_spectrum(values: Tensor) -> Tensor:
 
 
 def errors(matrix: Tensor, values: Tensor) -> dict[str, list[float]]:
-    """Return the Frobenius error by method and rank, the mean over some seeds; that of the exact SVD is the tail."""
+    """Return the Frobenius error by method and rank, the mean over `SEEDS` seeds.
+
+    The error of the exact SVD is the root of the sum of the squared singular values beyond the rank.
+    """
     curves = {
         name: [sum(error(matrix, find, rank, seed) for seed in range(SEEDS)) / SEEDS for rank in RANKS]
         for name, find in METHODS.items()
@@ -88,13 +91,13 @@ def errors(matrix: Tensor, values: Tensor) -> dict[str, list[float]]:
 
 
 def error(matrix: Tensor, find: RangeFinder, rank: int, seed: int) -> float:
-    """Return the Frobenius error of the leading triplets within the range that a method finds."""
+    """Return the Frobenius error of the leading singular triplets within the range that a method finds."""
     u, s, vh = direct_svd(matrix, find(matrix, rank, Generator().manual_seed(seed)))
     return float(torch.linalg.matrix_norm(matrix - (u[:, :rank] * s[:rank]) @ vh[:rank]))
 
 
 def print_table(title: str, methods: Mapping[str, list[float]]) -> None:
-    """Print how much larger than the best possible the errors are."""
+    """Print the ratio of each error to that of the exact SVD."""
     best = methods["deterministic"]
     print(f"\n{title}: error over the best possible, at rank {', '.join(map(str, SHOWN))}")
     for name, curve in methods.items():
@@ -103,7 +106,7 @@ def print_table(title: str, methods: Mapping[str, list[float]]) -> None:
 
 
 def draw(curves: Mapping[str, Mapping[str, list[float]]], path: Path) -> None:
-    """Draw error against rank, a panel for each matrix, and how far above the best possible it is."""
+    """Plot error against rank, and its ratio to that of the exact SVD, with one column per matrix."""
     import matplotlib as mpl
 
     mpl.use("agg")

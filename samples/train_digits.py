@@ -15,9 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 def train(epochs: int) -> nn.Module:
     """Return a network trained from a fixed seed.
 
-    The weight decay is strong on purpose: it lets the weak singular values fade, and low rank lives on that. Like the
-    learning rate and the number of epochs, it was chosen by accuracy on the validation part, before and after
-    compression.
+    The strong weight decay shrinks the small singular values, so that low ranks suffice. Like the learning rate and the
+    number of epochs, it was chosen by accuracy on the validation part, before and after compression.
     """
     torch.manual_seed(0)
     model: nn.Module = Net()
@@ -34,12 +33,12 @@ def train(epochs: int) -> nn.Module:
 
 
 def main() -> None:
-    """Train, save and say how good it is."""
+    """Train the network, save it, and print its accuracy."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("digits.pt"))
     options = parser.parse_args()
-    torch.set_num_threads(1)  # the sums, and so the bytes, depend on how many there are
+    torch.set_num_threads(1)  # the order of floating-point sums, and thus the weights, depends on the number of threads
     model = train(options.epochs)
     test_accuracy = accuracy(model)
     checkpoint = {"state_dict": model.state_dict(), "epoch": options.epochs, "test_accuracy": test_accuracy}

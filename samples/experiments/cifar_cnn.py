@@ -1,8 +1,8 @@
 """Linear layers of a convolutional network for CIFAR-10, then one convolution alone.
 
-The report's experiments 2 and 3 (Kant 2025, Compression of Neural Networks, sections 11 and 12): three convolutions and
-three linear layers, 1 276 234 parameters. First `fc1` is factorized at ranks from 8 to 128 and `fc2` at half of that,
-then `conv2` alone at ranks from 8 to 32; what is left is trained further.
+Experiments 2 and 3 of the report (Kant 2025, Compression of Neural Networks, sections 11 and 12): three convolutions
+and three linear layers, 1 276 234 parameters. First `fc1` is factorized at ranks from 8 to 128 and `fc2` at half of
+that, then `conv2` alone at ranks from 8 to 32; the factorized networks are retrained.
 
     python samples/experiments/cifar_cnn.py --data cifar10
 """
@@ -29,13 +29,13 @@ RETRAINING = replace(TRAINING, schedule="constant", warmup=0)
 
 @dataclass(frozen=True)
 class Part:
-    """Layers that are factorized together, in a network that is trained for them.
+    """Layers that are factorized together, and the training of their network.
 
     Attributes:
-        layers: What the rank is divided by, a layer.
-        ranks: To factorize at.
-        training: Of the whole network.
-        retraining: Of the factorized one.
+        layers: Divisor of the rank by layer name.
+        ranks: Ranks to factorize at.
+        training: Training settings of the dense network.
+        retraining: Training settings of the factorized network.
         measured: Epochs of retraining after which to measure; 0 is before.
     """
 
@@ -52,7 +52,7 @@ OVERSAMPLES = (0, 5, 10, 15)
 METHODS = ("algorithm 11", "algorithm 4", "basic")
 
 PUBLISHED_LINEAR_DENSE, PUBLISHED_CONV_DENSE = 71.03, 79.25
-# Test accuracy before retraining and after 5 epochs, as far as the text of section 11.3 gives it.
+# Test accuracy before retraining and after 5 epochs, where the text of section 11.3 gives it.
 PUBLISHED_LINEAR = {
     ("algorithm 11", 8): (64.94, 71.56),
     ("algorithm 11", 128): (70.85, 75.68),
@@ -76,7 +76,7 @@ PUBLISHED_CONV = {
     ("basic", 24): (46.12, 80.44),
     ("basic", 32): (67.99, 80.87),
 }
-# The basic sketch of conv2 at rank 16, before retraining, by the vectors beyond the rank (table 4).
+# Test accuracy with the basic sketch of conv2 at rank 16, before retraining, by vectors beyond the rank (table 4).
 PUBLISHED_OVERSAMPLES = {0: 24.08, 5: 32.25, 10: 41.60, 15: 58.39}
 
 
@@ -106,7 +106,7 @@ class SimpleCNN(nn.Module):
 
 
 def options(method: str, rank: int) -> dict[str, Any]:
-    """Return what the report's methods are called here; those with a power scheme have two iterations."""
+    """Return the options of lrzip for a method of the report; power schemes have two iterations."""
     return {
         "algorithm 11": {"svd": "randomized", "oversample": rank, "power_iterations": 2},
         "algorithm 4": {"svd": "subspace", "oversample": 10, "power_iterations": 2},
@@ -115,7 +115,7 @@ def options(method: str, rank: int) -> dict[str, Any]:
 
 
 def factorized(model: nn.Module, ranks: Mapping[str, int], seed: int, **how: Any) -> nn.Module:
-    """Return a network with some layers factorized, by a sketch that is taken as it comes."""
+    """Return a network with some layers factorized, by a sketch whose error is not checked."""
     for name, rank in ranks.items():
         model = lrzip.factorize(model, rank=rank, only=[name], tolerance=inf, seed=seed, **how)
     return model
@@ -144,32 +144,32 @@ def measure(data: Path, quick: bool) -> Measurements:
 
 
 def trained(settings: Settings, train: Samples) -> nn.Module:
-    """Return a whole network."""
+    """Return a trained dense network."""
     torch.manual_seed(settings.seed)
     network = SimpleCNN()
     fit(network, train, settings, log=say)
     return network
 
 
-def compressed(whole: nn.Module, part: Part, train: Samples, test: Samples) -> Measurements:
-    """Return the accuracy of a network, and those of what becomes of it at each rank and by each method."""
+def compressed(dense: nn.Module, part: Part, train: Samples, test: Samples) -> Measurements:
+    """Return the accuracy of a network, and those of its factorizations at each rank by each method."""
     rows = []
     for rank, method in product(part.ranks, METHODS):
         ranks = {name: rank // divisor for name, divisor in part.layers.items()}
-        small = factorized(whole, ranks, part.retraining.seed, **options(method, rank))
+        small = factorized(dense, ranks, part.retraining.seed, **options(method, rank))
         size = parameters(small)
         scores = retrained(small, train, part.retraining, test, part.measured)
         rows.append({"rank": rank, "method": method, "parameters": size, "accuracy": scores})
         say(ranks, rows[-1])
-    return {"dense": accuracy(whole, test, amp=TRAINING.amp), "rows": rows}
+    return {"dense": accuracy(dense, test, amp=TRAINING.amp), "rows": rows}
 
 
 def document(results: Measurements) -> str:
     """Return the tables."""
-    whole = results["parameters"]
+    size = results["parameters"]
     linear = [
         [
-            *(f"{row['rank']}, {row['method']}", f"{row['parameters']:,}", f"{whole / row['parameters']:.2f}×"),
+            *(f"{row['rank']}, {row['method']}", f"{row['parameters']:,}", f"{size / row['parameters']:.2f}×"),
             *_pair(PUBLISHED_LINEAR, row),
             *(f"{value:.2f}" for value in row["accuracy"].values()),
         ]
@@ -189,33 +189,33 @@ def document(results: Measurements) -> str:
     ]
     after = [f"after {epoch}" for epoch in results["linear"]["rows"][0]["accuracy"]]
     return f"""
-Test accuracy in percent, in bfloat16, of one run (seed {TRAINING.seed}). The whole network has {whole:,} parameters;
-the one whose linear layers are factorized has {results["linear"]["dense"]:.2f} % after {LINEAR.training.epochs} epochs
-(published: {PUBLISHED_LINEAR_DENSE}), the one whose convolution is {results["conv"]["dense"]:.2f} % after
-{CONV.training.epochs} (published: {PUBLISHED_CONV_DENSE}). Nothing is chosen by the test set.
+Test accuracy in percent, in bfloat16, of one run (seed {TRAINING.seed}). The dense network has {size:,} parameters. The
+one whose linear layers are factorized has {results["linear"]["dense"]:.2f} % after {LINEAR.training.epochs} epochs
+(published: {PUBLISHED_LINEAR_DENSE}), the one whose convolution is factorized {results["conv"]["dense"]:.2f} % after
+{CONV.training.epochs} (published: {PUBLISHED_CONV_DENSE}). Nothing was chosen on the test set.
 
-The numbers of epochs are the published ones, and so are Adam, the rate of {LINEAR.retraining.rate} at which the linear
-layers are retrained, and images shifted and mirrored at random. Not told there: rates of {TRAINING.rate}, with a
-cosine, for the whole network and of {CONV.retraining.rate}, constant, to retrain the convolution, and batches of
-{TRAINING.batch_size}. The linear layers at ranks 16 and 64 were measured in a run of their own, with the same network.
+As published: the numbers of epochs, Adam, a learning rate of {LINEAR.retraining.rate} for retraining the linear layers,
+and images cropped and flipped at random. Not published: learning rates of {TRAINING.rate}, with a cosine schedule, for
+the dense network and of {CONV.retraining.rate}, constant, for retraining the convolution, and batches of
+{TRAINING.batch_size}. The linear layers at ranks 16 and 64 were measured in a separate run, with the same network.
 
-Algorithm 11 is a power scheme that orthonormalizes once, with as many vectors beyond the rank as the rank; algorithm
-4 is subspace iteration with 10 vectors beyond the rank; both iterate twice. The basic sketch has 10 vectors beyond
-the rank.
+Algorithm 11 is a power scheme that orthonormalizes once, and oversamples by as many vectors as the rank; algorithm 4 is
+subspace iteration that oversamples by 10; both have two iterations. The basic sketch oversamples by 10.
 
 ## Linear layers
 
-`fc1` at a rank and `fc2` at half of it, before retraining and after so many epochs. Published are the ends alone.
+`fc1` at the given rank and `fc2` at half of it, before retraining and after 1 to 5 epochs. Only the smallest and the
+largest rank, before retraining and after 5 epochs, are published.
 
 {table(["rank and method", "parameters", "smaller", "published before", "published after 5", *after], linear)}
 
-The published numbers of parameters are higher by the singular values, which are parameters of their own there.
+The published numbers of parameters are larger by the singular values, which are separate parameters there.
 
 ## conv2 alone
 
 {table(["rank and method", "parameters", "published before", "published after 5", "before", "after 5"], conv)}
 
-The basic sketch at rank 16, before retraining, by vectors beyond the rank:
+The basic sketch at rank 16, before retraining, by number of vectors beyond the rank:
 
 {table(["vectors", "published", "here"], oversamples)}
 """
@@ -227,7 +227,7 @@ def _pair(published: Mapping[tuple[str, int], tuple[float, float]], row: Measure
 
 
 def draw(results: Measurements, figure: Figure) -> None:
-    """Draw accuracy before and after retraining against the rank."""
+    """Plot accuracy before and after retraining against the rank."""
     parts = {"fc1, and fc2 at half the rank": results["linear"], "conv2 alone": results["conv"]}
     for axes, (title, part) in zip(figure.subplots(1, 2, sharey=True), parts.items(), strict=True):
         rows = part["rows"]
@@ -239,7 +239,7 @@ def draw(results: Measurements, figure: Figure) -> None:
                 label = f"{method}, {'before' if epoch == '0' else f'after {epoch} epochs'}"
                 scores = [row["accuracy"][epoch] for row in found]
                 axes.plot(ranks, scores, color=f"C{number}", linestyle=style, marker="o", markersize=3.5, label=label)
-        axes.axhline(part["dense"], color="black", linestyle="--", linewidth=1, label="whole network")
+        axes.axhline(part["dense"], color="black", linestyle="--", linewidth=1, label="dense network")
         axes.set(xlabel="rank", title=title, xscale="log", xticks=ranks, xticklabels=ranks)
         axes.minorticks_off()
         axes.grid(alpha=0.3)

@@ -1,7 +1,7 @@
-"""What the experiments share: their command line, data, training, scoring, and how results are written.
+"""Command line, data, training, metrics and output of the experiments.
 
-A run keeps all that it measured as `results/NAME.json`; the table `NAME.md` and the picture `NAME.png` are made of that
-alone, and `--redraw` makes them anew without measuring.
+A run stores all measurements as `results/NAME.json`. The table `NAME.md` and the figure `NAME.png` are computed from
+that file alone; `--redraw` writes them again without measuring.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from lrzip.training.settings import Settings
 from lrzip.training.tasks import find_task
 
 Measurements = dict[str, Any]
-"""What was measured, as JSON: objects have names, also where they are numbers."""
+"""Measurements as a JSON document. Keys of objects are strings, even if they are numbers."""
 
 CIFAR10 = Preparation((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), ("crop", "flip"))
 _BATCH = 500
@@ -44,15 +44,15 @@ _BATCH = 500
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment, for the command line.
+    """An experiment with a command line.
 
     Attributes:
-        name: Of its files in `results`.
-        measure: Takes the data's path and whether to hurry, and returns what it measured. Where there is a checkpoint,
-            its path comes third.
-        document: Returns the Markdown for that, without its heading.
-        draw: Draws it.
-        checkpoint: What to begin with, if it is a trained network.
+        name: Name of its files in `results`.
+        measure: Function of the path of the data, whether to run a few steps only, and the path of the checkpoint if
+            there is one. Returns the measurements.
+        document: Function that returns the measurements as Markdown, without the heading.
+        draw: Function that plots the measurements into a figure.
+        checkpoint: Description of the checkpoint that the experiment starts from, if any.
     """
 
     name: str
@@ -62,14 +62,14 @@ class Experiment:
     checkpoint: str | None = None
 
     def run(self, description: str) -> None:
-        """Measure, and write the results, as the command line says."""
+        """Parse the command line, measure or read the measurements, and write the results."""
         parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-        parser.add_argument("--data", type=Path, help="where the data is")
+        parser.add_argument("--data", type=Path, help="file or folder with the data")
         if self.checkpoint:
             parser.add_argument("--checkpoint", type=Path, help=self.checkpoint)
         parser.add_argument("--output", type=Path, help="folder to write to, by default `results` beside this file")
-        parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
-        parser.add_argument("--redraw", action="store_true", help="only write table and picture of what was measured")
+        parser.add_argument("--quick", action="store_true", help="run a few steps only, as a test")
+        parser.add_argument("--redraw", action="store_true", help="write table and figure of the stored measurements")
         options = parser.parse_args()
         if options.redraw == bool(options.data):
             parser.error("give either --data or --redraw")
@@ -80,7 +80,7 @@ class Experiment:
             if path and not path.exists():
                 parser.error(f"there is no {path}")
         if options.quick and not options.output:
-            parser.error("--quick needs another --output: the results are of whole runs")
+            parser.error("--quick needs another --output: the committed results are from complete runs")
         folder: Path = options.output or Path(__file__).with_name("results")
         folder.mkdir(parents=True, exist_ok=True)
         kept = folder / f"{self.name}.json"
@@ -105,7 +105,7 @@ class Experiment:
 
 
 def machine() -> str:
-    """Return what computed: processor, threads and versions."""
+    """Return a description of the processor, the number of threads and the versions."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -121,8 +121,8 @@ def cifar10(folder: Path, preparation: Preparation = CIFAR10) -> tuple[Samples, 
     """Return the training and the test images in a folder with `train_1.npz`, … and `test.npz`, each with x and y.
 
     Args:
-        folder: Where the files are.
-        preparation: What becomes of images; by default the training images are shifted and mirrored at random.
+        folder: Folder with the files.
+        preparation: Normalization and augmentation; by default training images are cropped and flipped at random.
     """
     parts = []
     for pattern in ("train_*.npz", "test.npz"):
@@ -133,53 +133,57 @@ def cifar10(folder: Path, preparation: Preparation = CIFAR10) -> tuple[Samples, 
 
 
 def first(samples: Samples, count: int) -> Samples:
-    """Return the first so many examples."""
+    """Return the first `count` samples."""
     return samples.subset(torch.arange(min(count, len(samples))))
 
 
 def fit(
-    model: nn.Module, examples: Samples, settings: Settings, *, val: Samples | None = None, log: Log | None = None
+    model: nn.Module, samples: Samples, settings: Settings, *, val: Samples | None = None, log: Log | None = None
 ) -> None:
-    """Train a network in place, to its best state by a validation set, or without one to the last.
+    """Train a network in place and keep the state with the best validation metric, or the last without validation data.
 
     Args:
-        model: What to train.
-        examples: What to train on.
-        settings: How.
-        val: The validation set.
-        log: Called before training and after each epoch.
+        model: Network to train.
+        samples: Training samples.
+        settings: Training settings.
+        val: Validation samples.
+        log: Function that is called before training and after each epoch.
     """
-    task = find_task(examples, probe(model, examples))
+    task = find_task(samples, probe(model, samples))
     objective = TrainingLoss(task, make_loss("auto", task))
-    outcome = train(model, Data(examples, val), objective, Scorer([], task), settings, Execution(log=log))
+    outcome = train(model, Data(samples, val), objective, Scorer([], task), settings, Execution(log=log))
     model.load_state_dict(outcome.state)
 
 
-def score(model: nn.Module, examples: Samples, *metrics: str, amp: str = "no") -> dict[str, float]:
-    """Return metrics of a network, by default its accuracy or R², computed in the precision of `Settings.amp`."""
-    task = find_task(examples, probe(model, examples))
+def score(model: nn.Module, samples: Samples, *metrics: str, amp: str = "no") -> dict[str, float]:
+    """Return metrics of a network, by default its accuracy or R².
+
+    The network is computed in float32, or in bfloat16 if `amp` is `bf16`, as in `Settings.amp`.
+    """
+    task = find_task(samples, probe(model, samples))
     with torch.autocast("cpu", torch.bfloat16, enabled=amp == "bf16"):
-        return Scorer(metrics, task)(model, examples, batch_size=_BATCH)
+        return Scorer(metrics, task)(model, samples, batch_size=_BATCH)
 
 
-def accuracy(model: nn.Module, examples: Samples, *, amp: str = "no") -> float:
-    """Return the percentage of examples that a network labels right."""
-    return round(100 * score(model, examples, "accuracy", amp=amp)["accuracy"], 2)
+def accuracy(model: nn.Module, samples: Samples, *, amp: str = "no") -> float:
+    """Return the percentage of samples that a network classifies correctly."""
+    return round(100 * score(model, samples, "accuracy", amp=amp)["accuracy"], 2)
 
 
 def retrained(
-    model: nn.Module, examples: Samples, settings: Settings, test: Samples, epochs: Sequence[int]
+    model: nn.Module, samples: Samples, settings: Settings, test: Samples, epochs: Sequence[int]
 ) -> dict[str, float]:
-    """Train a network further, in place, and return its test accuracy after some numbers of epochs.
+    """Train a network in place and return its test accuracy, in percent, by number of epochs.
 
-    With a constant learning rate, this is what trainings of so many epochs each would come to. Nothing is chosen by it.
+    With a constant learning rate, one run gives the results of separate runs of each length. The accuracies decide
+    nothing.
 
     Args:
-        model: What to train.
-        examples: What to train on.
-        settings: How; the number of epochs is the largest of `epochs`.
-        test: What to measure on.
-        epochs: After which to measure; 0 is before training.
+        model: Network to train.
+        samples: Training samples.
+        settings: Training settings, with the largest of `epochs` as the number of epochs.
+        test: Test samples.
+        epochs: Epochs after which to measure; 0 is before training.
     """
     found: dict[str, float] = {}
 
@@ -187,7 +191,7 @@ def retrained(
         if epoch.number in epochs:
             found[str(epoch.number)] = accuracy(model, test, amp=settings.amp)
 
-    fit(model, examples, settings, log=log)
+    fit(model, samples, settings, log=log)
     return found
 
 
@@ -203,20 +207,20 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def filled(text: str) -> str:
-    """Return Markdown with the lines of its paragraphs filled."""
+    """Return Markdown with its paragraphs wrapped at 120 characters."""
     blocks = text.strip().split("\n\n")
     return "\n\n".join(block if block[0] in "|#" else fill(block, 120, break_on_hyphens=False) for block in blocks)
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Return mean ± standard deviation, or the only value."""
+    """Format values as mean ± standard deviation, or a single value as it is."""
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
     return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"
 
 
 def curve(axes: Axes, x: Sequence[float], values: Sequence[Sequence[float]], label: str) -> None:
-    """Draw a line through the means of some values at each x, with their standard deviations."""
+    """Plot the mean of the values at each x, with their standard deviation as an error bar."""
     middles = [mean(group) for group in values]
     widths = [stdev(group) if len(group) > 1 else 0.0 for group in values]
     axes.errorbar(x, middles, widths, marker="o", markersize=3.5, linewidth=1.2, capsize=2, label=label)
@@ -224,10 +228,10 @@ def curve(axes: Axes, x: Sequence[float], values: Sequence[Sequence[float]], lab
 
 
 def say(*words: object) -> None:
-    """Print a line now."""
+    """Print a line and flush the output."""
     print(*words, flush=True)
 
 
 def chosen(rows: Iterable[Measurements], **values: object) -> list[Measurements]:
-    """Return the rows that have some values."""
+    """Return the rows in which all given keys have the given values."""
     return [row for row in rows if all(row[name] == value for name, value in values.items())]

@@ -1,7 +1,7 @@
-"""A perceptron for California housing at the ratios of a report, with a test over seeds.
+"""A perceptron for California housing at published compression ratios, with a test over seeds.
 
-The report's experiment 7 (Kant 2025, Compression of Neural Networks, section 16): the network 8-256-128-64-32-1 learns
-the price of houses, is factorized, and trained a little further; R², RMSE and MAE are those of the test set.
+Experiment 7 of the report (Kant 2025, Compression of Neural Networks, section 16): the network 8-256-128-64-32-1 learns
+the price of houses, is factorized, and retrained. R², RMSE and MAE are measured on the test set.
 
     python samples/experiments/housing.py --data california_housing.npz
 """
@@ -25,13 +25,13 @@ from lrzip.training.data.samples import Arrays, Samples
 from lrzip.training.settings import Settings
 
 SEEDS = tuple(range(5))
-# Which houses are the test set, for all seeds.
+# Determines the test set, which is the same for all seeds.
 TEST_SEED = 100
 DROPOUT = 0.05
-# The learning rates, and to keep fc1, were chosen on a validation set.
+# The learning rates, and leaving fc1 dense, were chosen on a validation set.
 TRAINING = Settings(epochs=60, batch_size=128, optimizer="adam", lr=2e-3, amp="no")
 RETRAINING = replace(TRAINING, epochs=20, lr=3e-3)
-# By the parameters of the whole over those that are kept: mean R² and RMSE (table 8); below, of the whole, with MAE.
+# Mean R² and RMSE by compression ratio (table 8); below, R², RMSE and MAE of the dense network.
 PUBLISHED = {
     "4.63×": (0.8106, 0.5004),
     "5.53×": (0.8109, 0.5000),
@@ -63,10 +63,10 @@ class Regressor(nn.Module):
 
 
 def houses(path: Path, seed: int) -> tuple[Samples, Samples, Samples, float]:
-    """Return training, validation and test set, and what 1 of their prices is in 100 000 $.
+    """Return the training, validation and test set, and the unit of their prices in 100 000 $.
 
-    A fifth of the houses is the test set, the same for every seed; a fifth of the others, at random, is the validation
-    set. The training set has mean 0 and standard deviation 1, in all features and in the price.
+    A fifth of the houses is the test set, the same for every seed; a random fifth of the others is the validation set.
+    All features and the price are standardized by mean and standard deviation of the training set.
     """
     file = np.load(path, allow_pickle=False)
     x, y = torch.from_numpy(file["x"]), torch.from_numpy(file["y"])
@@ -79,7 +79,7 @@ def houses(path: Path, seed: int) -> tuple[Samples, Samples, Samples, float]:
 
 
 def parted(numbers: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Return four fifths of some numbers, at random, and the last fifth."""
+    """Return a random split of numbers into four fifths and one fifth."""
     order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed))
     count = len(numbers) // 5
     return numbers[order[count:]], numbers[order[:count]]
@@ -127,51 +127,51 @@ def document(results: Measurements) -> str:
     """Return the table."""
     rows = results["rows"]
     dense = chosen(rows, network="dense")
-    whole = [f"{value:.4f}" for value in PUBLISHED_DENSE]
-    lines = [["published, whole", "45,569", whole[0], "", *whole[1:], "", ""]]
+    published = [f"{value:.4f}" for value in PUBLISHED_DENSE]
+    lines = [["published, dense", "45,569", published[0], "", *published[1:], "", ""]]
     for name in dict.fromkeys(row["network"] for row in rows):
         if name in PUBLISHED:
             r2, rmse = PUBLISHED[name]
             changed = f"{r2 - PUBLISHED_DENSE[0]:+.4f}"
             lines.append([f"published, {name}", "", f"{r2:.4f}", changed, f"{rmse:.4f}", "", "", "below 0.05"])
         lines.append(_line(name, chosen(rows, network=name), dense))
-    header = ["network", "parameters", "R²", "against the whole", "RMSE", "MAE", "R² before", "p"]
+    header = ["network", "parameters", "R²", "against dense", "RMSE", "MAE", "R² before", "p"]
     return f"""
-On the test set, in 100 000 $, mean ± standard deviation over seeds 0 to {len(dense) - 1}; `R² before` is that before
-retraining. `p` is of a paired t-test of R² against the whole network,
-two-sided, over the seeds. Each seed has a network, a validation set and an order of its own; the test set, a fifth of
-the houses, is always the same and nothing is chosen by it.
+Test set, RMSE and MAE in 100 000 $, mean ± standard deviation over seeds 0 to {len(dense) - 1}; `R² before` is
+measured before retraining. `p` is the p-value of a two-sided paired t-test of R² against the dense network over the
+seeds, which determine the initial weights, the validation set and the order of the samples. The test set, a fifth of
+the houses, is always the same, and nothing was chosen on it.
 
-A network of so many times fewer parameters is `lrzip.factorize(model, budget="params=…%", skip=["fc1"])`, and then
-{RETRAINING.epochs} epochs of training with the validation set's best state. So is the whole network once more, since
-training alone may help. `fc1` sees 8 features, all of which matter, so that cutting it loses much more than the other
-layers do; the lines `fc1 too` are without that exception.
+A compressed network is `lrzip.factorize(model, budget="params=…%", skip=["fc1"])`, trained for {RETRAINING.epochs}
+epochs, with the state that is best on the validation set. The dense network is trained further in the same way, since
+training alone may help. `fc1` has 8 inputs, all of which matter, so that factorizing it loses much more than
+factorizing the other layers; the rows `fc1 too` include it.
 
-What differs from the published schedule: the ranks follow from a budget at the published ratios, while those published
-were searched layer by layer with training in between; {TRAINING.epochs} epochs of training with a cosine and the best
-state, instead of 100 that may stop early; dropout of {DROPOUT}, where the published one is not told; the published
-figures are of 10 compressions of one network, ours of {len(dense)} networks. Learning rates, and the exception, were
-chosen by the validation sets of other seeds; that the budget did badly at 9.15× and 11.62× without it was seen on the
-test set.
+Differences from the published schedule: the ranks follow from a budget at the published ratios, while the published
+ones were searched layer by layer with training in between; {TRAINING.epochs} epochs of training with a cosine schedule
+and the best state, instead of 100 with early stopping; dropout {DROPOUT}, where the published one is not stated; the
+published results are from 10 compressions of one network, ours from {len(dense)} networks. Learning rates, and leaving
+`fc1` dense, were chosen on the validation sets of other seeds; that the budget does badly at 9.15× and 11.62× with
+`fc1` was seen on the test set.
 
 {table(header, lines)}
 """
 
 
 def _line(name: str, found: Sequence[Measurements], dense: Sequence[Measurements]) -> list[str]:
-    r2, whole = ([row["r2"] for row in group] for group in (found, dense))
-    changed = "" if name == "dense" else f"{mean(r2) - mean(whole):+.4f}"
-    p = "" if name == "dense" else f"{ttest_rel(r2, whole).pvalue:.2g}"
+    r2, reference = ([row["r2"] for row in group] for group in (found, dense))
+    changed = "" if name == "dense" else f"{mean(r2) - mean(reference):+.4f}"
+    p = "" if name == "dense" else f"{ttest_rel(r2, reference).pvalue:.2g}"
     scores = [spread([row[key] for row in found], 4) for key in ("r2", "rmse", "mae", "before")]
     return [name, f"{found[0]['parameters']:,}", scores[0], changed, *scores[1:], p]
 
 
 def draw(results: Measurements, figure: Figure) -> None:
-    """Draw R² and RMSE against the ratio, beside the published ones."""
+    """Plot R² and RMSE against the compression ratio, beside the published results."""
     rows = results["rows"]
-    whole = chosen(rows, network="dense")[0]["parameters"]
+    size = chosen(rows, network="dense")[0]["parameters"]
     names = list(PUBLISHED)
-    ratios = [whole / chosen(rows, network=name)[0]["parameters"] for name in names]
+    ratios = [size / chosen(rows, network=name)[0]["parameters"] for name in names]
     axes, errors = figure.subplots(1, 2)
     for panel, key, place in ((axes, "r2", 0), (errors, "rmse", 1)):
         found = [[row[key] for row in chosen(rows, network=name)] for name in ("dense", *names)]

@@ -1,8 +1,8 @@
-"""Sketches of a perceptron for MNIST, and a little retraining.
+"""A perceptron for MNIST, factorized by sketches and retrained.
 
-The report's experiment 1 (Kant 2025, Compression of Neural Networks, sections 10.4 and 10.5): the network
+Experiment 1 of the report (Kant 2025, Compression of Neural Networks, sections 10.4 and 10.5): the network
 784-512-256-10 is trained, its layers are factorized at ranks from 10 to 150 by three sketches and by the exact SVD,
-and trained further for 0, 1, 3 and 5 epochs.
+and the factors are retrained for 0, 1, 3 and 5 epochs.
 
     python samples/experiments/mnist_mlp.py --data mnist.npz
 """
@@ -40,7 +40,7 @@ from lrzip.training.settings import Settings
 RANKS: tuple[int, ...] = (10, 20, 50, 100, 150)
 EPOCHS: tuple[int, ...] = (0, 1, 3, 5)
 SEEDS: tuple[int, ...] = (0, 1, 2)
-# Names of the report; `randomized` without power iterations is the bare Gaussian sketch.
+# By the names of the report; `randomized` without power iterations is the basic Gaussian sketch.
 METHODS: dict[str, dict[str, Any]] = {
     "basic": {"svd": "randomized", "power_iterations": 0},
     "power": {"svd": "randomized", "power_iterations": 1},
@@ -95,7 +95,7 @@ class Perceptron(nn.Module):
 
 
 def measure(data: Path, quick: bool) -> Measurements:
-    """Return accuracies and errors of all networks."""
+    """Return the accuracies and weight errors of all networks."""
     parts = read_parts(str(data), preparation=Preparation((0.1307,), (0.3081,)))
     train, test = parts["train"], parts["test"]
     seeds, ranks, epochs = SEEDS, RANKS, EPOCHS
@@ -130,14 +130,14 @@ def error(dense: nn.Module, small: nn.Module) -> float:
     """Return the mean over the layers of ‖W − W'‖ / ‖W‖."""
     norm = torch.linalg.matrix_norm
     weights = [(weight(dense, name), weight(small, name)) for name in ("fc1", "fc2", "fc3")]
-    return mean(float(norm(whole - product) / norm(whole)) for whole, product in weights)
+    return mean(float(norm(original - product) / norm(original)) for original, product in weights)
 
 
 def weight(model: nn.Module, name: str) -> Tensor:
     """Return the weight of a layer, or the product of its two factors."""
     state = model.state_dict()
-    whole: Tensor | None = state.get(f"{name}.weight")
-    return state[f"{name}.1.weight"] @ state[f"{name}.0.weight"] if whole is None else whole
+    found: Tensor | None = state.get(f"{name}.weight")
+    return state[f"{name}.1.weight"] @ state[f"{name}.0.weight"] if found is None else found
 
 
 def document(results: Measurements) -> str:
@@ -173,32 +173,32 @@ def document(results: Measurements) -> str:
         if rank in ranks
     ]
     return f"""
-Test accuracy in percent, mean ± standard deviation over seeds 0 to {len(results["dense"]) - 1}, each with a network,
-sketches and an order of the images of its own. The whole network has {spread(results["dense"])} % (published
-{PUBLISHED_DENSE}) and {results["parameters"]:,} parameters; the report's 401,930 are not those of 784-512-256-10.
-Columns tell the epochs of retraining.
+Test accuracy in percent, mean ± standard deviation over seeds 0 to {len(results["dense"]) - 1}, which determine the
+initial weights, the sketches and the order of the images. The dense network has {spread(results["dense"])} %
+(published {PUBLISHED_DENSE}) and {results["parameters"]:,} parameters; the report gives 401,930, which does not match
+784-512-256-10. The columns are epochs of retraining.
 
-As published: 5 epochs of training, ranks, 10 vectors beyond the rank, one power iteration, 0.0005 as the learning
-rate of the retraining. Not told there, and chosen here before anything was measured: Adam at 0.001, batches of 128.
-The published figures are of one run. `fc3` stays whole, since it has no more than 10 singular values. Nothing is
-chosen by the test set.
+As published: 5 epochs of training, the ranks, 10 vectors beyond the rank, one power iteration, and a learning rate of
+0.0005 for retraining. Not published, and chosen before anything was measured: Adam at 0.001, batches of 128. The
+published results are from one run. `fc3` is left dense, since it has only 10 singular values. Nothing was chosen on
+the test set.
 
 At rank 50, published and here:
 
 {table(["method", *(f"published {when}" for when in after), *(f"here {when}" for when in after)], best)}
 
-At other ranks, as far as the report's text gives figures:
+At other ranks, where the report gives results in its text:
 
 {table(["rank and method", "published", "here"], others)}
 
-Here the factors are trained, so that the rank stays; the report, whose networks of rank 10 end higher, does not say
-whether it does there.
+Here the factors are retrained, so that the rank is preserved. The report, whose networks of rank 10 end higher, does
+not say whether it preserves the rank.
 
 All ranks:
 
 {table(["rank and method", "parameters", "smaller", "error of the weights", *after], every)}
 
-The error is ‖W − W'‖ / ‖W‖, the mean of the three layers. Published, of a network trained for 3 epochs:
+The error is ‖W − W'‖ / ‖W‖, the mean over the three layers. Published for a network trained for 3 epochs:
 
 {table(["rank and method", "published", "here"], errors)}
 """
@@ -214,7 +214,7 @@ def _error(rows: Sequence[Measurements], rank: int, method: str) -> str:
 
 
 def draw(results: Measurements, figure: Figure) -> None:
-    """Draw accuracy before and after retraining, and the error of the weights, against the rank."""
+    """Plot accuracy before and after retraining, and the error of the weights, against the rank."""
     rows = results["rows"]
     ranks = sorted({row["rank"] for row in rows})
     last = str(max(results["epochs"]))
@@ -225,7 +225,7 @@ def draw(results: Measurements, figure: Figure) -> None:
         curve(after, ranks, [[row["accuracy"][last] for row in group] for group in found], method)
         curve(errors, ranks, [[row["error"] for row in group] for group in found], method)
     for axes in (before, after):
-        axes.axhline(mean(results["dense"]), color="black", linestyle="--", linewidth=1, label="whole network")
+        axes.axhline(mean(results["dense"]), color="black", linestyle="--", linewidth=1, label="dense network")
     before.set(xlabel="rank", ylabel="test accuracy, %", title="before retraining")
     after.set(xlabel="rank", ylabel="test accuracy, %", title=f"after {last} epochs")
     errors.set(xlabel="rank", ylabel="‖W − W'‖ / ‖W‖", title="error of the weights")

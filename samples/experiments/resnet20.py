@@ -1,8 +1,8 @@
 """ResNet-20 on CIFAR-10 with 60 and 85 % fewer parameters.
 
-A published network of 269 722 parameters (He et al. 2016, section 4.2, with the shortcut that has none, trained by Y.
-Idelbayev) goes down in stages: calibrated by unlabelled training images, factorized for a budget, and tuned to the
-logits of the whole network, without labels. At 85 % fewer, the SVD gives way to Tucker-2.
+A published network of 269 722 parameters (He et al. 2016, section 4.2, with the parameter-free shortcut, trained by Y.
+Idelbayev) is compressed in stages: calibrated on unlabeled training images, factorized for a budget, and fine-tuned on
+the logits of the dense network, without labels. At 85 % fewer parameters, Tucker-2 replaces the SVD.
 
     python samples/experiments/resnet20.py --data cifar10 --checkpoint resnet20-12fca82f.th
 """
@@ -45,7 +45,7 @@ RECIPE = Recipe(
     Distillation(share=1.0),
     CalibrationSettings(samples=1024),
 )
-# The sizes are told as "about 60 %" and "85 % fewer parameters".
+# The sizes are published as "about 60 %" and "85 % fewer parameters".
 PUBLISHED = (
     Published("BATUDE", 1 / 0.4, 90.75, 90.98),
     Published("PSTR-S", 1 / 0.4, 90.53, 90.98),
@@ -54,12 +54,12 @@ PUBLISHED = (
 
 
 class Block(nn.Module):
-    """Two convolutions and a shortcut, which drops rows and columns and adds channels of zeros where the shape changes.
+    """Two convolutions and a shortcut that subsamples positions and pads channels with zeros if the shape changes.
 
     Args:
-        channels: That come in.
-        out: That go out.
-        stride: Of the first convolution.
+        channels: Input channels.
+        out: Output channels.
+        stride: Stride of the first convolution.
     """
 
     def __init__(self, channels: int, out: int, stride: int) -> None:
@@ -107,31 +107,33 @@ def document(results: Measurements) -> str:
     """Return the tables."""
     return f"""
 Accuracy in percent, in float32, of one run (seed {RECIPE.settings.seed}). The published network was trained on all
-50,000 training images, those for validation too, so that accuracy on these is higher than on others.
+50,000 training images, including those used for validation here, so that validation accuracy is higher than test
+accuracy.
 
 {recipe_summary(RECIPE, results)}
 
 {stages_table(results)}
 
-A shorter run came before this one: 1,400, 300 and 1,600 steps gave 89.87, 84.31 and 80.99 % of the test images, and
-that is why there are more steps now. Stage 2 was added when the test accuracy of stage 1 had been seen; it ran in a
-process of its own, beside stages 3 and 4.
+In an earlier run, 1,400, 300 and 1,600 steps reached 89.87, 84.31 and 80.99 % of the test images, which is why there
+are more steps now. Stage 2 was added after the test accuracy of stage 1 had been seen, and ran in a separate process,
+at the same time as stages 3 and 4.
 
-Stage 5 begins with the whole network again, by Tucker-2 factors of its weights alone in place of the SVD, and tunes at
-{RECIPE.stages[4].lr}; `conv1` and `linear` stay whole. It was added when the test accuracies of the others had been
-seen, and ran in a process of its own too; its steps were set before it began. The ranks of the budget were compared
-with those by log-energy on the validation images, after 702 steps: 86.74 against 85.56 %.
+Stage 5 starts from the dense network again, with Tucker-2 factors of its weights alone instead of the SVD, and a
+learning rate of {RECIPE.stages[4].lr}; `conv1` and `linear` are left dense. It was added after the test accuracies of
+the others had been seen, and ran in a separate process as well; the number of its steps was set before it started. The
+ranks of the budget were compared with those by log-energy on the validation images, after 702 steps: 86.74 against
+85.56 %.
 
 ## Beside the published results
 
 {published_table(results, PUBLISHED)}
 
-The published sizes are told as about 60 % and as 85 % fewer parameters; the methods begin with a network of their own.
+The published sizes are about 60 % and 85 % fewer parameters; those methods start from a different network.
 """
 
 
 def draw(results: Measurements, figure: Figure) -> None:
-    """Draw what became of the accuracy."""
+    """Plot accuracy against compression ratio."""
     draw_beside(results, PUBLISHED, figure)
 
 

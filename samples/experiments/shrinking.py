@@ -1,6 +1,6 @@
-"""Make a trained network smaller in stages: factorized for a budget, tuned with labels or the whole one as its teacher.
+"""Compress a trained network in stages: factorize it for a budget, then fine-tune with labels or the dense teacher.
 
-Each stage begins with what an earlier one came to, its factors multiplied back.
+Each stage starts from the network of an earlier one, with its factors merged.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,16 +29,16 @@ _TOLD = 50
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage.
+    """One stage.
 
     Attributes:
-        budget: Of the network, as `lrzip compress --budget` takes it.
-        steps: Of tuning.
-        after: The number, from 1 on, of the stage whose network it begins with, or 0 for the whole one; by default the
-            one before.
-        decomposition: As `lrzip compress` takes it; only for `svd` the recipe's calibration chooses factors.
-        skip: Layers that stay whole.
-        lr: Learning rate, if it is not the recipe's.
+        budget: Budget of the network, as for `lrzip compress --budget`.
+        steps: Steps of fine-tuning.
+        after: Number of the stage whose network it starts from, counted from 1, or 0 for the dense network; by default
+            the previous stage.
+        decomposition: Decomposition, as for `lrzip compress`; the calibration of the recipe is used for `svd` only.
+        skip: Layers that are left dense.
+        lr: Learning rate, if it differs from that of the recipe.
     """
 
     budget: str
@@ -51,13 +51,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to go through stages.
+    """Settings of all stages.
 
     Attributes:
-        stages: From large to small.
-        settings: Of tuning; steps are those of the stage.
-        distillation: How the whole network counts as the teacher; None goes by labels alone.
-        calibration: By how many training images, and how, to choose ranks and factors; None goes without.
+        stages: Stages in the order in which they run.
+        settings: Training settings; the number of steps is that of the stage.
+        distillation: Distillation from the dense network; None trains with labels only.
+        calibration: Calibration settings; None factorizes the weights alone.
     """
 
     stages: tuple[Stage, ...]
@@ -68,13 +68,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Published:
-    """A published result, or another to stand beside.
+    """A result to compare with.
 
     Attributes:
-        name: Of the method.
-        smaller: How many times fewer parameters.
+        name: Name of the method.
+        smaller: Parameters of the dense network divided by those of the compressed one.
         test: Test accuracy in percent.
-        dense: That of the whole network.
+        dense: Test accuracy of the dense network in percent.
     """
 
     name: str
@@ -89,13 +89,13 @@ def load(build: Callable[[], nn.Module], path: Path) -> nn.Module:
 
 
 def prepared(train: Samples, test: Samples, recipe: Recipe, *, quick: bool) -> tuple[Data, Samples, Recipe]:
-    """Hold back some training images, not augmented, for validation.
+    """Hold out some training images, without augmentation, for validation.
 
     Args:
         train: Training images.
         test: Test images.
-        recipe: How the network will be made smaller.
-        quick: Whether to take few images, one step a stage, and no calibration.
+        recipe: Settings of all stages.
+        quick: Whether to use few images, one step per stage, and no calibration.
     """
     held_back = VALIDATION
     if quick:
@@ -108,21 +108,21 @@ def prepared(train: Samples, test: Samples, recipe: Recipe, *, quick: bool) -> t
 
 
 def shrink(build: Callable[[], nn.Module], dense: nn.Module, recipe: Recipe, data: Data, test: Samples) -> Measurements:
-    """Go through the stages, and return what each came to.
+    """Run all stages and return the sizes and accuracies of their networks.
 
-    Of each stage the best state by the validation images goes on; test images are looked at once for each, at its end.
+    The state of each stage with the best validation accuracy is kept; test images are used once per stage, at its end.
 
     Args:
-        build: Returns a network of the architecture.
-        dense: The network to begin with, and the teacher, if there is one.
-        recipe: How.
+        build: Function that returns a network of the architecture.
+        dense: Network to compress, and the teacher if there is one.
+        recipe: Settings of all stages.
         data: Training and validation images.
         test: Test images.
     """
     assert data.val is not None
     rows = []
-    whole = {"parameters": parameters(dense), "test": accuracy(dense, test)}
-    say(whole)
+    original = {"parameters": parameters(dense), "test": accuracy(dense, test)}
+    say(original)
     with TemporaryDirectory() as name:
         folder = Path(name)
         for path in (folder / "teacher.pt", folder / "0.pt"):
@@ -143,15 +143,15 @@ def shrink(build: Callable[[], nn.Module], dense: nn.Module, recipe: Recipe, dat
             }
             rows.append({**row, "test": accuracy(tuned, test)})
             say(rows[-1])
-    return {"dense": whole, "rows": rows}
+    return {"dense": original, "rows": rows}
 
 
 def _stage(
     build: Callable[[], nn.Module], folder: Path, numbers: tuple[int, int], stage: Stage, recipe: Recipe, data: Data
 ) -> tuple[nn.Module, nn.Module, int]:
-    """Return a stage's network before and after tuning, and how many steps that took.
+    """Return the network of a stage before and after fine-tuning, and the number of steps.
 
-    Its files have the second number; it begins with the network of the first.
+    The stage with the second number starts from the network of the stage with the first.
     """
     after, number = numbers
     source = folder / f"{after}.pt"
@@ -186,7 +186,7 @@ def _stage(
 
 
 def recipe_summary(recipe: Recipe, results: Measurements) -> str:
-    """Return what a reader of the tables has to know of the way to them."""
+    """Return a paragraph that describes how the networks in the table were obtained."""
     cut = [
         f"Stage {number} was interrupted after {row['steps']:,} of {stage.steps:,} steps. "
         for number, (stage, row) in enumerate(zip(recipe.stages, results["rows"], strict=True), 1)
@@ -195,42 +195,42 @@ def recipe_summary(recipe: Recipe, results: Measurements) -> str:
     settings, samples = recipe.settings, recipe.calibration.samples if recipe.calibration else 0
     epoch = (50_000 - VALIDATION) // (settings.batch_size or 1)
     return f"""
-Each stage takes the network of an earlier one, its factors multiplied back, and factorizes it for the budget, with
-{samples:,} training images that calibrate without labels. Then AdamW tunes, at {settings.lr} with a cosine, in
-bfloat16, batches of {settings.batch_size} shifted, mirrored images to {_goal(recipe.distillation)}. {VALIDATION:,} of
-the training images are held back, and the state after the epoch (of {epoch} steps) that is best on them is kept; the
-validation columns are accuracy on them before and after tuning. Test images were looked at once for each network in
-the table, at its end. {"".join(cut)}The times are CPU time of one thread, calibration and validation included.
+Each stage merges the factors of the network of an earlier one and factorizes it for the budget, with {samples:,}
+training images as unlabeled calibration data. It is then fine-tuned by AdamW at {settings.lr} with a cosine schedule,
+in bfloat16, on batches of {settings.batch_size} cropped and flipped images, {_goal(recipe.distillation)}.
+{VALIDATION:,} of the training images are held out, and the state after the epoch (of {epoch} steps) that is best on
+them is kept; the validation columns are accuracy on them before and after fine-tuning. Test images were used once for each network in
+the table, at its end. {"".join(cut)}The times are CPU time of one thread, including calibration and validation.
 """.strip()
 
 
 def _goal(distillation: Distillation | None) -> str:
     if distillation is None:
-        return "their labels, without a teacher"
-    rest = f" ({distillation.share:.0%}) and to labels" if distillation.share < 1 else ", without labels"
-    return f"the logits of the whole network{rest}"
+        return "with their labels and without a teacher"
+    rest = f" ({distillation.share:.0%}) and with labels" if distillation.share < 1 else ", without labels"
+    return f"with the logits of the dense network as targets{rest}"
 
 
 def stages_table(results: Measurements) -> str:
-    """Return a row for each stage."""
-    whole, rows = results["dense"], results["rows"]
+    """Return a table with one row per stage."""
+    original, rows = results["dense"], results["rows"]
     minutes = accumulate(row["cpu seconds"] / 60 for row in rows)
     columns = ("after", "budget", "factors", "parameters", "smaller", "steps", "val. before", "val. after", "test")
     header = ("stage", *columns, "CPU minutes so far")
-    cells = [["0", "", "whole", "", f"{whole['parameters']:,}", "", "", "", "", f"{whole['test']:.2f}", ""]]
+    cells = [["0", "", "dense", "", f"{original['parameters']:,}", "", "", "", "", f"{original['test']:.2f}", ""]]
     for number, (row, so_far) in enumerate(zip(rows, minutes, strict=True), 1):
         scores = (f"{row[name]:.2f}" for name in ("validation before", "validation", "test"))
-        smaller = f"{whole['parameters'] / row['parameters']:.2f}×"
+        smaller = f"{original['parameters'] / row['parameters']:.2f}×"
         sizes = (row["budget"], row["decomposition"], f"{row['parameters']:,}", smaller, f"{row['steps']:,}")
         cells.append([str(number), str(row["after"]), *sizes, *scores, f"{so_far:.1f}"])
     return table(header, cells)
 
 
 def published_table(results: Measurements, published: Sequence[Published]) -> str:
-    """Return published results and those here, from large networks to small ones."""
-    whole = results["dense"]
+    """Return a table of the published results and those measured here, from large to small networks."""
+    original = results["dense"]
     ours = [
-        Published("lrzip", whole["parameters"] / row["parameters"], row["test"], whole["test"])
+        Published("lrzip", original["parameters"] / row["parameters"], row["test"], original["test"])
         for row in results["rows"]
     ]
     found = sorted([*published, *ours], key=lambda one: one.smaller)
@@ -241,16 +241,16 @@ def published_table(results: Measurements, published: Sequence[Published]) -> st
         ]
         for one in found
     ]
-    return table(["", "smaller", "fewer parameters", "whole network", "test", "change"], cells)
+    return table(["", "smaller", "fewer parameters", "dense network", "test", "change"], cells)
 
 
 def draw_beside(results: Measurements, published: Sequence[Published], figure: Figure) -> None:
-    """Draw test accuracy, and its change, against how much smaller networks are, with the published ones."""
-    whole = results["dense"]
-    smaller = [1, *(whole["parameters"] / row["parameters"] for row in results["rows"])]
-    tests = [whole["test"], *(row["test"] for row in results["rows"])]
+    """Plot test accuracy and its change against the compression ratio, beside the published results."""
+    original = results["dense"]
+    smaller = [1, *(original["parameters"] / row["parameters"] for row in results["rows"])]
+    tests = [original["test"], *(row["test"] for row in results["rows"])]
     left, right = figure.subplots(1, 2)
-    changes = [test - whole["test"] for test in tests]
+    changes = [test - original["test"] for test in tests]
     for number, row in enumerate(results["rows"], 1):
         ends = row["after"], number  # a line from the network that a stage began with
         for axes, heights in ((left, tests), (right, changes)):
@@ -261,7 +261,7 @@ def draw_beside(results: Measurements, published: Sequence[Published], figure: F
             axes.plot(one.smaller, height, "x", color="C1", label=None if number else "published")
             offset = (5, -9 if number % 2 else 3)
             axes.annotate(one.name, (one.smaller, height), offset, textcoords="offset points", fontsize="small")
-    for axes, title in ((left, "test accuracy, %"), (right, "change of test accuracy, points")):
+    for axes, title in ((left, "test accuracy, %"), (right, "change of test accuracy, percentage points")):
         axes.set(xlabel="times fewer parameters", ylabel=title)
         axes.margins(x=0.2)
         axes.grid(alpha=0.3)

@@ -1,8 +1,8 @@
-"""A small convolutional network, low-rank ones and a depthwise-separable one, all from scratch, and factorized ones.
+"""Low-rank and depthwise-separable convolutional networks from scratch, and factorizations of a trained network.
 
 The study "Exploring Low-Rank and Depthwise Factorizations for Lightweight CNNs": four 3×3 convolutions, each as one
-convolution, as one of `rank` outputs and a 1×1 convolution, or as a depthwise and a 1×1 convolution, trained alike on
-CIFAR-10. Beside the study's networks stand those that lrzip makes of the trained one, trained a little further.
+convolution, as one with `rank` outputs and a 1×1 convolution, or as a depthwise and a 1×1 convolution, trained with the
+same settings on CIFAR-10. They are compared with factorizations of the trained network by lrzip, retrained briefly.
 
     python samples/experiments/tiny_cnn.py --data cifar10
 """
@@ -37,7 +37,7 @@ PUBLISHED = {
     "depthwise-separable": (33_637, 83.7),
 }
 
-Convolution = Callable[[int, int], nn.Module]  # channels in and out ↦ what stands for a 3×3 convolution
+Convolution = Callable[[int, int], nn.Module]  # input and output channels ↦ replacement of a 3×3 convolution
 
 
 def dense(inputs: int, outputs: int) -> nn.Module:
@@ -51,16 +51,16 @@ def low_rank(rank: int, inputs: int, outputs: int) -> nn.Module:
 
 
 def depthwise_separable(inputs: int, outputs: int) -> nn.Module:
-    """Return a 3×3 convolution of each channel for itself, and a 1×1 convolution."""
+    """Return a depthwise 3×3 convolution and a 1×1 convolution."""
     return nn.Sequential(
         nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, bias=False), nn.Conv2d(inputs, outputs, 1)
     )
 
 
 class TinyCNN(nn.Module):
-    """Convolutions 3→64→64→128→128, each with batch norm and ReLU, and a linear layer on the mean of the pixels.
+    """Convolutions 3→64→64→128→128, each with batch norm and ReLU, global average pooling, and a linear layer.
 
-    There is a 2×2 pool after all convolutions but the last. Where the study pools, it does not say; the number of
+    Every convolution but the last is followed by 2×2 max pooling. The study does not say where it pools; the number of
     parameters does not depend on it.
     """
 
@@ -98,8 +98,8 @@ def measure(data: Path, quick: bool) -> Measurements:
         torch.manual_seed(training.seed)
         trained[name] = TinyCNN(convolution)
         fit(trained[name], train, training, log=say)
-        whole = accuracy(trained[name], test, amp=training.amp)
-        scratch.append({"name": name, "parameters": parameters(trained[name]), "accuracy": whole})
+        percent = accuracy(trained[name], test, amp=training.amp)
+        scratch.append({"name": name, "parameters": parameters(trained[name]), "accuracy": percent})
         say(scratch[-1])
     for rank in RANKS:
         small = lrzip.factorize(trained["base"], rank=rank, only=["convolutions.*"])
@@ -128,37 +128,36 @@ def document(results: Measurements) -> str:
         for row in results["factorized"]
     ]
     return f"""
-Test accuracy in percent, in bfloat16, of one run (seed {TRAINING.seed}). Nothing is chosen by the test set.
+Test accuracy in percent, in bfloat16, of one run (seed {TRAINING.seed}). Nothing was chosen on the test set.
 
-What differs from the published schedule: {TRAINING.steps:,} steps instead of 60 epochs, which are some 23,400 steps;
-ranks 24 and 48 are left out. As published: SGD with momentum 0.9 and a cosine, the same for all. Not told there: a
-learning rate of {TRAINING.rate}, batches of {TRAINING.batch_size}, images that are shifted and mirrored at random, and
-a 2×2 pool after each convolution but the last. A run of 500 and 100 steps came before this one, in which `base` had
-66.78 %.
+Differences from the published schedule: {TRAINING.steps:,} steps instead of 60 epochs, about 23,400 steps; ranks 24 and
+48 are omitted. As published: SGD with momentum 0.9 and a cosine schedule, the same for all networks. Not published: a
+learning rate of {TRAINING.rate}, batches of {TRAINING.batch_size}, images cropped and flipped at random, and 2×2 max
+pooling after each convolution but the last. In an earlier run of 500 and 100 steps, `base` had 66.78 %.
 
 ## From scratch
 
 {table(["network", "parameters", "published, 60 epochs", f"{TRAINING.steps:,} steps"], scratch)}
 
-The numbers of parameters are the published ones. At rank 64 the first convolution, which has 27 inputs a pixel, is
-larger than the one that it stands for.
+The numbers of parameters are the published ones. At rank 64, the replacement of the first convolution, which has 27
+inputs per position, is larger than the convolution itself.
 
-## From the trained one
+## From the trained network
 
-What `lrzip.factorize` makes of the convolutions of the trained `base`, before and after
-{RETRAINING.steps} more steps at a learning rate of {RETRAINING.rate}. It leaves whole what would not get smaller, and
-adds no biases.
+The trained `base` with its convolutions factorized by `lrzip.factorize`, before and after {RETRAINING.steps} more steps
+at a learning rate of {RETRAINING.rate}. Convolutions whose factors would not be smaller are left dense, and no biases
+are added.
 
 {table(["network", "parameters", "before", f"after {RETRAINING.steps} steps"], factorized)}
 """
 
 
 def draw(results: Measurements, figure: Figure) -> None:
-    """Draw accuracy against the number of parameters."""
+    """Plot accuracy against the number of parameters."""
     axes = figure.subplots()
     rows = results["scratch"]
     ranks = [row for row in rows if row["name"].startswith("rank")]
-    for label, group in (("from scratch", ranks), ("from the trained one", results["factorized"])):
+    for label, group in (("from scratch", ranks), ("from the trained network", results["factorized"])):
         axes.plot([row["parameters"] for row in group], [row["accuracy"] for row in group], marker="o", label=label)
     for row in rows:
         if row not in ranks:
