@@ -9,6 +9,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from lrzip.core.errors import LrzipError
+from lrzip.core.kinds import LINEAR, LINEAR_TRANSPOSED, Kind
 from lrzip.formats.safetensors.huggingface import FORMAT_VERSION, METHOD, read_ranks
 from lrzip.networks.architecture import module_info
 
@@ -20,7 +21,7 @@ except ImportError as error:
 
 
 _WHERE = "`quantization_config` in config.json"
-_CONVOLUTIONS = {"conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d}
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 class LowRankLinear(nn.Module):
@@ -52,9 +53,9 @@ class LowRankConv(nn.Module):
 
     bias: nn.Parameter | None
 
-    def __init__(self, layer: Any, kind: str, rank: int) -> None:
+    def __init__(self, layer: Any, kind: Kind, rank: int) -> None:
         super().__init__()
-        self.convolve = _CONVOLUTIONS[kind]
+        self.convolve = _CONVOLUTIONS[kind.spatial]
         self.stride, self.padding, self.dilation = layer.stride, layer.padding, layer.dilation
         self.groups, self.rank = layer.groups, rank
         out, *inner = layer.weight.shape
@@ -213,10 +214,10 @@ def _low_rank(path: str, layer: Any, rank: int) -> nn.Module:
         LrzipError: The layer is of a kind that has none.
     """
     what = module_info(layer)
-    if what.kind in _CONVOLUTIONS and not what.reason and layer.padding_mode == "zeros":
+    if what.kind and what.kind.is_plain_convolution and not what.reason and layer.padding_mode == "zeros":
         return LowRankConv(layer, what.kind, rank)
-    if what.kind not in ("linear", "linear_transposed") or what.reason:
+    if what.kind not in (LINEAR, LINEAR_TRANSPOSED) or what.reason:
         reason = what.reason or f"{type(layer).__name__}, for which there is no module of low rank"
         raise LrzipError(f"`{path}` is {reason}. Compress again with `--skip {path}`.")
-    inner, out = layer.weight.shape if what.kind == "linear_transposed" else layer.weight.shape[::-1]
+    out, inner = what.kind.channels(layer.weight.shape)
     return LowRankLinear(inner, out, rank, bias=layer.bias is not None, dtype=layer.weight.dtype)

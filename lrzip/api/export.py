@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from lrzip.core.chains import Chain, compose, find_chains
 from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.kinds import ATTENTION, EMBEDDING, TRANSPOSED_CONVOLUTIONS
 from lrzip.core.layers import TensorSpec, by_module
+from lrzip.core.merge import merge
 from lrzip.core.plan import SCHEMA, Entry
 from lrzip.core.report import Difference
+from lrzip.core.stored import DenseLayer, Stored, find_structures
 from lrzip.core.version import __version__
 from lrzip.formats import FORMATS
 from lrzip.formats.files.atomic import check_output
@@ -139,7 +141,8 @@ def export(
         layout = _layout(checkpoint.tensors(), chains)
         with create(destination, view, layout, format_=format_, drop=list(lost)) as writer:
             for chain in chains:
-                dense = compose([checkpoint.read(spec.name) for spec in chain.weights], chain.kind)
+                weights = [checkpoint.read(spec.name) for spec in chain.weights]
+                dense = merge(chain.structure, weights, chain.replaced)
                 writer.put(chain.dense_name, dense.to(getattr(torch, chain.weights[0].dtype)))
     multiplied = [chain.module for chain in chains]
     dropped = tuple((lost | bared).items())
@@ -184,22 +187,23 @@ def _traced(
     return trace(model, inputs)
 
 
-def _chains(checkpoint: Checkpoint, model: nn.Module | None) -> Sequence[Chain]:
+def _chains(checkpoint: Checkpoint, model: nn.Module | None) -> Sequence[Stored]:
     """Return the chains of a checkpoint, by the file's names."""
     if model is None:
-        return find_chains(checkpoint.tensors(), checkpoint.chain_kinds)
+        return find_structures(checkpoint.tensors(), checkpoint.dense_layers)
     architecture = Architecture.of(model)
     specs = match_names(checkpoint.path, checkpoint.tensors(), architecture)
     prefixes = {spec.name.removesuffix(name) for name, spec in specs.items()}
-    kinds = {f"{prefix}{name}": kind for prefix in prefixes for name, kind in architecture.kinds.items()}
-    return find_chains(checkpoint.tensors(), kinds)
+    layers = {f"{prefix}{name}": layer for prefix in prefixes for name, layer in architecture.dense_layers.items()}
+    return find_structures(checkpoint.tensors(), layers)
 
 
-def _doubtful(checkpoint: Checkpoint, chains: Sequence[Chain]) -> Sequence[str]:
+def _doubtful(checkpoint: Checkpoint, chains: Sequence[Stored]) -> Sequence[str]:
     """Return the modules that are no chain as they stand, but would be one of a kind that only the network can tell."""
     tensors, known = checkpoint.tensors(), {chain.module for chain in chains}
-    kinds = ("embedding", "conv_transpose", "attention")
-    found = {c.module for kind in kinds for c in find_chains(tensors, dict.fromkeys(by_module(tensors), kind))}
+    kinds = (EMBEDDING, ATTENTION, *TRANSPOSED_CONVOLUTIONS.values())
+    modules = [dict.fromkeys(by_module(tensors), DenseLayer(kind)) for kind in kinds]
+    found = {stored.module for layers in modules for stored in find_structures(tensors, layers)}
     return sorted(found - known)
 
 
@@ -219,15 +223,15 @@ def _format(destination: Path, to: str, checkpoint: Checkpoint) -> str:
     return found
 
 
-def _layout(tensors: Mapping[str, TensorSpec], chains: Sequence[Chain]) -> tuple[Entry, ...]:
+def _layout(tensors: Mapping[str, TensorSpec], chains: Sequence[Stored]) -> tuple[Entry, ...]:
     """Return every tensor of the output: dense weights in the places of first stages, biases under their old names."""
     first = {chain.weights[0].name: chain for chain in chains}
     later = {spec.name for chain in chains for spec in chain.weights[1:]}
-    biases = {chain.bias.name: chain.dense_name.removesuffix("weight") + "bias" for chain in chains if chain.bias}
+    biases = {chain.bias.name: chain.dense_bias_name for chain in chains if chain.bias}
     entries: list[Entry] = []
     for name, spec in tensors.items():
         if name in first:
-            shape = first[name].dense_shape
+            shape = first[name].replaced.shape
             dense = TensorSpec(first[name].dense_name, shape, spec.dtype, spec.nbytes // spec.numel * prod(shape))
             entries.append(Entry(dense, name, copied=False))
         elif name not in later:

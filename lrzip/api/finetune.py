@@ -11,6 +11,7 @@ from torch import nn
 
 from lrzip.core.errors import LrzipError, UsageError
 from lrzip.core.plan import SCHEMA, Entry
+from lrzip.core.structure import join
 from lrzip.core.version import __version__
 from lrzip.formats.files.atomic import check_output
 from lrzip.formats.open import open_checkpoint
@@ -239,8 +240,8 @@ def _write(
 
 
 def _layout(checkpoint: Checkpoint) -> tuple[Entry, ...]:
-    kinds = checkpoint.chain_kinds or {}
-    stages = {f"{module}.{index}.weight".lstrip("."): kind for module, kind in kinds.items() for index in (0, 1)}
+    kinds = checkpoint.dense_layers or {}
+    stages = {join(module, f"{index}.weight"): layer.kind for module, layer in kinds.items() for index in (0, 1)}
     return tuple(Entry(spec, name, copied=True, kind=stages.get(name)) for name, spec in checkpoint.tensors().items())
 
 

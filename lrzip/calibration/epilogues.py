@@ -136,7 +136,7 @@ def _is_norm(node: Node, x: Node) -> bool:
 
 def _has_channels(layer: Node) -> bool:
     """Return whether a batch norm's channels, on axis 1, are those of a layer."""
-    return OPERATORS[layer.target].kind.startswith("conv") or len(layer.meta["val"].shape) == 2
+    return OPERATORS[layer.target].kind.is_convolution or len(layer.meta["val"].shape) == 2
 
 
 def _other(total: Node, layer: Node, last: Node) -> Node | None:

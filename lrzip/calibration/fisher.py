@@ -43,7 +43,7 @@ def fisher_sensitivities(
         gradients = _gradients(outputs, [output for _, output in calls], generator)
         for (name, output), gradient in zip(calls, gradients, strict=True):
             if gradient is not None:
-                channels = output.shape[1 if kinds[name].startswith("conv") else -1]
+                channels = output.shape[kinds[name].channel_axis]
                 sums[name] = sums.get(name, 0.0) + float(gradient.double().square().sum()) / channels
     return {name: total / count for name, total in sums.items()}
 

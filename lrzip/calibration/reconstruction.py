@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from lrzip.core.chains import Factors, compose, relative_difference
-from lrzip.core.layers import tensor_name
+from lrzip.core.factors import Factors, relative_difference
 from lrzip.core.plan import Plan
+from lrzip.core.structure import bias_name, join, tensor_names
 from lrzip.networks.surgery import assemble
 from lrzip.training.data.read import Data
 from lrzip.training.data.samples import Samples
@@ -79,14 +79,15 @@ def _read_back(
     found: dict[str, Factors] = {}
     for decision in plan.factorize:
         layer, old = decision.layer, factors[decision.layer.name]
-        stages = [left.pop(name) for name in layer.stage_names(len(decision.stages))]
-        weights = tuple(stage.to(like) for stage, like in zip(stages, old.weights, strict=True))
-        weight = dense[tensor_name(layer.path, layer.kind, "weight")].float()
-        error = relative_difference(weight, compose(weights, layer.kind).float())
+        names = [join(layer.path, name) for name in tensor_names(decision.structure)]
+        weights = tuple(left.pop(name).to(like) for name, like in zip(names, old.weights, strict=True))
+        trained = replace(old, weights=weights)
+        weight = dense[layer.kind.tensor_name(layer.path, "weight")].float()
+        error = relative_difference(weight, trained.dense(layer.stage).float())
         method = f"{old.method}, trained"
         # The bounds and errors of the initial factors do not hold for the trained ones.
-        found[layer.name] = replace(old, weights=weights, error=error, method=method, excess=None, output_error=None)
+        found[layer.name] = replace(trained, error=error, method=method, excess=None, output_error=None)
         if layer.bias:
-            last = layer.stage_names(len(stages))[-1].removesuffix("weight") + "bias"
-            left[tensor_name(layer.path, layer.kind, "bias")] = left.pop(last)
+            last = join(layer.path, bias_name(decision.structure))
+            left[layer.kind.tensor_name(layer.path, "bias")] = left.pop(last)
     return Reconstructed(found, {name: t for name, t in left.items() if not torch.equal(t, dense[name].cpu())})

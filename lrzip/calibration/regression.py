@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrzip.core.layers import Layer
 from lrzip.core.moments import Moments, Targets
 from lrzip.linalg.whitening import regress
 
@@ -57,15 +56,3 @@ class Regression:
         """Return weights (groups, m, n) together with their best constants, or those of the prior."""
         means = torch.einsum("gmn,gn->gm", matrices, self.inputs.first)
         return Affine(matrices, targets.first - means if self.free else self.prior.constants)
-
-
-def unfolded(layer: Layer, weight: Tensor) -> Tensor:
-    """Return the weight of a layer as (groups, outputs, columns)."""
-    matrix = weight.mT if layer.kind == "linear_transposed" else weight.flatten(1)
-    return torch.stack(matrix.chunk(layer.groups))
-
-
-def folded(layer: Layer, matrices: Tensor, like: Tensor) -> Tensor:
-    """Return weights (groups, outputs, columns) in the layout of a layer, with the shape and dtype of `like`."""
-    matrix = matrices.flatten(0, 1)
-    return (matrix.mT if layer.kind == "linear_transposed" else matrix.reshape(like.shape)).to(like.dtype)

@@ -56,7 +56,7 @@ class Calibration:
     @property
     def scarce(self) -> Mapping[str, tuple[int, int]]:
         """The layers observed at fewer positions than their weight has columns: both numbers, by name."""
-        sizes = {layer.name: layer.input_size for layer in self.layers if layer.kind != "embedding"}
+        sizes = {layer.name: layer.input_size for layer in self.layers if not layer.kind.is_indexed}
         counts = {name: moments.count for name, moments in self.statistics.items()}
         return {name: (counts[name], size) for name, size in sizes.items() if counts.get(name, size) < size}
 

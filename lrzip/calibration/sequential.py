@@ -17,10 +17,10 @@ from torch.fx import Node
 from lrzip.calibration.corrections import Corrections
 from lrzip.calibration.epilogues import Epilogue, find_epilogues, inverse
 from lrzip.calibration.paired_run import PairedRun
-from lrzip.calibration.regression import Affine, Regression, folded, unfolded
+from lrzip.calibration.regression import Affine, Regression
 from lrzip.calibration.response import refine
 from lrzip.core.activations import Inputs
-from lrzip.core.chains import Factors, compose, relative_difference
+from lrzip.core.factors import Factors, relative_difference
 from lrzip.core.layers import Layer
 from lrzip.core.moments import Arguments, Moments, Statistics, Sums, Targets, piece_size
 from lrzip.networks.observe import inputs_of
@@ -123,7 +123,7 @@ class _Fitter:
     def _fit(self, call: _Call) -> None:
         """Find the weight of a layer in the compressed program."""
         layer, old = call.layer, self._dense_weight(call)
-        if len(call.weight.users) > 1 or layer.kind == "embedding" or layer.kind.startswith("conv_transpose"):
+        if len(call.weight.users) > 1 or not layer.kind.is_regression:
             # Several calls have several targets, and the outputs of the other kinds are not products with inputs by
             # spatial position, so these layers are factorized on their own.
             if layer.name in self._job.factorize:
@@ -132,10 +132,12 @@ class _Fitter:
         shift = self._shift(call.epilogue)
         sums = self._sums(call)
         inputs, targets = sums.moments(), sums.targets()
-        prior = Affine(unfolded(layer, old).double(), self._bias(call.epilogue, like=targets.first))
+        prior = Affine(layer.kind.unfold(old, layer.groups).double(), self._bias(call.epilogue, like=targets.first))
         regression = Regression(inputs, prior, free=shift is not None)
         self._put(call, regression.matrices(targets), regression.about)
-        found = regression.completed(unfolded(layer, self._run.compressed[0][call.weight]).double(), targets)
+        found = regression.completed(
+            layer.kind.unfold(self._run.compressed[0][call.weight], layer.groups).double(), targets
+        )
         if self._job.corrections.response and call.epilogue.rectified:
             found = self._respond(call, regression, found)
         if shift:
@@ -163,8 +165,8 @@ class _Fitter:
         def solve(targets: Targets) -> Affine:
             matrices = behind_norm.matrices(targets)
             if layer.name in self._job.factorize:
-                factors = self._job.fit(layer, folded(layer, matrices, old), behind_norm.about)
-                matrices = unfolded(layer, compose(factors.weights, layer.kind)).double()
+                factors = self._job.fit(layer, layer.kind.fold(matrices, old), behind_norm.about)
+                matrices = layer.kind.unfold(factors.dense(layer.stage), layer.groups).double()
             return behind_norm.completed(matrices, targets)
 
         first = start.then(scale, shift)
@@ -175,7 +177,7 @@ class _Fitter:
     def _responses(self, call: _Call) -> Iterator[tuple[Tensor, ...]]:
         """Yield the inputs of a layer in the compressed program in pieces, with the dense inputs of the ReLU."""
         layer, epilogue = call.layer, call.epilogue
-        axis = 1 if layer.kind.startswith("conv") else -1
+        axis = layer.kind.channel_axis
         for number, (dense, compressed) in enumerate(zip(self._run.dense, self._run.compressed, strict=True), 1):
             goal = dense[call.node]
             if epilogue.norm:
@@ -205,9 +207,9 @@ class _Fitter:
     def _sums(self, call: _Call) -> Sums:
         """Return the moments of a layer's inputs in the compressed program and of its targets."""
         layer = call.layer
-        groups, rows, columns = unfolded(layer, self._dense_weight(call)).shape
+        groups, rows, columns = layer.kind.unfold(self._dense_weight(call), layer.groups).shape
         sums = Sums(columns, groups, outputs=rows)
-        axis = 1 if layer.kind.startswith("conv") else -1
+        axis = layer.kind.channel_axis
         for dense, compressed in zip(self._run.dense, self._run.compressed, strict=True):
             target = call.epilogue.target(dense[call.node], dense, compressed)
             inputs = self._inputs(call, dense, compressed)
@@ -220,7 +222,7 @@ class _Fitter:
 
     def _put(self, call: _Call, matrices: Tensor, about: Moments) -> None:
         """Set the weight of a layer, or the factors that are nearest to it on its inputs."""
-        new = folded(call.layer, matrices, self._dense_weight(call))
+        new = call.layer.kind.fold(matrices, self._dense_weight(call))
         if call.layer.name in self._job.factorize:
             self._put_factors(call, self._job.fit(call.layer, new, about))
         else:
@@ -228,7 +230,7 @@ class _Fitter:
 
     def _put_factors(self, call: _Call, factors: Factors) -> None:
         old = self._dense_weight(call)
-        dense = compose(factors.weights, call.layer.kind).to(old)
+        dense = factors.dense(call.layer.stage).to(old)
         error = relative_difference(old, dense)
         self.found.factors[call.layer.name] = replace(factors, error=error)
         self._run.replace(call.weight, dense)

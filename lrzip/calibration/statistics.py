@@ -39,7 +39,7 @@ def moments_of(
     def observer(name: str, inputs: Inputs) -> None:
         layer = by_name[name]
         if name not in sums:
-            sums[name] = Sums(layer.input_size, layer.groups, diagonal=layer.kind == "embedding")
+            sums[name] = Sums(layer.input_size, layer.groups, diagonal=layer.kind.is_indexed)
         sums[name].add(inputs, most=most)
 
     subject.observe(layers, batches, observer)
@@ -51,7 +51,7 @@ def _parts(layers: Sequence[Layer], memory: int) -> Iterator[list[Layer]]:
     part: list[Layer] = []
     taken = 0
     for layer in layers:
-        nbytes = _ITEMSIZE * layer.groups * layer.input_size ** (1 if layer.kind == "embedding" else 2)
+        nbytes = _ITEMSIZE * layer.groups * layer.input_size ** (1 if layer.kind.is_indexed else 2)
         if part and taken + nbytes > memory:
             yield part
             part, taken = [], 0

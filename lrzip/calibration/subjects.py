@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from lrzip.core.layers import Layer, tensor_name
+from lrzip.core.layers import Layer
 from lrzip.core.moments import Arguments, Observe
 from lrzip.formats.protocols import Exported, Observable
 from lrzip.networks.observe import observe_network
@@ -68,7 +68,7 @@ class Network:
 
     def weight_name(self, layer: Layer) -> str:
         """Return the name of a layer's weight in the network."""
-        return tensor_name(layer.path, layer.kind, "weight")
+        return layer.kind.tensor_name(layer.path, "weight")
 
     batch: int | None = None
 

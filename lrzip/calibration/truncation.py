@@ -10,8 +10,6 @@ from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from lrzip.calibration.regression import unfolded
-from lrzip.core.chains import compose
 from lrzip.core.layers import Layer
 from lrzip.core.moments import Arguments, MeasuredChanges, Moments, Statistics
 from lrzip.core.spectrum import Spectrum
@@ -63,7 +61,7 @@ class Truncation:
             generator=Generator().manual_seed(0),
             moments=self.moments(layer),
         )
-        return compose(found.weights, layer.kind).to(weight)
+        return found.dense(layer.stage).to(weight)
 
     def missed_mean(self, layer: Layer, missed: Tensor) -> Tensor | None:
         """Return E[(W − W′)x], (outputs,), which a bias will correct; None if it will not.
@@ -72,10 +70,10 @@ class Truncation:
             layer: The layer.
             missed: W − W′, in the shape of the weight.
         """
-        if not self.centered or layer.kind == "embedding" or layer.kind.startswith("conv_transpose"):
+        if not self.centered or not layer.kind.is_regression:
             return None
         first = self.statistics[layer.name].first
-        means = torch.einsum("gmn,gn->gm", unfolded(layer, missed.double().cpu()), first)
+        means = torch.einsum("gmn,gn->gm", layer.kind.unfold(missed.double().cpu(), layer.groups), first)
         return means.flatten().to(missed)
 
 
@@ -132,7 +130,7 @@ def _with_weight(
             return weight
         if added is None or not call_of(node, layers, names):
             return result
-        spatial = result.dim() - 2 if layer.kind.startswith("conv") else 0
+        spatial = layer.kind.spatial
         return result + added.reshape(-1, *(1,) * spatial)
 
     return Intercepted(program.graph_module, intercept)

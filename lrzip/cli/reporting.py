@@ -17,7 +17,7 @@ def _table(report: "Report") -> dict[str, list[str]]:
     decisions = report.plan.factorize
     table = {
         "layer": [decision.layer.name for decision in decisions],
-        "kind": [decision.layer.kind for decision in decisions],
+        "kind": [str(decision.layer.kind) for decision in decisions],
         "shape": [shape_text(decision.layer.weight.shape) for decision in decisions],
         "rank": [", ".join(map(str, decision.ranks)) for decision in decisions],
         "parameters": [f"{decision.parameters_before:,}" for decision in decisions],

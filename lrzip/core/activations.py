@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from lrzip.core.kinds import Kind
+
 _ITEMSIZE = 4
 
 
@@ -39,7 +41,7 @@ class Inputs:
     """What a layer is applied to in one call.
 
     Attributes:
-        kind: Of the layer, as `lrzip.core.layers.Layer` has it.
+        kind: Kind of the layer.
         parts: For each group of the weight what it sees, with channels last, or as axis 1 for convolutions; indices
             for an embedding.
         window: Of a convolution that is not transposed.
@@ -47,7 +49,7 @@ class Inputs:
         offset: The first of them.
     """
 
-    kind: str
+    kind: Kind
     parts: tuple[Tensor, ...]
     window: Window | None = None
     step: int = 1
@@ -87,7 +89,7 @@ class Inputs:
         """Return for each group (examples, *positions, channels, *kernel)."""
         if self.window:
             return [_patches(part, self.window) for part in self.parts]
-        if self.kind.startswith("conv_transpose"):
+        if self.kind.is_transposed_convolution:
             return [part.movedim(1, -1).flatten(1, -2) for part in self.parts]
         return [part.reshape(1, -1, part.shape[-1]) for part in self.parts]
 

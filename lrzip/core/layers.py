@@ -1,15 +1,18 @@
-"""What a checkpoint holds: tensors, the layers they belong to, and what stays whole."""
+"""Contents of a checkpoint: tensors, the layers they belong to, and what is left unchanged."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
+from lrzip.core.kinds import Kind
+from lrzip.core.structure import Stage, join
+
 FACTORIZABLE_DTYPES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-"""Bytes an element, of the dtypes that can be factorized."""
+"""Bytes per element of the dtypes that can be factorized."""
 
 
 ROOT = "(root)"
-"""What people call the layer that is a whole network."""
+"""Name of the layer that is a network by itself."""
 
 
 @dataclass(frozen=True)
@@ -39,20 +42,18 @@ class Layer:
     """A layer that can be factorized.
 
     Attributes:
-        name: What people call it and globs match: the module's path without wrapper prefixes.
-        module: The module's path in the file, with its prefixes; "" for the root module.
-        kind: `linear` with weight (out, in), `linear_transposed` (in, out), `embedding` (rows, width), `conv1d`,
-            `conv2d` or `conv3d` (out, in / groups, *kernel), `conv_transpose1d`, … (in, out, *kernel), `attention`
-            (3 · width, width), the input projections of nn.MultiheadAttention, in three groups.
+        name: Name that users see and globs match: the module's path without wrapper prefixes.
+        module: Path of the module in the file, with its prefixes; "" for the root module.
+        kind: Layout of the weight.
         weight: The weight tensor.
-        bias: The bias tensor, (out,), if there is one.
-        groups: Of a convolution: parts of the weight, one below the other, that are factorized by themselves.
-        round_to: What ranks are by default rounded up to a multiple of, for what runs its format.
+        bias: The bias tensor (out,), if there is one.
+        groups: Number of parts, stacked along the first axis of the weight, that are factorized separately.
+        round_to: Default multiple to which ranks are rounded up, for the runtimes of the file format.
     """
 
     name: str
     module: str
-    kind: str
+    kind: Kind
     weight: TensorSpec
     bias: TensorSpec | None
     groups: int = 1
@@ -60,55 +61,49 @@ class Layer:
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        """Shape of the channel unfolding, of one group: its first dimension, and all others together."""
+        """Shape of the channel unfolding of one group: the first axis of the weight by all others."""
         rows = self.weight.shape[0]
         return rows // self.groups, self.weight.numel // rows
 
     @property
     def path(self) -> str:
-        """The module's path in the network itself, without wrapper prefixes; "" for the root module."""
+        """Path of the module in the network itself, without wrapper prefixes; "" for the root module."""
         return "" if self.name == ROOT else self.name
 
-    def stage_names(self, count: int) -> list[str]:
-        """Return the names of the weights of a chain in the network itself."""
-        prefix = f"{self.path}." if self.path else ""
-        return [f"{prefix}{index}.weight" for index in range(count)]
-
     @property
-    def inputs_are_rows(self) -> bool:
-        """Whether inputs multiply the rows of the channel unfolding, and not its columns."""
-        return self.kind in ("embedding", "linear_transposed") or self.kind.startswith("conv_transpose")
+    def stage(self) -> Stage:
+        """The layer as a structure of a single stage."""
+        return Stage(self.kind, self.weight.shape, self.groups, (True,) * self.kind.spatial)
 
     @property
     def input_size(self) -> int:
-        """Elements of what a row or column of the unfolding of one group is multiplied by."""
-        return self.matrix_shape[0 if self.inputs_are_rows else 1]
+        """Number of rows or columns of the unfolding of one group that inputs are multiplied by."""
+        return self.matrix_shape[0 if self.kind.inputs_first else 1]
 
     def kept(self, reason: str) -> "Keep":
         """Return the layer as one that is left unchanged, for a reason."""
         return Keep(self.name, self.weight, reason)
 
     def key(self, suffix: str) -> str:
-        """Return the tensor name of `suffix` (such as `0.weight`) inside this layer's module."""
-        return f"{self.module}.{suffix}" if self.module else suffix
+        """Return the tensor name of `suffix` (such as `0.weight`) inside this layer's module, as the file has it."""
+        return join(self.module, suffix)
 
 
 @dataclass(frozen=True)
 class Keep:
-    """A tensor or layer that stays whole, and why.
+    """A tensor or layer that is left unchanged.
 
-    `insist` is the layer that `--only NAME` makes of it where the reason is a doubt that the user can settle.
+    Attributes:
+        name: Name that users see.
+        tensor: The tensor.
+        reason: Why it is left unchanged.
+        override: The layer that `--only NAME` makes of it where the reason is an ambiguity that the user can resolve.
     """
 
     name: str
     tensor: TensorSpec
     reason: str
     override: Layer | None = None
-
-
-def tensor_name(module: str, kind: str, leaf: str) -> str:
-    """Return the name of the `weight` or `bias` of a layer; nn.MultiheadAttention has its input projection's itself."""
-    return f"{module}{'_' if kind == 'attention' else '.'}{leaf}" if module else leaf
 
 
 def by_module(tensors: Mapping[str, TensorSpec]) -> Mapping[str, Mapping[str, TensorSpec]]:

@@ -8,9 +8,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from lrzip.core.chains import StageSpec
 from lrzip.core.errors import PlanMismatch
+from lrzip.core.kinds import Kind
 from lrzip.core.layers import FACTORIZABLE_DTYPES, Keep, Layer, TensorSpec
+from lrzip.core.stored import Stored
+from lrzip.core.structure import Leaf, Select, Structure, bias_name, join, leaves, parameters, stages
 
 SCHEMA = 1
 
@@ -23,7 +25,7 @@ class Factorize:
         layer: The layer.
         decomposition: Its registered name.
         ranks: One rank, or as many as the decomposition has.
-        stages: What the chain consists of, from the decomposition's blueprint.
+        structure: What replaces the layer, from the decomposition's blueprint.
         dtype: Of the stored factors.
         predicted_loss: By the objective, where singular values were looked at.
     """
@@ -31,18 +33,26 @@ class Factorize:
     layer: Layer
     decomposition: str
     ranks: tuple[int, ...]
-    stages: tuple[StageSpec, ...]
+    structure: Structure
     dtype: str
     predicted_loss: float | None = field(default=None, compare=False)
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The weights that are written in place of the layer's."""
-        itemsize = FACTORIZABLE_DTYPES[self.dtype]
-        return tuple(
-            TensorSpec(self.layer.key(f"{index}.weight"), stage.shape, self.dtype, itemsize * prod(stage.shape))
-            for index, stage in enumerate(self.stages)
-        )
+        return tuple(self._output(path, leaf) for path, leaf in leaves(self.structure))
+
+    def _output(self, path: str, leaf: Leaf) -> TensorSpec:
+        if isinstance(leaf, Select):
+            return TensorSpec(self.layer.key(join(path, "index")), (leaf.count,), "int64", 8 * leaf.count)
+        nbytes = FACTORIZABLE_DTYPES[self.dtype] * prod(leaf.shape)
+        return TensorSpec(self.layer.key(join(path, "weight")), leaf.shape, self.dtype, nbytes)
+
+    def stored(self, module: str) -> Stored:
+        """Return the structure as it is stored under the path of a module."""
+        names = (spec.name.removeprefix(self.layer.module).removeprefix(".") for spec in self.outputs)
+        specs = tuple(spec.renamed(join(module, name)) for spec, name in zip(self.outputs, names, strict=True))
+        return Stored(module, self.structure, specs, self.layer.bias, self.layer.stage)
 
     @property
     def parameters_before(self) -> int:
@@ -52,7 +62,7 @@ class Factorize:
     @property
     def parameters_after(self) -> int:
         """Elements of the weights of the chain."""
-        return sum(prod(stage.shape) for stage in self.stages)
+        return parameters(self.structure)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the decision as the plan file has it."""
@@ -60,12 +70,12 @@ class Factorize:
         return {
             "name": self.layer.name,
             "tensor": self.layer.weight.name,
-            "kind": self.layer.kind,
+            "kind": str(self.layer.kind),
             "shape": list(self.layer.weight.shape),
             "decomposition": self.decomposition,
             "ranks": list(self.ranks),
             "dtype": self.dtype,
-            "stages": [list(stage.shape) for stage in self.stages],
+            "stages": [list(stage.shape) for stage in stages(self.structure)],
             "parameters_before": self.parameters_before,
             "parameters_after": self.parameters_after,
         } | predicted
@@ -115,13 +125,15 @@ class Entry:
         spec: What is written.
         origin: The tensor of the source in whose place it stands.
         copied: Whether its bytes are those of `origin`; else they are computed.
-        kind: Of the layer that a computed chain stands for, on each of its weights.
+        kind: Kind of the layer that the tensor is a weight of a structure for.
+        structure: The structure, if its tensors are computed.
     """
 
     spec: TensorSpec
     origin: str
     copied: bool
-    kind: str | None = None
+    kind: Kind | None = None
+    structure: Structure | None = None
 
 
 @dataclass(frozen=True)
@@ -162,15 +174,16 @@ class Plan:
         """
         weights = {decision.layer.weight.name: decision for decision in self.factorize}
         biases = {
-            decision.layer.bias.name: decision.layer.key(f"{len(decision.stages) - 1}.bias")
+            decision.layer.bias.name: decision.layer.key(bias_name(decision.structure))
             for decision in self.factorize
             if decision.layer.bias
         }
         entries: list[Entry] = []
         for name, spec in tensors.items():
             if name in weights:
-                kind = weights[name].layer.kind
-                entries += [Entry(output, name, copied=False, kind=kind) for output in weights[name].outputs]
+                decision = weights[name]
+                kind, structure = decision.layer.kind, decision.structure
+                entries += [Entry(output, name, False, kind, structure) for output in decision.outputs]
             else:
                 entries.append(Entry(spec.renamed(biases.get(name, name)), name, copied=name not in changed))
         return tuple(entries)

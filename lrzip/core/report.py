@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrzip.core.chains import Factors
 from lrzip.core.costs import Costs
+from lrzip.core.factors import Factors
 from lrzip.core.plan import SCHEMA, Factorize, Plan
 
 

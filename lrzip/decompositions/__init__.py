@@ -7,11 +7,12 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
-from lrzip.core.chains import Factors, StageSpec
+from lrzip.core.factors import Factors
 from lrzip.core.layers import Layer
 from lrzip.core.moments import Moments
 from lrzip.core.registry import Registry
 from lrzip.core.spectrum import Spectrum
+from lrzip.core.structure import Structure
 from lrzip.linalg.blocks.subspace import Subspace
 from lrzip.linalg.svd import Solver
 
@@ -41,8 +42,8 @@ class Decomposition(Protocol):
         """Return all singular values and the leading `rank` vectors of each unfolding, or nothing if of no use."""
         ...
 
-    def blueprint(self, layer: Layer, ranks: tuple[int, ...]) -> tuple[StageSpec, ...]:
-        """Return what the chain consists of, from shapes alone."""
+    def blueprint(self, layer: Layer, ranks: tuple[int, ...]) -> Structure:
+        """Return the structure that replaces the layer, from shapes alone."""
         ...
 
     def factorize(

@@ -13,10 +13,11 @@ from math import sqrt
 import torch
 from torch import Generator, Tensor
 
-from lrzip.core.chains import Factors, StageSpec, relative_error
+from lrzip.core.factors import Factors, relative_error
 from lrzip.core.layers import Layer
 from lrzip.core.moments import Moments
 from lrzip.core.spectrum import Spectrum
+from lrzip.core.structure import Chain, Stage, tensor_shapes
 from lrzip.linalg.blocks.gram import gram, product, squared_norm, tall
 from lrzip.linalg.blocks.subspace import Subspace, compute_dtype, full_subspace
 from lrzip.linalg.svd import SUBSPACE_METHODS, Solver, TruncatedSVD, find_subspace, singular_values, truncated_svd
@@ -36,7 +37,7 @@ class SVD:
 
     def refuse(self, layer: Layer) -> str | None:
         """Return a reason for transposed convolutions in groups, of which no chain of two is small."""
-        if layer.groups > 1 and layer.kind.startswith("conv_transpose"):
+        if layer.groups > 1 and layer.kind.is_transposed_convolution:
             return "a transposed convolution in groups"
         return None
 
@@ -63,21 +64,22 @@ class SVD:
             return ()
         return (full_subspace(weight.flatten(1), rank, tolerance=self.solver.tolerance),)
 
-    def blueprint(self, layer: Layer, ranks: tuple[int, ...]) -> tuple[StageSpec, ...]:
-        """Return the two stages: (rank, in) and (out, rank) of a linear layer, and what is like it for other kinds."""
-        rows, *inner = layer.weight.shape
+    def blueprint(self, layer: Layer, ranks: tuple[int, ...]) -> Chain:
+        """Return the two stages: (rank, in) and (out, rank) of a linear layer, and their like for other kinds.
+
+        The stage that keeps the kernel, with all axes, is the first one, or the second of a transposed convolution.
+        """
         (rank,) = ranks
-        points = (1,) * len(inner[1:])
-        if layer.kind == "embedding":
-            return StageSpec("embedding", (rows, rank)), StageSpec("linear", (*inner, rank))
-        if layer.kind == "linear_transposed":
-            return StageSpec("linear", (rank, rows)), StageSpec("linear", (*inner, rank))
-        if layer.kind.startswith("conv_transpose"):
-            return StageSpec(f"conv{len(points)}d", (rank, rows, *points)), StageSpec(layer.kind, (rank, *inner))
-        return (
-            StageSpec(layer.kind, (layer.groups * rank, *inner)),
-            StageSpec(layer.kind, (rows, rank, *points)),
-        )
+        kind, stage = layer.kind, layer.stage
+        outputs, inputs = kind.channels(stage.shape)
+        kernel, points = kind.kernel(stage.shape), (1,) * kind.spatial
+        strided, pointwise = stage.axes, (False,) * kind.spatial
+        first = kind if kind.is_plain_convolution or kind.is_indexed else kind.pointwise
+        if kind.is_transposed_convolution:
+            narrow = Stage(kind.pointwise, (rank, inputs, *points), 1, pointwise)
+            return Chain((narrow, Stage(kind, (rank, outputs, *kernel), 1, strided)))
+        narrow = Stage(first, first.shape(layer.groups * rank, inputs, kernel), layer.groups, strided)
+        return Chain((narrow, Stage(kind.pointwise, (outputs, rank, *points), layer.groups, pointwise)))
 
     def factorize(
         self,
@@ -103,18 +105,13 @@ class SVD:
             subspace = subspaces[0] if subspaces else None
             parts = [self._split(matrix, rank, dtype, generator, subspace) for matrix in matrices]
         left, right = (torch.cat([getattr(part, side) for part in parts]) for side in ("left", "right"))
-        if layer.kind == "embedding":
-            pair = left, right.mT
-        elif layer.kind == "linear_transposed":
-            pair = left.mT, right.mT
-        elif layer.kind.startswith("conv_transpose"):
-            pair = left.mT, right
-        else:
-            pair = right, left
-        stages = zip(pair, self.blueprint(layer, ranks), strict=True)
+        structure = self.blueprint(layer, ranks)
+        pair = _ordered(layer, left, right)
+        shapes = zip(pair, tensor_shapes(structure), strict=True)
         bounds = [part.excess for part in parts if part.excess is not None]
         return Factors(
-            weights=tuple(matrix.cpu().reshape(stage.shape).contiguous() for matrix, stage in stages),
+            structure=structure,
+            weights=tuple(matrix.cpu().reshape(shape).contiguous() for matrix, shape in shapes),
             error=_mean_error([(part.error, part.energy) for part in parts]),
             method=" and ".join(dict.fromkeys(part.method for part in parts)),
             excess=max(bounds) if len(bounds) == len(parts) else None,
@@ -136,7 +133,7 @@ class SVD:
         """Return the product that is nearest on given inputs."""
         seen = _seen(layer, matrix, white)
         found = truncated_svd(seen, rank, solver=self.solver, generator=generator)
-        if layer.inputs_are_rows:
+        if layer.kind.inputs_first:
             left, right = _rebalanced(white.undo((found.u * found.s).mT).mT, found.vh)
         else:
             left, right = _rebalanced(found.u, white.undo(found.s[:, None] * found.vh))
@@ -181,7 +178,7 @@ def _whitenings(moments: Moments) -> list[Whitening]:
 
 def _seen(layer: Layer, matrix: Tensor, white: Whitening) -> Tensor:
     """Return what a matrix makes of its inputs, up to a rotation of them."""
-    return white.apply(matrix.mT).mT if layer.inputs_are_rows else white.apply(matrix)
+    return white.apply(matrix.mT).mT if layer.kind.inputs_first else white.apply(matrix)
 
 
 def _rebalanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,6 +187,15 @@ def _rebalanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     u, s, vh = torch.linalg.svd(r @ t.mT)
     root = s.sqrt()
     return (q @ (u * root)).to(left.dtype), ((p @ vh.mT) * root).mT.to(right.dtype)
+
+
+def _ordered(layer: Layer, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the factors L (m, k) and R (k, n) of the unfolding in the order and the layout of the two stages."""
+    if not layer.kind.inputs_first:
+        return right, left
+    if layer.kind.is_indexed:
+        return left, right.mT
+    return left.mT, right if layer.kind.is_convolution else right.mT
 
 
 def _unfolded(layer: Layer, weight: Tensor) -> tuple[Tensor, ...]:

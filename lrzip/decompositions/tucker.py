@@ -12,10 +12,12 @@ from math import prod, sqrt
 import torch
 from torch import Generator, Tensor
 
-from lrzip.core.chains import Factors, StageSpec, compose, relative_difference
+from lrzip.core.factors import Factors, relative_difference
 from lrzip.core.layers import Layer
+from lrzip.core.merge import merge
 from lrzip.core.moments import Moments
 from lrzip.core.spectrum import Spectrum
+from lrzip.core.structure import Chain, Stage, tensor_shapes
 from lrzip.linalg.blocks.gram import gram
 from lrzip.linalg.blocks.subspace import Subspace, attainable, compute_dtype
 from lrzip.linalg.svd import Solver, singular_values
@@ -34,7 +36,7 @@ class Tucker:
 
     def refuse(self, layer: Layer) -> str | None:
         """Return a reason for all that is no convolution with a kernel, and for groups."""
-        if not layer.kind.startswith("conv") or layer.kind.startswith("conv_transpose"):
+        if not layer.kind.is_plain_convolution:
             return "no convolution"
         if layer.groups > 1:
             return "a convolution in groups"
@@ -69,15 +71,17 @@ class Tucker:
         del layer, weight, rank
         return ()
 
-    def blueprint(self, layer: Layer, ranks: tuple[int, ...]) -> tuple[StageSpec, ...]:
+    def blueprint(self, layer: Layer, ranks: tuple[int, ...]) -> Chain:
         """Return the three stages: (in rank, in, 1, 1), (out rank, in rank, k, k) and (out, out rank, 1, 1)."""
         out, inner, *kernel = layer.weight.shape
         outer_rank, inner_rank = ranks
-        points = (1,) * len(kernel)
-        return (
-            StageSpec(layer.kind, (inner_rank, inner, *points)),
-            StageSpec(layer.kind, (outer_rank, inner_rank, *kernel)),
-            StageSpec(layer.kind, (out, outer_rank, *points)),
+        points, none = (1,) * len(kernel), (False,) * len(kernel)
+        return Chain(
+            (
+                Stage(layer.kind, (inner_rank, inner, *points), 1, none),
+                Stage(layer.kind, (outer_rank, inner_rank, *kernel), 1, layer.stage.axes),
+                Stage(layer.kind, (out, outer_rank, *points), 1, none),
+            )
         )
 
     def factorize(
@@ -104,15 +108,16 @@ class Tucker:
         else:
             found = balanced(tucker2_within(tensor, second, (outer_rank, inner_rank)))
         parts = found.inner.mT, found.core, found.outer
-        stages = zip(parts, self.blueprint(layer, ranks), strict=True)
-        weights = tuple(part.to("cpu", dtype).reshape(stage.shape).contiguous() for part, stage in stages)
-        dense = compose(weights, layer.kind).to(weight.device)
+        structure = self.blueprint(layer, ranks)
+        shapes = zip(parts, tensor_shapes(structure), strict=True)
+        weights = tuple(part.to("cpu", dtype).reshape(shape).contiguous() for part, shape in shapes)
+        dense = merge(structure, weights, layer.stage).to(weight.device)
         error = relative_difference(weight, dense)
         if second is None:
-            return Factors(weights, error, "orthogonal-iteration", _excess(weight, found, ranks))
+            return Factors(structure, weights, error, "orthogonal-iteration", _excess(weight, found, ranks))
         seen = _energy(weight, second)
         output_error = sqrt(_energy(weight - dense, second) / seen) if seen else 0.0
-        return Factors(weights, error, "alternating-least-squares", output_error=output_error)
+        return Factors(structure, weights, error, "alternating-least-squares", output_error=output_error)
 
 
 def _unfoldings(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from lrzip.core.chains import find_chains
+from lrzip.core.stored import find_structures
 from lrzip.formats.open import open_checkpoint
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.inference import match_names
@@ -35,8 +35,9 @@ def load_into(model: Module, path: str | Path, *, key: str | None = None, trust:
     with open_checkpoint(Path(path), key=key, trust=trust) as checkpoint:
         architecture = Architecture.of(model)
         specs = match_names(checkpoint.path, checkpoint.tensors(), architecture)
-        chains = find_chains({name: spec.renamed(name) for name, spec in specs.items()}, architecture.kinds)
-        replacements = dict(replacement(chain, model) for chain in chains)
+        named = {name: spec.renamed(name) for name, spec in specs.items()}
+        stored = find_structures(named, architecture.dense_layers)
+        replacements = dict(replacement(each, model) for each in stored)
         state = {name: checkpoint.read(spec.name) for name, spec in specs.items()}
         tied = {name: other for name, other in architecture.shared.items() if name not in state and other in state}
         state |= {name: state[other] for name, other in tied.items()}

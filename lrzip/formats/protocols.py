@@ -13,6 +13,7 @@ from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.core.moments import Arguments, Observe
 from lrzip.core.plan import Entry
 from lrzip.core.report import Difference
+from lrzip.core.stored import DenseLayer
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.inputs import InputShape
 
@@ -86,8 +87,8 @@ class Checkpoint(Source, Protocol):
         ...
 
     @property
-    def chain_kinds(self) -> Mapping[str, str] | None:
-        """Kinds of the factorized layers by module, or None if they must be inferred from names and shapes."""
+    def dense_layers(self) -> Mapping[str, DenseLayer] | None:
+        """Layers that are stored factorized, by module, or None if they must be inferred from names and shapes."""
         ...
 
     def chunks(self, name: str) -> Iterator[memoryview]:

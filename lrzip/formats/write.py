@@ -8,10 +8,11 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from lrzip.core.chains import Factors
 from lrzip.core.errors import LrzipError, UnsupportedCheckpoint
+from lrzip.core.factors import Factors
 from lrzip.core.layers import Layer
 from lrzip.core.plan import Entry, Plan
+from lrzip.core.structure import tensor_names
 from lrzip.formats import FORMATS
 from lrzip.formats.outputs import output_format
 from lrzip.formats.protocols import Checkpoint, Format, Writer
@@ -24,9 +25,9 @@ class Rewriter:
         self._writer = writer
 
     def put(self, layer: Layer, factors: Factors) -> None:
-        """Write the factors that replace a layer."""
-        for index, weight in enumerate(factors.weights):
-            self._writer.put(layer.key(f"{index}.weight"), weight)
+        """Write the structure that replaces a layer."""
+        for name, weight in zip(tensor_names(factors.structure), factors.weights, strict=True):
+            self._writer.put(layer.key(name), weight)
 
 
 @contextmanager
@@ -58,8 +59,9 @@ def create(
 
 def _refuse_unrecognizable(destination: Path, source: Checkpoint, layout: Sequence[Entry]) -> None:
     """Refuse factors of transposed linear layers, which an output without kinds would present as linear."""
-    chains = {f"{module}.0.weight": kind for module, kind in (source.chain_kinds or {}).items()}
-    found = next((e for e in layout if "linear_transposed" in (e.kind, chains.get(e.spec.name))), None)
+    stored = {f"{module}.0.weight": layer.kind for module, layer in (source.dense_layers or {}).items()}
+    kinds = ((entry, entry.kind or stored.get(entry.spec.name)) for entry in layout)
+    found = next((entry for entry, kind in kinds if kind and kind.is_stored_transposed), None)
     if found:
         raise UnsupportedCheckpoint(
             f"`{destination}` cannot distinguish the factors of `{found.spec.name}`, a Conv1D of transformers, from "

@@ -5,17 +5,26 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from lrzip.networks.attention import PROJECTIONS
+from lrzip.core.kinds import (
+    ATTENTION,
+    CONVOLUTIONS,
+    EMBEDDING,
+    LINEAR,
+    LINEAR_TRANSPOSED,
+    TRANSPOSED_CONVOLUTIONS,
+    Kind,
+)
+from lrzip.core.stored import DenseLayer
 
-_KINDS: Mapping[type[nn.Module], str] = {
-    nn.Linear: "linear",
-    nn.Embedding: "embedding",
-    nn.Conv1d: "conv1d",
-    nn.Conv2d: "conv2d",
-    nn.Conv3d: "conv3d",
-    nn.ConvTranspose1d: "conv_transpose1d",
-    nn.ConvTranspose2d: "conv_transpose2d",
-    nn.ConvTranspose3d: "conv_transpose3d",
+_KINDS: Mapping[type[nn.Module], Kind] = {
+    nn.Linear: LINEAR,
+    nn.Embedding: EMBEDDING,
+    nn.Conv1d: CONVOLUTIONS[1],
+    nn.Conv2d: CONVOLUTIONS[2],
+    nn.Conv3d: CONVOLUTIONS[3],
+    nn.ConvTranspose1d: TRANSPOSED_CONVOLUTIONS[1],
+    nn.ConvTranspose2d: TRANSPOSED_CONVOLUTIONS[2],
+    nn.ConvTranspose3d: TRANSPOSED_CONVOLUTIONS[3],
 }
 _HOOKED = "it carries forward hooks, which would be lost"
 
@@ -30,7 +39,7 @@ class ModuleInfo:
         reason: Why the module cannot be replaced, or None.
     """
 
-    kind: str | None
+    kind: Kind | None
     groups: int = 1
     reason: str | None = None
 
@@ -55,16 +64,16 @@ def _projections(module: nn.MultiheadAttention) -> ModuleInfo:
         reason = "attention with further keys of its own (add_bias_kv or add_zero_attn)"
     elif module._forward_hooks or module._forward_pre_hooks:
         reason = _HOOKED
-    return ModuleInfo("attention", PROJECTIONS, reason)
+    return ModuleInfo(ATTENTION, ATTENTION.groups, reason)
 
 
-def _kind(module: nn.Module) -> str | None:
+def _kind(module: nn.Module) -> Kind | None:
     for parent, kind in _KINDS.items():
         if isinstance(module, parent):
             return kind if type(module).forward is parent.forward else None
     # Its weight is stored (in, out).
     transposed = type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
-    return "linear_transposed" if transposed else None
+    return LINEAR_TRANSPOSED if transposed else None
 
 
 def _obstacle(module: nn.Module) -> str | None:
@@ -116,9 +125,13 @@ class Architecture:
         )
 
     @property
-    def kinds(self) -> Mapping[str, str]:
-        """Kinds of the layers that a chain of weights may stand for, by module."""
-        return {name: what.kind or "ordinary" for name, what in self.layers.items() if name}
+    def dense_layers(self) -> Mapping[str, DenseLayer]:
+        """The layers that stored structures may replace, by the path of their module."""
+        return {name: self._dense(name, info) for name, info in self.layers.items() if name and info.kind}
+
+    def _dense(self, name: str, info: ModuleInfo) -> DenseLayer:
+        assert info.kind
+        return DenseLayer(info.kind, self.shapes.get(info.kind.tensor_name(name, "weight")), info.groups)
 
 
 def has_weight(module: nn.Module) -> bool:

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lrzip.core.chains import find_chains
 from lrzip.core.errors import LrzipError
-from lrzip.core.layers import FACTORIZABLE_DTYPES, ROOT, Keep, Layer, TensorSpec, by_module, tensor_name
+from lrzip.core.kinds import CONVOLUTIONS, LINEAR, Kind, kind_of_shape
+from lrzip.core.layers import FACTORIZABLE_DTYPES, ROOT, Keep, Layer, TensorSpec, by_module
+from lrzip.core.stored import find_structures
 from lrzip.networks.architecture import Architecture
 
-_CONV = {3: "conv1d", 4: "conv2d", 5: "conv3d"}
 _RECURRENT = re.compile(r"(^|[._])weight_(ih|hh|hr)(_|$)")
 _EMBEDDING = re.compile(r"(^|[._])(\w*embed\w*|emb|\w+_emb|wte|wpe|relative_attention_bias|shared|lut)$", re.IGNORECASE)
 _FUSED_ATTENTION = re.compile(r"(^|\.)(\w*qkv|c_attn|query_key_value|in_proj|qkv_proj)$", re.IGNORECASE)
@@ -49,7 +49,7 @@ def find_layers(
     *,
     trainer: bool = False,
     untouchable: Mapping[str, str] | None = None,
-    kinds: Mapping[str, str] | None = None,
+    kinds: Mapping[str, Kind] | None = None,
 ) -> Sequence[Layer | Keep]:
     """Return what each tensor of a file is: by the network where it is known, else inferred.
 
@@ -71,7 +71,7 @@ def find_layers(
 
 def _recognizable(item: Layer | Keep) -> Layer | Keep:
     """Keep a layer whose factors could not be told from those of a linear layer, so would come back transposed."""
-    if isinstance(item, Keep) or item.kind != "linear_transposed":
+    if isinstance(item, Keep) or not item.kind.is_stored_transposed:
         return item
     return Keep(item.name, item.weight, "transformers' Conv1D, whose factors only a folder with `config.json` can name")
 
@@ -81,7 +81,7 @@ def infer_layers(
     *,
     prefix: str = "",
     untouchable: Mapping[str, str] | None = None,
-    kinds: Mapping[str, str] | None = None,
+    kinds: Mapping[str, Kind] | None = None,
 ) -> Sequence[Layer | Keep]:
     """Return what each tensor is: a layer's weight, or kept with a reason. Biases of layers belong to their layer.
 
@@ -108,8 +108,11 @@ def known_layers(
         untouchable: Reasons the format has found against touching a tensor, by the file's names.
     """
     surroundings = _Surroundings.of({name: spec.renamed(name) for name, spec in names.items()})
-    chained = {spec.name for chain in find_chains(surroundings.tensors, architecture.kinds) for spec in chain.weights}
-    weights = {tensor_name(module, what.kind or "", "weight"): module for module, what in architecture.layers.items()}
+    found_structures = find_structures(surroundings.tensors, architecture.dense_layers)
+    chained = {spec.name for stored in found_structures for spec in stored.weights}
+    weights = {
+        (what.kind or LINEAR).tensor_name(module, "weight"): module for module, what in architecture.layers.items()
+    }
     found: list[Layer | Keep] = []
     for name, spec in names.items():
         module = weights.get(name, name.rpartition(".")[0])
@@ -122,8 +125,8 @@ def known_layers(
         )
         what = architecture.layers[module] if name in weights else None
         if reason is None and what and what.kind and not what.reason:
-            bias = names.get(tensor_name(module, what.kind, "bias"))
-            path = spec.name.removesuffix(tensor_name("x", what.kind, "weight")[1:]).removesuffix("weight")
+            bias = names.get(what.kind.tensor_name(module, "bias"))
+            path = spec.name.removesuffix(what.kind.tensor_name("x", "weight")[1:]).removesuffix("weight")
             found.append(Layer(module or ROOT, path, what.kind, spec, bias, what.groups))
             continue
         if reason is None:
@@ -149,23 +152,24 @@ def match_names(path: Path, tensors: Mapping[str, TensorSpec], architecture: Arc
     counters = {"n_averaged"} - architecture.shapes.keys()
     found = {name.removeprefix(prefix): spec for name, spec in tensors.items() if name not in counters}
     expected = dict(architecture.shapes)
-    for chain in find_chains({name: spec.renamed(name) for name, spec in found.items()}, architecture.kinds):
-        replaced = {tensor_name(chain.module, chain.kind, leaf) for leaf in ("weight", "bias")}
+    named = {name: spec.renamed(name) for name, spec in found.items()}
+    for stored in find_structures(named, architecture.dense_layers):
+        replaced = {stored.dense_name, stored.dense_bias_name}
         if replaced & architecture.shared.keys():
             raise LrzipError(
-                f"`{chain.module}` shares its weight with another layer of the model. "
-                f"Compress with `--skip {chain.module}`."
+                f"`{stored.module}` shares its weight with another layer of the model. "
+                f"Compress with `--skip {stored.module}`."
             )
         expected = {name: shape for name, shape in expected.items() if name not in replaced}
-        expected |= {spec.name: spec.shape for spec in (*chain.weights, chain.bias) if spec}
+        expected |= {spec.name: spec.shape for spec in (*stored.weights, stored.bias) if spec}
     for name in [*expected, *found]:
         there = found.get(name)
         counter = name.endswith("num_batches_tracked") and there is None  # files older than the counter lack it
         tied = there is None and architecture.shared.get(name) in found
         if (there and there.shape) != expected.get(name) and not counter and not tied:
-            stored = f"has shape {there.shape}" if there else "is missing"
+            actual = f"has shape {there.shape}" if there else "is missing"
             wanted = f"takes {expected[name]}" if name in expected else "has no such tensor"
-            raise LrzipError(f"`{path}` does not fit the model: `{name}` {stored}, the model {wanted}.")
+            raise LrzipError(f"`{path}` does not fit the model: `{name}` {actual}, the model {wanted}.")
     return found
 
 
@@ -202,14 +206,14 @@ class _Surroundings:
         return cls(
             tensors,
             frozenset({3} | {spec.shape[0] for spec in tensors.values() if spec.shape}),
-            next((spec.name for spec in tensors.values() if len(spec.shape) in _CONV), None),
+            next((spec.name for spec in tensors.values() if len(spec.shape) - 2 in CONVOLUTIONS), None),
             frozenset(
                 module.rpartition(".")[2]
                 for module, spec in modules.items()
                 if (bias := biases[module]) and bias.shape == spec.shape[1:2] != spec.shape[:1]
             ),
             by_module(tensors),
-            frozenset(spec.name for chain in find_chains(tensors) for spec in chain.weights),
+            frozenset(spec.name for stored in find_structures(tensors) for spec in stored.weights),
         )
 
 
@@ -218,7 +222,7 @@ def _infer(
     surroundings: _Surroundings,
     prefix: str,
     untouchable: Mapping[str, str],
-    kinds: Mapping[str, str],
+    kinds: Mapping[str, Kind],
 ) -> Layer | Keep:
     tensors = surroundings.tensors
     module = spec.name.removesuffix("weight").removesuffix(".")
@@ -230,7 +234,7 @@ def _infer(
     reason = reason or _not_a_layer(module, bias, spec, surroundings)
     if reason:
         return Keep(name if spec.name.endswith(".weight") else spec.name.removeprefix(prefix), spec, reason)
-    layer = Layer(name, module, _CONV.get(len(spec.shape), "linear"), spec, bias)
+    layer = Layer(name, module, kind_of_shape(spec.shape) or LINEAR, spec, bias)
     ambiguity = _ambiguity(layer, surroundings)
     return Keep(name, spec, f"{ambiguity}; {SETTLE}", override=layer) if ambiguity else layer
 
@@ -309,7 +313,7 @@ def _may_be_grouped(layer: Layer, surroundings: _Surroundings) -> bool:
         and channels not in surroundings.channels
         and layer.weight.name != surroundings.first_conv
         and any(
-            len(spec.shape) in _CONV and spec.shape[0] == out and name != layer.weight.name
+            len(spec.shape) - 2 in CONVOLUTIONS and spec.shape[0] == out and name != layer.weight.name
             for name, spec in surroundings.tensors.items()
         )
     )

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lrzip.core.activations import Inputs, Window
+from lrzip.core.kinds import ATTENTION
 from lrzip.core.layers import Layer
 from lrzip.core.moments import Arguments, Observe
-from lrzip.networks.attention import PROJECTIONS
 
 
 def observe_network(
@@ -37,7 +37,7 @@ def observe_network(
 
 
 def _attends(layer: Layer) -> bool:
-    return layer.kind == "attention"
+    return layer.kind is ATTENTION
 
 
 def _hook(layer: Layer, observer: Observe) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
@@ -47,7 +47,7 @@ def _hook(layer: Layer, observer: Observe) -> Callable[[nn.Module, tuple[Any, ..
             observer(layer.name, Inputs(layer.kind, (named["query"], named["key"], named["value"])))
             return
         x = args[0] if args else next(iter(kwargs.values()))
-        window = _window_of(module) if layer.kind.startswith("conv") else None
+        window = _window_of(module) if layer.kind.is_plain_convolution else None
         observer(layer.name, inputs_of(layer, x, window))
 
     return hook
@@ -55,12 +55,12 @@ def _hook(layer: Layer, observer: Observe) -> Callable[[nn.Module, tuple[Any, ..
 
 def inputs_of(layer: Layer, x: Tensor, window: Window | None) -> Inputs:
     """Return the inputs of a layer, by the groups of its weight."""
-    if layer.kind.startswith("conv_transpose"):
+    if layer.kind.is_transposed_convolution:
         return Inputs(layer.kind, (x,))
     if window:
         batched = x if x.dim() == len(window.kernel) + 2 else x[None]
         return Inputs(layer.kind, tuple(batched.chunk(layer.groups, 1)), window)
-    return Inputs(layer.kind, (x,) * (PROJECTIONS if _attends(layer) else 1))
+    return Inputs(layer.kind, (x,) * (layer.kind.groups))
 
 
 def _window_of(module: nn.Module) -> Window:

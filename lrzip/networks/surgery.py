@@ -1,121 +1,172 @@
-"""Replace modules of a live network by chains of modules."""
+"""Replace modules of a live network by structures."""
 
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from lrzip.core.chains import Chain, Factors, dense_shape, groups_of, kernel_stage
 from lrzip.core.errors import LrzipError
-from lrzip.core.layers import tensor_name
+from lrzip.core.factors import Factors
+from lrzip.core.kinds import ATTENTION
 from lrzip.core.plan import Plan
+from lrzip.core.stored import Stored
+from lrzip.core.structure import Chain, Reshape, Select, Stage, Structure, stages, tensor_names
+from lrzip.networks import modules
 from lrzip.networks.architecture import module_info
-from lrzip.networks.attention import PROJECTIONS, SplitAttention
+from lrzip.networks.attention import SplitAttention
 
-_Ordinary: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
-_Transposed: TypeAlias = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
-_ORDINARY = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_CONVS = dict(enumerate(_ORDINARY, 1))
-_CONV_TRANSPOSES = dict(enumerate(_TRANSPOSED, 1))
+_Convolution: TypeAlias = (
+    nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+)
+_CONVOLUTIONS: Mapping[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED: Mapping[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
-def replacement(chain: Chain, model: nn.Module) -> tuple[str, nn.Module]:
-    """Return what has to stand where in a network so that a chain's weights have their names in it.
+def replacement(stored: Stored, model: nn.Module) -> tuple[str, nn.Module]:
+    """Return the module that has to stand in a network so that a structure's tensors have their names in it.
 
     Returns:
-        The path of a module of `model`, and a module to put there.
+        The path of a module of `model`, and the module to put there.
 
     Raises:
-        LrzipError: The chain does not stand for what is there.
+        LrzipError: The structure does not replace the module that is there.
     """
-    if chain.kind != "attention":
-        return chain.module, sequential(chain, model.get_submodule(chain.module))
-    path = chain.module.removesuffix("in_proj").removesuffix(".")
+    if stored.replaced.kind is not ATTENTION:
+        return stored.module, build(stored, model.get_submodule(stored.module))
+    path = stored.module.removesuffix("in_proj").removesuffix(".")
     attention = model.get_submodule(path)
     if not isinstance(attention, nn.MultiheadAttention):
         raise LrzipError(f"`{path}` is {type(attention).__name__} in the model, not nn.MultiheadAttention.")
-    shapes = [spec.shape for spec in chain.weights]
-    stored = dense_shape(shapes, chain.kind), groups_of(shapes, chain.kind)
-    if stored != (tuple(attention.in_proj_weight.shape), PROJECTIONS):
-        raise LrzipError(f"`{chain.module}` stands for {stored[0]}, but the model has other projections there.")
-    return path, SplitAttention(attention, shapes[1][1])
+    if stored.replaced.shape != tuple(attention.in_proj_weight.shape):
+        raise LrzipError(
+            f"`{stored.module}` stands for {stored.replaced.shape}, but the model has other projections there."
+        )
+    return path, SplitAttention(attention, stages(stored.structure)[-1].shape[1])
 
 
-def sequential(chain: Chain, layer: nn.Module) -> nn.Sequential:
-    """Return the modules of a chain, with the attributes of the layer that they replace.
-
-    Along each axis, the stage that has the layer's kernel there takes its stride, padding and dilation; the other
-    stages are pointwise in it.
+def build(stored: Stored, layer: nn.Module) -> nn.Module:
+    """Return the module of a structure, with the attributes of the layer that it replaces.
 
     Args:
-        chain: Shapes of the stages.
+        stored: The structure.
         layer: nn.Linear, nn.Embedding, a convolution, a transposed one without groups, or transformers' Conv1D.
 
     Raises:
-        LrzipError: The chain does not stand for this layer.
+        LrzipError: The structure does not replace this layer.
     """
-    what = module_info(layer)
+    info = module_info(layer)
     weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
-    if what.kind is None or what.reason or not isinstance(weight, Tensor):
+    if info.kind is None or info.reason or not isinstance(weight, Tensor):
         raise LrzipError(
-            f"`{chain.module}` is {type(layer).__name__} in the model, which a chain cannot replace. "
-            f"Compress again with `--skip {chain.module}`."
+            f"`{stored.module}` is {type(layer).__name__} in the model, which a chain cannot replace. "
+            f"Compress again with `--skip {stored.module}`."
         )
-    shapes = [spec.shape for spec in chain.weights]
-    stored = (dense_shape(shapes, what.kind), chain.bias is not None, groups_of(shapes, what.kind))
-    expected = (tuple(weight.shape), bias is not None, what.groups)
-    if stored != expected:
+    found = (stored.replaced.shape, stored.bias is not None, stored.replaced.groups)
+    expected = (tuple(weight.shape), bias is not None, info.groups)
+    if found != expected:
         raise LrzipError(
-            f"`{chain.module}` stands for (shape, has bias, groups) {stored}, but the model has {expected} there."
+            f"`{stored.module}` stands for (shape, has bias, groups) {found}, but the model has {expected} there."
         )
-    biases = [False] * (len(shapes) - 1) + [bias is not None]
-    if isinstance(layer, nn.Embedding):
-        stages = _embedding(layer, shapes)
-    elif isinstance(layer, _TRANSPOSED):
-        stages = _transposed(layer, shapes, bias=bias is not None)
-    elif isinstance(layer, _ORDINARY):
-        taken = [_carrier(shapes, axis, size) for axis, size in enumerate(layer.kernel_size)]
-        stages = [_conv(layer, shape, taken, index, bias=biases[index]) for index, shape in enumerate(shapes)]
-    else:
-        stages = [nn.Linear(inner, out, bias=b) for (out, inner), b in zip(shapes, biases, strict=True)]
-    return nn.Sequential(*stages).to(weight.device, weight.dtype).train(layer.training)
+    built = _Builder(layer, stages(stored.structure)[-1] if bias is not None else None).module(stored.structure)
+    return built.to(weight.device, weight.dtype).train(layer.training)
 
 
-def replaced(model: nn.Module, chain: Chain, weights: Sequence[Tensor]) -> nn.Module:
-    """Replace a module of a network, in place, by a chain with these weights and with the layer's own bias.
+class _Builder:
+    """Builds modules with the attributes of a layer; the last stage gets a bias if the layer has one."""
+
+    def __init__(self, layer: nn.Module, biased: Stage | None) -> None:
+        self._layer, self._biased = layer, biased
+
+    def module(self, structure: Structure) -> nn.Module:
+        """Return the module of a structure."""
+        if isinstance(structure, Chain):
+            return nn.Sequential(*map(self.module, structure.parts))
+        if isinstance(structure, Stage):
+            return self._stage(structure, bias=structure is self._biased)
+        if isinstance(structure, Select):
+            return modules.Select(structure.count, 1 if isinstance(self._layer, _Convolution) else -1)
+        if isinstance(structure, Reshape):
+            return modules.Reshape(structure.axes, structure.view, structure.order, structure.shape)
+        return modules.Sum([self.module(branch) for branch in structure.branches])
+
+    def _stage(self, stage: Stage, *, bias: bool) -> nn.Module:
+        if stage.kind.is_convolution:
+            return self._convolution(stage, bias=bias)
+        if not stage.kind.is_indexed:
+            return nn.Linear(stage.inputs, stage.outputs, bias=bias)
+        layer = self._layer
+        assert isinstance(layer, nn.Embedding), "only embeddings are replaced by embeddings"
+        options: dict[str, Any] = {"scale_grad_by_freq": layer.scale_grad_by_freq, "sparse": layer.sparse}
+        # A row of padding is zero in the narrow embedding too, so the output of what follows is.
+        return nn.Embedding(stage.inputs, stage.outputs, layer.padding_idx, **options)
+
+    def _convolution(self, stage: Stage, *, bias: bool) -> nn.Module:
+        layer = self._layer
+        assert isinstance(layer, _Convolution), "only convolutions are replaced by convolutions"
+        options: dict[str, Any] = {
+            "stride": _along(stage, layer.stride, 1),
+            "padding": layer.padding if isinstance(layer.padding, str) else _along(stage, layer.padding, 0),
+            "dilation": _along(stage, layer.dilation, 1),
+            "groups": stage.groups,
+            "bias": bias,
+        }
+        kernel = stage.kind.kernel(stage.shape)
+        if stage.kind.is_transposed_convolution:
+            options["output_padding"] = _along(stage, layer.output_padding, 0)
+            made: nn.Module = _TRANSPOSED[len(kernel)](stage.inputs, stage.outputs, kernel, **options)
+        else:
+            options["padding_mode"] = layer.padding_mode
+            made = _CONVOLUTIONS[len(kernel)](stage.inputs, stage.outputs, kernel, **options)
+        return made
+
+
+def _along(stage: Stage, sizes: Sequence[int], other: int) -> tuple[int, ...]:
+    """Return the sizes of a layer along the axes that a stage takes from it, and another size along the rest."""
+    return tuple(size if takes else other for size, takes in zip(sizes, stage.axes, strict=True))
+
+
+def replace_layer(model: nn.Module, stored: Stored, weights: Sequence[Tensor]) -> nn.Module:
+    """Replace a module of a network, in place, by a structure with these weights and with the layer's own bias.
 
     Returns:
-        The network, or the chain where that stands for the network itself.
+        The network, or the new module where the network was the layer itself.
     """
-    names = [tensor_name(chain.module, chain.kind, leaf) for leaf in ("weight", "bias")]
-    weight, bias = (model.get_parameter(name) if name == names[0] or chain.bias else None for name in names)
-    path, module = replacement(chain, model)
-    stages = list(module.get_submodule(chain.module.removeprefix(path).removeprefix(".")).children())
-    for stage, value in zip(stages, weights, strict=True):
-        with torch.no_grad():
-            stage.get_parameter("weight").copy_(value)
-        stage.requires_grad_(weight is not None and weight.requires_grad)
+    weight = model.get_parameter(stored.dense_name)
+    bias = model.get_parameter(stored.dense_bias_name) if stored.bias else None
+    path, module = replacement(stored, model)
+    inner = module.get_submodule(stored.module.removeprefix(path).removeprefix("."))
+    with torch.no_grad():
+        for name, value in zip(tensor_names(stored.structure), weights, strict=True):
+            inner.get_submodule(name.rpartition(".")[0]).state_dict(keep_vars=True)[name.rpartition(".")[2]].copy_(
+                value
+            )
+    for parameter in _weights(inner):
+        parameter.requires_grad_(weight.requires_grad)
     if bias is not None:
-        stages[-1].register_parameter("bias", bias)
+        owner = [found for found in inner.modules() if getattr(found, "bias", None) is not None][-1]
+        owner.register_parameter("bias", bias)
     if not path:
         return module
     model.set_submodule(path, module)
     return model
 
 
+def _weights(module: nn.Module) -> Iterator[nn.Parameter]:
+    return (parameter for name, parameter in module.named_parameters() if not name.endswith("bias"))
+
+
 def assemble(model: nn.Module, plan: Plan, factors: Mapping[str, Factors], tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Replace the layers of a plan by chains, and change other tensors, in place.
+    """Replace the layers of a plan by structures, and change other tensors, in place.
 
     Args:
         model: The network.
-        plan: Of its layers.
-        factors: Of each of them, by its name.
-        tensors: New values of others, by their name in the network.
+        plan: Plan of its layers.
+        factors: Weights of each structure, by the name of the layer.
+        tensors: New values of other tensors, by their name in the network.
 
     Returns:
-        The network, or the chain where that stands for the network itself.
+        The network, or the new module where the network was a layer itself.
     """
     state = model.state_dict(keep_vars=True)
     with torch.no_grad():
@@ -123,70 +174,17 @@ def assemble(model: nn.Module, plan: Plan, factors: Mapping[str, Factors], tenso
             state[name].copy_(tensor)
     result = model
     for decision in plan.factorize:
-        layer = decision.layer
-        names = layer.stage_names(len(decision.stages))
-        specs = tuple(spec.renamed(name) for spec, name in zip(decision.outputs, names, strict=True))
-        result = replaced(result, Chain(layer.path, specs, layer.bias, layer.kind), factors[layer.name].weights)
+        result = replace_layer(result, decision.stored(decision.layer.path), factors[decision.layer.name].weights)
     leave_fast_paths(result)
     return result
-
-
-def _embedding(layer: nn.Embedding, shapes: Sequence[tuple[int, ...]]) -> list[nn.Module]:
-    """Return a narrow embedding and a linear layer; a row of padding is zero in both."""
-    (rows, rank), (width, _) = shapes
-    first = nn.Embedding(
-        rows, rank, layer.padding_idx, scale_grad_by_freq=layer.scale_grad_by_freq, sparse=layer.sparse
-    )
-    return [first, nn.Linear(rank, width, bias=False)]
-
-
-def _transposed(layer: _Transposed, shapes: Sequence[tuple[int, ...]], *, bias: bool) -> list[nn.Module]:
-    """Return a pointwise convolution and a transposed one, which has all attributes of the layer."""
-    (rank, inner, *points), (_, out, *kernel) = shapes
-    second = _CONV_TRANSPOSES[len(kernel)](
-        rank,
-        out,
-        tuple(kernel),  # type: ignore[arg-type]
-        stride=layer.stride,  # type: ignore[arg-type]
-        padding=layer.padding,  # type: ignore[arg-type]
-        output_padding=layer.output_padding,  # type: ignore[arg-type]
-        dilation=layer.dilation,  # type: ignore[arg-type]
-        bias=bias,
-    )
-    return [_CONVS[len(kernel)](inner, rank, tuple(points), bias=False), second]  # type: ignore[arg-type]
-
-
-def _conv(layer: _Ordinary, shape: tuple[int, ...], taken: Sequence[int], index: int, *, bias: bool) -> nn.Module:
-    out, inner, *kernel = shape
-    carries = [stage == index for stage in taken]
-    padding = layer.padding
-    return _CONVS[len(kernel)](
-        inner * layer.groups,
-        out,
-        tuple(kernel),  # type: ignore[arg-type]
-        stride=tuple(size if carry else 1 for size, carry in zip(layer.stride, carries, strict=True)),  # type: ignore[arg-type]
-        padding=padding
-        if isinstance(padding, str)
-        else tuple(size if carry else 0 for size, carry in zip(padding, carries, strict=True)),  # type: ignore[arg-type]
-        dilation=tuple(size if carry else 1 for size, carry in zip(layer.dilation, carries, strict=True)),  # type: ignore[arg-type]
-        groups=layer.groups,
-        bias=bias,
-        padding_mode=layer.padding_mode,
-    )
-
-
-def _carrier(shapes: Sequence[tuple[int, ...]], axis: int, size: int) -> int:
-    """Return the stage whose kernel along an axis is the layer's, or the first with any kernel where that is 1."""
-    own = (index for index, shape in enumerate(shapes) if shape[2 + axis] == size > 1)
-    return next(own, kernel_stage(shapes))
 
 
 def leave_fast_paths(model: nn.Module) -> None:
     """Keep nn.TransformerEncoderLayer out of its fused inference kernel, which reads `linear1.weight` by name."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
-            whole = isinstance(module.linear1, nn.Linear) and isinstance(module.linear2, nn.Linear)
-            if not whole:
+            is_dense = isinstance(module.linear1, nn.Linear) and isinstance(module.linear2, nn.Linear)
+            if not is_dense:
                 module.activation_relu_or_gelu = 0
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False

@@ -9,8 +9,8 @@ from time import perf_counter
 import torch
 from torch import Generator, Tensor
 
-from lrzip.core.chains import Factors
 from lrzip.core.errors import LrzipError
+from lrzip.core.factors import Factors
 from lrzip.core.layers import Layer
 from lrzip.core.moments import Moments, Statistics
 from lrzip.core.plan import Factorize, Plan

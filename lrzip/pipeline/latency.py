@@ -7,7 +7,6 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from lrzip.core.chains import Chain
 from lrzip.core.costs import Costs, Latency, LayerCost
 from lrzip.core.errors import UsageError
 from lrzip.core.layers import Keep
@@ -27,7 +26,7 @@ def costs_of(found: Profile, decisions: Sequence[Factorize], *, latency: bool) -
     layers = {
         decision.layer.name: LayerCost(
             found.macs_of(decision.layer),
-            found.macs_with(decision.layer, decision.stages),
+            found.macs_with(decision.layer, decision.structure),
             layer_latency(network, decision) if network else None,
         )
         for decision in decisions
@@ -86,5 +85,4 @@ def whole_latency(found: NetworkProfile, decisions: Sequence[Factorize]) -> Late
 
 
 def _replacement(model: nn.Module, decision: Factorize) -> tuple[str, nn.Module]:
-    layer = decision.layer
-    return replacement(Chain(layer.name, decision.outputs, layer.bias, layer.kind), model)
+    return replacement(decision.stored(decision.layer.name), model)

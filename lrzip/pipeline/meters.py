@@ -1,16 +1,15 @@
 """What a budget counts."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import accumulate
-from math import prod
 from statistics import median
 
 import numpy as np
 
-from lrzip.core.chains import StageSpec
 from lrzip.core.errors import UsageError
 from lrzip.core.layers import FACTORIZABLE_DTYPES, Layer, TensorSpec
 from lrzip.core.plan import Factorize
+from lrzip.core.structure import Structure, parameters
 from lrzip.decompositions import Decompositions
 from lrzip.networks.inference import is_parameter
 from lrzip.pipeline.latency import layer_latency, whole_latency
@@ -39,20 +38,19 @@ def meter_of(
         found: A run of the network, for `macs`.
     """
 
-    def stages(layer: Layer, ranks: tuple[int, ...] | None) -> Sequence[StageSpec]:
-        whole = (StageSpec(layer.kind, layer.weight.shape),)
-        return decompositions.of(layer).blueprint(layer, ranks) if ranks else whole
+    def structure(layer: Layer, ranks: tuple[int, ...] | None) -> Structure:
+        return decompositions.of(layer).blueprint(layer, ranks) if ranks else layer.stage
 
-    def parameters(layer: Layer, ranks: tuple[int, ...] | None) -> int:
-        return sum(prod(stage.shape) for stage in stages(layer, ranks))
+    def count(layer: Layer, ranks: tuple[int, ...] | None) -> int:
+        return parameters(structure(layer, ranks))
 
     def nbytes(layer: Layer, ranks: tuple[int, ...] | None) -> int:
         stored = (dtype if ranks else None) or layer.weight.dtype
-        return FACTORIZABLE_DTYPES[stored] * parameters(layer, ranks)
+        return FACTORIZABLE_DTYPES[stored] * count(layer, ranks)
 
     def macs(layer: Layer, ranks: tuple[int, ...] | None) -> int:
         assert found, "a run of the network is asked for before"
-        return found.macs_with(layer, stages(layer, ranks))
+        return found.macs_with(layer, structure(layer, ranks))
 
     if unit == "latency":
         if not isinstance(found, NetworkProfile):
@@ -63,7 +61,7 @@ def meter_of(
         return Meter(found.macs, macs)
     if unit == "nbytes":
         return Meter(sum(spec.nbytes for spec in tensors), nbytes)
-    return Meter(sum(spec.numel for spec in tensors if is_parameter(spec)), parameters)
+    return Meter(sum(spec.numel for spec in tensors if is_parameter(spec)), count)
 
 
 def _clock(found: NetworkProfile, decompositions: Decompositions) -> Meter:
@@ -93,7 +91,7 @@ def _clock(found: NetworkProfile, decompositions: Decompositions) -> Meter:
         dense, sizes, times = curves[layer.name]
         if ranks is None:
             return dense
-        size = sum(prod(stage.shape) for stage in decompositions.of(layer).blueprint(layer, ranks))
+        size = parameters(decompositions.of(layer).blueprint(layer, ranks))
         return round(float(np.interp(size, sizes, times)))
 
     return Meter(round(1e9 * whole_latency(found, ()).dense), cost, affine=False)

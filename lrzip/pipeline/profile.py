@@ -3,20 +3,19 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lrzip.core.chains import StageSpec, kernel_stage
-from lrzip.core.costs import Positions
+from lrzip.core.costs import Positions, macs
 from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.kinds import ATTENTION
 from lrzip.core.layers import Layer
+from lrzip.core.structure import Stage, Structure
 from lrzip.formats.protocols import Runnable, Source
 from lrzip.networks.architecture import module_info
-from lrzip.networks.attention import PROJECTIONS
 from lrzip.networks.inputs import InputShape, run
 
 
@@ -46,18 +45,12 @@ class Profile:
     macs: int
 
     def macs_of(self, layer: Layer) -> int:
-        """Return the multiply-accumulates of a layer; those of an embedding are none."""
-        return self.macs_with(layer, [StageSpec(layer.kind, layer.weight.shape)])
+        """Return the multiply-accumulates of a layer in the run."""
+        return self.macs_with(layer, layer.stage)
 
-    def macs_with(self, layer: Layer, stages: Sequence[StageSpec]) -> int:
-        """Return the multiply-accumulates of a chain in the place of a layer; an embedding has none."""
-        inputs, outputs = self.positions.get(layer.name, (0, 0))
-        strided = kernel_stage([stage.shape for stage in stages])
-        return sum(
-            prod(stage.shape) * (inputs if index < strided else outputs)
-            for index, stage in enumerate(stages)
-            if stage.kind != "embedding"
-        )
+    def macs_with(self, layer: Layer, structure: Structure) -> int:
+        """Return the multiply-accumulates of a structure in the place of a layer."""
+        return macs(structure, self.positions.get(layer.name))
 
 
 @dataclass(frozen=True)
@@ -139,8 +132,9 @@ def profile(model: nn.Module, shapes: Sequence[str]) -> NetworkProfile:
             elif isinstance(module, nn.MultiheadAttention):
                 sites[f"{name}.in_proj"] = _attention_site(module, arguments)
             elif arguments and isinstance(arguments[0], Tensor):
-                before = sites[name].positions if name in sites else Positions(0, 0)
-                sites[name] = Site(tuple(arguments[0].shape), before.plus(_positions(module, arguments[0], output)))
+                positions = _positions(module, arguments[0], output)
+                total = sites[name].positions.plus(positions) if name in sites else positions
+                sites[name] = Site(tuple(arguments[0].shape), total)
 
         return hook
 
@@ -150,30 +144,25 @@ def profile(model: nn.Module, shapes: Sequence[str]) -> NetworkProfile:
                 hooks.callback(module.register_forward_hook(observe(name)).remove)
         run(model, inputs, batch=inputs[0].sizes[0])
     counted = {name for name, counts in counter.get_flop_counts().items() if counts}
-    uncounted = sum(macs for name, macs in recurrent.items() if not any(c.endswith(f".{name}") for c in counted))
+    uncounted = sum(count for name, count in recurrent.items() if not any(c.endswith(f".{name}") for c in counted))
     positions = {name: site.positions for name, site in sites.items()}
-    macs = counter.get_total_flops() // 2 + uncounted
-    return NetworkProfile(positions, macs, model, inputs, {name: site.shape for name, site in sites.items()})
+    total = counter.get_total_flops() // 2 + uncounted
+    return NetworkProfile(positions, total, model, inputs, {name: site.shape for name, site in sites.items()})
 
 
 def _attention_site(module: nn.MultiheadAttention, arguments: Sequence[Any]) -> Site:
     """Return the mean positions of query, key and value; those that were passed by name count as the query."""
-    given = [x for x in arguments[:PROJECTIONS] if isinstance(x, Tensor)]
+    given = [x for x in arguments[: ATTENTION.groups] if isinstance(x, Tensor)]
     positions = sum(x.numel() for x in given) // (module.embed_dim * max(len(given), 1))
-    return Site(tuple(given[0].shape) if given else (), Positions(positions, positions))
+    return Site(tuple(given[0].shape) if given else (), Positions.of(positions))
 
 
 def _positions(module: nn.Module, x: Tensor, output: Any) -> Positions:
-    """Return how often each element of a module's weight is multiplied in one call."""
-    if isinstance(module, nn.Embedding):
-        return Positions(x.numel(), x.numel())
-    if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-        times = x.numel() // module.in_channels
-        return Positions(times, times)
-    out, inner, *_ = module.get_parameter("weight").shape
-    if module_info(module).kind == "linear_transposed":
-        out, inner = inner, out
-    return Positions(x.numel() // (inner * getattr(module, "groups", 1)), int(output.numel()) // out)
+    """Return the positions at which a module is applied in one call."""
+    info = module_info(module)
+    assert info.kind, "only layers are observed"
+    stage = Stage(info.kind, tuple(module.get_parameter("weight").shape), info.groups)
+    return Positions.of_call(stage, x.shape, output.shape)
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from lrzip.calibration.result import Calibration
 from lrzip.calibration.settings import CalibrationSettings
-from lrzip.core.chains import Factors
 from lrzip.core.costs import Costs
 from lrzip.core.errors import UsageError
+from lrzip.core.factors import Factors
 from lrzip.core.layers import Keep, Layer
 from lrzip.core.options import Machine, Opening
 from lrzip.core.plan import Factorize, Plan

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from math import prod
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from lrzip.core.moments import Statistics
 from lrzip.core.options import Machine, Selection
 from lrzip.core.progress import Progress
 from lrzip.core.spectrum import Spectrum
+from lrzip.core.structure import parameters
 from lrzip.decompositions import Decomposition, Decompositions
 from lrzip.formats.protocols import Source
 from lrzip.linalg.blocks.gram import is_finite
@@ -178,4 +178,4 @@ def candidate_of(layer: Layer, decomposition: Decomposition, spectra: tuple[Spec
 
 
 def _parameters(decomposition: Decomposition, layer: Layer) -> Callable[[tuple[int, ...]], int]:
-    return lambda ranks: sum(prod(stage.shape) for stage in decomposition.blueprint(layer, ranks))
+    return lambda ranks: parameters(decomposition.blueprint(layer, ranks))

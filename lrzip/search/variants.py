@@ -10,17 +10,18 @@ import torch
 from torch import Generator, Tensor, nn
 
 from lrzip.api.factorize import factorize
-from lrzip.core.chains import Chain, compose, find_chains
-from lrzip.core.layers import TensorSpec, tensor_name
+from lrzip.core.layers import TensorSpec
+from lrzip.core.merge import merge
 from lrzip.core.plan import Factorize
 from lrzip.core.progress import silent
 from lrzip.core.spectrum import Spectrum
+from lrzip.core.stored import Stored, find_structures
 from lrzip.decompositions import DEFAULT_DECOMPOSITION, Decompositions, decomposition_of
 from lrzip.formats.live import LiveSource
 from lrzip.linalg.svd import Solver
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.inference import is_parameter
-from lrzip.networks.surgery import leave_fast_paths, replaced, replacement
+from lrzip.networks.surgery import leave_fast_paths, replace_layer, replacement
 from lrzip.pipeline.selection import select
 from lrzip.pipeline.survey import refuse_if_hopeless, survey
 from lrzip.ranks import Candidate
@@ -132,8 +133,7 @@ class Variants:
         weight = self.model.state_dict()[layer.weight.name]
         decision = Factorize(layer, name, ranks, decomposition.blueprint(layer, ranks), layer.weight.dtype)
         factors = decomposition.factorize(layer, weight, ranks, dtype=weight.dtype, generator=Generator())
-        chain = Chain(layer.module, decision.outputs, layer.bias, layer.kind)
-        result = replaced(copy.deepcopy(self.model), chain, factors.weights)
+        result = replace_layer(copy.deepcopy(self.model), decision.stored(layer.module), factors.weights)
         leave_fast_paths(result)
         return result
 
@@ -151,9 +151,9 @@ class Variants:
         composed = dict(state)
         for chain in self._chains(state):
             weights = [composed.pop(spec.name) for spec in chain.weights]
-            composed[chain.dense_name] = compose(weights, chain.kind).to(weights[0].dtype)
+            composed[chain.dense_name] = merge(chain.structure, weights, chain.replaced).to(weights[0].dtype)
             if chain.bias:
-                composed[tensor_name(chain.module, chain.kind, "bias")] = composed.pop(chain.bias.name)
+                composed[chain.dense_bias_name] = composed.pop(chain.bias.name)
         model = copy.deepcopy(self.model)
         model.load_state_dict(composed)
         return model
@@ -182,8 +182,8 @@ class Variants:
             low, high = (middle, high) if fits else (low, middle)
         return choose(low)
 
-    def _chains(self, state: Mapping[str, Tensor]) -> Sequence[Chain]:
-        return find_chains(_specs(state), self.architecture.kinds)
+    def _chains(self, state: Mapping[str, Tensor]) -> Sequence[Stored]:
+        return find_structures(_specs(state), self.architecture.dense_layers)
 
     def _ranks_of(self, network: nn.Module) -> Ranks:
         sizes = {

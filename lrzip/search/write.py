@@ -93,8 +93,8 @@ def _plan(
         elif item.name not in ranks:
             decisions.append(Keep(item.name, item.weight, "kept by `--max-drop`"))
         else:
-            stages = decomposition.blueprint(item, ranks[item.name])
-            decisions.append(Factorize(item, DEFAULT_DECOMPOSITION, ranks[item.name], stages, item.weight.dtype))
+            structure = decomposition.blueprint(item, ranks[item.name])
+            decisions.append(Factorize(item, DEFAULT_DECOMPOSITION, ranks[item.name], structure, item.weight.dtype))
     return Plan(
         tuple(item for item in decisions if isinstance(item, Factorize)),
         tuple(item for item in decisions if isinstance(item, Keep)),

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lrzip.core.chains import find_chains
 from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.stored import find_structures
 from lrzip.core.version import __version__
 from lrzip.formats import FORMATS
 from lrzip.formats.load import load_into
@@ -171,7 +171,7 @@ def _require_dense(path: Path, model: nn.Module, *, key: str | None, trust: bool
             )
         architecture = Architecture.of(model)
         specs = match_names(path, checkpoint.tensors(), architecture)
-        chains = find_chains({name: spec.renamed(name) for name, spec in specs.items()}, architecture.kinds)
+        chains = find_structures({name: spec.renamed(name) for name, spec in specs.items()}, architecture.dense_layers)
     if chains:
         raise LrzipError(
             f"`{path}` is factorized already, at `{chains[0].module}`. Give the dense checkpoint it was made from, or "

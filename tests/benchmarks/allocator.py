@@ -13,6 +13,7 @@ from time import process_time
 import numpy as np
 import torch
 
+from lrzip.core.kinds import LINEAR
 from lrzip.core.layers import Layer, TensorSpec
 from lrzip.core.spectrum import Spectrum
 from lrzip.decompositions.svd import SVD
@@ -65,7 +66,7 @@ def transformer(layers: int, width: int) -> list[Candidate]:
         places = np.linspace(0, 1, min(shape))
         values = (1 + 50 * places) ** -generator.uniform(0.2, 0.8) * (1 - 0.9 * places ** generator.uniform(1, 4))
         spectrum = Spectrum(torch.from_numpy(values * generator.uniform(1, 100)), shape, 1e-7)
-        found.append(candidate_of(Layer(name, name, "linear", weight, None), decomposition, (spectrum,)))
+        found.append(candidate_of(Layer(name, name, LINEAR, weight, None), decomposition, (spectrum,)))
     return found
 
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from lrzip.core.activations import Inputs, Window
+from lrzip.core.kinds import LINEAR, TRANSPOSED_CONVOLUTIONS
 
 CONVOLUTIONS = {
     "1d": (nn.Conv1d(6, 4, 5, stride=2, padding=3, dilation=2, bias=False), (3, 6, 30)),
@@ -22,7 +23,7 @@ CONVOLUTIONS = {
 
 def inputs_of(layer: nn.Module, x: Tensor) -> Inputs:
     values = [getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")]
-    return Inputs("conv", tuple(x.chunk(getattr(layer, "groups", 1), 1)), Window.of(*values))
+    return Inputs(LINEAR, tuple(x.chunk(getattr(layer, "groups", 1), 1)), Window.of(*values))
 
 
 @pytest.mark.parametrize("nbytes", [1, 5000, 1 << 20])
@@ -53,7 +54,7 @@ def test_pieces_are_bounded() -> None:
 
 def test_rows_of_other_layers_are_their_channels() -> None:
     x = torch.randn(4, 7, 5)
-    (rows,) = next(Inputs("linear", (x,)).rows(1 << 20))
+    (rows,) = next(Inputs(LINEAR, (x,)).rows(1 << 20))
     assert torch.equal(rows, x.reshape(28, 5))
-    (rows,) = next(Inputs("conv_transpose1d", (x,)).rows(1 << 20))
+    (rows,) = next(Inputs(TRANSPOSED_CONVOLUTIONS[1], (x,)).rows(1 << 20))
     assert torch.equal(rows, x.mT.reshape(20, 7))

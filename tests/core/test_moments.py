@@ -3,6 +3,7 @@ import torch
 
 from lrzip.core import moments
 from lrzip.core.activations import Inputs
+from lrzip.core.kinds import ATTENTION, EMBEDDING, LINEAR
 from lrzip.core.moments import Sums
 
 
@@ -12,7 +13,7 @@ def test_moments_do_not_depend_on_pieces(monkeypatch: pytest.MonkeyPatch, piece:
     x, t = torch.randn(500, 12) + 3, torch.randn(500, 5)
     sums = Sums(12, 1, outputs=5)
     for part, goal in zip(torch.split(x, 100), torch.split(t, 100), strict=True):
-        sums.add(Inputs("linear", (part,)), (goal,))
+        sums.add(Inputs(LINEAR, (part,)), (goal,))
     seen, targets = sums.moments(), sums.targets()
     exact, goal = x.double(), t.double()
     # Elements are sums of products of size 10 in float32, a hundred at most at a time.
@@ -31,7 +32,7 @@ def test_a_million_small_numbers_do_not_get_lost() -> None:
     sums = Sums(1, 1)
     x = torch.full((1 << 20, 1), 0.1)
     for _ in range(20):
-        sums.add(Inputs("linear", (x,)))
+        sums.add(Inputs(LINEAR, (x,)))
     # Eight thousand equal terms at a time: at most that many half units of rounding, 2.5e-4.
     assert float(sums.moments().second) == pytest.approx(0.01, rel=2.5e-4)
 
@@ -39,16 +40,16 @@ def test_a_million_small_numbers_do_not_get_lost() -> None:
 def test_groups_that_see_the_same_have_the_same_moments() -> None:
     x = torch.randn(50, 6)
     sums = Sums(6, 3)
-    sums.add(Inputs("attention", (x, x, x)))
+    sums.add(Inputs(ATTENTION, (x, x, x)))
     seen = sums.moments()
     assert torch.equal(seen.second[0], seen.second[2])
     other = Sums(6, 1)
-    other.add(Inputs("linear", (x,)))
+    other.add(Inputs(LINEAR, (x,)))
     assert torch.equal(other.moments().second[0], seen.second[1])
 
 
 def test_of_indices_shares_are_counted() -> None:
     sums = Sums(5, 1, diagonal=True)
-    sums.add(Inputs("embedding", (torch.tensor([[0, 1, 1, 4]]),)))
+    sums.add(Inputs(EMBEDDING, (torch.tensor([[0, 1, 1, 4]]),)))
     assert sums.moments().second.tolist() == [[0.25, 0.5, 0, 0, 0.25]]
     assert sums.moments().centered.second.tolist() == [[0.25, 0.5, 0, 0, 0.25]]

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from lrzip.core.chains import Chain, Factors, compose
+from lrzip.core.factors import Factors
 from lrzip.core.layers import FACTORIZABLE_DTYPES, Layer, TensorSpec
+from lrzip.core.stored import DenseLayer, Stored, find_structures
+from lrzip.core.structure import bias_name, tensor_names, tensor_shapes
 from lrzip.decompositions import (
     DECOMPOSITIONS,
     DEFAULT_DECOMPOSITION,
@@ -18,7 +20,7 @@ from lrzip.decompositions import (
 )
 from lrzip.linalg.svd import Solver
 from lrzip.networks.architecture import module_info
-from lrzip.networks.surgery import sequential
+from lrzip.networks.surgery import build
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "linear": (nn.Linear(40, 24), (2, 7, 40)),
@@ -80,7 +82,7 @@ def factorize(
 
 
 def error_of(layer: Layer, weight: Tensor, factors: Factors) -> float:
-    dense = compose(factors.weights, layer.kind).double()
+    dense = factors.dense(layer.stage).double()
     return float(torch.linalg.vector_norm(weight.double() - dense) / torch.linalg.vector_norm(weight.double()))
 
 
@@ -90,7 +92,7 @@ def test_the_blueprint_is_what_factorize_delivers(name: str, case: tuple[nn.Modu
     ranks = tuple(max(rank // 2, 1) for rank in make(name).max_ranks(layer))
     for dtype in FACTORIZABLE_DTYPES:
         factors = factorize(name, layer, weight, ranks, getattr(torch, dtype))
-        assert [tuple(w.shape) for w in factors.weights] == [s.shape for s in make(name).blueprint(layer, ranks)]
+        assert [tuple(w.shape) for w in factors.weights] == tensor_shapes(make(name).blueprint(layer, ranks))
         assert {str(w.dtype) for w in factors.weights} == {f"torch.{dtype}"}
         assert all(w.is_contiguous() for w in factors.weights)
 
@@ -122,25 +124,40 @@ def test_the_error_never_grows_with_the_rank(name: str, case: tuple[nn.Module, t
 
 
 @CASES
-def test_the_chain_computes_what_the_composed_layer_does(name: str, case: tuple[nn.Module, tuple[int, ...]]) -> None:
+def test_the_built_module_computes_what_the_dense_product_does(
+    name: str, case: tuple[nn.Module, tuple[int, ...]]
+) -> None:
     module, shape = case
     layer, weight = layer_of(module), module.get_parameter("weight").detach()
     ranks = tuple(max(rank // 2, 1) for rank in make(name).max_ranks(layer))
     factors = factorize(name, layer, weight, ranks)
+    names = tensor_names(factors.structure)
     specs = [
-        TensorSpec(f"x.{i}.weight", tuple(w.shape), "float32", w.numel() * 4) for i, w in enumerate(factors.weights)
+        TensorSpec(f"x.{n}", tuple(w.shape), str(w.dtype).removeprefix("torch."), w.nbytes)
+        for n, w in zip(names, factors.weights, strict=True)
     ]
-    chain = sequential(Chain("x", tuple(specs), layer.bias, layer.kind), module)
-    state = {f"{index}.weight": w for index, w in enumerate(factors.weights)}
+    built = build(Stored("x", factors.structure, tuple(specs), layer.bias, layer.stage), module)
+    state = dict(zip(names, factors.weights, strict=True))
     if layer.bias:
-        state[f"{len(factors.weights) - 1}.bias"] = module.get_parameter("bias").detach()
-    chain.load_state_dict(state)
-    if layer.kind == "embedding":
+        state[bias_name(factors.structure)] = module.get_parameter("bias").detach()
+    built.load_state_dict(state)
+    if layer.kind.is_indexed:
         x = torch.arange(prod(shape)).reshape(shape)
     else:
         x = torch.randn(shape, generator=Generator().manual_seed(1))
-    composed = torch.func.functional_call(module, {"weight": compose(factors.weights, layer.kind)}, x)
-    torch.testing.assert_close(chain(x), composed, rtol=1e-4, atol=1e-5)
+    composed = torch.func.functional_call(module, {"weight": factors.dense(layer.stage)}, x)
+    torch.testing.assert_close(built(x), composed, rtol=1e-4, atol=1e-5)
+
+
+@CASES
+def test_a_stored_structure_is_read_again(name: str, case: tuple[nn.Module, tuple[int, ...]]) -> None:
+    layer = layer_of(case[0])
+    structure = make(name).blueprint(layer, tuple(1 for _ in make(name).max_ranks(layer)))
+    pairs = zip(tensor_names(structure), tensor_shapes(structure), strict=True)
+    specs = {f"x.{n}": TensorSpec(f"x.{n}", shape, "float32", 4) for n, shape in pairs}
+    found = find_structures(specs, {"x": DenseLayer(layer.kind, layer.weight.shape, layer.groups)})
+    saves = sum(spec.numel for spec in specs.values()) < layer.weight.numel
+    assert [(stored.structure, stored.replaced) for stored in found] == [(structure, layer.stage)] * saves
 
 
 @NAMES
@@ -158,7 +175,7 @@ def test_a_zero_weight_is_met_exactly(name: str) -> None:
     layer, weight = layer_of(module), torch.zeros_like(module.get_parameter("weight"))
     factors = factorize(name, layer, weight, tuple(1 for _ in make(name).max_ranks(layer)))
     assert factors.error == 0
-    assert compose(factors.weights, layer.kind).count_nonzero() == 0
+    assert factors.dense(layer.stage).count_nonzero() == 0
 
 
 @CASES

@@ -7,8 +7,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 import lrzip
-from lrzip.core.chains import compose
+from lrzip.core.kinds import ATTENTION, LINEAR
 from lrzip.core.layers import Keep, Layer
+from lrzip.core.merge import merge
+from lrzip.core.structure import Chain, Stage
 from lrzip.formats.live import LiveSource
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.attention import SplitAttention
@@ -22,8 +24,9 @@ def pair(**options: bool) -> tuple[nn.MultiheadAttention, SplitAttention]:
     dense = nn.MultiheadAttention(WIDTH, HEADS, **options).eval()
     split = SplitAttention(dense, 4)
     stages = [stage.get_parameter("weight").detach() for stage in split.in_proj]
+    structure = Chain(tuple(Stage(LINEAR, tuple(stage.shape), 3) for stage in stages))
     with torch.no_grad():
-        dense.in_proj_weight.copy_(compose(stages, "attention"))
+        dense.in_proj_weight.copy_(merge(structure, stages, Stage(ATTENTION, (3 * WIDTH, WIDTH), 3)))
         if dense.in_proj_bias is not None:
             split.in_proj[1].get_parameter("bias").copy_(dense.in_proj_bias.normal_())
     return dense, split
@@ -98,7 +101,7 @@ def test_transformers_of_torch_are_factorized_with_their_attention(tmp_path: Pat
                 weight.copy_(torch.cat([(u[:, :5] * s[:5]) @ vh[:5] for u, s, vh in parts]))
     torch.save(model.state_dict(), tmp_path / "a.pt")
     report = lrzip.compress(tmp_path / "a.pt", tmp_path / "b.pt", energy=1 - 1e-9, model=Model(), only=["*.in_proj"])
-    assert [(d.layer.name, d.layer.kind, d.ranks) for d in report.plan.factorize] == [
+    assert [(d.layer.name, str(d.layer.kind), d.ranks) for d in report.plan.factorize] == [
         (f"encoder.layers.{n}.self_attn.in_proj", "attention", (5,)) for n in (0, 1)
     ]
     keys = torch.load(tmp_path / "b.pt").keys()

@@ -225,7 +225,7 @@ def test_a_program_tells_what_its_network_does(program: Path, tmp_path: Path) ->
     lstm = 2 * 5 * (64 * 16 + 64 * 16)
     assert found.costs.macs_before == expected.macs - lstm
     for name in ("stem", "grouped", "up", "mix", "head"):
-        assert found.costs.layers[name].macs_before == expected.positions[name].outputs * prod(shape_of(name))
+        assert found.costs.layers[name].macs_before == expected.positions[name].counts[-1] * prod(shape_of(name))
     assert found.costs.latency
     assert found.costs.latency.speedup > 0
     assert all(cost.latency and cost.latency.dense > 0 for cost in found.costs.layers.values())
@@ -278,5 +278,5 @@ def test_matrix_products_of_onnx_are_counted(tmp_path: Path) -> None:
     found = positions_and_macs(tmp_path / "m.onnx", [(2, 4, 6), (2, 5, 2)])
     assert found
     positions, macs = found
-    assert (positions["w"].outputs, positions["l"].outputs) == (2 * 4, 2 * 5)
+    assert (positions["w"].counts, positions["l"].counts) == ((2 * 4,), (2 * 5,))
     assert macs == 2 * (4 * 6 * 5 + 3 * 4 * 5 + 3 * 5 * 2)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.kinds import CONVOLUTIONS
 from lrzip.core.layers import Layer, TensorSpec
 from lrzip.core.spectrum import Spectrum
 from lrzip.decompositions.tucker import Tucker
@@ -68,7 +69,7 @@ def test_only_rules_with_a_unit_report_the_use_of_a_budget(name: str) -> None:
 def test_a_rounded_budget_still_offers_the_largest_rank() -> None:
     """All 6 output channels matter and 4 of 16 input channels: 6 is no multiple of 4, but the largest rank."""
     shape = (6, 16, 3, 3)
-    layer = Layer("x", "x", "conv2d", TensorSpec("x.weight", shape, "float32", 4 * prod(shape)), None)
+    layer = Layer("x", "x", CONVOLUTIONS[2], TensorSpec("x.weight", shape, "float32", 4 * prod(shape)), None)
     outer, inner = torch.ones(6, dtype=torch.float64), torch.tensor([1.0] * 4 + [1e-3] * 12, dtype=torch.float64)
     spectra = Spectrum(outer, (6, 144), EPS), Spectrum(inner, (16, 54), EPS)
     found = candidate_of(layer, Tucker(Solver()), spectra)

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 
+from lrzip.core.kinds import LINEAR
 from lrzip.core.layers import Layer, TensorSpec
 from lrzip.search import families
 from lrzip.search.families import FAMILIES, Family
@@ -74,7 +75,7 @@ def test_the_global_family_spends_one_budget_on_all_layers(trials: Trials) -> No
 def _sensitivities(drops: dict[str, float]) -> Sensitivities:
     layers = [
         LayerSensitivity(
-            Layer(name, name, "linear", TensorSpec(f"{name}.weight", SIZES[name], "float32", 4), None),
+            Layer(name, name, LINEAR, TensorSpec(f"{name}.weight", SIZES[name], "float32", 4), None),
             *(0.8, (1,), 1, 1.0, 1.0, drop, None),
         )
         for name, drop in drops.items()

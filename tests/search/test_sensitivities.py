@@ -2,13 +2,14 @@ from dataclasses import replace
 
 import pytest
 
+from lrzip.core.kinds import LINEAR
 from lrzip.core.layers import Layer, TensorSpec
 from lrzip.search.sensitivities import LayerSensitivity, Sensitivities
 from lrzip.search.spread import Spread
 
 
 def effect(name: str, before: float, after: Spread | None = None, *, energy: float = 0.8) -> LayerSensitivity:
-    layer = Layer(name, name, "linear", TensorSpec(f"{name}.weight", (4, 6), "float32", 96), None)
+    layer = Layer(name, name, LINEAR, TensorSpec(f"{name}.weight", (4, 6), "float32", 96), None)
     return LayerSensitivity(layer, energy, (2,), 20, norm=2.0, removed=0.5, before=before, after=after)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lrzip.core.kinds import LINEAR
 from lrzip.core.layers import Layer, TensorSpec
 from lrzip.core.moments import MeasuredChanges
 from lrzip.core.spectrum import Spectrum
@@ -21,7 +22,7 @@ DECOMPOSITIONS = Decompositions(DEFAULT_DECOMPOSITION, Solver())
 
 def linear_layer(m: int, n: int, name: str = "x") -> Layer:
     """Return a linear layer with a float32 weight of shape (m, n)."""
-    return Layer(name, name, "linear", TensorSpec(f"{name}.weight", (m, n), "float32", 4 * m * n), None)
+    return Layer(name, name, LINEAR, TensorSpec(f"{name}.weight", (m, n), "float32", 4 * m * n), None)
 
 
 def candidate(m: int, n: int, name: str = "x", values: Tensor | None = None) -> Candidate:

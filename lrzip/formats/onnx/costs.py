@@ -45,7 +45,7 @@ def positions_and_macs(path: Path, sizes: Sequence[Sequence[int]]) -> tuple[Mapp
         if found is None:
             return None
         times, weight, products = found
-        positions[weight] = positions.get(weight, Positions(0, 0)).plus(times)
+        positions[weight] = positions[weight].plus(times) if weight in positions else times
         macs += products
     return positions, macs
 
@@ -98,17 +98,12 @@ def _positions(node: Any, shapes: Shapes) -> tuple[Positions, str, int] | None:
     if left is None or right is None or out is None:
         return None
     weight = node.input[1]
-    if node.op_type == "ConvTranspose":
-        inputs = outputs = prod(left) // left[1]
-    elif node.op_type == "Conv":
-        inputs, outputs = prod(left) // left[1], prod(out) // out[1]
-    else:  # the constant side is the weight; if both sides are computed, the right one counts as the weight
-        inner = left[-1]
-        if node.op_type == "Gemm":
-            inner = prod(left) // out[0]
-        products = prod(out) * inner
-        fixed = len(left) == 2 and len(right) != 2
-        weight, size = (node.input[0], prod(left)) if fixed else (weight, prod(right))
-        inputs = outputs = products // max(size, 1)
-        return Positions(inputs, outputs), weight, products
-    return Positions(inputs, outputs), weight, outputs * prod(right)
+    if node.op_type in ("Conv", "ConvTranspose"):
+        applied = left if node.op_type == "ConvTranspose" else out
+        return Positions.of(left[0], left[2:], out[2:]), weight, applied[0] * prod(applied[2:]) * prod(right)
+    # A matrix on either side; of two that are computed the right one counts as the weight.
+    inner = prod(left) // out[0] if node.op_type == "Gemm" else left[-1]
+    products = prod(out) * inner
+    is_left = len(left) == 2 and len(right) != 2
+    weight, size = (node.input[0], prod(left)) if is_left else (weight, prod(right))
+    return Positions.of(products // max(size, 1)), weight, products

@@ -6,8 +6,9 @@ from collections.abc import Container, Mapping, Sequence
 
 import onnx_ir as ir
 
-from lrzip.core.chains import MOST_STAGES
+from lrzip.core.kinds import CONVOLUTIONS, LINEAR, LINEAR_TRANSPOSED, TRANSPOSED_CONVOLUTIONS, Kind
 from lrzip.core.layers import Keep, Layer
+from lrzip.core.structure import parents_of_parts
 from lrzip.formats.onnx.data import spec_of
 from lrzip.networks.inference import not_a_weight
 
@@ -58,19 +59,19 @@ def find_layers(constants: Mapping[str, ir.Value], taken: set[str]) -> Sequence[
         constants: Constants by name.
         taken: Names of all values, which the factors of a layer must not get.
     """
-    names: set[str] = set()
+    names = parents_of_parts(taken)  # below these, tensors of structures may have no place
     values = set(constants.values())
     found: list[Layer | Keep] = []
     for name, value in constants.items():
         spec = spec_of(name, tensor_of(value))
         what = _refused(value) or not_a_weight(spec) or _what(value, values)
-        label = _unique(_label(name, value), names, taken)
+        label = _unique(_label(name, value), names)
         names.add(label)
         if isinstance(what, str):
             found.append(Keep(label, spec, what))
             continue
         kind, groups = what
-        multiple = _CHANNEL_BLOCK if kind.startswith("conv") else 1
+        multiple = _CHANNEL_BLOCK if kind.is_convolution else 1
         found.append(Layer(label, label, kind, spec, None, groups, multiple))
     return found
 
@@ -81,10 +82,10 @@ def integer(node: ir.Node, name: str, default: int) -> int:
     return default if attribute is None else attribute.as_int()
 
 
-def _unique(name: str, taken: Container[str], chained: Container[str] = ()) -> str:
-    """Return a name, with a number appended if it, or a name of the factors of such a layer, is taken."""
+def _unique(name: str, taken: Container[str]) -> str:
+    """Return a name, with a number appended if it is taken."""
     candidate, number = name, 1
-    while candidate in taken or any(f"{candidate}.{stage}.weight" in chained for stage in range(MOST_STAGES)):
+    while candidate in taken:
         number += 1
         candidate = f"{name}_{number}"
     return candidate
@@ -110,20 +111,20 @@ def _refused(value: ir.Value) -> str | None:
     return f"recurrent weight of {recurrent}" if recurrent else None
 
 
-def _what(value: ir.Value, constants: set[ir.Value]) -> tuple[str, int] | str:
+def _what(value: ir.Value, constants: set[ir.Value]) -> tuple[Kind, int] | str:
     """Return the kind and groups of the layers that use a constant as weight, or the reason why it is not a weight."""
     shape = tensor_of(value).shape.numpy()
     found = {_use(usage.node, usage.idx, shape, constants) for usage in value.uses()}
     reasons = sorted(what for what in found if isinstance(what, str))
     if reasons or not found:
         return reasons[0] if reasons else "not used by any node"
-    kinds = sorted(what for what in found if isinstance(what, tuple))
+    kinds = sorted((what for what in found if isinstance(what, tuple)), key=str)
     if len(kinds) > 1:
         return f"shared by nodes that use it differently, as {kinds[0][0]} and {kinds[1][0]}"
     return kinds[0]
 
 
-def _use(node: ir.Node, index: int, shape: Sequence[int], constants: set[ir.Value]) -> tuple[str, int] | str:
+def _use(node: ir.Node, index: int, shape: Sequence[int], constants: set[ir.Value]) -> tuple[Kind, int] | str:
     """Return the kind and groups of the layer that a node with this weight is, or the reason why it is not a layer."""
     if node.domain not in _OWN_DOMAIN:
         return f"used by {node.op_type} of the custom domain {node.domain}"
@@ -133,7 +134,7 @@ def _use(node: ir.Node, index: int, shape: Sequence[int], constants: set[ir.Valu
             return f"{len(shape)}-dimensional, multiplied by MatMul"
         if other in constants:
             return "multiplied by another constant"
-        return ("linear_transposed" if index else "linear"), 1
+        return (LINEAR_TRANSPOSED if index else LINEAR), 1
     if index != _WEIGHT_INPUT or node.op_type not in ("Gemm", "Conv", "ConvTranspose"):
         return f"used by {node.op_type}"
     if node.op_type == "Gemm":
@@ -141,7 +142,7 @@ def _use(node: ir.Node, index: int, shape: Sequence[int], constants: set[ir.Valu
             return f"{len(shape)}-dimensional, multiplied by Gemm"
         if integer(node, "transA", 0):
             return "multiplied by Gemm with transA"
-        return ("linear" if integer(node, "transB", 0) else "linear_transposed"), 1
+        return (LINEAR if integer(node, "transB", 0) else LINEAR_TRANSPOSED), 1
     if not 3 <= len(shape) <= 5:
         return f"{len(shape)}-dimensional, used by {node.op_type}"
     groups = integer(node, "group", 1)
@@ -149,8 +150,8 @@ def _use(node: ir.Node, index: int, shape: Sequence[int], constants: set[ir.Valu
         return f"{groups} groups do not divide its {shape[0]} channels"
     if groups > 1 and shape[1] == 1:
         return "depthwise convolution"
-    kind = "conv" if node.op_type == "Conv" else "conv_transpose"
-    return f"{kind}{len(shape) - 2}d", groups
+    kinds = CONVOLUTIONS if node.op_type == "Conv" else TRANSPOSED_CONVOLUTIONS
+    return kinds[len(shape) - 2], groups
 
 
 def _label(name: str, value: ir.Value) -> str:

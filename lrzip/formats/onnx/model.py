@@ -15,6 +15,7 @@ from lrzip.core.errors import NotCompared, UnsupportedCheckpoint, UsageError, on
 from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.core.moments import Arguments, Observe
 from lrzip.core.report import Difference
+from lrzip.core.stored import DenseLayer
 from lrzip.formats import FORMATS
 from lrzip.formats.onnx.compare import compare, time
 from lrzip.formats.onnx.costs import positions_and_macs
@@ -31,7 +32,7 @@ class OnnxFile:
     format = "onnx"
     key = ""
     others: Sequence[str] = ("graph",)
-    chain_kinds: Mapping[str, str] | None = None
+    dense_layers: Mapping[str, DenseLayer] | None = None
     knows_layers = True
     is_rewritable = True
 

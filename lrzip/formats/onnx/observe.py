@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lrzip.core.activations import Inputs, Window
 from lrzip.core.errors import LrzipError
+from lrzip.core.kinds import LINEAR
 from lrzip.core.layers import Layer
 from lrzip.core.moments import Arguments, Observe
 from lrzip.formats.onnx.run import run, start
@@ -63,11 +64,11 @@ def _calls(graph: Any, layers: Mapping[str, Layer]) -> Iterator[tuple[Layer, Any
 
 def _inputs(layer: Layer, node: Any, x: Tensor) -> Inputs:
     """Return the inputs of a node for each group of its weight."""
-    if layer.kind.startswith("conv_transpose"):
+    if layer.kind.is_transposed_convolution:
         return Inputs(layer.kind, (x,))
-    if layer.kind.startswith("conv"):
+    if layer.kind.is_convolution:
         return Inputs(layer.kind, tuple(x.chunk(layer.groups, 1)), _window(node, layer.weight.shape[2:], x.shape[2:]))
-    weight_first = node.op_type == "MatMul" and layer.kind == "linear"  # W x, with positions in columns
+    weight_first = node.op_type == "MatMul" and layer.kind is LINEAR  # W x, with positions in columns
     return Inputs(layer.kind, (x.mT if weight_first else x,))
 
 

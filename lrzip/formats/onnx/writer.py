@@ -8,24 +8,21 @@ import onnx
 import onnx_ir as ir
 from torch import Tensor
 
-from lrzip.core.chains import kernel_stage
 from lrzip.core.errors import LrzipError, OutputExists, UnsupportedCheckpoint, one_line
 from lrzip.core.layers import Layer, TensorSpec
 from lrzip.core.plan import Entry
+from lrzip.core.structure import Structure
 from lrzip.formats.files.atomic import atomic_files
 from lrzip.formats.files.stream import tensor_bytes
 from lrzip.formats.onnx.data import DataFile, chunks_of, spec_of
-from lrzip.formats.onnx.graph import SCOPES, constants_of, graphs_of, tensor_of
+from lrzip.formats.onnx.graph import constants_of, graphs_of, tensor_of
 from lrzip.formats.onnx.model import OnnxFile, load_model, names_of, nodes_of, root_cause
+from lrzip.formats.onnx.nodes import registered, replace_use
 
 # Protobuf messages end at 2 GiB; what is not tensors takes a part of it.
 _PROTOBUF_LIMIT = 2_000_000_000
-# Of which opset on Gemm takes no bias.
-_GEMM_WITHOUT_BIAS = 11
 # Smaller tensors stay in the model, where shape inference can see them.
 _EXTERNAL_FROM = 1024
-_SCOPES = (SCOPES, "namespace")
-_GEOMETRY = ("auto_pad", "dilations", "kernel_shape", "pads", "strides")
 
 
 @contextmanager
@@ -63,10 +60,10 @@ class OnnxWriter:
         self._taken = names_of(self._model)
         self._entries = {entry.spec.name: entry for entry in layout if not entry.copied}
         self._layers = {item.weight.name: item for item in source.layers() if isinstance(item, Layer)}
-        self._stages: dict[str, list[ir.TensorProtocol]] = {}
+        self._tensors: dict[str, list[ir.TensorProtocol]] = {}
         for entry in self._entries.values():
             weight = self._layers[entry.origin].weight
-            if entry.spec.dtype != weight.dtype:
+            if entry.structure is not None and entry.spec.dtype not in (weight.dtype, "int64"):
                 raise LrzipError(
                     f"`{weight.name}` is {weight.dtype}, and so are the inputs of its nodes. Leave out `--dtype`."
                 )
@@ -75,10 +72,11 @@ class OnnxWriter:
         """Take one computed tensor."""
         origin = self._entries[name].origin
         layer, weight = self._layers[origin], self._constants[origin]
-        matrix = tensor.mT if layer.kind == "linear_transposed" else tensor
-        spec = TensorSpec(name, tuple(matrix.shape), layer.weight.dtype, matrix.nbytes)
-        stored = self._stored(spec, tensor_of(weight).dtype, tensor_bytes(matrix))
-        self._stages.setdefault(origin, []).append(stored)
+        is_transposed = layer.kind.is_stored_transposed and tensor.dim() > 1
+        stored = tensor.mT if is_transposed else tensor
+        dtype = tensor_of(weight).dtype if tensor.is_floating_point() else ir.DataType.INT64
+        spec = TensorSpec(name, tuple(stored.shape), self._entries[name].spec.dtype, stored.nbytes)
+        self._tensors.setdefault(origin, []).append(self._stored(spec, dtype, tensor_bytes(stored)))
 
     def finish(self) -> bytes:
         """Return the message of the model, after replacing nodes and copying the external data it still needs.
@@ -87,8 +85,9 @@ class OnnxWriter:
             LrzipError: The source is damaged in a way that shows only now, or the message is too large.
         """
         try:
-            for origin, stages in self._stages.items():
-                self._replace(self._constants[origin], stages)
+            structures = {entry.origin: entry.structure for entry in self._entries.values() if entry.structure}
+            for origin, structure in structures.items():
+                self._replace(self._constants[origin], structure, self._tensors[origin])
             if self._data:
                 self._move_all()
             return bytes(ir.to_proto(self._model).SerializeToString(deterministic=True))
@@ -132,54 +131,17 @@ class OnnxWriter:
         chunks = chunks_of(self._source.path, tensor)
         return self._data.append(spec_of(str(tensor.name), tensor), tensor.dtype, chunks)
 
-    def _replace(self, weight: ir.Value, stages: Sequence[ir.TensorProtocol]) -> None:
+    def _replace(self, weight: ir.Value, structure: Structure, tensors: Sequence[ir.TensorProtocol]) -> None:
+        """Put the nodes of a structure in the place of each node that uses a weight."""
         producer, graph = weight.producer(), _graph_of(weight)
-        values = [_registered(graph, stage) for stage in stages]
+        values = [registered(graph, tensor) for tensor in tensors]
+        opset = self._model.opset_imports.get("", 0)
         for usage in tuple(weight.uses()):
-            self._split(usage.node, usage.idx, values)
+            replace_use(usage.node, usage.idx, structure, values, opset, self._new_name)
         if producer is not None:
             graph.remove(producer, safe=True)
         else:
             del graph.initializers[str(weight.name)]
-
-    def _split(self, node: ir.Node, index: int, stages: Sequence[ir.Value]) -> None:
-        """Put nodes with the first weights in front of a node, which gets the last and keeps its name and outputs."""
-        position = 1 - index if node.op_type == "MatMul" else 0
-        kernel = kernel_stage([_sizes(stage) for stage in stages])
-        for number, stage in enumerate(stages[:-1]):
-            front = self._front(node, position, stage, has_kernel=number == kernel)
-            node.replace_input_with(position, front.outputs[0])
-        node.replace_input_with(1 - position, stages[-1])
-        if node.op_type == "Conv":  # the last stage of every chain of convolutions is pointwise
-            for name in _GEOMETRY:
-                node.attributes.pop(name, None)
-
-    def _front(self, node: ir.Node, position: int, weight: ir.Value, *, has_kernel: bool) -> ir.Node:
-        """Insert a node before another, which applies a weight to what that one is applied to."""
-        assert isinstance(node.graph, ir.Graph)
-        inputs = [node.inputs[position], weight] if position == 0 else [weight, node.inputs[position]]
-        if node.op_type == "Gemm" and self._model.opset_imports.get("", 0) < _GEMM_WITHOUT_BIAS:
-            inputs.append(self._zero(node.graph, weight))
-        front = ir.Node(
-            node.domain,
-            "Conv" if node.op_type == "ConvTranspose" else node.op_type,
-            inputs,
-            _front_attributes(node, has_kernel=has_kernel),
-            name=self._new_name(node.name or node.op_type),
-            metadata_props={key: node.metadata_props[key] for key in _SCOPES if key in node.metadata_props},
-        )
-        (between,) = front.outputs
-        between.name = self._new_name(str(node.outputs[0].name))
-        between.type = node.outputs[0].type
-        node.graph.insert_before(node, front)
-        return front
-
-    def _zero(self, graph: ir.Graph, like: ir.Value) -> ir.Value:
-        """Return a new bias of zeros."""
-        assert like.const_value is not None
-        dtype, name = like.const_value.dtype, self._new_name("zero")
-        proto = onnx.TensorProto(name=name, dims=(1,), data_type=dtype.value, raw_data=bytes(dtype.bitwidth // 8))
-        return _registered(graph, ir.serde.TensorProtoTensor(proto))
 
     def _new_name(self, name: str) -> str:
         number = 0
@@ -189,35 +151,12 @@ class OnnxWriter:
         return f"{name}.{number}"
 
 
-def _front_attributes(node: ir.Node, *, has_kernel: bool) -> list[ir.Attr]:
-    """Return the attributes of a node in front of another: what a factor shares with the whole."""
-    if node.op_type == "Conv":
-        return [attribute for name, attribute in node.attributes.items() if has_kernel or name not in _GEOMETRY]
-    if node.op_type == "Gemm":
-        return [node.attributes[name] for name in ("transB", "broadcast") if name in node.attributes]
-    return []
-
-
-def _sizes(weight: ir.Value) -> tuple[int, ...]:
-    """Return the shape of a constant."""
-    assert weight.const_value is not None
-    return tuple(int(size) for size in weight.const_value.shape.numpy())
-
-
 def _graph_of(weight: ir.Value) -> ir.Graph:
     """Return the graph that a constant belongs to."""
     node = weight.producer()
     graph = node.graph if node else weight.graph
     assert isinstance(graph, ir.Graph)
     return graph
-
-
-def _registered(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
-    """Return a new initializer of a graph."""
-    shape = ir.Shape(tensor.shape.numpy())
-    value = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
-    graph.register_initializer(value)
-    return value
 
 
 def _data_path(destination: Path, source: OnnxFile) -> Path:

@@ -14,6 +14,7 @@ from torch import Tensor
 from lrzip.core.errors import UnsupportedCheckpoint
 from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.core.plan import Entry
+from lrzip.core.stored import DenseLayer
 from lrzip.formats.files.atomic import atomic_file
 from lrzip.formats.files.keys import refuse_key
 from lrzip.formats.files.stream import CODES, NAMES, TensorStream, tensor_bytes
@@ -34,7 +35,7 @@ class SafetensorsFile:
     format = "safetensors"
     key = ""
     others: Sequence[str] = ()
-    chain_kinds: Mapping[str, str] | None = None
+    dense_layers: Mapping[str, DenseLayer] | None = None
     knows_layers = False
     is_rewritable = True
 

@@ -16,10 +16,11 @@ from typing import Any
 
 from torch import Tensor
 
-from lrzip.core.chains import find_chains
 from lrzip.core.errors import LrzipError, UnsupportedCheckpoint
+from lrzip.core.kinds import CONVOLUTIONS, LINEAR, LINEAR_TRANSPOSED, Kind, kind_of_shape
 from lrzip.core.layers import Keep, Layer, by_module
 from lrzip.core.plan import Entry
+from lrzip.core.stored import DenseLayer, find_structures
 from lrzip.formats.files.keys import refuse_key
 from lrzip.formats.files.readable import readable
 from lrzip.formats.protocols import Checkpoint, Writer
@@ -35,7 +36,7 @@ _USAGE = "import lrzip.hf before from_pretrained"
 # Suffixes of the tensors of a factorized layer: inside lrzip, and in the folder.
 _SUFFIXES = {"0.weight": "weight_in", "1.weight": "weight", "1.bias": "bias"}
 # Kinds of layers that lrzip.hf has modules for.
-_KINDS = ("linear", "linear_transposed", "conv1d", "conv2d", "conv3d")
+_KINDS = (LINEAR, LINEAR_TRANSPOSED, *CONVOLUTIONS.values())
 
 
 class HuggingFaceFolder(ShardedFolder):
@@ -53,15 +54,16 @@ class HuggingFaceFolder(ShardedFolder):
         self.foreign = str(method) if self.quantization and method != METHOD else None
         ranks = read_ranks(self.quantization, where) if method == METHOD else {}
         transposed = _texts(self.quantization.get("transposed"))
-        self.chain_kinds = {module: "linear_transposed" if module in transposed else "ordinary" for module in ranks}
         super().__init__(path)
         with ExitStack() as stack:
             stack.enter_context(self)
-            self._present_chains(ranks, where)
+            self.dense_layers = self._present_chains(ranks, transposed, where)
             stack.pop_all()
 
-    def _present_chains(self, ranks: Mapping[str, int], where: str) -> None:
-        """Rename the factors of the layers in `ranks` to the names used inside lrzip.
+    def _present_chains(
+        self, ranks: Mapping[str, int], transposed: Sequence[str], where: str
+    ) -> Mapping[str, DenseLayer]:
+        """Rename the factors of the layers in `ranks` to the names used inside lrzip, and return these layers.
 
         Raises:
             UnsupportedCheckpoint: The factors of a layer are missing or have another rank.
@@ -77,10 +79,17 @@ class HuggingFaceFolder(ShardedFolder):
                 )
         names = {_key(m, stored): _key(m, inner) for m in ranks for inner, stored in _SUFFIXES.items()}
         self.rename(names)
-        chains = {chain.module for chain in find_chains(self.tensors(), self.chain_kinds)}
-        lost = next((module for module in ranks if module not in chains), None)
+        specs = self.tensors()
+        kinds = {
+            module: LINEAR_TRANSPOSED if module in transposed else kind_of_shape(specs[_key(module, "0.weight")].shape)
+            for module in ranks
+        }
+        layers = {module: DenseLayer(kind) for module, kind in kinds.items() if kind}
+        stored = {each.module for each in find_structures(specs, layers)}
+        lost = next((module for module in ranks if module not in stored), None)
         if lost is not None:
             raise UnsupportedCheckpoint(f"{where} names `{lost}`, whose factors do not fit together.")
+        return layers
 
     def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
         """Return the layers that can be factorized, and the tensors that are kept with the reason.
@@ -88,11 +97,11 @@ class HuggingFaceFolder(ShardedFolder):
         `config.json` determines which weights are stored (in, out).
         """
         tensors = self.tensors()
-        chained = {_key(module, suffix) for module in self.chain_kinds or () for suffix in ("0.weight", "1.weight")}
+        chained = {_key(module, suffix) for module in self.dense_layers or () for suffix in ("0.weight", "1.weight")}
         reasons = read_directly(self.config, tensors) | dict.fromkeys(chained, "already factorized")
         if self.foreign:
             reasons = dict.fromkeys(tensors, f"quantized already ({self.foreign})")
-        kinds = dict.fromkeys(conv1d_weights(self.config, tensors), "linear_transposed")
+        kinds = dict.fromkeys(conv1d_weights(self.config, tensors), LINEAR_TRANSPOSED)
         found = find_layers(self.path, tensors, architecture, untouchable=reasons, kinds=kinds)
         return [_storable(item) if architecture else _storable(check_ambiguity(self.config, item)) for item in found]
 
@@ -156,16 +165,16 @@ def _write(destination: Path, source: HuggingFaceFolder, layout: Sequence[Entry]
     specs = {entry.spec.name: entry.spec for entry in layout}
     stored = [replace(entry, spec=entry.spec.renamed(names.get(entry.spec.name, entry.spec.name))) for entry in layout]
     ranks = {module: specs[_key(module, "1.weight")].shape[1] for module in kinds}
-    config = _rewritten_config(source, ranks, [m for m, kind in kinds.items() if kind == "linear_transposed"])
+    config = _rewritten_config(source, ranks, [m for m, kind in kinds.items() if kind.is_stored_transposed])
     texts = {_CONFIG: json.dumps(config, indent=2, ensure_ascii=False) + "\n"} if config != source.config else {}
     with write_folder(destination, source, stored, texts=texts) as writer:
         yield HuggingFaceWriter(writer, names)
 
 
-def _chains(source: HuggingFaceFolder, layout: Sequence[Entry]) -> dict[str, str]:
+def _chains(source: HuggingFaceFolder, layout: Sequence[Entry]) -> dict[str, Kind]:
     """Return the kinds of the factorized layers of a layout, computed or copied, by module."""
-    carried = {_key(module, "0.weight"): (module, kind) for module, kind in (source.chain_kinds or {}).items()}
-    chains: dict[str, str] = {}
+    carried = {_key(module, "0.weight"): (module, layer.kind) for module, layer in (source.dense_layers or {}).items()}
+    chains: dict[str, Kind] = {}
     for entry in layout:
         module, _, stage = entry.spec.name.removesuffix(".weight").rpartition(".")
         if entry.kind and stage not in ("0", "1"):

@@ -13,6 +13,7 @@ from torch import Tensor
 from lrzip.core.errors import LrzipError, UnsupportedCheckpoint
 from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.core.plan import Entry
+from lrzip.core.stored import DenseLayer
 from lrzip.formats.files.atomic import atomic_folder
 from lrzip.formats.files.keys import refuse_key
 from lrzip.formats.files.readable import readable
@@ -31,7 +32,7 @@ class ShardedFolder:
     key = ""
     metadata: Mapping[str, str] = {}
     others: Sequence[str] = ()
-    chain_kinds: Mapping[str, str] | None = None
+    dense_layers: Mapping[str, DenseLayer] | None = None
     knows_layers = False
     is_rewritable = True
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from lrzip.core.kinds import LINEAR
 from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.networks.inference import SETTLE
 
@@ -49,10 +50,10 @@ def check_ambiguity(config: Mapping[str, Any], item: Layer | Keep) -> Layer | Ke
     """Return an inferred layer, or keep its tensor if the model may use it in another way."""
     if isinstance(item, Keep):
         return item
-    if config.get("model_type") in _GROUPED_MODELS and item.kind.startswith("conv"):
+    if config.get("model_type") in _GROUPED_MODELS and item.kind.is_convolution:
         reason = f"may be a grouped convolution, as {config['model_type']} has them; `--model` settles it"
         return Keep(item.name, item.weight, reason)
-    if item.kind != "linear" or item.weight.shape[0] not in _sizes(config, "vocab_size"):
+    if item.kind is not LINEAR or item.weight.shape[0] not in _sizes(config, "vocab_size"):
         return item
     reason = "as long as the vocabulary: an embedding or a head, which may share its weight"
     if config.get("tie_word_embeddings") is not False:

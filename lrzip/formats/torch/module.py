@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lrzip.core.chains import Chain
 from lrzip.core.errors import LrzipError, UnsupportedCheckpoint, UntrustedFile, one_line
+from lrzip.core.kinds import Kind
 from lrzip.core.layers import Keep, Layer
 from lrzip.core.plan import Entry
+from lrzip.core.stored import Stored
 from lrzip.formats import FORMATS
 from lrzip.formats.files.atomic import atomic_file
 from lrzip.formats.files.inert import outermost_class
@@ -27,7 +28,7 @@ from lrzip.formats.torch.state_dict import save_to
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.build import importable
 from lrzip.networks.inference import find_layers
-from lrzip.networks.surgery import leave_fast_paths, replaced
+from lrzip.networks.surgery import leave_fast_paths, replace_layer
 
 
 class ModuleFile(PickledFile):
@@ -79,7 +80,7 @@ class ModuleFile(PickledFile):
         With trust they follow from the module, otherwise they are inferred.
         """
         known = architecture or self._architecture
-        kinds: dict[str, str] | None = {} if self.trust else None  # a module keeps the kinds of its layers
+        kinds: dict[str, Kind] | None = {} if self.trust else None  # a module keeps the kinds of its layers
         return find_layers(self.path, self.tensors(), known, untouchable=self.untouchable(), kinds=kinds)
 
 
@@ -133,25 +134,26 @@ def _rewritten(source: ModuleFile, layout: Sequence[Entry], computed: Mapping[st
     """Return the module with tensors of a layout replaced by others, and layers by chains."""
     result = source.load()
     own = result.state_dict()
-    kinds = {item.weight.name: item for item in source.layers() if isinstance(item, Layer)}
-    biases = {layer.bias.name for layer in kinds.values() if layer.bias}
+    layers = {item.weight.name: item for item in source.layers() if isinstance(item, Layer)}
+    biases = {layer.bias.name for layer in layers.values() if layer.bias}
     renamed = {e.origin: e.spec for e in layout if e.origin in biases and e.origin != e.spec.name}
-    stages: dict[str, list[Entry]] = {}
+    parts: dict[str, list[Entry]] = {}
     for entry in layout:
         if not entry.copied:
-            stages.setdefault(entry.origin, []).append(entry)
-    for name, entries in stages.items():
+            parts.setdefault(entry.origin, []).append(entry)
+    for name, entries in parts.items():
         if name in renamed or [entry.spec.name for entry in entries] == [name]:
             own[name].copy_(computed[entries[0].spec.name])
             continue
-        if name not in kinds or len(entries) < 2:
+        structure = entries[0].structure
+        if name not in layers or structure is None:
             raise LrzipError(
                 f"`{name}` is no layer that a chain can replace in a module. Write it with `-o weights.pt`."
             )
-        layer = kinds[name]
+        layer = layers[name]
         bias = layer.bias if layer.bias and layer.bias.name in renamed else None
-        chain = Chain(layer.module, tuple(entry.spec for entry in entries), bias, layer.kind)
-        result = replaced(result, chain, [computed[entry.spec.name] for entry in entries])
+        stored = Stored(layer.module, structure, tuple(entry.spec for entry in entries), bias, layer.stage)
+        result = replace_layer(result, stored, [computed[entry.spec.name] for entry in entries])
     leave_fast_paths(result)
     return result
 

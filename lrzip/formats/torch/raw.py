@@ -10,6 +10,7 @@ from torch import Tensor
 from lrzip.core.errors import LrzipError
 from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.core.plan import Entry
+from lrzip.core.stored import DenseLayer
 from lrzip.formats.files.raw import RawTensor, shared
 from lrzip.formats.protocols import Checkpoint
 from lrzip.networks.architecture import Architecture
@@ -44,7 +45,7 @@ class RawFile:
     """
 
     metadata: Mapping[str, str] = {"format": "pt"}
-    chain_kinds: Mapping[str, str] | None = None
+    dense_layers: Mapping[str, DenseLayer] | None = None
     knows_layers = False
     is_rewritable = False
     key = ""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lrzip.core.errors import UnsupportedCheckpoint, UntrustedFile
 from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.core.plan import Entry
+from lrzip.core.stored import DenseLayer
 from lrzip.formats.files.archive import checked_members
 from lrzip.formats.files.atomic import atomic_file
 from lrzip.formats.files.stream import tensor_bytes
@@ -35,7 +36,7 @@ class StateDictFile:
 
     format = "state_dict"
     metadata: Mapping[str, str] = {"format": "pt"}
-    chain_kinds: Mapping[str, str] | None = None
+    dense_layers: Mapping[str, DenseLayer] | None = None
     knows_layers = False
     is_rewritable = True
 

@@ -75,7 +75,7 @@ def call_of(node: Node, layers: Mapping[str, Layer], names: Mapping[Node, str]) 
 
 def window_of(node: Node, weight: Tensor) -> Window | None:
     """Return the window of a convolution from the arguments of its call, or None for other layers."""
-    if not OPERATORS[node.target].kind.startswith("conv"):
+    if not OPERATORS[node.target].kind.is_convolution:
         return None
     given = dict(enumerate(node.args))
     return Window.of(weight.shape[2:], given.get(3, 1), given.get(4, 0), given.get(5, 1))

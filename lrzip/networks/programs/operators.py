@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from lrzip.core.kinds import CONVOLUTIONS, EMBEDDING, LINEAR, LINEAR_TRANSPOSED, TRANSPOSED_CONVOLUTIONS, Kind
+
 _ATEN = torch.ops.aten
 
 
@@ -14,7 +16,7 @@ _ATEN = torch.ops.aten
 class Operator:
     """What layer an operator is, and where among its arguments the weight, the bias, the input and the groups stand."""
 
-    kind: str
+    kind: Kind
     weight: int = 1
     bias: int | None = 2
     x: int = 0
@@ -22,20 +24,20 @@ class Operator:
 
 
 OPERATORS: Mapping[Any, Operator] = {
-    _ATEN.linear.default: Operator("linear"),
-    _ATEN.embedding.default: Operator("embedding", weight=0, bias=None, x=1),
-    _ATEN.addmm.default: Operator("linear_transposed", weight=2, bias=0, x=1),
-    _ATEN.mm.default: Operator("linear_transposed", bias=None),
-    _ATEN.matmul.default: Operator("linear_transposed", bias=None),
-    _ATEN.conv1d.default: Operator("conv1d", groups=6),
-    _ATEN.conv2d.default: Operator("conv2d", groups=6),
-    _ATEN.conv3d.default: Operator("conv3d", groups=6),
-    _ATEN.conv1d.padding: Operator("conv1d", groups=6),
-    _ATEN.conv2d.padding: Operator("conv2d", groups=6),
-    _ATEN.conv3d.padding: Operator("conv3d", groups=6),
-    _ATEN.conv_transpose1d.default: Operator("conv_transpose1d", groups=6),
-    _ATEN.conv_transpose2d.input: Operator("conv_transpose2d", groups=6),
-    _ATEN.conv_transpose3d.input: Operator("conv_transpose3d", groups=6),
+    _ATEN.linear.default: Operator(LINEAR),
+    _ATEN.embedding.default: Operator(EMBEDDING, weight=0, bias=None, x=1),
+    _ATEN.addmm.default: Operator(LINEAR_TRANSPOSED, weight=2, bias=0, x=1),
+    _ATEN.mm.default: Operator(LINEAR_TRANSPOSED, bias=None),
+    _ATEN.matmul.default: Operator(LINEAR_TRANSPOSED, bias=None),
+    _ATEN.conv1d.default: Operator(CONVOLUTIONS[1], groups=6),
+    _ATEN.conv2d.default: Operator(CONVOLUTIONS[2], groups=6),
+    _ATEN.conv3d.default: Operator(CONVOLUTIONS[3], groups=6),
+    _ATEN.conv1d.padding: Operator(CONVOLUTIONS[1], groups=6),
+    _ATEN.conv2d.padding: Operator(CONVOLUTIONS[2], groups=6),
+    _ATEN.conv3d.padding: Operator(CONVOLUTIONS[3], groups=6),
+    _ATEN.conv_transpose1d.default: Operator(TRANSPOSED_CONVOLUTIONS[1], groups=6),
+    _ATEN.conv_transpose2d.input: Operator(TRANSPOSED_CONVOLUTIONS[2], groups=6),
+    _ATEN.conv_transpose3d.input: Operator(TRANSPOSED_CONVOLUTIONS[3], groups=6),
 }
 
 
@@ -48,10 +50,10 @@ def is_layer(user: Node, weight: Node) -> bool:
     matrix = len(weight.meta["val"].shape) == 2
     bias = bias_of(user)
     fits = bias is None or len(bias.meta["val"].shape) == 1  # a matrix may be added in a product, but is no bias
-    return places == [operator.weight] and fits and (matrix or operator.kind.startswith("conv"))
+    return places == [operator.weight] and fits and (matrix or operator.kind.is_convolution)
 
 
-def signature(user: Node) -> tuple[str, int]:
+def signature(user: Node) -> tuple[Kind, int]:
     """Return the kind and the groups of a layer."""
     return OPERATORS[user.target].kind, groups_of(user)
 

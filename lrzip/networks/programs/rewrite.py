@@ -8,22 +8,20 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
-from torch.fx import GraphModule, Node, map_arg
+from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, OutputSpec, TensorArgument
+from torch.fx import GraphModule, Node
 
-from lrzip.core.chains import MOST_STAGES, kernel_stage
 from lrzip.core.layers import ROOT, Keep, Layer, TensorSpec
 from lrzip.core.plan import Entry
+from lrzip.core.structure import Structure, parents_of_parts
 from lrzip.networks.inference import not_a_weight, wrapper_prefix
+from lrzip.networks.programs.nodes import replace_call
 from lrzip.networks.programs.operators import OPERATORS, Operator, bias_of, groups_of, is_layer, signature
-
-_ATEN = torch.ops.aten
-_CONVS = {"conv1d": _ATEN.conv1d.default, "conv2d": _ATEN.conv2d.default, "conv3d": _ATEN.conv3d.default}
 
 
 def program_layers(
@@ -36,42 +34,62 @@ def program_layers(
         tensors: Its parameters and buffers, by name.
         untouchable: Reasons the format has found against touching a tensor, by tensor name.
     """
-    prefix = wrapper_prefix(tensors, trainer=False)
     graph = _Graph(program)
-    found = [_layer(spec, graph, tensors, prefix, untouchable) for spec in tensors.values()]
+    names = _Names(
+        tensors,
+        wrapper_prefix(tensors, trainer=False),
+        {path: name for name in reversed(list(tensors)) for path in parents_of_parts([name])},
+    )
+    found = [_layer(spec, graph, names, untouchable.get(spec.name)) for spec in tensors.values()]
     biases = {item.bias.name for item in found if isinstance(item, Layer) and item.bias}
     return [item for item in found if isinstance(item, Layer) or item.tensor.name not in biases]
 
 
+class _Names(NamedTuple):
+    """Names of the tensors of a program.
+
+    Attributes:
+        tensors: All tensors.
+        prefix: Wrapper prefix, without which users see them.
+        parts: For each module below which parts of a structure would be stored, a tensor that is stored there.
+    """
+
+    tensors: Mapping[str, TensorSpec]
+    prefix: str
+    parts: Mapping[str, str]
+
+
 def rewrite(program: ExportedProgram, layout: Sequence[Entry], computed: Mapping[str, Tensor]) -> ExportedProgram:
-    """Return a program with tensors replaced by others, and layers by chains; the one given is used up.
+    """Return a program with tensors replaced by others, and layers by structures; the one given is used up.
 
     Args:
         program: A program in memory, such as torch.export.export or torch.export.load returns.
         layout: Every tensor of the result, as `Plan.layout` returns it.
-        computed: Other tensors, and the weights of the chains, by name.
+        computed: The tensors that are not copied, by name.
     """
     graph = _Graph(program)
-    names: dict[str, list[str]] = {}
+    by_origin: dict[str, list[Entry]] = {}
     for entry in layout:
-        names.setdefault(entry.origin, []).append(entry.spec.name)
-    replaced = dict.fromkeys(entry.origin for entry in layout if not entry.copied)
-    fresh: dict[str, Tensor] = {}
-    for origin in replaced:
+        by_origin.setdefault(entry.origin, []).append(entry)
+    state: dict[str, Tensor] = {}
+    for origin, entries in by_origin.items():
         old = program.state_dict[origin]
-        if len(names[origin]) == 1:
-            (name,) = names[origin]
-            value = computed[name].to(old.device).clone()
-            fresh[name] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
+        if entries[0].structure is not None:
+            made = {entry.spec.name: _alike(computed[entry.spec.name], old) for entry in entries}
+            graph.replace(origin, entries[0].structure, made)
+            state |= made
             continue
-        chain = {name: nn.Parameter(computed[name].to(old.device).clone(), old.requires_grad) for name in names[origin]}
-        fresh |= chain
-        graph.replace(origin, chain)
-    for origin, (name, *_) in names.items():
-        if len(names[origin]) == 1 and origin != name:
-            graph.rename(origin, name)
-    state = {e.spec.name: program.state_dict[e.origin] if e.copied else fresh[e.spec.name] for e in layout}
-    return graph.program(state)
+        (entry,) = entries
+        graph.rename(origin, entry.spec.name)
+        state[entry.spec.name] = old if entry.copied else _alike(computed[entry.spec.name], old)
+    return graph.program({entry.spec.name: state[entry.spec.name] for entry in layout})
+
+
+def _alike(tensor: Tensor, old: Tensor) -> Tensor:
+    """Return a tensor that takes the place of another: a parameter if that is one, unless it holds integers."""
+    value = tensor.to(old.device).clone()
+    is_parameter = isinstance(old, nn.Parameter) and value.is_floating_point()
+    return nn.Parameter(value, old.requires_grad) if is_parameter else value
 
 
 def tensors_of(program: ExportedProgram) -> Mapping[Node, tuple[str, Any]]:
@@ -104,29 +122,21 @@ def write_program(program: ExportedProgram, file: IO[bytes], extra_files: Mappin
     torch.export.save(program, file, extra_files=dict(extra_files or {}))
 
 
-def _layer(
-    spec: TensorSpec,
-    graph: "_Graph",
-    tensors: Mapping[str, TensorSpec],
-    prefix: str,
-    untouchable: Mapping[str, str],
-) -> Layer | Keep:
+def _layer(spec: TensorSpec, graph: "_Graph", names: _Names, reason: str | None) -> Layer | Keep:
     """Return what a tensor is. One that is not called `weight` makes a module of its own name."""
     leaf = spec.name.rpartition(".")[2]
     module = spec.name.removesuffix("weight").removesuffix(".") if leaf == "weight" else spec.name
-    name = module.removeprefix(prefix) or ROOT
-    reason = untouchable.get(spec.name) or not_a_weight(spec) or graph.obstacle(spec.name)
+    name = module.removeprefix(names.prefix) or ROOT
+    reason = reason or not_a_weight(spec) or graph.obstacle(spec.name)
     if reason:
         return Keep(name, spec, reason)
     bias = graph.bias(spec.name)
-    stages = tuple(f"{module}.{stage}." if module else f"{stage}." for stage in range(MOST_STAGES))
-    other = next((other for other in tensors if other.startswith(stages)), None)
-    if other:
-        return Keep(name, spec, f"its module also holds `{other}`")
+    if module in names.parts:
+        return Keep(name, spec, f"its module also holds `{names.parts[module]}`")
     operator, groups = graph.operator(spec.name)
-    if groups == spec.shape[0] > 1 and "transpose" not in operator.kind and spec.shape[1] == 1:
+    if groups == spec.shape[0] > 1 and operator.kind.is_plain_convolution and spec.shape[1] == 1:
         return Keep(name, spec, "depthwise: nothing to share between channels")
-    return Layer(name, module, operator.kind, spec, tensors[bias] if bias else None, groups)
+    return Layer(name, module, operator.kind, spec, names.tensors[bias] if bias else None, groups)
 
 
 class _Graph:
@@ -142,6 +152,7 @@ class _Graph:
             for spec in self._specs
             if spec.kind is InputKind.PARAMETER and isinstance(spec.arg, TensorArgument)
         }
+        self._results: dict[str, str] = {}
         self._changed = {spec.target for spec in program.graph_signature.output_specs if spec.target}
 
     def obstacle(self, name: str) -> str | None:
@@ -172,17 +183,21 @@ class _Graph:
         found = [fqn for fqn, node in self._placeholders.items() if biases == {node} and set(node.users) <= set(users)]
         return found[0] if len(found) == 1 and found[0] not in self._changed else None
 
-    def replace(self, name: str, chain: Mapping[str, nn.Parameter]) -> None:
-        """Put a chain in the place of the layers that use a weight."""
+    def replace(self, name: str, structure: Structure, made: Mapping[str, Tensor]) -> None:
+        """Put a structure with some tensors in the place of the layers that use a weight."""
         weight = self._placeholders.pop(name)
-        stages = [self._parameter(weight, key, value) for key, value in chain.items()]
+        tensors = [self._input(weight, key, value) for key, value in made.items()]
         for user in list(weight.users):
-            _replace(user, stages)
+            result = replace_call(user, structure, tensors)
+            if result is not user:
+                self._results[user.name] = result.name
         self._specs = [spec for spec in self._specs if spec.arg.name != weight.name]
         self._module.graph.erase_node(weight)
 
     def rename(self, name: str, to: str) -> None:
         """Give a tensor another name; its node keeps its own."""
+        if name == to:
+            return
         for spec in self._specs:
             if spec.target == name:
                 spec.target = to
@@ -195,7 +210,7 @@ class _Graph:
         return ExportedProgram(
             root=self._module,
             graph=self._module.graph,
-            graph_signature=ExportGraphSignature(self._specs, list(old.graph_signature.output_specs)),
+            graph_signature=ExportGraphSignature(self._specs, self._outputs()),
             state_dict=dict(state),
             range_constraints=dict(old.range_constraints),
             module_call_graph=old.module_call_graph,
@@ -204,16 +219,25 @@ class _Graph:
             verifiers=old.verifiers,
         )
 
-    def _parameter(self, before: Node, name: str, value: nn.Parameter) -> Node:
-        """Add a parameter before another, which it stands for."""
-        graph = self._module.graph
+    def _outputs(self) -> list[OutputSpec]:
+        """Return the outputs, of which some are computed by new nodes."""
+        specs = list(self._program.graph_signature.output_specs)
+        for spec in specs:
+            if isinstance(spec.arg, TensorArgument) and spec.arg.name in self._results:
+                spec.arg = TensorArgument(name=self._results[spec.arg.name])
+        return specs
+
+    def _input(self, before: Node, name: str, value: Tensor) -> Node:
+        """Add a parameter or a buffer before another, which it stands for."""
+        graph, is_parameter = self._module.graph, isinstance(value, nn.Parameter)
         with graph.inserting_before(before):
-            node = graph.placeholder(f"p_{name.replace('.', '_')}")
+            node = graph.placeholder(f"{'p' if is_parameter else 'b'}_{name.replace('.', '_')}")
         node.target = node.name
         fake = before.meta["val"].fake_mode.from_tensor(value, static_shapes=True)
         node.meta = {**before.meta, "val": fake}
         place = next(index for index, spec in enumerate(self._specs) if spec.arg.name == before.name)
-        self._specs.insert(place, InputSpec(InputKind.PARAMETER, TensorArgument(name=node.name), name, None))
+        kind, persistent = (InputKind.PARAMETER, None) if is_parameter else (InputKind.BUFFER, True)
+        self._specs.insert(place, InputSpec(kind, TensorArgument(name=node.name), name, persistent))
         return node
 
     def _said(self, user: Node) -> str:
@@ -225,43 +249,6 @@ class _Graph:
         decomposed = any(verifier.dialect != "TRAINING" for verifier in self._program.verifiers)
         advice = "; the program is decomposed, so re-export it without run_decompositions" if decomposed else ""
         return f"used by `{user.target}`, not as the weight of a layer{advice}"
-
-
-def _replace(user: Node, stages: Sequence[Node]) -> None:
-    """Make a layer the last stage of a chain, after new nodes that are the others."""
-    kind, groups = signature(user)
-    x, bias, rest = user.args[OPERATORS[user.target].x], bias_of(user), user.args[2:]
-    first, *_, last = stages
-    if kind.startswith("linear"):
-        for stage in stages[:-1]:
-            x = _before(user, _ATEN.linear.default, (x, stage))
-        user.target, user.args = _ATEN.linear.default, (x, last, bias)
-    elif kind == "embedding":
-        before = _before(user, user.target, (first, *user.args[1:]))
-        user.target, user.args = _ATEN.linear.default, (before, last)
-    elif kind.startswith("conv_transpose"):
-        before = _before(user, _CONVS[kind.replace("_transpose", "")], (x, first))
-        user.args = (before, last, *rest)
-    else:
-        shapes = [tuple(stage.meta["val"].shape) for stage in stages]
-        ones = [1] * (len(shapes[0]) - 2)
-        pointwise = (ones, [0] * len(ones), ones, groups)
-        kernel = kernel_stage(shapes)
-        for index, stage in enumerate(stages[:-1]):
-            geometry = (user.target, rest[1:]) if index == kernel else (_CONVS[kind], pointwise)
-            x = _before(user, geometry[0], (x, stage, None, *geometry[1]))
-        user.target, user.args = _CONVS[kind], (x, last, bias, *pointwise)
-
-
-def _before(user: Node, target: Any, args: tuple[Any, ...]) -> Node:
-    """Insert a node before another, with the shapes that its operator gives for symbolic ones."""
-    graph = user.graph
-    with graph.inserting_before(user):
-        node = graph.call_function(target, args)
-    node.meta = {key: value for key, value in user.meta.items() if key != "val"}
-    with user.meta["val"].fake_mode:
-        node.meta["val"] = target(*map_arg(args, lambda argument: argument.meta["val"]))
-    return node
 
 
 @contextmanager

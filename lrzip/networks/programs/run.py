@@ -1,9 +1,8 @@
 """Programs of torch.export, run: what they put out, how much they multiply, and how long they take."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import count, takewhile
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -18,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lrzip.core.costs import Latency, Positions, Timing
 from lrzip.core.layers import Layer
 from lrzip.core.report import Difference
+from lrzip.core.structure import parents_of_parts
 from lrzip.networks.inputs import InputShape, example_inputs
 from lrzip.networks.programs.intercept import Intercepted
 from lrzip.networks.programs.silence import silenced
@@ -80,7 +80,8 @@ def time(
     if arguments is None:
         return None
     modules = [program.module() for program in (before, after)]
-    names = {name: layer.name for layer in layers for name in takewhile(after.state_dict.__contains__, _stages(layer))}
+    paths = {layer.module: layer.name for layer in layers}
+    names = {name: paths[path] for name in after.state_dict for path in parents_of_parts([name]) & paths.keys()}
     clocks = [_Clock(modules[0], {layer.weight.name: layer.name for layer in layers}), _Clock(modules[1], names)]
     with silenced(), torch.inference_mode():
         for clock in (clocks[number % 2] for number in range(2 * _ROUNDS)):
@@ -88,11 +89,6 @@ def time(
         whole = time_alternately(*(partial(module, *arguments) for module in modules))
     dense, small = (clock.medians() for clock in clocks)
     return Timing(whole, {name: Latency(dense[name], small[name]) for name in small if name in dense})
-
-
-def _stages(layer: Layer) -> Iterator[str]:
-    """Return the names of the weights of a chain, and on."""
-    return (layer.key(f"{stage}.weight") for stage in count())
 
 
 def _arguments(program: ExportedProgram, inputs: Sequence[InputShape]) -> tuple[Any, ...] | None:
@@ -116,8 +112,9 @@ class _PositionCounter:
             if layer:
                 others = [values[x] for x in node.all_input_nodes if x is not weight]
                 given = next((x for x in others if isinstance(x, Tensor) and x.dim() > 1), others[0])
-                before = self.found.get(layer.name, Positions(0, 0))
-                self.found[layer.name] = before.plus(_positions(layer, given, result))
+                positions = _positions(layer, given, result)
+                before = self.found.get(layer.name)
+                self.found[layer.name] = before.plus(positions) if before else positions
         return result
 
 
@@ -157,13 +154,8 @@ class _Clock:
 
 
 def _positions(layer: Layer, given: Tensor, result: Tensor) -> Positions:
-    """Return how often each element of a layer's weight is multiplied in one call."""
-    first, second, *_ = layer.weight.shape
-    if layer.kind == "embedding" or layer.kind.startswith("conv_transpose"):
-        channels = 1 if layer.kind == "embedding" else first
-        return Positions(given.numel() // channels, given.numel() // channels)
-    out, inner = (second, first) if layer.kind == "linear_transposed" else (first, second)
-    return Positions(given.numel() // (inner * layer.groups), result.numel() // out)
+    """Return the positions at which a layer is applied in one call."""
+    return Positions.of_call(layer.stage, given.shape, result.shape)
 
 
 def _outputs(program: ExportedProgram, inputs: tuple[Any, Any]) -> Sequence[Any]:

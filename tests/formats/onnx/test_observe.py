@@ -51,11 +51,11 @@ def test_moments_predict_the_norm_of_outputs(model: Any, size: tuple[int, ...], 
     tensors = {t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in model.graph.initializer}
     bias = tensors.pop("layer.bias", torch.zeros(1)).double()
     weight = tensors[layer.weight.name].double()
-    matrices = weight.mT if layer.inputs_are_rows else weight.flatten(1)
+    matrices = weight.mT if layer.kind.inputs_first else weight.flatten(1)
     stacked = matrices.reshape(layer.groups, -1, layer.input_size)
     predicted = seen.count * float(torch.einsum("gmn,gnk,gmk->", stacked, seen.second, stacked))
     (outputs,) = graphs.run(path, {"x": x.numpy()}).values()
-    axis = 1 if layer.kind.startswith("conv") else -1
+    axis = layer.kind.channel_axis
     without = torch.from_numpy(np.array(outputs)).double().movedim(axis, -1) - bias
     assert predicted == pytest.approx(float(without.square().sum()), rel=1e-4)  # of sums in float32
 

@@ -62,7 +62,7 @@ def kept(path: Path) -> dict[str, Keep]:
 
 def layers(path: Path) -> dict[str, str]:
     with open_checkpoint(path) as checkpoint:
-        return {item.name: item.kind for item in checkpoint.layers() if isinstance(item, Layer)}
+        return {item.name: str(item.kind) for item in checkpoint.layers() if isinstance(item, Layer)}
 
 
 def test_factors_lie_beside_the_bias_and_config_names_them(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from torch._export.serde.serialize import _SERIALIZE_TO_TORCH_DTYPE
 from torch.export import Dim, ExportedProgram
 
 import lrzip
-from lrzip.core.chains import compose
 from lrzip.core.errors import LrzipError, UnsupportedCheckpoint, UntrustedFile
 from lrzip.core.layers import Keep, Layer
+from lrzip.core.merge import merge
 from lrzip.decompositions import DECOMPOSITIONS
 from lrzip.formats.open import open_checkpoint
 from lrzip.formats.torch.program_archive import DTYPES
@@ -87,7 +87,7 @@ def test_codes_of_dtypes_are_those_of_torch() -> None:
 def test_the_graph_knows_kinds_and_reasons(zoo: Path) -> None:
     with open_checkpoint(zoo, trust=True) as checkpoint:
         found = checkpoint.layers()
-        kinds = {item.name: (item.kind, item.groups) for item in found if isinstance(item, Layer)}
+        kinds = {item.name: (str(item.kind), item.groups) for item in found if isinstance(item, Layer)}
         reasons = {item.name: item.reason for item in found if isinstance(item, Keep)}
         biases = {item.bias.name for item in found if isinstance(item, Layer) and item.bias}
         named = {item.weight.name if isinstance(item, Layer) else item.tensor.name for item in found}
@@ -166,7 +166,7 @@ def test_every_attribute_of_a_layer_is_kept(name: str, tmp_path: Path) -> None:
         weight = model.get_parameter(decision.layer.weight.name)
         stages = [after.state_dict[spec.name].detach() for spec in decision.outputs]
         with torch.no_grad():
-            weight.copy_(compose(stages, decision.layer.kind))
+            weight.copy_(merge(decision.structure, stages, decision.layer.stage))
     for batch in (1, 4):
         x = torch.randn(batch, 3, 16, 16), torch.randn(batch, 12, 24)
         assert_close(run(after, *x), run_model(model, *x))
@@ -216,7 +216,7 @@ def test_what_cannot_be_reached_is_kept_with_the_reason(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pt2", exported(Odd(), torch.randn(3, 12)))
     report = lrzip.compress(path, tmp_path / "b.pt2", rank=2, trust=True)
     reasons = {keep.tensor.name: keep.reason for keep in report.plan.keep}
-    found = {result.decision.layer.name: result.decision.layer.kind for result in report.results}
+    found = {result.decision.layer.name: str(result.decision.layer.kind) for result in report.results}
     assert found == {"plain": "linear", "transposed": "linear_transposed"}
     assert reasons == {
         "frozen.weight": "used within `wrap_with_set_grad_enabled`, a part of the program with a graph of its own",

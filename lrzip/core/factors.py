@@ -1,0 +1,64 @@
+"""The weights that a decomposition computes for a structure, and how far they are from the layer's own."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lrzip.core.merge import merge
+from lrzip.core.structure import Stage, Structure
+
+# Rows of a product that are compared at a time, so that measuring an error needs no second copy of the matrix.
+_ERROR_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Weights of a structure that approximates a layer.
+
+    Attributes:
+        structure: What replaces the layer.
+        weights: Tensors of its stages and selections in the order of `lrzip.core.structure.leaves`, in the dtype in
+            which they are stored, on the CPU. The layer's bias belongs to the last stage.
+        error: Relative Frobenius error of the dense product against the layer's weight, measured on what is stored.
+        method: Name of the algorithm that computed them.
+        excess: Upper bound on error / (error of the best factors of these ranks) - 1, before rounding to the stored
+            dtype; None where it was not checked. With moments of the inputs, the errors are those of the outputs.
+        output_error: Relative error of the outputs, ‖(W − W′)X‖_F / ‖WX‖_F, where moments of the inputs are given.
+    """
+
+    structure: Structure
+    weights: tuple[Tensor, ...]
+    error: float
+    method: str
+    excess: float | None = None
+    output_error: float | None = None
+
+    def dense(self, replaced: Stage) -> Tensor:
+        """Return the dense product, a weight in the shape of the layer's own; see `lrzip.core.merge.merge`."""
+        return merge(self.structure, self.weights, replaced)
+
+
+def relative_difference(weight: Tensor, other: Tensor) -> float:
+    """Return ‖A − B‖_F / ‖A‖_F, or ‖B‖_F where A is zero."""
+    missed = float(torch.linalg.vector_norm(weight - other, dtype=torch.float64))
+    scale = float(torch.linalg.vector_norm(weight, dtype=torch.float64))
+    return missed / scale if scale else missed
+
+
+def relative_error(matrix: Tensor, left: Tensor, right: Tensor) -> float:
+    """Return ‖A − LR‖_F / ‖A‖_F, summed in float64; for a zero matrix, 0 if the product is zero, else 1.
+
+    Args:
+        matrix: A (m, n).
+        left: L (m, k).
+        right: R (k, n).
+    """
+    inner = right if right.dtype == torch.float64 else right.float()
+    squared = scale = 0.0
+    for rows, part in zip(torch.split(matrix, _ERROR_ROWS), torch.split(left, _ERROR_ROWS), strict=True):
+        outer = part if part.dtype == torch.float64 else part.float()
+        dense = rows.to(inner)
+        squared += float(torch.linalg.vector_norm(dense - outer @ inner, dtype=torch.float64)) ** 2
+        scale += float(torch.linalg.vector_norm(dense, dtype=torch.float64)) ** 2
+    return float((squared / scale) ** 0.5) if scale else float(squared > 0)

@@ -1,0 +1,69 @@
+"""Modules for structures that chains of ordinary modules cannot express."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Sum(nn.Module):
+    """Apply several modules to the same input and add their outputs.
+
+    Args:
+        branches: The modules; their tensors are called `branches.0.weight`, `branches.1.weight`, ….
+    """
+
+    def __init__(self, branches: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sum of the outputs."""
+        first, *others = self.branches
+        total: Tensor = first(x)
+        for branch in others:
+            total = total + branch(x)
+        return total
+
+
+class Select(nn.Module):
+    """Keep some channels of the input.
+
+    Args:
+        count: Number of channels that are kept. Which ones is the buffer `index` (count,) int64.
+        axis: Axis of the channels.
+    """
+
+    index: Tensor
+
+    def __init__(self, count: int, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+        self.register_buffer("index", torch.arange(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the channels that are kept, in the order of `index`."""
+        return x.index_select(self.axis, self.index)
+
+
+class Reshape(nn.Module):
+    """View the last axes of the input as other sizes, permute them, and view them as others again.
+
+    Args:
+        axes: Number of last axes that are rearranged.
+        view: Sizes of the view.
+        order: Permutation of its axes.
+        shape: Sizes of the result.
+    """
+
+    def __init__(self, axes: int, view: Sequence[int], order: Sequence[int], shape: Sequence[int]) -> None:
+        super().__init__()
+        self.axes, self.view, self.order, self.shape = axes, tuple(view), tuple(order), tuple(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the rearranged input; leading axes stay."""
+        leading = x.shape[: x.dim() - self.axes]
+        moved = x.reshape(*leading, *self.view).permute(
+            *range(len(leading)), *(len(leading) + axis for axis in self.order)
+        )
+        return moved.reshape(*leading, *self.shape)
