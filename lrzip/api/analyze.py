@@ -48,7 +48,7 @@ class LayerAnalysis:
         document: dict[str, Any] = {
             "name": layer.name,
             "tensor": layer.weight.name,
-            "kind": layer.kind,
+            "kind": str(layer.kind),
             "shape": list(layer.weight.shape),
             "matrix": list(layer.matrix_shape),
             "dtype": layer.weight.dtype,
