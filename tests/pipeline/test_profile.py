@@ -225,7 +225,8 @@ def test_a_program_tells_what_its_network_does(program: Path, tmp_path: Path) ->
     lstm = 2 * 5 * (64 * 16 + 64 * 16)
     assert found.costs.macs_before == expected.macs - lstm
     for name in ("stem", "grouped", "up", "mix", "head"):
-        assert found.costs.layers[name].macs_before == expected.positions[name].counts[0 if name == "up" else -1] * prod(shape_of(name))
+        applied = 0 if name == "up" else -1  # a transposed convolution multiplies at the positions of its inputs
+        assert found.costs.layers[name].macs_before == expected.positions[name].counts[applied] * prod(shape_of(name))
     assert found.costs.latency
     assert found.costs.latency.speedup > 0
     assert all(cost.latency and cost.latency.dense > 0 for cost in found.costs.layers.values())
