@@ -4,11 +4,17 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+import lrzip
+from lrzip.calibration import calibrator
+from tests.support.networks import Net, seeded
 from tests.support.pages import ROOT
-from tests.support.recipes import recipes
+from tests.support.recipes import Recipe, recipes
 
 CONTRACTS = {"RULES": "tests/ranks/test_contract.py", "FORMATS": "tests/formats/test_contract.py"}
 """By registry, the contract tests that run over it."""
@@ -39,3 +45,29 @@ def test_every_registry_has_a_recipe() -> None:
 def test_the_contract_holds(name: str, outcomes: Counter[tuple[str, str]]) -> None:
     assert outcomes[name, "PASSED"] >= 2
     assert outcomes[name, "FAILED"] + outcomes[name, "ERROR"] == 0
+
+
+def test_the_correction_changes_what_the_calibration_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    (recipe,) = (recipe for recipe in recipes() if recipe.module.startswith("lrzip.calibration."))
+    inputs = torch.rand(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def biases() -> dict[str, Tensor]:
+        network = lrzip.factorize(seeded(Net), ratio=2, calibrate=inputs)
+        return {name: value for name, value in network.state_dict().items() if name.endswith((".bias", "_mean"))}
+
+    before = biases()
+    monkeypatch.setattr(calibrator, "fit_in_sequence", scope_of(recipe)["fit_rounded"])
+    after = biases()
+    changed = [name for name in before if not before[name].equal(after[name])]
+    assert len(changed) >= 3
+    for name in changed:
+        # bfloat16 keeps 8 significant bits.
+        torch.testing.assert_close(after[name], before[name], rtol=2**-8, atol=0)
+        assert after[name].equal(after[name].bfloat16().float())
+
+
+def scope_of(recipe: Recipe) -> dict[str, Any]:
+    """Return the names that the code of a recipe defines."""
+    scope: dict[str, Any] = {}
+    exec(compile(recipe.code, recipe.module, "exec"), scope)
+    return scope

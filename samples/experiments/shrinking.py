@@ -199,8 +199,9 @@ Each stage merges the factors of the network of an earlier one and factorizes it
 training images as unlabeled calibration data. It is then fine-tuned by AdamW at {settings.lr} with a cosine schedule,
 in bfloat16, on batches of {settings.batch_size} cropped and flipped images, {_goal(recipe.distillation)}.
 {VALIDATION:,} of the training images are held out, and the state after the epoch (of {epoch} steps) that is best on
-them is kept; the validation columns are accuracy on them before and after fine-tuning. Test images were used once for each network in
-the table, at its end. {"".join(cut)}The times are CPU time of one thread, including calibration and validation.
+them is kept; the validation columns are accuracy on them before and after fine-tuning. Test images were used once for
+each network in the table, at its end. {"".join(cut)}The times are CPU time of one thread, including calibration and
+validation.
 """.strip()
 
 
