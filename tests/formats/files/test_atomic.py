@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,57 @@ def test_a_file_is_never_there_without_those_that_belong_to_it(tmp_path: Path) -
         (folder / "out").write_text("new")
         (folder / "out.data").write_text("new")
     assert not path.exists()
+
+
+def observed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Record the files that are synchronized and the names that are given to files, in order."""
+    events: list[tuple[str, str]] = []
+    fsync, replace, rename = os.fsync, Path.replace, Path.rename
+
+    def sync(descriptor: int) -> None:
+        events.append(("sync", Path(f"/proc/self/fd/{descriptor}").readlink().name))
+        fsync(descriptor)
+
+    def replacing(self: Path, target: Path) -> Path:
+        events.append(("rename", target.name))
+        return replace(self, target)
+
+    def renaming(self: Path, target: Path) -> Path:
+        events.append(("rename", target.name))
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "replace", replacing)
+    monkeypatch.setattr(Path, "rename", renaming)
+    return events
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name_and_its_name_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = observed(monkeypatch)
+    with atomic_file(tmp_path / "out") as temporary:
+        temporary.write_text("x")
+    assert events == [("sync", temporary.name), ("rename", "out"), ("sync", tmp_path.name)]
+
+
+def test_the_files_of_a_folder_are_on_the_disk_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = observed(monkeypatch)
+    with atomic_folder(tmp_path / "out") as temporary:
+        for name in ("a", "b"):
+            (temporary / name).write_text("x")
+    assert set(events[:2]) == {("sync", "a"), ("sync", "b")}
+    assert events[2:] == [("rename", "out"), ("sync", tmp_path.name)]
+
+
+def test_files_that_belong_together_are_on_the_disk_before_the_first_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = observed(monkeypatch)
+    with atomic_files(tmp_path / "out") as temporary:
+        for name in ("out", "out.data"):
+            (temporary / name).write_text("x")
+    expected = [("sync", "out.data"), ("sync", "out"), ("rename", "out.data"), ("rename", "out")]
+    assert events == [*expected, ("sync", tmp_path.name)]
