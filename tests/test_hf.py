@@ -256,3 +256,18 @@ def test_a_plain_file_keeps_conv1d_and_a_live_network_does_not(tmp_path: Path) -
         assert isinstance(live.get_submodule(name), nn.Sequential)
         # The weight has that rank, so a few layers of float32 sums are all that differs.
         torch.testing.assert_close(live(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_a_low_rank_convolution_computes_the_product_of_its_factors_in_each_group(groups: int) -> None:
+    layer = nn.Conv2d(8, 12, 3, stride=2, padding=1, dilation=2, groups=groups)
+    low_rank = hf._low_rank("layer", layer, 2)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in low_rank.parameters():
+        nn.init.normal_(parameter, generator=generator)
+    first, second = low_rank.weight_in.unflatten(0, (groups, 2)), low_rank.weight.unflatten(0, (groups, 12 // groups))
+    with torch.no_grad():
+        layer.weight.copy_(torch.einsum("gork,grihw->goihw", second.flatten(3), first).flatten(0, 1))
+        layer.bias.copy_(low_rank.bias)
+        x = torch.randn(2, 8, 9, 7, generator=generator)
+        assert_close(low_rank(x), layer(x))

@@ -437,3 +437,25 @@ def test_a_damaged_graph_is_one_line_with_trust(zoo: Path, tmp_path: Path, capfd
         open_checkpoint(path, trust=True)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr().err == ""
+
+
+class Drifting(nn.Module):
+    """A network that assigns to one of its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steady = nn.Linear(12, 12)
+        self.drifting = nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.drifting(self.steady(x))
+        self.drifting.weight.detach().copy_(x.mT @ x)
+        return out
+
+
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")  # torch's own
+def test_a_weight_that_the_program_changes_is_kept(tmp_path: Path) -> None:
+    program = exported(Drifting(), torch.randn(2, 12), dynamic=False).run_decompositions({})
+    report = lrzip.analyze(saved(tmp_path / "a.pt2", program), trust=True)
+    assert [item.candidate.layer.name for item in report.layers] == ["steady"]
+    assert {keep.name: keep.reason for keep in report.keep}["drifting"].startswith("changed by the program")
