@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from lrzip.linalg.blocks.direct import direct_svd
-from lrzip.linalg.blocks.rangefinder import gaussian_range, srft_range, subspace_iteration
+from lrzip.linalg.blocks.rangefinder import power_iteration, srft_range, subspace_iteration
 
 SHAPE = (500, 400)
 RANKS = range(5, 101, 5)
@@ -31,7 +31,9 @@ RangeFinder = Callable[[Tensor, int, Generator], Tensor]  # matrix, rank, random
 
 def basic(oversample: int) -> RangeFinder:
     """Return a range finder: a Gaussian sketch without power iterations."""
-    return lambda matrix, rank, generator: gaussian_range(matrix, rank + oversample, generator=generator)
+    return lambda matrix, rank, generator: power_iteration(
+        matrix, rank + oversample, power_iterations=0, generator=generator
+    )
 
 
 def power(iterations: int) -> RangeFinder:

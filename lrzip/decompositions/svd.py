@@ -19,7 +19,8 @@ from lrzip.core.moments import Moments
 from lrzip.core.spectrum import Spectrum
 from lrzip.core.structure import Chain, Stage, tensor_shapes
 from lrzip.linalg.blocks.gram import gram, product, squared_norm, tall
-from lrzip.linalg.blocks.subspace import Subspace, compute_dtype, full_subspace
+from lrzip.linalg.blocks.precision import compute_dtype
+from lrzip.linalg.blocks.subspace import Subspace, full_subspace
 from lrzip.linalg.svd import SUBSPACE_METHODS, Solver, TruncatedSVD, find_subspace, singular_values, truncated_svd
 from lrzip.linalg.whitening import Whitening
 

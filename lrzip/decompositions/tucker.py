@@ -19,9 +19,11 @@ from lrzip.core.moments import Moments
 from lrzip.core.spectrum import Spectrum
 from lrzip.core.structure import Chain, Stage, tensor_shapes
 from lrzip.linalg.blocks.gram import gram
-from lrzip.linalg.blocks.subspace import Subspace, attainable, compute_dtype
+from lrzip.linalg.blocks.precision import attainable, compute_dtype
+from lrzip.linalg.blocks.subspace import Subspace
 from lrzip.linalg.svd import Solver, singular_values
-from lrzip.linalg.tucker import Tucker2, balanced, channel_moment, tucker2, tucker2_within
+from lrzip.linalg.tucker import Tucker2, balanced, tucker2
+from lrzip.linalg.weighted_tucker import channel_moment, weighted_tucker2
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Tucker:
         if second is None:
             found = balanced(tucker2(tensor, (outer_rank, inner_rank)))
         else:
-            found = balanced(tucker2_within(tensor, second, (outer_rank, inner_rank)))
+            found = balanced(weighted_tucker2(tensor, second, (outer_rank, inner_rank)))
         parts = found.inner.mT, found.core, found.outer
         structure = self.blueprint(layer, ranks)
         shapes = zip(parts, tensor_shapes(structure), strict=True)

@@ -1,1 +1,1 @@
-"""Linear algebra: tensors in, tensors out. What callers use is here, what it is made of in `blocks`."""
+"""Linear algebra: tensors in, tensors out. Drivers for callers are here, their building blocks in `blocks`."""

@@ -1,4 +1,4 @@
-"""Bases that grow until what they lose is small enough, for when the rank is not known beforehand."""
+"""Fixed-precision problem: orthonormal bases that grow until a given error is reached, for unknown rank."""
 
 from dataclasses import dataclass
 from math import pi, sqrt
@@ -6,11 +6,11 @@ from math import pi, sqrt
 import torch
 from torch import Generator, Tensor
 
-from lrzip.linalg.blocks.rangefinder import orthonormalize
+from lrzip.linalg.blocks.orthogonal import ensure_orthogonal, orthonormalize
 from lrzip.linalg.blocks.scaling import UnitScaled, unit_scaled
 from lrzip.linalg.blocks.sketches import gaussian
 
-# What is left of a column or a matrix is rounding below this many eps of what there was.
+# Residuals below this many eps of a column or a matrix are rounding.
 _ROUNDING = 10
 # Below this many eps of ‖A‖², a difference of sums of squares no longer gives the error to 1 % (Yu, Gu & Li 2018,
 # theorem 3: √(4 · unit roundoff / 0.01), which is 2e-7 of ‖A‖ in float64 and 5e-3 in float32).
@@ -21,7 +21,7 @@ _BLOCK_ROWS = 1024
 
 @dataclass(frozen=True)
 class QB:
-    """A factorization A ≈ q b with orthonormal q, and how good it is.
+    """A factorization A ≈ q b with orthonormal q, and its error.
 
     Attributes:
         q: Shape (m, l), orthonormal columns.
@@ -37,22 +37,24 @@ class QB:
 
 
 def adaptive_range(matrix: Tensor, tolerance: float, *, probes: int = 10, generator: Generator) -> Tensor:
-    """Return an orthonormal basis that grows vector by vector until ‖A − QQᵀA‖₂ ≤ `tolerance`.
+    """Return an orthonormal basis that grows by single vectors until ‖A − QQᵀA‖₂ ≤ `tolerance`.
 
     Halko, Martinsson & Tropp (2011), algorithm 4.2, with every new vector orthogonalized twice. `probes` products
-    (I − QQᵀ)Aω bound the error at every size (lemma 4.1), and the oldest becomes the next vector of the basis.
+    (I − QQᵀ)Aω bound the error at every size (lemma 4.1), and the oldest one becomes the next vector of the basis.
 
-    Rounding hides what is below some 80 eps ‖A‖_F: smaller tolerances end there, as the basis would grow by noise.
+    Errors below some 80 eps ‖A‖_F are invisible behind rounding: with a smaller tolerance the basis stops growing
+    there, as further vectors would be noise.
 
     Args:
         matrix: Real and finite, shape (m, n), float32 or float64.
-        tolerance: Of the spectral norm, absolute, not negative.
-        probes: r ≥ 1. The error is above `tolerance` with a probability of at most min(m, n) · 10^-r.
-        generator: Source of the probes, on the CPU.
+        tolerance: Absolute bound on the spectral norm of the error, not negative.
+        probes: r ≥ 1. The error exceeds `tolerance` with a probability of at most min(m, n) · 10^-r.
+        generator: Source of the random products, on the CPU.
 
     Returns:
-        q (m, l) with orthonormal columns, in the dtype and on the device of `matrix`; l = 0 where ‖A‖₂ itself is small
-        enough, and at most min(m, n). l exceeds the smallest possible one, the more so the slower the spectrum decays.
+        q (m, l) with orthonormal columns, in the dtype and on the device of `matrix`; l = 0 if ‖A‖₂ itself is at most
+        the tolerance, and at most min(m, n). l exceeds the smallest possible size, by more for slower decay of the
+        spectrum.
     """
     scaled = unit_scaled(matrix)
     residuals = scaled @ _gaussian(matrix, probes, generator)  # (m, probes)
@@ -71,26 +73,26 @@ def adaptive_range(matrix: Tensor, tolerance: float, *, probes: int = 10, genera
 
 
 def randqb_ei(matrix: Tensor, *, error: float, block: int = 16, power_iterations: int = 1, generator: Generator) -> QB:
-    """Return a QB factorization that grows block by block until its relative Frobenius error is at most `error`.
+    """Return a QB factorization that grows by blocks until its relative Frobenius error is at most `error`.
 
     Yu, Gu & Li (2018), 'Efficient randomized algorithms for the fixed-precision low-rank matrix approximation', SIAM J.
-    Matrix Anal. Appl. 39(3), algorithm 2 (randQB_EI). As b = qᵀA, ‖A − q b‖_F² = ‖A‖_F² − ‖b‖_F², so the error costs
-    the norm of every new block of b, and the residual is never formed.
+    Matrix Anal. Appl. 39(3), algorithm 2 (randQB_EI). Since b = qᵀA, ‖A − q b‖_F² = ‖A‖_F² − ‖b‖_F², so the error
+    requires only the norm of every new block of b, and the residual is never formed.
 
-    That difference is summed in float64, but b carries the rounding of its dtype: errors below √(200 eps) = 5e-3 in
-    float32 are invisible to it (their theorem 3), and there the residual is computed directly, by blocks of rows. Below
-    10 eps there is nothing but rounding, and smaller values of `error` end there.
+    The difference is summed in float64, but b carries the rounding of its dtype: errors below √(200 eps), 5e-3 in
+    float32, cannot be computed in this way (theorem 3), and the residual is formed instead, by blocks of rows. Errors
+    below 10 eps are rounding; with a smaller `error` the basis stops growing there.
 
     Args:
         matrix: Real and finite, shape (m, n), float32 or float64.
         error: Relative Frobenius error to reach.
-        block: Vectors added at a time: large blocks run faster, small ones end closer to the smallest basis.
-        power_iterations: Applications of A Aᵀ to the sketch of each block; more of them make the basis smaller.
+        block: Vectors added at a time. Large blocks run faster, small ones end closer to the smallest basis.
+        power_iterations: Applications of A Aᵀ to the sketch of each block; more of them give a smaller basis.
         generator: Source of the sketches, on the CPU.
 
     Returns:
-        q and b in the dtype and on the device of `matrix`, of size l between 1 and min(m, n), a multiple of `block` if
-        not the latter; the error, to 1 % or the rounding of the residual; and the norm.
+        q and b in the dtype and on the device of `matrix`; their size l is between 1 and min(m, n), and a multiple of
+        `block` below min(m, n). The error is exact to 1 % or to the rounding of the residual.
     """
     scaled = unit_scaled(matrix)
     limit = min(matrix.shape)
@@ -113,19 +115,19 @@ def randqb_ei(matrix: Tensor, *, error: float, block: int = 16, power_iterations
 def rank_for_energy(qb: QB, share: float) -> int:
     """Return the smallest rank r ≥ 1 with Σ_{i≤r} σᵢ(b)² ≥ share · ‖A‖_F².
 
-    As σᵢ(b) ≤ σᵢ(A), it is never below the rank that the spectrum of A itself would give, and the leading r singular
-    triplets of q b do keep that share of A.
+    Since σᵢ(b) ≤ σᵢ(A), it is never below the rank for the spectrum of A itself, and the leading r singular triplets of
+    q b keep that share of A.
 
     Args:
         qb: A factorization whose error is at most √(1 − share).
         share: Above 0 and below 1.
 
     Raises:
-        ValueError: The basis does not hold that much of A at any rank.
+        ValueError: The factorization does not contain that share of A at any rank.
     """
     values = torch.linalg.svdvals(qb.b / (qb.norm or 1.0))
     energies = torch.cumsum(values.double().square(), 0)
-    # What b lacks is known to the precision that `error` was computed with.
+    # Precision with which the energy outside of b is known.
     slack = _ROUNDING * torch.finfo(qb.b.dtype).eps
     if qb.norm and 1 - qb.error**2 < share - slack:
         raise ValueError(
@@ -149,14 +151,10 @@ def _next_columns(scaled: UnitScaled, q: Tensor, b: Tensor, sketch: Tensor, powe
 
 
 def _orthogonalized(basis: Tensor, columns: Tensor) -> Tensor:
-    """Return orthonormal columns that are orthogonal to a basis and span what the given ones add to it."""
-    for _ in range(2):  # twice is enough (Giraud, Langou & Rozložník 2005) where they add more than rounding
+    """Return orthonormal columns that are orthogonal to a basis and span what the given columns add to it."""
+    for _ in range(2):  # twice is enough (Giraud, Langou & Rozložník 2005) if they add more than rounding
         columns = orthonormalize(columns - basis @ (basis.mT @ columns))
-    overlap = torch.linalg.matrix_norm(basis.mT @ columns)
-    if float(overlap) <= _ROUNDING * sqrt(basis.shape[0]) * torch.finfo(basis.dtype).eps:
-        return columns
-    # Some add nothing, so that any complement of the basis will do; Householder reflections always find one.
-    return orthonormalize(torch.cat([basis, columns], dim=1))[:, basis.shape[1] :]
+    return ensure_orthogonal(basis, columns, columns) if basis.shape[1] else columns
 
 
 def _squared_residual(scaled: UnitScaled, q: Tensor, b: Tensor) -> float:

@@ -1,21 +1,21 @@
-"""Rows of a matrix that all others are combinations of, with coefficients of at most 2."""
+"""Interpolative decomposition: rows of a matrix that span all others, with bounded coefficients."""
 
 import torch
 from torch import Tensor
 
 from lrzip.linalg.blocks.scaling import unit_scaled
 
-# Coefficients stay at most this large: the f of Gu & Eisenstat (1996), which Halko et al. take as 2.
+# Largest coefficient: the f of Gu & Eisenstat (1996), for which Halko et al. use 2.
 _LARGEST_COEFFICIENT = 2.0
 
 
 def row_interpolative(basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows of an orthonormal basis, and the coefficients that give all its rows from them.
+    """Return a subset of the rows of an orthonormal basis, and the coefficients that express all rows by it.
 
     basis = x @ basis[indices], with x[indices] the identity and |x| ≤ 2: an interpolative decomposition in the sense of
-    Halko, Martinsson & Tropp (2011), section 3.2.3. It starts from the rows that LU with partial pivoting picks, then
-    swaps a row in wherever its coefficient exceeds 2 (maxvol; Goreinov et al. 2010, 'How to find a good submatrix').
-    Every swap more than doubles |det basis[indices]| ≤ 1, so there are finitely many: none or one for random
+    Halko, Martinsson & Tropp (2011), section 3.2.3. It starts from the rows that LU with partial pivoting selects, then
+    swaps in a row whenever its coefficient exceeds 2 (maxvol; Goreinov et al. 2010, 'How to find a good submatrix').
+    Every swap more than doubles |det basis[indices]| ≤ 1, so the number of swaps is finite: none or one for random
     bases of up to 200 vectors.
 
     Args:
@@ -23,8 +23,8 @@ def row_interpolative(basis: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         indices (l,) int64, in no particular order, and x (m, l) in the dtype of `basis`, both on its device. The
-        identity in x is exact, the other rows are right to the rounding of a solve with basis[indices], whose
-        condition number is at most √(1 + 4 l (m − l)).
+        identity in x is exact; the other rows have the rounding errors of a solve with basis[indices], whose condition
+        number is at most √(1 + 4 l (m − l)).
     """
     indices = _pivoted_rows(basis)
     x = _coefficients(basis, indices)
@@ -37,10 +37,10 @@ def row_interpolative(basis: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def row_extraction_svd(matrix: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return an SVD from a basis of the range and the l rows of the matrix that span the others.
+    """Return an SVD from a basis of the range and l rows of the matrix that span the others.
 
-    Halko, Martinsson & Tropp (2011), algorithm 5.2. It reads those l rows alone, for O((m + n) l²) operations instead
-    of the O(mnl) of `direct_svd`, and pays in accuracy: ‖A − u s vh‖₂ ≤ [1 + √(1 + 4 l (m − l))] · ‖A − QQᵀA‖₂
+    Halko, Martinsson & Tropp (2011), algorithm 5.2. It reads only those l rows, in O((m + n) l²) operations instead of
+    the O(mnl) of `direct_svd`, at a loss of accuracy: ‖A − u s vh‖₂ ≤ [1 + √(1 + 4 l (m − l))] · ‖A − QQᵀA‖₂
     (lemma 5.1).
 
     Args:
@@ -48,8 +48,8 @@ def row_extraction_svd(matrix: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, T
         basis: q (m, l) with orthonormal columns, l ≤ min(m, n), in the dtype of `matrix`.
 
     Returns:
-        u (m, l), s (l,) descending, vh (l, n), in the dtype and on the device of `matrix`. u and vh have orthonormal
-        columns and rows.
+        u (m, l), s (l,) descending, vh (l, n), in the dtype and on the device of `matrix`. u has orthonormal columns
+        and vh orthonormal rows.
     """
     indices, x = row_interpolative(basis)
     rows = unit_scaled(matrix[indices])
@@ -59,6 +59,7 @@ def row_extraction_svd(matrix: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, T
 
 
 def _pivoted_rows(basis: Tensor) -> Tensor:
+    """Return the indices of the rows that LU with partial pivoting selects."""
     m, size = basis.shape
     pivots: list[int] = torch.linalg.lu_factor(basis).pivots.tolist()
     order = list(range(m))

@@ -1,8 +1,8 @@
-"""Whitening: factors that are nearest in what they do to given inputs, rather than nearest as matrices.
+"""Whitening by a second moment: weighted least squares in place of plain approximation of matrices.
 
-‖(W − W′)X‖_F² = ‖(W − W′)S‖_F² with S the symmetric root of XXᵀ, so the best W′ of some rank is the truncated SVD of
-WS with S undone. S comes from an eigendecomposition, with a floor: inputs that never leave a subspace are no obstacle,
-as they are for a Cholesky factorization.
+‖(W − W′)X‖_F² = ‖(W − W′)S‖_F² with S the symmetric root of XXᵀ, so the optimal W′ of a given rank is the truncated SVD
+of WS, multiplied by S⁻¹. S is computed by an eigendecomposition with damped eigenvalues; unlike a Cholesky
+factorization, it exists for inputs that span only a subspace.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 DAMPING = 0.01
-"""Share of the mean second moment that is added in all directions, so that those without inputs count a little too."""
+"""Share of the mean second moment that is added in all directions, so that directions without inputs have a weight."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,11 @@ class Whitening:
 
     @classmethod
     def of(cls, moment: Tensor, damping: float = DAMPING) -> "Whitening":
-        """Return the root of a second moment with the same added in all directions.
+        """Return the root of a damped second moment.
 
         Args:
-            moment: Positive semidefinite (n, n), or the diagonal (n,) of a diagonal one.
-            damping: What is added, as a share of the mean of the diagonal. Positive; inputs that are all zero count
-                as white.
+            moment: Positive semidefinite (n, n), or the diagonal (n,) of a diagonal one. Zero moments count as white.
+            damping: Positive number to add to all eigenvalues, as a share of the mean of the diagonal.
         """
         exact = moment.double()
         scale = float((exact if exact.dim() == 1 else exact.diagonal()).mean()) or 1.0
@@ -54,7 +53,7 @@ class Whitening:
 
 
 def regress(cross: Tensor, moment: Tensor, prior: Tensor, damping: float = DAMPING) -> Tensor:
-    """Return the matrix with the least E‖t − Wx‖² + λ‖W − prior‖², λ being the damping times the mean of E[xᵢ²].
+    """Return the matrix W that minimizes E‖t − Wx‖² + λ‖W − prior‖², with λ = damping · mean of E[xᵢ²].
 
     Args:
         cross: E[t xᵀ], (m, n) float64.

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.fit_costs [--device cpu|cuda] [--threads N]
 
 Times products, eigendecompositions and block Lanczos on Gaussian matrices, and prints the line to put into
-`lrzip/linalg/cost.py`, with how far the fit is from what was measured. Takes about a minute.
+`lrzip/linalg/blocks/cost.py`, with how far the fit is from what was measured. Takes about a minute.
 """
 
 import argparse

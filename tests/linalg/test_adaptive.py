@@ -5,7 +5,7 @@ import torch
 from torch import Generator, Tensor
 
 from lrzip.linalg.adaptive import QB, adaptive_range, randqb_ei, rank_for_energy
-from tests.support.matrices import SHAPES, SPECTRA, fast, flat_then_drop, slow, with_spectrum
+from tests.support.matrices import SHAPES, SPECTRA, assert_orthonormal, fast, flat_then_drop, slow, with_spectrum
 
 EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64)}
 
@@ -25,12 +25,6 @@ def relative_error(matrix: Tensor, qb: QB) -> float:
     return float(torch.linalg.matrix_norm(residual) / torch.linalg.matrix_norm(matrix.double()))
 
 
-def assert_orthonormal(basis: Tensor) -> None:
-    atol = 20 * sqrt(basis.shape[0]) * EPS[basis.dtype]
-    identity = torch.eye(basis.shape[1], dtype=basis.dtype)
-    torch.testing.assert_close(basis.mT @ basis, identity, rtol=0, atol=atol)
-
-
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 @pytest.mark.parametrize("spectrum", SPECTRA)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -45,7 +39,7 @@ def test_adaptive_range_meets_its_tolerance(shape: tuple[int, int], spectrum: st
 
 
 @pytest.mark.parametrize("dtype", EPS, ids=str)
-def test_adaptive_range_misses_its_tolerance_as_seldom_as_it_says(dtype: torch.dtype) -> None:
+def test_adaptive_range_exceeds_its_tolerance_no_more_often_than_stated(dtype: torch.dtype) -> None:
     """P ≤ min(m, n) · 10^-probes = 0.03 for three probes."""
     matrix, tolerance, runs = with_spectrum((40, 30), fast(30), dtype=dtype), 1e-2, 100
     misses = 0
@@ -55,8 +49,8 @@ def test_adaptive_range_misses_its_tolerance_as_seldom_as_it_says(dtype: torch.d
     assert misses <= 0.03 * runs
 
 
-def test_adaptive_range_is_not_wasteful_on_decaying_spectra() -> None:
-    """The probes overstate the error by some 8 ‖·‖_F / ‖·‖₂ ≤ 15 for σᵢ = 0.7^i: 8 vectors, and few for chance."""
+def test_adaptive_range_is_near_the_smallest_size_on_decaying_spectra() -> None:
+    """The error is overestimated by 8 ‖·‖_F / ‖·‖₂ ≤ 15 for σᵢ = 0.7^i, which is 8 vectors; 8 more allow for chance."""
     tolerance = 1e-2
     smallest = int((fast(60) > tolerance).sum())
     for seed in range(10):
@@ -64,7 +58,7 @@ def test_adaptive_range_is_not_wasteful_on_decaying_spectra() -> None:
         assert smallest <= adaptive(matrix, tolerance, seed).shape[1] <= smallest + 16
 
 
-def test_adaptive_range_of_less_than_the_tolerance_is_empty() -> None:
+def test_adaptive_range_of_a_matrix_below_the_tolerance_is_empty() -> None:
     matrix = with_spectrum((30, 20), fast(20))
     assert adaptive(matrix, 1000.0).shape == (30, 0)
     assert adaptive(torch.zeros(30, 20), 0.0).shape == (30, 0)
@@ -73,7 +67,7 @@ def test_adaptive_range_of_less_than_the_tolerance_is_empty() -> None:
 @pytest.mark.parametrize("dtype", EPS, ids=str)
 @pytest.mark.parametrize("rows_used", [90, 8])
 def test_adaptive_range_stops_at_rounding(dtype: torch.dtype, rows_used: int) -> None:
-    """Rank 6 and tolerance 0: a vector or two repair what 6 lost, and then 90 · eps ‖A‖_F is all that is left."""
+    """Rank 6 and tolerance 0: up to two more vectors correct rounding errors; the residual is then 90 · eps ‖A‖_F."""
     matrix = torch.zeros(90, 40, dtype=dtype)
     matrix[:rows_used] = with_spectrum((rows_used, 40), torch.linspace(2, 1, 6), dtype=dtype)
     for seed in range(5):
@@ -84,7 +78,7 @@ def test_adaptive_range_stops_at_rounding(dtype: torch.dtype, rows_used: int) ->
         assert float(torch.linalg.matrix_norm(residual)) <= 90 * EPS[dtype] * float(torch.linalg.matrix_norm(matrix))
 
 
-def test_adaptive_range_of_full_rank_ends_there() -> None:
+def test_adaptive_range_stops_at_full_rank() -> None:
     assert adaptive(torch.eye(12), 1e-3).shape == (12, 12)
 
 
@@ -92,7 +86,7 @@ def test_adaptive_range_of_full_rank_ends_there() -> None:
 @pytest.mark.parametrize("dtype", EPS, ids=str)
 @pytest.mark.parametrize("spectrum", SPECTRA)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_randqb_error_is_met_and_equals_the_direct_one(
+def test_randqb_meets_its_error_and_states_it_exactly(
     shape: tuple[int, int], spectrum: str, dtype: torch.dtype, scale: float
 ) -> None:
     matrix = with_spectrum(shape, SPECTRA[spectrum](min(shape)), dtype=dtype) * scale
@@ -105,12 +99,12 @@ def test_randqb_error_is_met_and_equals_the_direct_one(
             continue
         assert qb.error <= error or qb.q.shape[1] == min(shape)
         assert qb.norm == pytest.approx(float(torch.linalg.matrix_norm(matrix.double())), rel=1e-9)
-        # To 1 % (theorem 3 of Yu, Gu & Li), and the rounding of the residual where it is nothing else.
+        # To 1 % (Yu, Gu & Li 2018, theorem 3), or to the rounding of the residual.
         assert qb.error == pytest.approx(relative_error(matrix, qb), rel=0.01, abs=10 * EPS[dtype])
 
 
-def test_bookkeeping_alone_would_miss_small_errors_in_float32() -> None:
-    """What the guard is for: ‖A‖² − ‖b‖² is rounding for an error of 1e-4, and may have either sign."""
+def test_small_errors_in_float32_are_computed_from_the_residual() -> None:
+    """For an error of 1e-4, the difference ‖A‖² − ‖b‖² is rounding, of either sign."""
     values = torch.cat([torch.ones(16), torch.full((24,), 1e-4)])
     matrix = with_spectrum((60, 40), values)
     qb = qb_of(matrix, 1e-3, block=16)
@@ -128,7 +122,7 @@ def test_randqb_stops_at_rounding() -> None:
 
 
 def test_blocks_beyond_the_rank_stay_orthonormal() -> None:
-    """All of the range lies in 6 coordinates, so that the second block has but two directions to add."""
+    """The range lies in 6 coordinates, so the second block of 4 vectors adds only two dimensions."""
     matrix = torch.zeros(50, 40)
     matrix[:6] = with_spectrum((6, 40), torch.linspace(2, 1, 6))
     qb = qb_of(matrix, 0.0, block=4)
@@ -157,14 +151,14 @@ def test_rank_for_energy_keeps_the_energy_and_is_never_below_the_true_one(
         rank = rank_for_energy(qb, share)
         slack = 10 * EPS[dtype]
         true = int((values.square().cumsum(0) < (share - slack) * values.square().sum()).sum()) + 1
-        assert true <= rank <= max(1.25 * true, true + 1)  # equal but for what two powers miss
+        assert true <= rank <= max(1.25 * true, true + 1)  # equal up to what two power iterations miss
         u, s, vh = torch.linalg.svd(qb.b.double(), full_matrices=False)
         kept = qb.q.double() @ (u[:, :rank] * s[:rank]) @ vh[:rank]
         lost = float(torch.linalg.matrix_norm(matrix.double() - kept)) / qb.norm
         assert 1 - lost**2 >= share - slack
 
 
-def test_rank_for_energy_refuses_what_the_basis_does_not_hold() -> None:
+def test_rank_for_energy_refuses_a_share_that_the_basis_does_not_contain() -> None:
     qb = qb_of(with_spectrum((60, 40), flat_then_drop(40)), 0.5)
     with pytest.raises(ValueError, match=r"Factorize with a smaller `error`\."):
         rank_for_energy(qb, 0.99)

@@ -1,5 +1,4 @@
 from math import sqrt
-from time import perf_counter
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from lrzip.linalg.vbmf import NoiseRank, noise_rank
 from tests.support.matrices import SHAPES, SPECTRA, slow, with_spectrum
 
 LARGE = {"tall": (300, 100), "wide": (100, 300), "square": (160, 160)}
-# τ of the threshold over √α is 2.513 at α = 1 (Nakajima et al. 2015) and 2.533 at the α = 1 / 3 of these shapes.
+# τ / √α at the threshold: 2.513 at α = 1 (Nakajima et al. 2015), and 2.533 at α = 1 / 3, as for these shapes.
 THRESHOLD = 2.53
 
 
@@ -19,7 +18,7 @@ def gaussian(shape: tuple[int, int], seed: int) -> Tensor:
 
 
 def planted(shape: tuple[int, int], rank: int, strength: float, *, noise: float = 1.0, seed: int = 0) -> Tensor:
-    """Return noise plus `rank` directions with γ² / (M σ²) = strength · √α; what is below 1 cannot be seen at all."""
+    """Return noise plus `rank` directions with γ² / (M σ²) = strength · √α; none below 1 can be detected."""
     size, length = min(shape), max(shape)
     signal = noise * sqrt(strength * sqrt(size / length) * length)
     values = torch.full((rank,), signal, dtype=torch.float64)
@@ -32,14 +31,14 @@ def noise_rank_of(matrix: Tensor) -> NoiseRank:
 
 
 def free_energies(values: Tensor, shape: tuple[int, int], variances: Tensor) -> Tensor:
-    """Return the free energy per variance by the formulas of the paper, term by term, as ψ₀ and ψ₁."""
+    """Return the free energy (count,) of noise variances (count,) by the terms ψ₀ and ψ₁ of the paper."""
     size, length = min(shape), max(shape)
     alpha = size / length
     x = values.square() / (length * variances[:, None])
     middle = x - (1 + alpha)
     tau = (middle + (middle.square() - 4 * alpha).clamp(min=0).sqrt()) / 2
     psi1 = torch.log1p(tau) + alpha * torch.log1p(tau / alpha) - tau
-    # What is kept lowers the free energy: no threshold is needed where the larger root exists.
+    # Keeping a value is optional, so it lowers the free energy: no threshold is needed where the larger root exists.
     kept = middle > 2 * sqrt(alpha)
     return (x - x.log() + torch.where(kept, psi1, 0).clamp(max=0)).sum(1)
 
@@ -54,10 +53,10 @@ def random_spectrum(seed: int) -> tuple[Tensor, tuple[int, int]]:
 
 
 def variational_bayes(matrix: Tensor, *, starts: int, steps: int, seed: int) -> tuple[float, Tensor]:
-    """Return the noise variance and B Aᵀ of the least free energy that coordinate descent finds from many starts.
+    """Return the noise variance and B Aᵀ of the least free energy that coordinate descent finds from several starts.
 
     V = B Aᵀ + noise with q(A) q(B) Gaussian, the prior variances of every column of A and B and the noise variance
-    updated in turn, each to its optimum: the algorithm that the analytic solution replaces, over all its parameters.
+    updated in turn, each to its optimum: the iterative algorithm that the analytic solution replaces.
     """
     size, length = matrix.shape
     generator = Generator().manual_seed(seed)
@@ -78,7 +77,7 @@ def variational_bayes(matrix: Tensor, *, starts: int, steps: int, seed: int) -> 
         prior_b = moment_b.diagonal(dim1=1, dim2=2) / size
         cross = (matrix * (b @ a.mT)).sum((1, 2))
         noise = (matrix.square().sum() - 2 * cross + (moment_a * moment_b.mT).sum((1, 2))) / matrix.numel()
-    # At an optimum in the priors and the noise, all quadratic terms add up to constants.
+    # At an optimum in the priors and the noise, the sum of all quadratic terms is constant.
     energy = matrix.numel() * noise.log()
     energy += length * (prior_a.log().sum(1) - torch.logdet(cov_a)) + size * (
         prior_b.log().sum(1) - torch.logdet(cov_b)
@@ -96,8 +95,8 @@ def test_the_planted_rank_is_recovered_above_the_threshold(shape: tuple[int, int
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("shape", LARGE.values(), ids=LARGE)
-def test_what_is_below_the_threshold_is_not_told_from_noise(shape: tuple[int, int], seed: int) -> None:
-    # Above 1 it leaves the singular values of the noise (Baik & Silverstein 2006), but here by 0.7 % only.
+def test_values_below_the_threshold_are_taken_for_noise(shape: tuple[int, int], seed: int) -> None:
+    # Above 1 it exceeds the singular values of the noise (Baik & Silverstein 2006), here by 0.7 % only.
     matrix = planted(shape, 4, 0.5 * THRESHOLD, seed=seed)
     assert noise_rank_of(matrix).rank == 0
 
@@ -114,7 +113,7 @@ def test_noise_alone_has_rank_zero(shape: tuple[int, int], seed: int) -> None:
 @pytest.mark.parametrize("shape", LARGE.values(), ids=LARGE)
 def test_the_noise_variance_is_near_the_true_one(shape: tuple[int, int], noise: float) -> None:
     found = noise_rank_of(planted(shape, 5, 8 * THRESHOLD, noise=noise))
-    # The mean of mn squared normal variables is off by √(2 / mn); six of that, and what fits the noise in 5 directions.
+    # Six standard deviations √(2 / mn) of the mean of mn squares, and the noise that 5 directions absorb.
     m, n = shape
     assert found.noise_variance == pytest.approx(noise**2, rel=6 * sqrt(2 / (m * n)) + 5 * (m + n) / (m * n))
 
@@ -128,19 +127,19 @@ def test_planted_values_are_geometric_means_of_observed_and_shrunk_ones(shape: t
         matrix = planted(shape, rank, strength, seed=seed)
         ratios.append(torch.linalg.svdvals(matrix)[:rank] * noise_rank_of(matrix).values)
     planted_square = strength * sqrt(min(shape) * max(shape))
-    # A planted γ moves by about σ, so the mean of a hundred γ² by 2 σ / (10 γ) of it; four of that.
+    # A planted γ is perturbed by about σ, so the mean of a hundred γ² by 2 σ / (10 γ) of it; four times that.
     tolerance = 4 * 2 / (10 * sqrt(planted_square))
     assert float(torch.cat(ratios).mean()) == pytest.approx(planted_square, rel=tolerance)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_coordinate_descent_on_the_free_energy_ends_in_the_analytic_solution(seed: int) -> None:
+@pytest.mark.parametrize("seed", range(2))
+def test_coordinate_descent_on_the_free_energy_converges_to_the_analytic_solution(seed: int) -> None:
     shape = (6, 10)
     matrix = planted(shape, 2, 12 * THRESHOLD, seed=seed)
     found = noise_rank_of(matrix)
     noise, product = variational_bayes(matrix, starts=12, steps=3000, seed=seed)
     assert found.rank == 2
-    # Columns that are pruned die out as 1 / steps.
+    # Pruned columns vanish as 1 / steps.
     assert found.noise_variance == pytest.approx(noise, rel=1e-3)
     values = torch.linalg.svdvals(product)
     torch.testing.assert_close(values[:2], found.values, rtol=1e-3, atol=0)
@@ -158,11 +157,11 @@ def test_no_noise_variance_of_a_fine_grid_has_less_free_energy(seed: int) -> Non
 
 
 def test_the_free_energy_has_many_minima() -> None:
-    # Or the test above would prove nothing that a golden section search could not do.
+    # The premise of the test above: with a single minimum, a golden section search would do.
     many = 0
     for seed in range(60):
         values, shape = random_spectrum(seed)
-        grid = float(values.square().mean()) / max(shape) * torch.logspace(-8, 0.1, 20_000, dtype=torch.float64)
+        grid = float(values.square().mean()) / max(shape) * torch.logspace(-8, 0.1, 5_000, dtype=torch.float64)
         inner = free_energies(values, shape, grid)
         many += int(((inner[1:-1] < inner[:-2]) & (inner[1:-1] < inner[2:])).sum()) > 1
     assert many > 20
@@ -170,7 +169,7 @@ def test_the_free_energy_has_many_minima() -> None:
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e6, 1e30])
 @pytest.mark.parametrize("shape", LARGE.values(), ids=LARGE)
-def test_scaling_scales_the_noise_alone(shape: tuple[int, int], scale: float) -> None:
+def test_scaling_keeps_the_rank_and_scales_the_noise(shape: tuple[int, int], scale: float) -> None:
     values = torch.linalg.svdvals(planted(shape, 5, 4 * THRESHOLD))
     found, scaled = noise_rank(values, shape), noise_rank(values * scale, shape)
     assert scaled.rank == found.rank == 5
@@ -182,13 +181,13 @@ def test_scaling_scales_the_noise_alone(shape: tuple[int, int], scale: float) ->
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_transposing_changes_nothing(shape: tuple[int, int], spectrum: str) -> None:
     values = SPECTRA[spectrum](min(shape))
-    found, turned = noise_rank(values, shape), noise_rank(values, shape[::-1])
-    assert (turned.rank, turned.noise_variance) == (found.rank, found.noise_variance)
-    assert turned.values.equal(found.values)
+    found, transposed = noise_rank(values, shape), noise_rank(values, shape[::-1])
+    assert (transposed.rank, transposed.noise_variance) == (found.rank, found.noise_variance)
+    assert transposed.values.equal(found.values)
 
 
 @pytest.mark.parametrize("count", [20, 60, 99])
-def test_the_rest_may_be_given_as_a_sum_of_squares(count: int) -> None:
+def test_the_remaining_values_may_be_given_as_a_sum_of_squares(count: int) -> None:
     values = torch.linalg.svdvals(planted((300, 100), 5, 4 * THRESHOLD))
     found = noise_rank(values, (300, 100))
     part = noise_rank(values[:count], (300, 100), residual=float(values[count:].square().sum()))
@@ -229,11 +228,12 @@ def test_a_single_row_is_taken_for_noise(shape: tuple[int, int]) -> None:
     assert found.noise_variance == pytest.approx(9 / max(shape))
 
 
-def test_four_thousand_singular_values_take_milliseconds() -> None:
-    def seconds() -> float:
-        start = perf_counter()
-        noise_rank(slow(4096), (4096, 4096))
-        return perf_counter() - start
-
-    # 2 ms where nothing else runs.
-    assert min(seconds() for _ in range(5)) < 0.02
+@pytest.mark.parametrize("shape", LARGE.values(), ids=LARGE)
+def test_more_noise_lowers_the_rank_step_by_step_to_zero(shape: tuple[int, int]) -> None:
+    signal = with_spectrum(shape, torch.logspace(2, 1, 10, dtype=torch.float64), dtype=torch.float64)
+    noise = gaussian(shape, 1)
+    ranks = [noise_rank_of(signal + level * noise).rank for level in torch.logspace(-3, 1, 25).tolist()]
+    assert ranks == sorted(ranks, reverse=True)
+    assert ranks[0] == 10
+    assert ranks[-1] == 0
+    assert len(set(ranks)) >= 6

@@ -19,7 +19,7 @@ def with_spectrum(
 
 
 def slow(count: int) -> Tensor:
-    """σᵢ = i^-½, as slow as trained weights decay."""
+    """σᵢ = i^-½, a decay as slow as that of trained weights."""
     return torch.arange(1, count + 1, dtype=torch.float64) ** -0.5
 
 
@@ -29,17 +29,17 @@ def fast(count: int) -> Tensor:
 
 
 def flat_then_drop(count: int) -> Tensor:
-    """Half of the values 1, the other half 1e-3."""
+    """One half of the values 1, the other half 1e-3."""
     return torch.where(torch.arange(count) < (count + 1) // 2, 1.0, 1e-3).double()
 
 
 def noisy(count: int) -> Tensor:
-    """A few strong directions over a floor."""
+    """A few large values above a flat floor."""
     return torch.where(torch.arange(count) < max(count // 8, 1), 10.0, 1.0).double()
 
 
 def zero(count: int) -> Tensor:
-    """Nothing at all."""
+    """All values 0."""
     return torch.zeros(count, dtype=torch.float64)
 
 
@@ -52,3 +52,19 @@ SPECTRA: dict[str, Callable[[int], Tensor]] = {
 }
 
 SHAPES = {"tall": (96, 40), "wide": (40, 96), "square": (64, 64), "row": (1, 50), "column": (50, 1)}
+
+
+def assert_orthonormal(columns: Tensor) -> None:
+    """Assert that columns (m, l) are orthonormal to 20 √m eps."""
+    atol = 20 * columns.shape[0] ** 0.5 * torch.finfo(columns.dtype).eps
+    identity = torch.eye(columns.shape[1], dtype=columns.dtype)
+    torch.testing.assert_close(columns.mT @ columns, identity, rtol=0, atol=atol)
+
+
+def assert_svd(u: Tensor, s: Tensor, vh: Tensor) -> None:
+    """Assert the form of a singular value decomposition: orthonormal u and vh, finite descending s ≥ 0."""
+    assert_orthonormal(u)
+    assert_orthonormal(vh.mT)
+    assert bool(s.isfinite().all())
+    assert bool((s >= 0).all())
+    assert bool((s[:-1] >= s[1:]).all())

@@ -1,1 +1,1 @@
-"""Parts of which the factorizations of `lrzip.linalg` are made."""
+"""Building blocks of the drivers in `lrzip.linalg`."""

@@ -1,4 +1,4 @@
-"""Proofs, after the fact, of how near a low-rank approximation is to the best one of its rank."""
+"""A posteriori bounds on the distance of a low-rank approximation to the best one of its rank."""
 
 from math import inf, sqrt
 
@@ -10,7 +10,7 @@ from lrzip.linalg.blocks.scaling import unit_scaled
 
 # Rows of a residual that are formed at a time.
 _ROWS = 256
-# Separations of Ritz values from the rest of the spectrum that count as alike.
+# Ratio up to which separations of Ritz values from the rest of the spectrum share one bound.
 _LIKE = 16.0
 
 
@@ -31,8 +31,8 @@ def squared_residual(matrix: Tensor, left: Tensor, right: Tensor) -> float:
 def interlacing_bound(values: Tensor, rank: int) -> float:
     """Return a lower bound on the squared error of the best approximation of a rank: Σ_{i>rank} sᵢ².
 
-    The singular values of QᵀA, for any orthonormal Q, are at most those of A (Cauchy). Rigorous, and sharp where Q
-    captures much more than `rank` directions.
+    The singular values of QᵀA, for any orthonormal Q, are at most those of A (Cauchy). The bound always holds, and is
+    sharp if Q captures much more than `rank` directions.
 
     Args:
         values: sᵢ of QᵀA, (size,) descending.
@@ -45,12 +45,12 @@ def ritz_bound(matrix: Tensor, basis: Tensor) -> float:
     """Return a lower bound on the squared error of the best approximation of a rank: ‖A‖_F² − Σ(θᵢ + ‖ρᵢ‖).
 
     θᵢ are the Ritz values of AᵀA in a subspace and ρᵢ the residuals of its Ritz vectors. An eigenvalue lies within
-    ‖ρᵢ‖ of each θᵢ (Parlett 1998, theorem 4.5.1); that these are the leading ones holds for a subspace from a random
-    start, which misses none but with probability 0. The bound is negative where the subspace has not converged.
+    ‖ρᵢ‖ of each θᵢ (Parlett 1998, theorem 4.5.1). The bound assumes that these are the leading eigenvalues, as they are
+    for a converged subspace from a random start. It is negative where the subspace has not converged.
 
     Args:
         matrix: A (m, n), m ≥ n.
-        basis: V (n, rank), orthonormal, of which the rank is that of the approximation.
+        basis: V (n, rank), orthonormal; its size is the rank of the approximation.
     """
     scaled = unit_scaled(matrix)
     image = scaled @ basis
@@ -63,21 +63,21 @@ def ritz_bound(matrix: Tensor, basis: Tensor) -> float:
 
 
 def ritz_gap(projected: Tensor, coupling: Tensor, rest: float, rank: int) -> float:
-    """Return a bound on the sum of the leading eigenvalues of an operator less that of its leading Ritz values.
+    """Return a bound on the sum of the leading eigenvalues of an operator minus that of its leading Ritz values.
 
     With an orthonormal Q and any completion, a symmetric G is [T Fᵀ; F C]. Above ‖C‖, G has as many eigenvalues larger
-    than λ as the Schur complement T + Fᵀ(λ − C)⁻¹F has (Haynsworth 1968), which is at most T + FᵀF / (θᵢ − ‖C‖) where λ
-    is at least the Ritz value θᵢ. So λᵢ ≤ λᵢ(T + FᵀF / (θᵢ − ‖C‖)): the bound falls with the squares of the residuals,
-    as the errors of Ritz values do, and clusters do no harm.
+    than λ as the Schur complement T + Fᵀ(λ − C)⁻¹F (Haynsworth 1968), which is at most T + FᵀF / (θᵢ − ‖C‖) for λ at
+    least the Ritz value θᵢ. Hence λᵢ ≤ λᵢ(T + FᵀF / (θᵢ − ‖C‖)): the bound is quadratic in the residuals, as the errors
+    of Ritz values are, and holds for clustered eigenvalues too.
 
     Args:
         projected: T = QᵀGQ (size, size).
-        coupling: FᵀF (size, size), of the residual F = GQ − QT.
-        rest: Upper bound on ‖C‖₂, where C is G on the complement of Q.
-        rank: Up to size.
+        coupling: FᵀF (size, size) for the residual F = GQ − QT.
+        rest: Upper bound on ‖C‖₂, the norm of G on the complement of Q.
+        rank: At most size.
 
     Returns:
-        The bound, infinite where `rest` is not below θ_rank.
+        The bound; infinite if `rest` is not below θ_rank.
     """
     values = torch.linalg.eigvalsh(projected).flip(0)[:rank]
     separations = values.double() - rest
@@ -85,7 +85,7 @@ def ritz_gap(projected: Tensor, coupling: Tensor, rest: float, rank: int) -> flo
         return inf
     total, start = 0.0, 0
     while start < rank:
-        # Those of like separation share a matrix, that of the smallest of them.
+        # Ritz values of similar separation share one matrix, with the smallest separation among them.
         end = start + int((separations[start:] * _LIKE >= separations[start]).sum())
         raised = torch.linalg.eigvalsh(projected + coupling / float(separations[end - 1])).flip(0)
         total += max(float((raised[start:end] - values[start:end]).sum(dtype=torch.float64)), 0.0)
@@ -94,12 +94,12 @@ def ritz_gap(projected: Tensor, coupling: Tensor, rest: float, rank: int) -> flo
 
 
 def excess(squared_error: float, squared_optimum: float, floor: float) -> float:
-    """Return the error over a lower bound of the optimum, less 1.
+    """Return an upper bound on the error relative to the optimal error, minus 1.
 
     Args:
-        squared_error: Of the approximation.
-        squared_optimum: A lower bound.
-        floor: Squared error that is as good as none.
+        squared_error: Squared error of the approximation.
+        squared_optimum: Lower bound on the optimal squared error.
+        floor: Squared error below which the excess counts as 0.
     """
     if squared_error <= max(squared_optimum, floor):
         return 0.0

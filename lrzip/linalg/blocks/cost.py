@@ -1,27 +1,27 @@
-"""What decompositions cost on a device, to choose between them without trying.
+"""Cost model of eigendecompositions, to choose a method without running it.
 
-Only ratios matter. `python -m tests.benchmarks.fit_costs` measures primitives and prints the rates of a device.
+Only ratios matter. `python -m tests.benchmarks.fit_costs` measures the primitives of a device and prints its rates.
 """
 
 from dataclasses import dataclass
 
 from lrzip.linalg.blocks.lanczos import block_size, expected_dimension
 
-# Of the products of a Gram matrix, what symmetry leaves to compute.
+# Share of the products of a Gram matrix that remain when its symmetry is used.
 GRAM_SHARE = 0.56
-# Trained weights need a Krylov space that is larger than the one first looked at by so much.
+# Dimension of the Krylov space that trained weights need, relative to the dimension that is checked first.
 _GROWTH = 1.7
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds that float32 primitives take.
+    """Time of float32 primitives, in seconds.
 
     Attributes:
         product: Of one floating-point operation in a product of large matrices.
-        eigh_cubic: Of a symmetric eigendecomposition, per n³ …
-        eigh_square: … and per n².
-        step: Of one block step of Lanczos beyond its products: small factorizations and calls.
+        eigh_cubic: Of a symmetric eigendecomposition, per n³.
+        eigh_square: Of a symmetric eigendecomposition, per n², in addition.
+        step: Of one block step of Lanczos besides its products: small factorizations and calls.
     """
 
     product: float
@@ -40,24 +40,28 @@ class Rates:
         return self.product * products + self.eigh(int(size)) + self.step * size / block_size(rank)
 
 
-# Fitted by it on two cores of an AMD EPYC (Zen 4), torch 2.13.0+cpu.
+# Fitted on two cores of an AMD EPYC (Zen 4), torch 2.13.0+cpu.
 _CPU = Rates(product=5.4e-12, eigh_cubic=4.3e-11, eigh_square=3.5e-8, step=1.2e-3)
-# Not fitted but estimated from published speeds of an H100: `fit_costs --device cuda` has not been run on one.
+# Estimated from published speeds of an H100; not fitted, as `fit_costs --device cuda` has not been run on one.
 _CUDA = Rates(product=2.5e-14, eigh_cubic=1.5e-11, eigh_square=2e-8, step=1e-3)
 
 
 def rates(device_type: str) -> Rates:
-    """Return the rates of a kind of device, `cpu` or `cuda`."""
+    """Return the rates of a device type, `cpu` or `cuda`."""
     return _CUDA if device_type == "cuda" else _CPU
 
 
 def prefers_partial(n: int, rank: int, device_type: str) -> bool:
-    """Tell whether the leading eigenpairs cost less by Lanczos than by a full eigendecomposition."""
+    """Return whether Lanczos computes the leading eigenpairs faster than a full eigendecomposition."""
     costs = rates(device_type)
     return expected_dimension(rank) * _GROWTH < n and costs.lanczos(n, rank) < costs.eigh(n)
 
 
 def prefers_gram(m: int, n: int, rank: int) -> bool:
-    """Tell whether Lanczos for an m × n matrix costs less with its Gram matrix than with the matrix twice."""
+    """Return whether Lanczos takes fewer operations with the Gram matrix of an m × n matrix than with the matrix.
+
+    Per Krylov vector, these are 2 n² operations with the Gram matrix, which has to be computed first, and 4 m n with
+    the matrix and its transpose.
+    """
     size = _GROWTH * expected_dimension(rank)
     return GRAM_SHARE * 2 * m * n**2 + 2 * n**2 * size < 4 * m * n * size

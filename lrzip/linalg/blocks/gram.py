@@ -6,15 +6,15 @@ from math import inf
 import torch
 from torch import Tensor
 
-# Rows that are converted at a time, so that no second copy of the matrix is ever made.
+# Rows that are converted at a time, so that no converted copy of the matrix is made.
 _ROWS = 1024
 # Elements whose squares are summed in float32.
 _PIECE = 512
-# Only blocks on and below the diagonal are computed: of 8 × 8 blocks that is 56 % of the products.
+# Only blocks on and below the diagonal are computed: with 8 × 8 blocks these are 56 % of the products.
 _BLOCKS = 8
 _MIN_BLOCK = 64
-# A computed Gram matrix of unit norm, and the eigenvalues that LAPACK finds of it, are off by a few eps: rounding
-# errors of blocked products do not add up as the worst case would have it.
+# The error of a computed Gram matrix of unit norm, and of the eigenvalues that LAPACK finds of it, in units of eps:
+# rounding errors of blocked products do not accumulate as in the worst case.
 _ROUNDING = 4.0
 
 
@@ -27,9 +27,9 @@ def gram(matrix: Tensor, *, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
     """Return AᵀA / scale².
 
     Args:
-        matrix: (m, n), any floating-point dtype and strides; rows are converted a block at a time.
-        dtype: In which products are computed and summed.
-        scale: The largest absolute element, or 1. Without it the squares of very small or large values leave the
+        matrix: Shape (m, n), any floating-point dtype and strides; converted one block of rows at a time.
+        dtype: Dtype of the products and of their sum.
+        scale: Result of `safe_scale`, or 1. Squares of very small or very large elements would otherwise leave the
             range of float32.
 
     Returns:
@@ -51,9 +51,10 @@ def gram(matrix: Tensor, *, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
 
 
 def product(matrix: Tensor, columns: Tensor) -> Tensor:
-    """Return A X for X (n, k), in the dtype of X; rows of A are converted a block at a time.
+    """Return A X for X (n, k), in the dtype of X; A is converted one block of rows at a time.
 
-    It is taken as XᵀAᵀ: a few rows from the left are up to ten times faster in BLAS than columns from the right.
+    The product is computed as XᵀAᵀ: BLAS is up to ten times faster with a few rows on the left than with a few columns
+    on the right.
     """
     if matrix.dtype == columns.dtype:
         result: Tensor = (columns.mT @ matrix.mT).mT
@@ -65,7 +66,7 @@ def product(matrix: Tensor, columns: Tensor) -> Tensor:
 
 
 def squared_norm(matrix: Tensor) -> float:
-    """Return ‖A‖_F²: pieces of rows in float32, at full speed and good to 1e-7, their squares in float64."""
+    """Return ‖A‖_F² to a relative precision of 1e-7: norms of pieces in float32, their squares in float64."""
     contiguous = matrix if matrix.stride(-1) == 1 else matrix.mT
     dtype = torch.float32 if safe_scale(matrix) == 1 and matrix.dtype != torch.float64 else torch.float64
     pieces = (
@@ -77,13 +78,13 @@ def squared_norm(matrix: Tensor) -> float:
 
 
 def largest_element(matrix: Tensor) -> float:
-    """Return the largest absolute element; 0 for a zero matrix, NaN or infinite for one that is not finite."""
+    """Return the largest absolute element: 0 for a zero matrix, NaN or infinite for a matrix that is not finite."""
     smallest, largest = torch.aminmax(matrix)
     return max(-float(smallest), float(largest))
 
 
 def safe_scale(matrix: Tensor) -> float:
-    """Return a power of two to divide a matrix by before it is squared; 1 where squares stay in range anyway."""
+    """Return a power of two to divide a matrix by before it is squared; 1 if squares stay in range without it."""
     largest = largest_element(matrix)
     if largest == 0 or 1e-8 < largest < 1e8:
         return 1.0
@@ -91,16 +92,21 @@ def safe_scale(matrix: Tensor) -> float:
 
 
 def rounding(values: Tensor, dtype: torch.dtype) -> float:
-    """Return by how much eigenvalues of a Gram matrix computed in `dtype` may be off, given all or the largest."""
+    """Return a bound on the error of the eigenvalues of a Gram matrix that is computed in a dtype.
+
+    Args:
+        values: All eigenvalues, or the largest one.
+        dtype: Dtype of the Gram matrix.
+    """
     return _ROUNDING * torch.finfo(dtype).eps * float(values.max())
+
+
+def is_finite(weight: Tensor) -> bool:
+    """Return whether all elements are finite, without allocating a mask."""
+    return largest_element(weight) < inf
 
 
 def _converted(matrix: Tensor, dtype: torch.dtype, scale: float) -> Iterable[Tensor]:
     if matrix.dtype == dtype and scale == 1:
         return [matrix]
     return (rows.to(dtype) / scale for rows in torch.split(matrix, _ROWS))
-
-
-def is_finite(weight: Tensor) -> bool:
-    """Tell whether all elements are finite, without a mask as large as the weight."""
-    return largest_element(weight) < inf

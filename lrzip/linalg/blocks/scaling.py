@@ -1,4 +1,4 @@
-"""Matrices of any magnitude, without copies: float32 squares leave its range below 1e-19 and above 1e19."""
+"""Matrices scaled to unit magnitude without copies; squares of float32 leave its range below 1e-19 and above 1e19."""
 
 from dataclasses import dataclass
 from math import frexp, ldexp
@@ -8,18 +8,19 @@ from torch import Tensor
 
 from lrzip.linalg.blocks.gram import largest_element
 
-# Rows converted to float64 at a time, so that no float64 copy of the matrix is ever made.
+# Rows that are converted to float64 at a time, so that no float64 copy of the matrix is made.
 _BLOCK_ROWS = 1024
 
 
 @dataclass(frozen=True)
 class UnitScaled:
-    """A matrix times a power of two, which never rounds, so that its largest magnitude lies in [½, 1).
+    """A matrix times a power of two, which is exact, such that its largest magnitude lies in [½, 1).
 
     Attributes:
-        matrix: Real and finite, shape (m, n), as it was given.
-        before: The factor that products apply to what they multiply.
-        after: The factor that products apply to the result. One factor alone could leave the range of float32.
+        matrix: The unscaled matrix, real and finite, shape (m, n).
+        before: Factor by which products scale their right operand.
+        after: Factor by which products scale their result. The product of both is the scale; as a single factor it
+            could leave the range of float32.
     """
 
     matrix: Tensor
@@ -41,12 +42,12 @@ class UnitScaled:
         return sum(float((block.double() * self.before * self.after).square().sum()) for block in blocks)
 
     def restore(self, values: Tensor) -> Tensor:
-        """Return values that are linear in the matrix in its own units."""
+        """Return values that are linear in the scaled matrix in units of the unscaled one."""
         return values / self.before / self.after
 
 
 def unit_scaled(matrix: Tensor) -> UnitScaled:
-    """Return a matrix scaled to unit magnitude; zeros stay as they are.
+    """Return a matrix scaled to unit magnitude; a zero matrix is left unchanged.
 
     Args:
         matrix: Real and finite, shape (m, n), any strides. It is read once and not copied.

@@ -1,13 +1,13 @@
-"""The SVD of a matrix that is read once, from its first row to its last."""
+"""Truncated SVD from a single pass over the rows of a matrix."""
 
 import torch
 from torch import Generator, Tensor
 
-from lrzip.linalg.blocks.rangefinder import orthonormalize
+from lrzip.linalg.blocks.orthogonal import orthonormalize
 from lrzip.linalg.blocks.scaling import unit_scaled
 from lrzip.linalg.blocks.sketches import gaussian
 
-# Rows read at a time.
+# Rows that are read at a time.
 _BLOCK_ROWS = 1024
 
 
@@ -17,21 +17,21 @@ def single_pass_svd(
     """Return an approximation of the leading `rank` singular triplets from one pass over the rows of a matrix.
 
     Tropp, Yurtsever, Udell & Cevher (2017), 'Practical sketching algorithms for low-rank matrix approximation', SIAM J.
-    Matrix Anal. Appl. 38(4), algorithm 7: `single_pass_qb` with k = 2 · rank + `oversample` and l = 2k + 1, cut to the
-    rank by the SVD of x. At `oversample` 1 these are the sizes that they recommend, k = 2r + 1 and l = 4r + 3.
+    Matrix Anal. Appl. 38(4), algorithm 7: `single_pass_qb` with k = 2 · rank + `oversample` and l = 2k + 1, truncated
+    to the rank by the SVD of x. With `oversample` 1 these are the sizes that they recommend, k = 2r + 1 and l = 4r + 3.
 
-    The error before the cut is then at most some 2 (Σ_{j>rank} σⱼ²)^½ in the mean (root mean square), and the cut adds
-    as much again and the optimum: the price of never seeing A again. What is seen is far less.
+    The root-mean-square error before truncation is at most about 2 (Σ_{j>rank} σⱼ²)^½; truncation adds at most the
+    same again plus the optimal error. Observed errors are far smaller.
 
     Args:
-        matrix: Real and finite, shape (m, n), float32 or float64; its elements below 1e36 / √(mn) in float32.
+        matrix: Real and finite, shape (m, n), float32 or float64; float32 elements below 1e36 / √(mn).
         rank: Between 1 and min(m, n).
-        oversample: Columns of the range sketch beyond twice the rank, not negative. Both sizes end at those of A.
+        oversample: Columns of the range sketch beyond twice the rank, not negative. Sketches are at most as large as A.
         generator: Source of both test matrices, on the CPU.
 
     Returns:
-        u (m, rank), s (rank,) descending, vh (rank, n), in the dtype and on the device of `matrix`. u and vh have
-        orthonormal columns and rows.
+        u (m, rank), s (rank,) descending, vh (rank, n), in the dtype and on the device of `matrix`. u has orthonormal
+        columns and vh orthonormal rows.
     """
     m, n = matrix.shape
     size = min(2 * rank + oversample, m, n)
@@ -42,17 +42,17 @@ def single_pass_svd(
 
 
 def single_pass_qb(matrix: Tensor, size: int, *, co_size: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Return A ≈ q x with orthonormal q from one pass over the rows of a matrix.
+    """Return a factorization A ≈ q x with orthonormal q from one pass over the rows of a matrix.
 
     Tropp, Yurtsever, Udell & Cevher (2017), algorithm 4: the pass accumulates a range sketch Y = AΩ and a co-range
-    sketch W = ΨA. Then q is the Q of Y, and x = (Ψq)⁺W stands for qᵀA.
+    sketch W = ΨA. Then q is the Q of Y, and x = (Ψq)⁺W approximates qᵀA.
 
     E‖A − q x‖_F² ≤ (1 + f(k, l)) · (1 + f(ρ, k)) · Σ_{j>ρ} σⱼ² for every ρ < k − 1, where f(s, t) = s / (t − s − 1),
     k = `size` and l = `co_size` (theorem 4.3). Ψ has orthonormal rows instead of Gaussian ones, which is more stable
-    and divides f(k, l) by (m − k) / (m − l): with l = m, x is qᵀA.
+    and divides f(k, l) by (m − k) / (m − l): with l = m, x is exactly qᵀA.
 
     Args:
-        matrix: Real and finite, shape (m, n), float32 or float64; its elements below 1e36 / √(mn) in float32.
+        matrix: Real and finite, shape (m, n), float32 or float64; float32 elements below 1e36 / √(mn).
         size: Columns of the range sketch, at most min(m, n).
         co_size: Rows of the co-range sketch, between `size` and m.
         generator: Source of both test matrices, on the CPU.
@@ -64,7 +64,7 @@ def single_pass_qb(matrix: Tensor, size: int, *, co_size: int, generator: Genera
     omega = gaussian(n, size, generator=generator, dtype=matrix.dtype, device=matrix.device)
     psi = orthonormalize(gaussian(m, co_size, generator=generator, dtype=matrix.dtype, device=matrix.device)).mT
     y, w = _sketches(matrix, omega, psi)
-    # How large the matrix is shows in its sketches only after the pass.
+    # The magnitude of the matrix is known only after the pass, from its sketches.
     scaled = unit_scaled(y)
     q = orthonormalize(y * scaled.before * scaled.after)
     t, r = torch.linalg.qr(psi @ q)
@@ -72,7 +72,7 @@ def single_pass_qb(matrix: Tensor, size: int, *, co_size: int, generator: Genera
 
 
 def _sketches(matrix: Tensor, omega: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
-    """Return AΩ and ΨA, every row of the matrix read once."""
+    """Return AΩ and ΨA, reading every row of the matrix once."""
     parts: list[Tensor] = []
     w = matrix.new_zeros(psi.shape[0], matrix.shape[1])
     for rows, weights in zip(torch.split(matrix, _BLOCK_ROWS), torch.split(psi, _BLOCK_ROWS, dim=1), strict=True):

@@ -1,4 +1,4 @@
-"""Leading singular subspaces from a sketch, for spectra that fall fast, and the proof of how good they are."""
+"""Leading singular subspaces from a sketch, for rapidly decaying spectra, with a proof of their accuracy."""
 
 from dataclasses import dataclass
 from math import ceil, inf, log
@@ -9,17 +9,18 @@ from torch import Generator, Tensor
 from lrzip.linalg.blocks.certificate import interlacing_bound, ritz_gap, squared_residual
 from lrzip.linalg.blocks.gram import gram, product, rounding, squared_norm
 from lrzip.linalg.blocks.lanczos import rest_norm
-from lrzip.linalg.blocks.rangefinder import orthonormalize
+from lrzip.linalg.blocks.orthogonal import orthonormalize
+from lrzip.linalg.blocks.precision import attainable, working
 from lrzip.linalg.blocks.sketches import gaussian
-from lrzip.linalg.blocks.subspace import Subspace, attainable, working
+from lrzip.linalg.blocks.subspace import Subspace
 
 _OVERSAMPLE = 48
-# Of which so many are enough to tell the last direction wanted from the rest, once they have converged.
+# Columns beyond the rank that are kept after convergence, to separate the last wanted direction from the rest.
 _KEPT = 24
 # Rows that are converted to float64 at a time.
 _ROWS = 1024
-# What a Gaussian sketch misses before the first application of AᵀA, of σ² of the last direction wanted: 8 was measured,
-# and one application too many costs less than another pass in float64.
+# Energy that a Gaussian sketch misses before the first application of AᵀA, relative to σ² of the last wanted direction.
+# The measured ratio is 8; one application too many costs less than another pass in float64.
 _START = 100.0
 _APPLICATIONS = 4
 _PASSES = 3
@@ -28,19 +29,19 @@ _PASSES = 3
 def sketched_subspace(
     matrix: Tensor, rank: int, *, tolerance: float, oversample: int, generator: Generator
 ) -> Subspace | None:
-    """Return the leading `rank` singular vectors of the smaller side from a sketch, or None if that cannot be proven.
+    """Return the leading `rank` singular vectors of the smaller side from a sketch, or None without a proof.
 
     AᵀA is applied to a Gaussian sketch of `rank` + `oversample` columns (Halko, Martinsson & Tropp 2011, algorithm 4.4,
-    from the smaller side). Where next to nothing lies beyond the sketch, interlacing proves that one application is
-    enough. Else there are as many as the decay within the sketch asks for, and one in float64, whose Ritz values and
-    residuals are the proof (`lrzip.linalg.blocks.certificate.ritz_gap`).
+    from the smaller side). If the sketch captures nearly all energy, interlacing proves that one application is enough.
+    Otherwise AᵀA is applied as often as the decay within the sketch requires, and once more in float64, where Ritz
+    values and residuals are the proof (`lrzip.linalg.blocks.certificate.ritz_gap`).
 
     Args:
-        matrix: Finite, (m, n); computed in float32, or float64 if it has that dtype.
+        matrix: Finite, shape (m, n); computed in float32, or in float64 if it has that dtype.
         rank: Between 1 and min(m, n).
-        tolerance: Of `excess(rank)`.
-        oversample: Columns of the sketch beyond the rank, 48 at least.
-        generator: Source of sketch and probes, on the CPU.
+        tolerance: Largest `excess(rank)`.
+        oversample: Columns of the sketch beyond the rank; at least 48 are used.
+        generator: Source of the sketch and of the start vectors of bounds, on the CPU.
     """
     search = _Search(matrix, *working(matrix), rank)
     columns, dtype = search.columns, search.columns.dtype
@@ -64,13 +65,13 @@ def sketched_subspace(
 
 @dataclass(frozen=True)
 class _Search:
-    """For the leading `rank` singular vectors of the smaller side of a matrix.
+    """Search for the leading `rank` singular vectors of the smaller side of a matrix.
 
     Attributes:
-        matrix: A as it came.
+        matrix: A, as given.
         columns: A or Aᵀ, tall, in the dtype to compute in and divided by `scale`.
-        scale: What keeps squares in range.
-        rank: How many vectors are wanted.
+        scale: Power of two that keeps squares in range.
+        rank: Number of wanted vectors.
     """
 
     matrix: Tensor
@@ -79,19 +80,19 @@ class _Search:
     rank: int
 
     def interlaced(self, basis: Tensor) -> Subspace:
-        """Return the leading vectors within a basis (n, size); what they miss, by interlacing."""
+        """Return the leading vectors within a basis (n, size), with the interlacing bound on the energy they miss."""
         image = product(self.columns, basis)
         squares, rotation = torch.linalg.eigh(gram(image, dtype=torch.float64))
         squares, rotation = squares.flip(0).clamp(min=0), rotation.flip(1).to(basis.dtype)
         vectors = basis @ rotation[:, : self.rank]
         energy = squared_norm(self.columns)
         error = squared_residual(self.columns, image @ rotation[:, : self.rank], vectors.mT)
-        as_good_as_none = error <= attainable(basis.dtype, energy)
-        missed = 0.0 if as_good_as_none else max(error - interlacing_bound(squares.sqrt(), self.rank), 0.0)
+        negligible = error <= attainable(basis.dtype, energy)
+        missed = 0.0 if negligible else max(error - interlacing_bound(squares.sqrt(), self.rank), 0.0)
         return self._found(squares[: self.rank], vectors, energy, missed / self.rank)
 
     def refined(self, basis: Tensor, tolerance: float, generator: Generator) -> Subspace | None:
-        """Apply AᵀA in float64 until the leading Ritz vectors of a basis (n, size) are proven to be good enough."""
+        """Apply AᵀA in float64 until the leading Ritz vectors of a basis (n, size) provably meet the tolerance."""
         basis = orthonormalize(basis.double())
         for _ in range(_PASSES):
             projected, images, energy = _pass(self.columns, basis)
@@ -112,7 +113,7 @@ class _Search:
         return product(self.columns.mT, product(self.columns, x))
 
     def _found(self, squares: Tensor, vectors: Tensor, energy: float, slack: float) -> Subspace:
-        """Return what was found for A / scale, for A."""
+        """Return the subspace of A from the numbers of A / scale."""
         shape, unscaled = (self.matrix.shape[0], self.matrix.shape[1]), energy * self.scale**2
         floor = attainable(self.matrix.dtype, unscaled)
         return Subspace(
@@ -123,7 +124,7 @@ class _Search:
 def _applied(columns: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     """Return the squared singular values of QᵀA for an orthonormal basis Q of AX, and σᵢvᵢ, its scaled right vectors.
 
-    Their span is that of AᵀAX, of which, without the basis in between, what is below 3e-4 σ₁ would be lost.
+    Their span is that of AᵀAX. Without the orthonormal basis in between, directions below 3e-4 σ₁ would be lost.
     """
     image = product(columns.mT, orthonormalize(product(columns, start)))
     squares, rotation = torch.linalg.eigh(gram(image, dtype=torch.float64))
@@ -144,7 +145,10 @@ def _pass(columns: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, float]:
 
 
 def _enough(squares: Tensor, rank: int, allowed: float) -> int | None:
-    """Return how many directions of a sketch leave less than some energy, if it falls on as it does from `rank` on."""
+    """Return how many directions of a sketch leave less than an allowed energy; None if the sketch is too small.
+
+    The energy beyond the sketch is extrapolated: a geometric series with the mean decay from `rank` to its end.
+    """
     first, last = float(squares[rank - 1]), float(squares[-1])
     if not last > 0:
         return len(squares)
@@ -155,7 +159,7 @@ def _enough(squares: Tensor, rank: int, allowed: float) -> int | None:
 
 
 def _applications(squares: Tensor, rank: int, allowed: float) -> int:
-    """Return how many applications of AᵀA take what the leading vectors miss below some energy."""
+    """Return how many applications of AᵀA bring the energy that the leading vectors miss below an allowed energy."""
     first, last = float(squares[rank - 1]), float(squares[-1])
     if not 0 < last < first or not allowed > 0:
         return _APPLICATIONS + 1

@@ -1,4 +1,4 @@
-"""What ranges are sketched with: Gaussian matrices, the same ones on every device, and a fast transform."""
+"""Random and structured sketches: Gaussian matrices, identical on every device, and a fast cosine transform."""
 
 from math import pi, sqrt
 
@@ -15,8 +15,8 @@ def gaussian(
         rows: Number of rows.
         columns: Number of columns.
         generator: Source of the numbers, on the CPU.
-        dtype: Of the result; the numbers are drawn in float32, so that float64 computations see the same sketch.
-        device: Of the result.
+        dtype: Dtype of the result. The numbers are drawn in float32, so float64 computations use the same sketch.
+        device: Device of the result.
 
     Returns:
         (rows, columns) in `dtype` on `device`.
@@ -28,14 +28,14 @@ def cosine_transform(rows: Tensor) -> Tensor:
     """Return the orthonormal discrete cosine transform (DCT-II) of every row, in O(n log n) each.
 
     X_k = c_k Σ_j x_j cos(π (2j + 1) k / 2n) with c_0 = √(1/n) and c_k = √(2/n): an orthogonal matrix whose elements
-    are at most √(2/n). It is one real FFT of the even elements followed by the odd ones backwards (Makhoul 1980,
-    'A fast cosine transform in one and two dimensions').
+    are at most √(2/n). It is computed by one real FFT of the even elements followed by the odd ones in reverse order
+    (Makhoul 1980, 'A fast cosine transform in one and two dimensions').
 
     Args:
         rows: Shape (..., n), float32 or float64.
 
     Returns:
-        The shape, dtype and device of `rows`, with the norms of its rows.
+        Same shape, dtype and device as `rows`; every row keeps its norm.
     """
     n = rows.shape[-1]
     order = torch.cat([torch.arange(0, n, 2), torch.arange(1, n, 2).flip(0)]).to(rows.device)
@@ -43,7 +43,7 @@ def cosine_transform(rows: Tensor) -> Tensor:
     twist = torch.polar(torch.ones_like(angles), angles)
     spectrum = torch.fft.rfft(rows[..., order])
     spectrum = spectrum * twist.to(spectrum)
-    # The real parts are X_0 … X_{n/2}, the negative imaginary ones X_{n-1}, X_{n-2}, …
+    # The real parts are X_0 … X_{n/2}, the negated imaginary parts X_{n-1}, X_{n-2}, …
     halves = [spectrum.real, -spectrum.imag[..., 1 : (n + 1) // 2].flip(-1)]
     transformed = torch.cat(halves, dim=-1) * sqrt(2 / n)
     transformed[..., 0] *= sqrt(1 / 2)

@@ -1,4 +1,4 @@
-"""Leading singular subspaces from Gram matrices: exact to a stated share of the energy that is discarded anyway."""
+"""Leading singular subspaces from Gram matrices, with a bound on the energy that rounding makes them miss."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,11 +10,10 @@ from torch import Generator, Tensor
 from lrzip.linalg.blocks.cost import prefers_gram, prefers_partial
 from lrzip.linalg.blocks.gram import gram, product, rounding, safe_scale, squared_norm, tall
 from lrzip.linalg.blocks.lanczos import block_lanczos, block_size
+from lrzip.linalg.blocks.lapack import NotConverged, lapack_svd
+from lrzip.linalg.blocks.precision import attainable, compute_dtype
 from lrzip.linalg.blocks.sketches import gaussian
 
-_NotConverged = torch.linalg.LinAlgError  # type: ignore[attr-defined]  # which its stubs forget
-# Factors in some dtype cannot come nearer to a matrix than about twenty units of rounding of its norm.
-_ATTAINABLE = 20.0
 # Beyond this share of all dimensions a Krylov space costs more than all eigenvectors.
 _LIMIT = 0.7
 
@@ -24,13 +23,13 @@ class Subspace:
     """Leading singular vectors of the smaller side of a matrix A.
 
     Attributes:
-        squares: σᵢ² as far as they are known, descending, float64 on the CPU: all, or as many as there are vectors.
-        vectors: (min(m, n), count), orthonormal, in order.
+        squares: Known σᵢ², descending, float64 on the CPU: all, or as many as there are vectors.
+        vectors: (min(m, n), count), orthonormal, in the order of `squares`.
         energy: ‖A‖_F².
         shape: (m, n).
-        slack: Bound on the energy that `rank` vectors miss of what the best ones capture, divided by rank.
-        floor: Squared error below which no factors of this precision can come.
-        method: `gram`, `lanczos` or `lapack`, with ` in float64` where that was needed.
+        slack: Bound on the energy that the leading `rank` vectors miss against the best ones, divided by the rank.
+        floor: Squared error below which factors of this precision cannot approximate A.
+        method: `gram`, `lanczos`, `lapack` or `randomized`, followed by ` in float64` if float32 was not enough.
     """
 
     squares: Tensor
@@ -42,7 +41,7 @@ class Subspace:
     method: str
 
     def excess(self, rank: int) -> float:
-        """Return a bound on ‖A − A V Vᵀ‖_F over its optimum, less 1, for the leading `rank` vectors V."""
+        """Return a bound on ‖A − A V Vᵀ‖_F over its optimum, minus 1, for the leading `rank` vectors V."""
         discarded, missed = max(self.energy - float(self.squares[:rank].sum()), 0.0), rank * self.slack
         if rank == self.vectors.shape[0] or discarded + missed <= self.floor:
             return 0.0
@@ -55,11 +54,11 @@ def full_subspace(
     """Return all singular values and the leading `count` singular vectors of the smaller side.
 
     Args:
-        matrix: Finite, (m, n); computed in float32, or float64 if it has that dtype.
-        count: Vectors wanted.
-        tolerance: Of `excess(rank)`; float32 gives way to float64, and that to LAPACK, until it is met.
-        rank: For which the tolerance has to hold; None takes float32 as it comes.
-        coarse: Whether float32 is worth a try.
+        matrix: Finite, shape (m, n); computed in float32, or in float64 if it has that dtype.
+        count: Number of vectors.
+        tolerance: Largest `excess(rank)`. Until it is met, float32 gives way to float64, and float64 to LAPACK.
+        rank: Rank for which the tolerance must hold; None accepts the first result.
+        coarse: Whether to try float32 first.
     """
     columns, scale = tall(matrix), safe_scale(matrix)
     for dtype in _precisions(matrix.dtype, coarse=coarse):
@@ -67,12 +66,13 @@ def full_subspace(
         energy = _energy(matrix, square, scale)
         try:
             values, vectors = torch.linalg.eigh(square)
-        except _NotConverged:
+        except NotConverged:
             continue
         del square
         squares = values.flip(0).double().cpu().clamp(min=0) * scale**2
         leading = vectors[:, len(vectors) - count :].flip(1).to(compute_dtype(matrix.dtype)).contiguous()
-        # Ky Fan: rounding may raise the sum that these vectors capture by so much, and lower that of the best ones.
+        # By Ky Fan's theorem, rounding may raise the energy that these vectors capture, and lower that of the best
+        # ones, by this much per vector.
         slack = 2 * rounding(squares, dtype)
         floor, method = attainable(matrix.dtype, energy), _named("gram", matrix, dtype)
         found = Subspace(squares, leading, energy, _shape(matrix), slack, floor, method)
@@ -84,14 +84,14 @@ def full_subspace(
 def leading_subspace(
     matrix: Tensor, rank: int, *, tolerance: float, generator: Generator, coarse: bool = True
 ) -> Subspace:
-    """Return the leading `rank` singular vectors of the smaller side, by what costs least.
+    """Return the leading `rank` singular vectors of the smaller side, by the cheaper of Lanczos and all eigenvectors.
 
     Args:
-        matrix: Finite, (m, n); computed in float32, or float64 if it has that dtype.
+        matrix: Finite, shape (m, n); computed in float32, or in float64 if it has that dtype.
         rank: Between 1 and min(m, n).
-        tolerance: Of `excess(rank)`.
-        generator: Source of the start of a Krylov space.
-        coarse: Whether float32 is worth a try.
+        tolerance: Largest `excess(rank)`.
+        generator: Source of the start of a Krylov space, on the CPU.
+        coarse: Whether to try float32 first.
     """
     columns = tall(matrix)
     if prefers_partial(columns.shape[1], rank, matrix.device.type):
@@ -99,17 +99,6 @@ def leading_subspace(
         if found:
             return found
     return full_subspace(matrix, rank, tolerance=tolerance, rank=rank, coarse=coarse)
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that matrices of some dtype are computed in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def working(matrix: Tensor) -> tuple[Tensor, float]:
-    """Return A or Aᵀ, tall, in the dtype to compute in and divided by a scale that keeps squares in range, and that."""
-    columns, scale = tall(matrix).to(compute_dtype(matrix.dtype)), safe_scale(matrix)
-    return columns if scale == 1 else columns / scale, scale
 
 
 def _krylov_subspace(
@@ -161,7 +150,7 @@ def _operator(
 
 
 def _energy(matrix: Tensor, square: Tensor, scale: float) -> float:
-    """Return ‖A‖_F², from the Gram matrix where that is the more exact."""
+    """Return ‖A‖_F², from the Gram matrix if that is more precise."""
     return float(square.trace()) * scale**2 if square.dtype == torch.float64 else squared_norm(matrix)
 
 
@@ -175,27 +164,10 @@ def _lapack_subspace(matrix: Tensor, count: int) -> Subspace:
     return Subspace(squares, vectors, energy, _shape(matrix), 0.0, floor, "lapack")
 
 
-def lapack_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the thin SVD by LAPACK; in float64 should the divide-and-conquer of float32 not converge."""
-    try:
-        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    except _NotConverged:
-        # Columns of other norms make another iteration; a QR factorization first changes them without changing σ.
-        q, r = torch.linalg.qr(matrix.double())
-        u, s, vh = torch.linalg.svd(r, full_matrices=False)
-        u = q @ u
-    return u.to(matrix.dtype), s.to(matrix.dtype), vh.to(matrix.dtype)
-
-
 def _precisions(dtype: torch.dtype, *, coarse: bool) -> Iterator[torch.dtype]:
     if dtype != torch.float64 and coarse:
         yield torch.float32
     yield torch.float64
-
-
-def attainable(dtype: torch.dtype, energy: float) -> float:
-    """Return the squared error, of a matrix with ‖A‖_F² = energy, below which factors of that precision cannot come."""
-    return max((_ATTAINABLE * torch.finfo(compute_dtype(dtype)).eps) ** 2 * energy, torch.finfo(torch.float64).tiny)
 
 
 def _shape(matrix: Tensor) -> tuple[int, int]:

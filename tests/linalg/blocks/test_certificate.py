@@ -19,7 +19,7 @@ def test_squared_residual_is_that_of_the_product() -> None:
 
 @pytest.mark.parametrize("power_iterations", [0, 2, 10])
 @pytest.mark.parametrize("spectrum", SPECTRA)
-def test_no_bound_is_above_the_optimum(spectrum: str, power_iterations: int) -> None:
+def test_lower_bounds_never_exceed_the_optimum(spectrum: str, power_iterations: int) -> None:
     values, rank = SPECTRA[spectrum](80), 15
     matrix = with_spectrum((120, 80), values, dtype=torch.float64)
     optimum = float(values[rank:].square().sum())
@@ -31,7 +31,7 @@ def test_no_bound_is_above_the_optimum(spectrum: str, power_iterations: int) -> 
         assert ritz_bound(matrix, vh[:rank].mT) <= optimum * (1 + 1e-12) + 1e-12
 
 
-def test_bounds_are_sharp_where_they_should_be() -> None:
+def test_each_lower_bound_is_sharp_for_its_kind_of_spectrum() -> None:
     generator = Generator().manual_seed(0)
     steep = with_spectrum((120, 80), fast(80), dtype=torch.float64)
     s = direct_svd(steep, subspace_iteration(steep, 40, power_iterations=1, generator=generator))[1]
@@ -44,7 +44,7 @@ def test_bounds_are_sharp_where_they_should_be() -> None:
 
 @pytest.mark.parametrize("iterations", [1, 3, 6])
 @pytest.mark.parametrize("spectrum", SPECTRA)
-def test_leading_ritz_values_miss_no_more_than_their_gap_says(spectrum: str, iterations: int) -> None:
+def test_leading_ritz_values_miss_at_most_their_gap(spectrum: str, iterations: int) -> None:
     matrix = with_spectrum((120, 80), SPECTRA[spectrum](80), dtype=torch.float64)
     g, exact = matrix.mT @ matrix, SPECTRA[spectrum](80).double().square()
     for seed in range(10):
@@ -55,7 +55,7 @@ def test_leading_ritz_values_miss_no_more_than_their_gap_says(spectrum: str, ite
         assert missed <= ritz_gap(t, residual.mT @ residual, rest, 15) + 1e-12 * float(exact[0])
 
 
-def test_the_gap_falls_with_the_squares_of_the_residuals_and_needs_a_complement_that_is_small() -> None:
+def test_the_gap_is_quadratic_in_the_residuals_and_needs_a_small_complement() -> None:
     matrix = with_spectrum((120, 80), slow(80), dtype=torch.float64)
     g, generator = matrix.mT @ matrix, Generator().manual_seed(0)
     t, residual, rest = parts(g, subspace_iteration(matrix.mT, 25, power_iterations=12, generator=generator))
@@ -67,13 +67,13 @@ def test_the_gap_falls_with_the_squares_of_the_residuals_and_needs_a_complement_
 
 
 def parts(g: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Return T, F and ‖C‖₂ of an operator in a basis."""
+    """Return T, F and ‖C‖₂ of an operator G in a basis."""
     t = basis.mT @ g @ basis
     complement = torch.eye(len(g), dtype=g.dtype) - basis @ basis.mT
     return t, g @ basis - basis @ t, float(torch.linalg.matrix_norm(complement @ g @ complement, ord=2))
 
 
-def test_excess_compares_errors_and_ignores_what_no_factors_can_better() -> None:
+def test_excess_compares_errors_above_the_floor() -> None:
     assert excess(1.21, 1.0, 1e-12) == pytest.approx(0.1)
     assert excess(1e-13, 0.0, 1e-12) == 0
     assert excess(4e-12, -1.0, 1e-12) == pytest.approx(sqrt(4) - 1)

@@ -11,7 +11,7 @@ SIZE = 400
 
 
 def positive(values: Tensor, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    """Return a symmetric matrix with given eigenvalues."""
+    """Return a symmetric matrix with given eigenvalues and Haar-distributed eigenvectors."""
     vectors = with_spectrum((len(values), len(values)), torch.ones(len(values)), dtype=torch.float64, seed=seed)
     matrix: Tensor = (vectors * values.double()) @ vectors.mT
     return ((matrix + matrix.mT) / 2).to(dtype)
@@ -36,7 +36,7 @@ def lanczos(matrix: Tensor, rank: int, tolerance: float = 1e-3, limit: int = SIZ
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("spectrum", SPECTRA)
-def test_vectors_miss_no_more_energy_than_their_residuals_say(spectrum: str, dtype: torch.dtype) -> None:
+def test_vectors_miss_at_most_the_energy_of_their_bound(spectrum: str, dtype: torch.dtype) -> None:
     values = SPECTRA[spectrum](SIZE).square()
     matrix = positive(values, dtype)
     for rank in (5, 60):
@@ -53,7 +53,7 @@ def test_vectors_miss_no_more_energy_than_their_residuals_say(spectrum: str, dty
         torch.testing.assert_close(ritz.vectors.mT @ ritz.vectors, identity, rtol=0, atol=atol)
 
 
-def test_ritz_values_are_below_the_eigenvalues_by_what_they_miss_at_most() -> None:
+def test_ritz_values_are_below_the_eigenvalues_by_at_most_the_bound() -> None:
     values = slow(SIZE).square()
     matrix = positive(values)
     for seed in range(5):
@@ -61,12 +61,12 @@ def test_ritz_values_are_below_the_eigenvalues_by_what_they_miss_at_most() -> No
         assert ritz is not None
         below = values[:30] - ritz.values
         assert float(below.min()) >= -1e-13
-        assert 1e-12 < float(below.sum()) <= ritz.missed  # and not yet exact, or this would prove nothing
+        assert 1e-12 < float(below.sum()) <= ritz.missed  # not exact yet, so that the bound is tested
 
 
 @pytest.mark.parametrize("rank", [20, 100, 140])
 def test_clusters_wider_than_a_block_do_not_hide(rank: int) -> None:
-    # The Krylov space of 64 vectors holds 64 eigenvectors of each distinct eigenvalue and not one more.
+    # The Krylov space of 64 start vectors contains at most 64 eigenvectors of each distinct eigenvalue.
     values = torch.where(torch.arange(600) < 140, 9.0, torch.linspace(2, 1, 600).double())
     matrix, generator = positive(values, torch.float32), Generator().manual_seed(0)
     ritz = block_lanczos(
@@ -78,17 +78,17 @@ def test_clusters_wider_than_a_block_do_not_hide(rank: int) -> None:
         limit=600,
         generator=generator,
     )
-    assert (ritz is None) == (rank == 140)  # which is found out instead of answered wrongly
+    assert (ritz is None) == (rank == 140)  # which is recognized
     if ritz:
         missed = float(values[:rank].sum() - ritz.values.sum())
         assert missed <= 1e-3 * float(values[rank:].sum())
 
 
-def test_a_flat_spectrum_runs_into_the_limit() -> None:
+def test_a_flat_spectrum_reaches_the_limit() -> None:
     assert lanczos(positive(torch.linspace(1.0, 0.99, SIZE)), 20, tolerance=1e-9, limit=250) is None
 
 
-def test_an_exact_rank_below_the_one_wanted_is_no_trouble() -> None:
+def test_a_matrix_of_lower_rank_than_wanted_gets_orthonormal_vectors() -> None:
     values = torch.cat([torch.arange(12, 0, -1), torch.zeros(SIZE - 12)])
     ritz = lanczos(positive(values, torch.float32), 20)
     assert ritz is not None

@@ -12,7 +12,7 @@ def test_products_have_unit_magnitude(scale: float) -> None:
     dense = scaled @ torch.eye(2)
     assert 0.5 <= float(dense.abs().max()) < 1
     torch.testing.assert_close((scaled.mT @ torch.eye(2)).mT, dense, rtol=0, atol=0)
-    assert scaled.restore(dense).equal(matrix)  # powers of two round nothing
+    assert scaled.restore(dense).equal(matrix)  # powers of two are exact
 
 
 def test_squared_norm_is_that_of_the_scaled_matrix() -> None:
@@ -22,6 +22,6 @@ def test_squared_norm_is_that_of_the_scaled_matrix() -> None:
     assert scaled.squared_norm() == pytest.approx(expected, rel=1e-12)
 
 
-def test_zeros_stay_zeros() -> None:
+def test_a_zero_matrix_is_left_unchanged() -> None:
     scaled = unit_scaled(torch.zeros(3, 2))
     assert (scaled.before, scaled.after, scaled.squared_norm()) == (1.0, 1.0, 0.0)

@@ -18,7 +18,7 @@ def sketched(matrix: Tensor, rank: int, tolerance: float = 1e-3) -> Subspace | N
 
 
 def excess(matrix: Tensor, found: Subspace, rank: int) -> float:
-    """Return the error of the projection on the vectors over the optimum, less 1, in float64."""
+    """Return the error of the projection on the vectors relative to the optimal error, minus 1, in float64."""
     a = (matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT).double()
     basis = torch.linalg.qr(found.vectors[:, :rank].double()).Q
     optimum = torch.linalg.vector_norm(torch.linalg.svdvals(a)[rank:])
@@ -28,7 +28,7 @@ def excess(matrix: Tensor, found: Subspace, rank: int) -> float:
 @pytest.mark.parametrize("shape", [(400, 200), (200, 400)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("spectrum", [quadratic, fast], ids=["quadratic", "fast"])
-def test_vectors_are_as_good_as_they_claim(
+def test_vectors_meet_their_own_bound(
     spectrum: Callable[[int], Tensor], dtype: torch.dtype, shape: tuple[int, int]
 ) -> None:
     matrix = with_spectrum(shape, spectrum(200), dtype=dtype)
@@ -36,26 +36,28 @@ def test_vectors_are_as_good_as_they_claim(
     assert found is not None
     assert found.method == "randomized"
     assert 0 <= found.excess(20) <= 1e-3
-    # What rounding of the vectors to float32 may add is not in the bound, but in the floor that it is relative to.
+    # Rounding of the vectors to float32 is not part of the bound but of the floor.
     assert excess(matrix, found, 20) <= found.excess(20) + 1e-5
     gram = found.vectors.mT @ found.vectors
     torch.testing.assert_close(gram, torch.eye(20, dtype=dtype), rtol=0, atol=1e-5)
 
 
-def test_where_the_spectrum_does_not_fall_nothing_is_proven() -> None:
+def test_a_flat_spectrum_gives_no_proof() -> None:
     assert sketched(with_spectrum((400, 200), noisy(200)), 30) is None
 
 
-def test_the_tolerance_is_kept_or_nothing_is_returned() -> None:
-    for name, values in SPECTRA.items():
-        matrix = with_spectrum((160, 120), values(120))
-        for tolerance in (1e-1, 1e-3, 1e-6):
-            found = sketched(matrix, 10, tolerance)
-            assert found is None or found.excess(10) <= tolerance, name
+@pytest.mark.parametrize("tolerance", [1e-1, 1e-3, 1e-6])
+def test_the_tolerance_is_met_or_nothing_is_returned(tolerance: float) -> None:
+    matrices = {name: with_spectrum((160, 120), values(120)) for name, values in SPECTRA.items()}
+    results = {name: sketched(matrix, 10, tolerance) for name, matrix in matrices.items()}
+    found = {name: subspace for name, subspace in results.items() if subspace}
+    assert found.keys() >= {"fast", "zero"}
+    for name, subspace in found.items():
+        assert subspace.excess(10) <= tolerance, name
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
-def test_the_scale_of_a_matrix_changes_nothing_but_the_energy(scale: float) -> None:
+def test_scaling_a_matrix_scales_only_its_energy(scale: float) -> None:
     plain = with_spectrum((300, 150), quadratic(150))
     found, scaled = sketched(plain, 12), sketched(plain * scale, 12)
     assert found is not None
@@ -64,7 +66,7 @@ def test_the_scale_of_a_matrix_changes_nothing_but_the_energy(scale: float) -> N
     torch.testing.assert_close(scaled.squares / scale**2, found.squares, rtol=1e-4, atol=1e-12)
 
 
-def test_matrices_of_lower_rank_are_taken_as_they_are() -> None:
+def test_a_matrix_of_lower_rank_has_no_excess() -> None:
     values = torch.cat([torch.ones(5), torch.zeros(95)])
     found = sketched(with_spectrum((200, 100), values), 8)
     assert found is not None

@@ -28,8 +28,8 @@ def test_cosine_transform_is_orthonormal(n: int, dtype: torch.dtype) -> None:
     torch.testing.assert_close(matrix @ matrix.mT, identity, rtol=0, atol=10 * torch.finfo(dtype).eps)
 
 
-def test_cosine_transform_spreads_a_spike() -> None:
-    """No element is above √(2/n), whatever the spike: what the sampling of the SRFT relies on."""
+def test_cosine_transform_spreads_a_unit_vector() -> None:
+    """No element exceeds √(2/n), on which the sampling of the SRFT relies."""
     assert float(cosine_transform(torch.eye(100)).abs().max()) <= sqrt(2 / 100) * (1 + 1e-6)
 
 
