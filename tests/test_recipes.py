@@ -16,7 +16,11 @@ from tests.support.networks import Net, seeded
 from tests.support.pages import ROOT
 from tests.support.recipes import Recipe, recipes
 
-CONTRACTS = {"DECOMPOSITIONS": "tests/decompositions/test_contract.py", "RULES": "tests/ranks/test_contract.py", "FORMATS": "tests/formats/test_contract.py"}
+CONTRACTS = {
+    "DECOMPOSITIONS": "tests/decompositions/test_contract.py",
+    "RULES": "tests/ranks/test_contract.py",
+    "FORMATS": "tests/formats/test_contract.py",
+}
 """By registry, the contract tests that run over it."""
 NAMES = {
     name: str(recipe.mapping)

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -177,10 +178,11 @@ def _chains(source: HuggingFaceFolder, layout: Sequence[Entry]) -> dict[str, Kin
     chains: dict[str, Kind] = {}
     for entry in layout:
         module, _, stage = entry.spec.name.removesuffix(".weight").rpartition(".")
-        if entry.kind and stage not in ("0", "1"):
+        is_pointwise = prod(entry.spec.shape[2:]) == 1
+        if entry.kind and stage != "0" and not (stage == "1" and is_pointwise):
             raise LrzipError(
-                f"`{module}` has more than two factors, which folders of transformers do not support. "
-                "Leave out `--decomposition`, or `--skip` it."
+                f"`{module}` has more than two factors, or a kernel in the second, which folders of transformers do "
+                "not support. Leave out `--decomposition`, or `--skip` it."
             )
         if entry.kind:
             chains[module] = entry.kind
