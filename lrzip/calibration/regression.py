@@ -48,7 +48,7 @@ class Regression:
     def matrices(self, targets: Targets) -> Tensor:
         """Return the weights with the least regularized error, (groups, m, n) float64."""
         constants = targets.first if self.free else self.prior.constants
-        cross = targets.less(constants, self.inputs).cross
+        cross = targets.minus(constants, self.inputs).cross
         groups = zip(cross, self.about.second, self.prior.matrices, strict=True)
         return torch.stack([regress(*each, self.inputs.damping) for each in groups])
 

@@ -186,7 +186,7 @@ class _Fitter:
             aligned = [goal]
             if epilogue.other:
                 aligned = [goal + dense[epilogue.other], compressed[epilogue.other]]
-            inputs = self._inputs(call, dense, compressed).thinned(self._most, number)
+            inputs = self._inputs(call, dense, compressed).subsampled(self._most, number)
             parts = [part for value in aligned for part in value.chunk(layer.groups, axis)]
             yield from inputs.rows(piece_size(layer.input_size), tuple(parts))
 

@@ -1,4 +1,4 @@
-"""What the rows of a layer's unfolded weight are multiplied by: its inputs, one position a row, in bounded pieces."""
+"""The inputs of a layer, unfolded to the rows that its unfolded weight is multiplied by, in pieces of bounded size."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,15 @@ _ITEMSIZE = 4
 
 @dataclass(frozen=True)
 class Window:
-    """How a convolution moves over its input, along each axis; `padding` is (before, after) with a mode of F.pad."""
+    """The geometry of a convolution, for each spatial axis.
+
+    Attributes:
+        kernel: Kernel size.
+        stride: Stride.
+        padding: Padding (before, after).
+        dilation: Dilation.
+        mode: Padding mode of `torch.nn.functional.pad`.
+    """
 
     kernel: Sequence[int]
     stride: Sequence[int]
@@ -26,9 +34,9 @@ class Window:
 
     @classmethod
     def of(cls, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any, mode: str = "zeros") -> "Window":
-        """Return the window of a convolution with the arguments that torch's operators take."""
+        """Return the window of a convolution from the arguments of torch's convolution modules and operators."""
         strides, dilations = _each(stride, kernel), _each(dilation, kernel)
-        if padding == "same":  # torch puts the odd element after
+        if padding == "same":  # of an odd total, torch adds the larger part at the end
             spans = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
             sides = [(span // 2, span - span // 2) for span in spans]
         else:
@@ -38,15 +46,15 @@ class Window:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a layer is applied to in one call.
+    """The inputs of a layer in one call.
 
     Attributes:
         kind: Kind of the layer.
-        parts: For each group of the weight what it sees, with channels last, or as axis 1 for convolutions; indices
-            for an embedding.
-        window: Of a convolution that is not transposed.
-        step: Every how many lines of positions count.
-        offset: The first of them.
+        parts: Input of each group of the weight; channels are the last axis, or axis 1 for convolutions. Indices for
+            an embedding.
+        window: Geometry of a convolution that is not transposed.
+        step: Stride at which lines of spatial positions are sampled.
+        offset: First sampled line.
     """
 
     kind: Kind
@@ -55,12 +63,12 @@ class Inputs:
     step: int = 1
     offset: int = 0
 
-    def thinned(self, most: int, number: int) -> "Inputs":
-        """Return about as many positions, evenly spread: of an image every few lines, beginning elsewhere each time.
+    def subsampled(self, most: int, number: int) -> "Inputs":
+        """Return inputs at a regular sample of lines, with a different first line in each call.
 
         Args:
-            most: Positions to keep.
-            number: Of the call, which decides where to begin.
+            most: Approximate number of spatial positions to keep.
+            number: Number of the call, which determines the first line.
         """
         view = self._views()[0]
         axes = len(self.window.kernel) if self.window else 0
@@ -68,12 +76,11 @@ class Inputs:
         return replace(self, step=step, offset=number % step)
 
     def rows(self, nbytes: int, outputs: tuple[Tensor, ...] = ()) -> Iterator[tuple[Tensor, ...]]:
-        """Yield pieces: for each group a matrix (positions, columns of its part of the unfolded weight), float32.
+        """Yield pieces of the unfolded inputs: a float32 matrix (positions, columns of the unfolded weight) per group.
 
         Args:
-            nbytes: About what the matrix of a group may take. One line of positions is the least.
-            outputs: What belongs to the positions, shaped as the layer puts it out; for each of them a matrix
-                (positions, channels) follows.
+            nbytes: Approximate maximum size of a matrix in bytes. Pieces have at least one line of positions.
+            outputs: Tensors shaped like the outputs of the layer; each adds one matrix (positions, channels) per piece.
         """
         axes = len(self.window.kernel) if self.window else 0
         beside = [value.movedim(1, -1) if axes else value.reshape(1, -1, value.shape[-1]) for value in outputs]
@@ -86,7 +93,7 @@ class Inputs:
                 yield tuple(part.reshape(-1, width).float() for part, width in zip(piece, widths, strict=True))
 
     def _views(self) -> list[Tensor]:
-        """Return for each group (examples, *positions, channels, *kernel)."""
+        """Return for each group a view (samples, *positions, channels, *kernel)."""
         if self.window:
             return [_patches(part, self.window) for part in self.parts]
         if self.kind.is_transposed_convolution:
@@ -95,7 +102,7 @@ class Inputs:
 
 
 def _patches(x: Tensor, window: Window) -> Tensor:
-    """Return (examples, *positions, channels, *kernel), a view: only pieces of it are ever copied."""
+    """Return a view (samples, *positions, channels, *kernel), of which only pieces are ever copied."""
     sides = [side for pair in reversed(window.padding) for side in pair]
     padded = F.pad(x, sides, mode=window.mode) if any(sides) else x
     for axis, (size, step, gap) in enumerate(zip(window.kernel, window.stride, window.dilation, strict=True), 2):

@@ -1,4 +1,4 @@
-"""Second moments of what layers are applied to, which say what of a weight matters."""
+"""First and second moments of the inputs of layers, and of their products with target outputs."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -11,8 +11,8 @@ from lrzip.core.activations import Inputs
 from lrzip.linalg.blocks.gram import gram
 from lrzip.linalg.whitening import DAMPING
 
-# Bytes and rows of the pieces in which inputs are unfolded: large enough for full speed, small enough that sums of so
-# many products in float32 lose nothing.
+# Bytes and rows of the pieces in which inputs are unfolded: large enough for full speed, small enough for float32 sums
+# over their rows to be precise.
 PIECE = 1 << 25
 _ROWS = 1 << 13
 _ITEMSIZE = 4
@@ -36,10 +36,10 @@ class Moments:
     """Moments of the inputs of a layer, for each group of its weight.
 
     Attributes:
-        second: E[x xᵀ], (groups, n, n) float64 for n columns of the unfolded weight, or for an embedding its diagonal
-            (groups, n), the shares of the indices.
+        second: E[x xᵀ], (groups, n, n) float64, where n is the number of columns of the unfolded weight. For an
+            embedding only its diagonal (groups, n), the relative frequencies of indices.
         first: E[x], (groups, n) float64.
-        count: Positions that were averaged over.
+        count: Number of inputs averaged over, one per sample and spatial position.
         fisher: Fisher sensitivity of the layer's outputs, see `lrzip.calibration.fisher`; None if unknown.
         measured: Measured changes of the network's outputs by rank; None if not measured.
     """
@@ -52,15 +52,15 @@ class Moments:
 
     @property
     def damping(self) -> float:
-        """What is to be added in all directions, as a share of the mean moment: the more, the fewer positions.
+        """Damping of second moments, as a share of their mean; larger for fewer inputs.
 
-        Of n columns seen in p positions, estimates of moments are off by about the share n / p of their mean.
+        The error of moments estimated for n columns from p inputs is about n / p of their mean.
         """
         return DAMPING + self.first.shape[1] / max(self.count, 1)
 
     @property
     def centered(self) -> "Moments":
-        """The same of x − E[x], for what will get a bias that makes up for the mean; indices have no mean."""
+        """Moments of x − E[x], for layers whose bias absorbs the mean; those of indices are returned unchanged."""
         if self.second.dim() == self.first.dim():
             return self
         outer = self.first[:, :, None] * self.first[:, None, :]
@@ -69,30 +69,30 @@ class Moments:
 
 @dataclass(frozen=True)
 class Targets:
-    """What a layer should put out, against what it is applied to, for each group.
+    """Moments of target outputs t with the inputs x of a layer, for each group of its weight.
 
     Attributes:
-        cross: E[t xᵀ], (groups, m, n) float64 for outputs t.
+        cross: E[t xᵀ], (groups, m, n) float64.
         first: E[t], (groups, m) float64.
     """
 
     cross: Tensor
     first: Tensor
 
-    def less(self, constants: Tensor, inputs: Moments) -> "Targets":
-        """Return the same of t − c, for constants (groups, m)."""
+    def minus(self, constants: Tensor, inputs: Moments) -> "Targets":
+        """Return the moments of t − c, for constants c (groups, m)."""
         outer = constants[:, :, None] * inputs.first[:, None, :]
         return Targets(self.cross - outer, self.first - constants)
 
 
 class Sums:
-    """Adds up moments: products in float32 of pieces of bounded size, their sums in float64.
+    """Sums of moments over calls of a layer: float32 products of pieces of bounded size, summed in float64.
 
     Args:
-        columns: Of the part of a group in the unfolded weight.
-        groups: Of the weight.
+        columns: Number of columns of the unfolded weight of one group.
+        groups: Number of groups of the weight.
         diagonal: Whether inputs are indices.
-        outputs: Channels of a group that targets come with; 0 without targets.
+        outputs: Output channels of one group that targets are given for; 0 without targets.
     """
 
     def __init__(self, columns: int, groups: int, *, diagonal: bool = False, outputs: int = 0) -> None:
@@ -104,7 +104,13 @@ class Sums:
         self._calls = 0
 
     def add(self, inputs: Inputs, targets: tuple[Tensor, ...] = (), *, most: int | None = None) -> None:
-        """Take the inputs of one call, and what each group should put out, at about so many positions at most."""
+        """Add the inputs of one call.
+
+        Args:
+            inputs: Inputs of the layer.
+            targets: Target outputs of each group, shaped like the outputs; empty without targets.
+            most: Approximate maximum number of inputs to use, evenly subsampled; None uses all.
+        """
         if self._second.dim() == self._first.dim():
             for group, part in enumerate(inputs.parts):
                 self._second[group] += torch.bincount(part.flatten().cpu(), minlength=self._second.shape[1])
@@ -113,9 +119,9 @@ class Sums:
             return
         groups = len(self._second)
         self._calls += 1
-        thinned = inputs if most is None else inputs.thinned(most, self._calls)
-        for piece in thinned.rows(piece_size(self._second.shape[-1]), targets):
-            products: dict[int, tuple[Tensor, Tensor]] = {}  # groups may see the same
+        sampled = inputs if most is None else inputs.subsampled(most, self._calls)
+        for piece in sampled.rows(piece_size(self._second.shape[-1]), targets):
+            products: dict[int, tuple[Tensor, Tensor]] = {}  # groups may share their inputs
             for group, rows in enumerate(piece[:groups]):
                 if rows.data_ptr() not in products:
                     products[rows.data_ptr()] = gram(rows, dtype=rows.dtype), rows.sum(0, dtype=torch.float64)
@@ -128,16 +134,16 @@ class Sums:
             self._count += len(piece[0])
 
     def moments(self) -> Moments:
-        """Return the means of the inputs so far."""
+        """Return the moments of all inputs added so far."""
         return Moments(self._second / max(self._count, 1), self._first / max(self._count, 1), self._count)
 
     def targets(self) -> Targets:
-        """Return the means with the targets so far."""
+        """Return the moments of all targets added so far."""
         return Targets(self._cross / max(self._count, 1), self._target / max(self._count, 1))
 
 
 def piece_size(columns: int) -> int:
-    """Return the bytes of the pieces in which inputs of so many columns are looked at."""
+    """Return the size in bytes of the pieces in which inputs with this number of columns are unfolded."""
     return min(PIECE, _ROWS * _ITEMSIZE * columns)
 
 
@@ -146,8 +152,8 @@ Statistics = Mapping[str, Moments]
 
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-"""Of one call of a network: positional and named."""
+"""Positional and keyword arguments of one call of a network."""
 
 
 Observe = Callable[[str, Inputs], None]
-"""Takes what a layer of some name was applied to."""
+"""Callback that receives the name of a layer and the inputs of one call of it."""

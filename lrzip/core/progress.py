@@ -1,11 +1,11 @@
-"""How long work tells what it is at."""
+"""The callback by which long computations report progress."""
 
 from collections.abc import Callable
 
 from lrzip.core.layers import Layer
 
 Progress = Callable[[str, Layer, int, int], None]
-"""Called before each layer with what is being done, the layer, its index and the number of layers."""
+"""Callback before each layer, with the name of the phase, the layer, its index and the number of layers."""
 
 
 def silent(phase: str, layer: Layer, index: int, count: int) -> None:

@@ -1,4 +1,4 @@
-"""Names of plug-ins, imported on first use."""
+"""Registries of named objects that are imported on first use."""
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -8,9 +8,13 @@ from lrzip.core.errors import UnknownName
 
 
 class Registry(Mapping[str, Any]):
-    """A read-only mapping from a name to the object at `module:object`.
+    """Read-only mapping from names to the objects at `module:object`.
 
-    Listing the names imports nothing, so `--help` can show them at no cost.
+    Listing the names imports nothing, so that `--help` stays fast.
+
+    Args:
+        noun: What the entries are, for messages.
+        entries: Location of each object by name.
     """
 
     def __init__(self, noun: str, entries: Mapping[str, str]) -> None:

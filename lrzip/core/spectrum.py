@@ -1,4 +1,4 @@
-"""The singular values of one unfolding, and what they say."""
+"""The singular values of one unfolding, and the quantities derived from them."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lrzip.linalg.blocks.subspace import Subspace
 
-# Sums of squares in float64 carry a relative error near 1e-14; an energy that is met exactly must count as met.
+# Sums of squares in float64 have a relative error near 1e-14; an energy that is met exactly must count as met.
 _SUM_SLACK = 1e-12
 
 
@@ -20,8 +20,8 @@ class Spectrum:
     Attributes:
         values: (min(m, n),) float64 on the CPU, descending, non-negative.
         shape: (m, n).
-        eps: Relative precision with which the values are known, of the dtype the matrix was computed in.
-        slack: Bound on the error of a sum of squares, for each value in it.
+        eps: Relative precision of the values, that of the dtype computed in.
+        slack: Bound on the error of a sum of squares, per value in the sum.
     """
 
     values: Tensor
@@ -31,7 +31,7 @@ class Spectrum:
 
     @classmethod
     def of(cls, subspace: Subspace) -> "Spectrum":
-        """Return the spectrum that a subspace with all singular values brings."""
+        """Return the spectrum of a subspace that comes with all singular values."""
         eps = torch.finfo(subspace.vectors.dtype).eps
         return cls(subspace.squares.sqrt(), subspace.shape, eps, subspace.slack)
 
@@ -45,13 +45,13 @@ class Spectrum:
         return float(self._energies[-1])
 
     def energy(self, rank: int) -> float:
-        """Return the share of the squared Frobenius norm in the leading `rank` singular values; 1 for a zero matrix."""
+        """Return the share of the leading `rank` values in the squared Frobenius norm; 1 for a zero matrix."""
         if self.total == 0:
             return 1.0
         return float(self._energies[rank - 1]) / self.total if rank else 0.0
 
     def tail(self, rank: int) -> float:
-        """Return the Frobenius error of the best approximation of that rank (Eckart & Young 1936)."""
+        """Return the Frobenius error of the best approximation of a given rank (Eckart & Young 1936)."""
         return float(self.values[rank:].square().sum().sqrt())
 
     def rank_for_energy(self, energy: float) -> int:
@@ -60,26 +60,26 @@ class Spectrum:
         return int(torch.argmax(reached.to(torch.uint8))) + 1
 
     def settles(self, energy: float) -> bool:
-        """Tell whether `rank_for_energy` is beyond doubt, for all that the values may be off."""
+        """Return whether `rank_for_energy` is the same for all values within their error bound."""
         rank = self.rank_for_energy(energy)
-        wanted, ambiguity = energy * self.total, rank * self.slack
-        reached = float(self._energies[rank - 1]) - ambiguity >= wanted
-        return not ambiguity or (reached and (rank == 1 or float(self._energies[rank - 2]) + ambiguity < wanted))
+        wanted, error = energy * self.total, rank * self.slack
+        reached = float(self._energies[rank - 1]) - error >= wanted
+        return not error or (reached and (rank == 1 or float(self._energies[rank - 2]) + error < wanted))
 
     @property
     def numerical_rank(self) -> int:
-        """Number of singular values above σ₁ · max(m, n) · eps, the convention of `numpy.linalg.matrix_rank`."""
+        """Number of singular values above σ₁ · max(m, n) · eps, as in `numpy.linalg.matrix_rank`."""
         return int((self.values > self.spectral_norm * max(self.shape) * self.eps).sum())
 
     @property
     def condition_number(self) -> float | None:
-        """σ₁ / σ_min; None where σ_min is zero to the precision of the values."""
+        """σ₁ / σ_min; None if σ_min is zero to the precision of the values."""
         smallest = float(self.values[-1])
         return self.spectral_norm / smallest if smallest > self.spectral_norm * self.eps else None
 
     @property
     def effective_rank(self) -> float | None:
-        """exp(entropy of σ / Σσ) (Roy & Vetterli 2007, definition 1); None for a zero matrix."""
+        """Exponential of the entropy of σ / Σσ (Roy & Vetterli 2007, definition 1); None for a zero matrix."""
         if self.total == 0:
             return None
         shares = self.values / self.values.sum()
@@ -102,7 +102,7 @@ class Spectrum:
 
     @property
     def decay_rate(self) -> float | None:
-        """Mean of the differences of log σ over the numerical rank; None if that is below 2."""
+        """Mean difference of consecutive log σ within the numerical rank; None if that is below 2."""
         rank = self.numerical_rank
         if rank < 2:
             return None

@@ -4,7 +4,7 @@ import torch
 from lrzip.core import moments
 from lrzip.core.activations import Inputs
 from lrzip.core.kinds import ATTENTION, EMBEDDING, LINEAR
-from lrzip.core.moments import Sums
+from lrzip.core.moments import Moments, Sums
 
 
 @pytest.mark.parametrize("piece", [1, 1000, 1 << 25])
@@ -16,28 +16,30 @@ def test_moments_do_not_depend_on_pieces(monkeypatch: pytest.MonkeyPatch, piece:
         sums.add(Inputs(LINEAR, (part,)), (goal,))
     seen, targets = sums.moments(), sums.targets()
     exact, goal = x.double(), t.double()
-    # Elements are sums of products of size 10 in float32, a hundred at most at a time.
+    # Elements are float32 sums of at most a hundred products of size 10.
     assert torch.allclose(seen.second[0], exact.mT @ exact / 500, rtol=1e-5)
     assert torch.allclose(seen.first[0], exact.mean(0))
     assert torch.allclose(targets.cross[0], goal.mT @ exact / 500, atol=1e-4)
     assert torch.allclose(targets.first[0], goal.mean(0))
     covariance = torch.cov(exact.mT, correction=0)
     assert torch.allclose(seen.centered.second[0], covariance, atol=1e-4)
-    assert torch.allclose(targets.less(targets.first, seen).cross[0], (goal - goal.mean(0)).mT @ exact / 500, atol=1e-4)
+    assert torch.allclose(
+        targets.minus(targets.first, seen).cross[0], (goal - goal.mean(0)).mT @ exact / 500, atol=1e-4
+    )
     assert seen.count == 500
 
 
-def test_a_million_small_numbers_do_not_get_lost() -> None:
-    # One float32 sum of these would end at 2^24 times the number.
+def test_sums_of_millions_of_small_numbers_are_precise() -> None:
+    # A single float32 sum would stop growing at 2^24 times the number.
     sums = Sums(1, 1)
     x = torch.full((1 << 20, 1), 0.1)
     for _ in range(20):
         sums.add(Inputs(LINEAR, (x,)))
-    # Eight thousand equal terms at a time: at most that many half units of rounding, 2.5e-4.
+    # Sums of eight thousand equal terms have at most as many rounding errors of half a unit, 2.5e-4.
     assert float(sums.moments().second) == pytest.approx(0.01, rel=2.5e-4)
 
 
-def test_groups_that_see_the_same_have_the_same_moments() -> None:
+def test_groups_with_the_same_inputs_have_the_same_moments() -> None:
     x = torch.randn(50, 6)
     sums = Sums(6, 3)
     sums.add(Inputs(ATTENTION, (x, x, x)))
@@ -48,8 +50,29 @@ def test_groups_that_see_the_same_have_the_same_moments() -> None:
     assert torch.equal(other.moments().second[0], seen.second[1])
 
 
-def test_of_indices_shares_are_counted() -> None:
+def test_moments_of_indices_are_their_relative_frequencies() -> None:
     sums = Sums(5, 1, diagonal=True)
     sums.add(Inputs(EMBEDDING, (torch.tensor([[0, 1, 1, 4]]),)))
     assert sums.moments().second.tolist() == [[0.25, 0.5, 0, 0, 0.25]]
     assert sums.moments().centered.second.tolist() == [[0.25, 0.5, 0, 0, 0.25]]
+
+
+def test_damping_adds_the_number_of_columns_over_the_number_of_inputs_to_one_percent() -> None:
+    def damping(columns: int, count: int) -> float:
+        return Moments(torch.eye(columns)[None], torch.zeros(1, columns), count).damping
+
+    assert damping(12, 24) == pytest.approx(0.51)
+    assert damping(12, 1200) == pytest.approx(0.02)
+    assert damping(12, 0) == pytest.approx(12.01)
+
+
+def test_subsampling_keeps_moments_near_those_of_all_inputs() -> None:
+    x = torch.randn(200, 30, 6, generator=torch.Generator().manual_seed(0)) + 1
+    dense, sampled = Sums(6, 1), Sums(6, 1)
+    dense.add(Inputs(LINEAR, (x,)))
+    for part in torch.split(x, 50):
+        sampled.add(Inputs(LINEAR, (part,)), most=300)
+    found, expected = sampled.moments(), dense.moments()
+    assert found.count == 1200
+    # Six standard deviations of the mean of 1200 products, each with a standard deviation of at most √6.
+    assert float((found.second - expected.second).abs().max()) < 6 * 6**0.5 / 1200**0.5

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lrzip.core.spectrum import Spectrum
+from lrzip.linalg.blocks.subspace import full_subspace
 from lrzip.linalg.svd import singular_values
 from tests.support.matrices import fast, slow, with_spectrum
 
@@ -30,6 +31,13 @@ def test_every_percentage_of_a_flat_spectrum_is_met_exactly(percent: int) -> Non
     assert spectrum(torch.full((100,), 0.3)).rank_for_energy(percent / 100) == percent
 
 
+@pytest.mark.parametrize("missing", [1e-3, 1e-6, 1e-9])
+def test_an_energy_that_is_barely_missed_needs_one_more_rank(missing: float) -> None:
+    found = spectrum([1.0, math.sqrt(2 * missing)])
+    assert found.rank_for_energy(1 - 3 * missing) == 1
+    assert found.rank_for_energy(1 - missing) == 2
+
+
 @given(
     st.lists(st.floats(0.0, 1e6), min_size=1, max_size=30).map(lambda values: sorted(values, reverse=True)),
     st.floats(0.001, 1.0),
@@ -42,13 +50,13 @@ def test_the_rank_for_an_energy_is_the_smallest_that_keeps_it(values: list[float
     assert rank == 1 or found.energy(rank - 1) < energy
 
 
-def test_tail_and_energy_say_the_same() -> None:
+def test_tail_and_energy_add_up_to_the_total() -> None:
     found = spectrum(slow(50))
     for rank in (0, 1, 20, 50):
         assert found.tail(rank) ** 2 == pytest.approx((1 - found.energy(rank)) * found.total, abs=1e-12)
 
 
-def test_a_zero_matrix_has_no_numbers() -> None:
+def test_a_zero_matrix_has_no_ratios() -> None:
     found = spectrum(torch.zeros(5))
     assert (found.numerical_rank, found.rank_for_energy(0.9), found.energy(1)) == (0, 1, 1.0)
     assert found.condition_number is found.effective_rank is found.stable_rank is found.decay_rate is None
@@ -57,7 +65,7 @@ def test_a_zero_matrix_has_no_numbers() -> None:
 def test_a_singular_matrix_has_no_condition_number() -> None:
     assert spectrum([1.0, 0.5, 0.0]).condition_number is None
     assert spectrum([1.0, 0.5, 1e-6]).condition_number == pytest.approx(1e6)
-    assert spectrum([1.0, 0.5, 1e-8]).condition_number is None  # float32 cannot tell it from zero
+    assert spectrum([1.0, 0.5, 1e-8]).condition_number is None  # zero to float32 precision
 
 
 @pytest.mark.parametrize(("shape", "rank"), [((40, 30), 12), ((30, 40), 30), ((7, 1), 1)])
@@ -67,7 +75,7 @@ def test_numerical_rank_agrees_with_numpy(shape: tuple[int, int], rank: int) -> 
     assert found.numerical_rank == np.linalg.matrix_rank(matrix.numpy()) == rank
 
 
-def test_ranks_of_flat_and_of_single_spectra_are_their_extremes() -> None:
+def test_effective_and_stable_rank_range_from_one_to_the_number_of_values() -> None:
     flat, single = spectrum(torch.ones(20)), spectrum([3.0] + [0.0] * 19)
     assert flat.effective_rank == pytest.approx(20)
     assert flat.stable_rank == pytest.approx(20)
@@ -79,7 +87,7 @@ def test_decay_rate_of_a_geometric_spectrum_is_its_logarithm() -> None:
     assert spectrum(fast(12)).decay_rate == pytest.approx(math.log(0.7))
 
 
-def test_a_rank_is_settled_when_no_doubt_could_change_it() -> None:
+def test_a_rank_is_settled_if_no_error_within_the_slack_changes_it() -> None:
     values = torch.tensor([2.0, 1.0, 1.0], dtype=torch.float64)  # energies 4, 5 and 6
 
     def settles(energy: float, slack: float) -> bool:
@@ -91,3 +99,12 @@ def test_a_rank_is_settled_when_no_doubt_could_change_it() -> None:
     assert not settles(0.75, 0.3)
     assert settles(0.5, 0.9)
     assert not settles(0.5, 1.1)
+
+
+def test_the_spectrum_of_a_subspace_is_that_of_its_matrix() -> None:
+    matrix = with_spectrum((30, 20), slow(20))
+    found = Spectrum.of(full_subspace(matrix, 3, tolerance=1e-3))
+    assert (found.shape, found.eps) == ((30, 20), EPS)
+    torch.testing.assert_close(found.values, slow(20), rtol=1e-5, atol=0)
+    assert found.slack > 0
+    assert found.frobenius_norm == pytest.approx(float(slow(20).norm()))
