@@ -380,7 +380,7 @@ def test_weights_alone_cannot_be_run(tmp_path: Path) -> None:
 
 
 def test_how_to_calibrate_needs_examples(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="without examples"):
+    with pytest.raises(UsageError, match="without calibration data"):
         lrzip.compress(tmp_path / "model.pt", ratio=2, calibration=CalibrationSettings())
 
 
