@@ -32,6 +32,11 @@ class TensorSpec:
         """Number of elements."""
         return prod(self.shape)
 
+    @property
+    def is_floating_point(self) -> bool:
+        """Whether the elements are floating-point numbers of one of torch's common dtypes."""
+        return self.dtype in FACTORIZABLE_DTYPES
+
     def renamed(self, name: str) -> "TensorSpec":
         """Return the same tensor under another name."""
         return TensorSpec(name, self.shape, self.dtype, self.nbytes)

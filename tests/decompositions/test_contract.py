@@ -1,5 +1,6 @@
 """What every registered decomposition promises, for every kind of layer it takes."""
 
+from collections.abc import Iterator
 from itertools import pairwise
 from math import prod, sqrt
 
@@ -10,7 +11,7 @@ from torch import Generator, Tensor, nn
 from lrzip.core.factors import Factors
 from lrzip.core.layers import FACTORIZABLE_DTYPES, Layer, TensorSpec
 from lrzip.core.stored import DenseLayer, Stored, find_structures
-from lrzip.core.structure import bias_name, tensor_names, tensor_shapes
+from lrzip.core.structure import Chain, Stage, Structure, Sum, bias_name, leaves, tensor_names, tensor_shapes
 from lrzip.decompositions import (
     DECOMPOSITIONS,
     DEFAULT_DECOMPOSITION,
@@ -21,6 +22,7 @@ from lrzip.decompositions import (
 from lrzip.linalg.svd import Solver
 from lrzip.networks.architecture import module_info
 from lrzip.networks.surgery import build
+from tests.support.decompositions import ADDED, registered
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "linear": (nn.Linear(40, 24), (2, 7, 40)),
@@ -28,6 +30,7 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "linear-one-output": (nn.Linear(16, 1), (5, 16)),
     "conv1d": (nn.Conv1d(6, 20, 5, stride=2, padding=3, dilation=2), (2, 6, 30)),
     "conv2d": (nn.Conv2d(8, 20, 3, stride=(1, 2), padding=1), (2, 8, 12, 12)),
+    "conv2d-dilated": (nn.Conv2d(8, 20, (3, 5), stride=2, padding=(2, 3), dilation=2), (2, 8, 13, 12)),
     "conv2d-pointwise": (nn.Conv2d(24, 20, 1, stride=2, bias=False), (2, 24, 6, 6)),
     "conv2d-reflect": (nn.Conv2d(8, 20, (3, 5), padding="same", padding_mode="reflect"), (2, 8, 12, 12)),
     "conv2d-groups": (nn.Conv2d(24, 36, 3, stride=2, padding=1, groups=4), (2, 24, 9, 9)),
@@ -60,14 +63,34 @@ def layer_of(module: nn.Module) -> Layer:
     return Layer("x", "x", what.kind, specs[0], specs[1], what.groups)
 
 
-TAKEN = {
-    f"{name}-{kind}": (name, case)
-    for name in DECOMPOSITIONS
-    for kind, case in LAYERS.items()
-    if make(name).refuse(layer_of(case[0])) is None
-}
+with registered():
+    ALL = list(DECOMPOSITIONS)
+    TAKEN = {
+        f"{name}-{kind}": (name, case)
+        for name in ALL
+        for kind, case in LAYERS.items()
+        if make(name).refuse(layer_of(case[0])) is None
+    }
 CASES = pytest.mark.parametrize(("name", "case"), TAKEN.values(), ids=TAKEN)
-NAMES = pytest.mark.parametrize("name", DECOMPOSITIONS)
+NAMES = pytest.mark.parametrize("name", ALL)
+
+
+@pytest.fixture(autouse=True)
+def all_registered() -> Iterator[None]:
+    with registered():
+        yield
+
+
+def chains_in(structure: Structure) -> list[Chain]:
+    """Return the chains of a structure."""
+    parts = structure.branches if isinstance(structure, Sum) else ()
+    return [structure] if isinstance(structure, Chain) else [chain for part in parts for chain in chains_in(part)]
+
+
+def test_every_decomposition_is_tried_on_every_kind_it_takes() -> None:
+    assert set(ADDED) < set(ALL)
+    assert {name for name, _ in TAKEN.values()} == set(ALL)
+    assert {f"spatial-{kind}" for kind in ("conv2d", "conv2d-dilated", "conv2d-reflect")} < set(TAKEN)
 
 
 def some_case(name: str) -> nn.Module:
@@ -93,7 +116,7 @@ def test_the_blueprint_is_what_factorize_delivers(name: str, case: tuple[nn.Modu
     for dtype in FACTORIZABLE_DTYPES:
         factors = factorize(name, layer, weight, ranks, getattr(torch, dtype))
         assert [tuple(w.shape) for w in factors.weights] == tensor_shapes(make(name).blueprint(layer, ranks))
-        assert {str(w.dtype) for w in factors.weights} == {f"torch.{dtype}"}
+        assert {str(w.dtype) for w in factors.weights if w.is_floating_point()} == {f"torch.{dtype}"}
         assert all(w.is_contiguous() for w in factors.weights)
 
 
@@ -165,8 +188,14 @@ def test_factors_are_balanced(name: str) -> None:
     module = some_case(name)
     layer, weight = layer_of(module), module.get_parameter("weight").detach()
     factors = factorize(name, layer, weight, tuple(max(rank // 3, 1) for rank in make(name).max_ranks(layer)))
-    norms = [float(torch.linalg.vector_norm(weight)) for weight in factors.weights]
-    assert max(norms) / min(norms) < 1 + 1e-4
+    weights = {id(leaf): weight for (_, leaf), weight in zip(leaves(factors.structure), factors.weights, strict=True)}
+    chains = chains_in(factors.structure)
+    assert chains
+    for chain in chains:
+        stages = [weights[id(leaf)] for _, leaf in leaves(chain) if isinstance(leaf, Stage)]
+        norms = [float(torch.linalg.vector_norm(weight)) for weight in stages]
+        assert len(norms) >= 2
+        assert max(norms) / min(norms) < 1 + 1e-4
 
 
 @NAMES
@@ -193,5 +222,5 @@ def test_no_error_is_below_the_tail_of_an_unfolding(name: str, case: tuple[nn.Mo
 def test_the_rest_of_a_network_goes_to_the_default() -> None:
     names = {kind: Decompositions("tucker", Solver()).name_for(layer_of(case[0])) for kind, case in LAYERS.items()}
     taken = {kind for kind, name in names.items() if name == "tucker"}
-    assert taken == {"conv1d", "conv2d", "conv2d-reflect", "conv3d"}
+    assert taken == {"conv1d", "conv2d", "conv2d-dilated", "conv2d-reflect", "conv3d"}
     assert set(names.values()) == {"tucker", DEFAULT_DECOMPOSITION}

@@ -63,7 +63,7 @@ class OnnxWriter:
         self._tensors: dict[str, list[ir.TensorProtocol]] = {}
         for entry in self._entries.values():
             weight = self._layers[entry.origin].weight
-            if entry.structure is not None and entry.spec.dtype not in (weight.dtype, "int64"):
+            if entry.spec.dtype != weight.dtype and entry.spec.is_floating_point:
                 raise LrzipError(
                     f"`{weight.name}` is {weight.dtype}, and so are the inputs of its nodes. Leave out `--dtype`."
                 )

@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from lrzip.core.kinds import CONVOLUTIONS, LINEAR, LINEAR_TRANSPOSED, Kind, kind
 from lrzip.core.layers import Keep, Layer, by_module
 from lrzip.core.plan import Entry
 from lrzip.core.stored import DenseLayer, find_structures
+from lrzip.core.structure import Chain, Stage, Structure
 from lrzip.formats.files.keys import refuse_key
 from lrzip.formats.files.readable import readable
 from lrzip.formats.protocols import Checkpoint, Writer
@@ -177,19 +177,28 @@ def _chains(source: HuggingFaceFolder, layout: Sequence[Entry]) -> dict[str, Kin
     carried = {_key(module, "0.weight"): (module, layer.kind) for module, layer in (source.dense_layers or {}).items()}
     chains: dict[str, Kind] = {}
     for entry in layout:
-        module, _, stage = entry.spec.name.removesuffix(".weight").rpartition(".")
-        is_pointwise = prod(entry.spec.shape[2:]) == 1
-        if entry.kind and stage != "0" and not (stage == "1" and is_pointwise):
+        if entry.structure is not None and not _is_low_rank_pair(entry.structure):
             raise LrzipError(
-                f"`{module}` has more than two factors, or a kernel in the second, which folders of transformers do "
-                "not support. Leave out `--decomposition`, or `--skip` it."
+                f"`{entry.origin.removesuffix('.weight')}` has more than two factors, or a kernel in the second, which "
+                "folders of transformers do not support. Leave out `--decomposition`, or `--skip` it."
             )
-        if entry.kind:
+        module, _, stage = entry.spec.name.removesuffix(".weight").rpartition(".")
+        if entry.kind and stage in ("0", "1"):
             chains[module] = entry.kind
         elif entry.copied and entry.spec.name in carried:
             name, kind = carried[entry.spec.name]
             chains[name] = kind
     return chains
+
+
+def _is_low_rank_pair(structure: Structure) -> bool:
+    """Return whether a structure is what the modules of `lrzip.hf` compute: two stages, the second one pointwise."""
+    if not isinstance(structure, Chain) or len(structure.parts) != 2:
+        return False
+    first, second = structure.parts
+    if not (isinstance(first, Stage) and isinstance(second, Stage)) or first.groups != second.groups:
+        return False
+    return set(second.kind.kernel(second.shape)) <= {1}
 
 
 def _rewritten_config(
