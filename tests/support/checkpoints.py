@@ -14,6 +14,7 @@ import torch
 import torch.jit
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.export import Dim
 
 from tests.support.graphs import model, node
 from tests.support.networks import Net, seeded
@@ -117,7 +118,7 @@ def program(folder: Path) -> Path:
 
 def torchscript(folder: Path) -> Path:
     """Save a TorchScript program."""
-    path = folder / "script.pt"
+    path = folder / "script.jit"
     path.write_bytes(_scripted())
     return path
 
@@ -131,7 +132,7 @@ def onnx_model(folder: Path) -> Path:
         node("Gemm", "features fc1.weight fc1.bias", "c", transB=1),
         node("Gemm", "c fc2.weight fc2.bias", "d", transB=1),
     ]
-    inputs = {"image": ["n", 3, 16, 16], "features": ["n", 576]}
+    inputs: dict[str, list[str | int | None]] = {"image": ["n", 3, 16, 16], "features": ["n", 576]}
     built = model(nodes, inputs, {"pooled": 4, "d": 2}, {})
     built.metadata_props.add(key="note", value="é")
     for name, tensor in state().items():
@@ -152,7 +153,9 @@ def foreign(folder: Path) -> Path:
 @cache
 def _exported() -> bytes:
     file = io.BytesIO()
-    torch.export.save(torch.export.export(NetWithExtras().eval(), (torch.ones(1, 3, 16, 16),)), file)
+    images = torch.ones(2, 3, 16, 16)
+    program_ = torch.export.export(NetWithExtras().eval(), (images,), dynamic_shapes=[{0: Dim.AUTO}])
+    torch.export.save(program_, file)
     return file.getvalue()
 
 
