@@ -1,4 +1,4 @@
-"""What a compression did, layer by layer and in total."""
+"""The report of a compression, by layer and in total."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from lrzip.core.plan import SCHEMA, Factorize, Plan
 
 @dataclass(frozen=True)
 class LayerResult:
-    """One layer that was replaced.
+    """The result of replacing one layer.
 
     Attributes:
-        decision: What was planned.
-        error: Relative Frobenius error of what is stored.
-        method: How the factors were computed.
-        excess: Bound on the error over the best possible one, less 1; None where it was not checked.
+        decision: Decision of the plan.
+        error: Relative Frobenius error of the stored factors.
+        method: Method that computed the factors.
+        excess: Bound on the error over the optimal error, minus 1; None if it was not checked.
         seconds: Wall time of reading and factorizing.
-        output_error: Relative error of what the layer makes of the inputs of a calibration.
+        output_error: Relative error of the outputs of the layer on calibration data; None without calibration.
     """
 
     decision: Factorize
@@ -32,13 +32,13 @@ class LayerResult:
 
     @classmethod
     def of(cls, decision: Factorize, factors: Factors, seconds: float) -> "LayerResult":
-        """Return what is told of factors."""
+        """Return the result of a decision from its factors."""
         return cls(decision, factors.error, factors.method, factors.excess, seconds, factors.output_error)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """By how much an output of the program changed, on random inputs of the declared shapes.
+    """Change of an output of the program, on random inputs of the declared shapes.
 
     Attributes:
         output: Name of the output.
@@ -57,14 +57,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class CalibrationSummary:
-    """By what ranks and factors were chosen, other than by weights alone.
+    """Summary of the calibration by which ranks and factors were chosen.
 
     Attributes:
-        examples: What people call the examples that the network ran on.
-        count: How many there were.
-        corrections: What was made up for, as `--correct` takes it.
-        changed: Names of the tensors, beside the weights of factorized layers, that have other values.
-        scarce: For layers that were seen in fewer positions than their weight has columns both numbers, by name.
+        examples: Name of the calibration data.
+        count: Number of samples.
+        corrections: Applied corrections, in the syntax of `--correct`.
+        changed: Names of the tensors with changed values, besides the weights of factorized layers.
+        scarce: By name, for layers with fewer inputs than columns of their weight: both numbers.
     """
 
     examples: str
@@ -87,23 +87,23 @@ class CalibrationSummary:
 
 @dataclass(frozen=True)
 class Report:
-    """What a compression did, or with no `results` would do.
+    """Report of a compression, or of a dry run if `results` is empty.
 
     Attributes:
-        plan: What was decided.
-        results: One for each layer that was replaced, in the plan's order; empty for a dry run.
-        output: The file or folder that was written, if any.
+        plan: The plan that was followed.
+        results: One result per replaced layer, in the order of the plan; empty for a dry run.
+        output: File or folder that was written, if any.
         parameters_before: Floating-point elements of the source, without the running statistics of batch norms.
         nbytes_before: Size of the source on disk.
-        nbytes_after: Size of the output on disk; for a dry run, the source's less the tensor bytes that would be saved.
-        dropped: Entries of the source that were not carried over, each with its reason.
-        seconds: Wall time of everything.
-        version: Of lrzip.
-        differences: What the program's outputs changed by, for formats that hold a program which can be run.
-        costs: What a run costs, where the network and its inputs are known.
-        usage: What it takes to load the output, for people, if it takes anything.
-        not_compared: Why that is not known, for a program that could not be run.
-        calibrated: By what ranks and factors were chosen, where that was not weights alone.
+        nbytes_after: Size of the output on disk; for a dry run, that of the source minus the saved bytes of tensors.
+        dropped: Entries of the source that were not copied, each with its reason.
+        seconds: Total wall time.
+        version: Version of lrzip.
+        differences: Changes of the program's outputs, for formats whose program can be run.
+        costs: Costs of a run, if the network and its inputs are known.
+        usage: Instructions to load the output, if it needs any.
+        not_compared: Reason why outputs were not compared, for a program that could not be run.
+        calibrated: Summary of the calibration, if there was one.
     """
 
     plan: Plan
@@ -128,7 +128,7 @@ class Report:
 
     @property
     def ratio(self) -> float:
-        """Parameters before over parameters after."""
+        """Parameters before divided by parameters after."""
         return self.parameters_before / self.parameters_after
 
     @property
