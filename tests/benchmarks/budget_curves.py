@@ -1,11 +1,12 @@
-"""Accuracy of networks that were planned by a budget, for every objective and decomposition, beside uniform energy.
+"""Accuracy of networks with ranks chosen by a budget, by objective and decomposition, compared with uniform energy.
 
-    python -m tests.benchmarks.budget_curves --checkpoint resnet20.th=tests.networks:ResNet:blocks=3 --data CIFAR10
+    python -m tests.benchmarks.budget_curves --checkpoint resnet20.th=tests.support.networks:ResNet:blocks=3 \
+        --data CIFAR10
 
-`--data` is a folder with CIFAR-10 as `train_5.npz` and `test.npz` (x, y). Objectives are compared on images of the
-training set, which a choice among them may see; `--test` measures the default one on the test set instead. No layer is
-left out by hand and nothing is trained. The rival is the largest share of Σσ², the same for all layers, whose plan is
-within the same number of parameters. Writes `budget_curves.md`, or `budget_curves_test.md`, into `--output`.
+`--data` is a folder with CIFAR-10 as `train_5.npz` and `test.npz` (x, y). Objectives are compared on training images,
+so that they can be chosen by the result; `--test` measures the default objective on the test set instead. No layer is
+skipped and nothing is trained. The baseline is the largest share of Σσ², the same for all layers, whose plan has at
+most the same number of parameters. Writes `budget_curves.md`, or `budget_curves_test.md`, into `--output`.
 """
 
 import argparse
@@ -30,8 +31,8 @@ from tests.benchmarks.hardware import hardware, versions
 SHARES = (90, 80, 70, 60, 50, 40)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 UNIFORM = "uniform energy"
-PLAIN = [name for name in OBJECTIVES if name not in ("fisher", "sensitivity")]  # which take data
-Method: TypeAlias = tuple[str, str]  # what chooses ranks, and the decomposition
+PLAIN = [name for name in OBJECTIVES if name not in ("fisher", "sensitivity")]  # those take data
+Method: TypeAlias = tuple[str, str]  # objective or `uniform energy`, and decomposition
 
 
 def main() -> None:
@@ -58,8 +59,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", action="append", required=True, metavar="FILE=PKG.MOD:NET[:NAME=VALUE]")
     parser.add_argument("--data", type=Path, required=True, help="folder with train_5.npz and test.npz")
-    parser.add_argument("--images", type=int, default=5000, help="of the training set, to compare objectives on")
-    parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16, for a quicker comparison")
+    parser.add_argument("--images", type=int, default=5000, help="number of training images to compare objectives on")
+    parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16, which is faster")
     parser.add_argument("--test", action="store_true", help="measure the default objective on the test set")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results"), help="folder to write to")
     return parser.parse_args()
@@ -74,7 +75,7 @@ def load(path: Path, count: int | None) -> tuple[Tensor, Tensor]:
 
 
 def rows_of(path: Path, spec: str, methods: Sequence[Method], images: Tensor, labels: Tensor) -> Iterator[list[str]]:
-    """Yield one row of accuracies for each way to factorize."""
+    """Yield one row of accuracies per method."""
     model_spec, *given = spec.rsplit(":", spec.count(":") - 1) if spec.count(":") > 1 else (spec,)
     model = lrzip.load_into(build(model_spec, parse_arguments(given)), path).eval()
     dense = accuracy(model, images, labels)
@@ -86,13 +87,13 @@ def rows_of(path: Path, spec: str, methods: Sequence[Method], images: Tensor, la
 
 
 def budgeted(model: nn.Module, objective: str, decomposition: str) -> Iterator[nn.Module]:
-    """Yield the network by a budget of each share of the parameters."""
+    """Yield the network factorized within each share of the parameters, with ranks chosen by the budget."""
     for share in SHARES:
         yield lrzip.factorize(model, budget=f"params={share}%", objective=objective, decomposition=decomposition)
 
 
 def uniform(model: nn.Module, analysis: Analysis) -> Iterator[nn.Module]:
-    """Yield the network by the largest energy, the same for all layers, within each share of the parameters."""
+    """Yield the network factorized within each share of the parameters, with the same energy for all layers."""
     for share in SHARES:
         low, high = 0.0, 1.0
         for _ in range(30):
@@ -103,7 +104,7 @@ def uniform(model: nn.Module, analysis: Analysis) -> Iterator[nn.Module]:
 
 
 def parameters_at(analysis: Analysis, energy: float) -> int:
-    """Return the parameters of the whole with ranks that keep a share of the energy of each layer, where they save."""
+    """Return the parameters of the network if each layer keeps a share of its energy, where that saves parameters."""
     candidates = [item.candidate for item in analysis.layers]
     chosen = Energy(energy or 1e-9).choose(candidates, Context()).ranks
     saved = (item.layer.weight.numel - item.parameters(chosen[item.layer.name]) for item in candidates)

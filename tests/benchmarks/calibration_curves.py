@@ -1,4 +1,4 @@
-"""Accuracy of networks that were compressed by what unlabelled examples do in them, at every size.
+"""Accuracy of networks compressed with unlabeled calibration data, by size.
 
     python -m tests.benchmarks.calibration_curves measure --network resnet20 --checkpoint resnet20.th --data CIFAR10
     python -m tests.benchmarks.calibration_curves measure --network resnet20 --checkpoint resnet20.th --data CIFAR10 \
@@ -7,10 +7,10 @@
     python -m tests.benchmarks.calibration_curves render
 
 `--data` is a folder with CIFAR-10 as `train_1.npz` and `test.npz` (x, y), or MNIST in one file (train_x, …). The
-transformer, whose tokens are the rows of a digit, is trained here first. 1,024 unlabelled training images, other ones
-for each seed; no labels and no test data are looked at before the accuracy on the test set, which is measured at the
-end. The rival is what data-aware compressors do: whitened factors, and ranks by one threshold on relative energy of
-outputs. `measure` adds lines to `calibration_curves.jsonl`; `render` makes `calibration_curves.md` and `.png` of it.
+transformer, whose tokens are the rows of a digit, is trained first. Calibration data are 1,024 unlabeled training
+images, drawn by the seed. Labels and test data are used for the test accuracy at the end only. The baseline is the
+usual data-aware method: whitened factors, and ranks by one threshold on the relative energy of outputs. `measure`
+appends to `calibration_curves.jsonl`; `render` writes `calibration_curves.md` and `.png` from it.
 """
 
 import argparse
@@ -52,12 +52,12 @@ SEEDS = (0, 1, 2)
 IMAGES = 1024
 STEPS = 600
 SEEN = (
-    "Objective, rate and corrections were compared on other training images. But some choices were made when "
-    "accuracies on test images had been seen: `response`, better on training images too, became a default after its "
-    "first points here; reconstruction got 600 steps in place of 400, with which, and without `response`, seed 0 had "
-    "88.40 at 50 % and 85.15 at 40 %; and the damping that grows where positions are few was added after a look at "
-    "another network on 2,000 of them. So these accuracies are a little optimistic. Those of Tucker came later, from "
-    "choices on training images alone.\n"
+    "Objective, learning rate and corrections were compared on other training images. But some choices were made after "
+    "test accuracies had been seen: `response`, which is better on training images as well, became a default after its "
+    "first results here; reconstruction got 600 steps instead of 400, with which, and without `response`, seed 0 had "
+    "88.40 at 50 % and 85.15 at 40 %; and the damping that grows if there are few positions was added after measuring "
+    "another network on 2,000 test images. The accuracies are therefore slightly optimistic. Those of Tucker-2 came "
+    "later, with choices made on training images only.\n"
 )
 RESULTS = Path(__file__).with_name("results")
 
@@ -81,7 +81,7 @@ class Transformer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Attention and a perceptron, each after a norm and beside a shortcut."""
+    """Attention and an MLP, each with layer norm before it and a residual connection."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -104,10 +104,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("measure", "render"))
     parser.add_argument("--network", choices=("resnet20", "resnet32", "transformer"))
-    parser.add_argument("--checkpoint", type=Path, help="of a ResNet")
+    parser.add_argument("--checkpoint", type=Path, help="checkpoint of a ResNet")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["rival", "closed"])
-    parser.add_argument("--shares", help="of the parameters, such as 70,50,40; by default all of the table")
+    parser.add_argument("--shares", help="percentages of the parameters, such as 70,50,40; by default all of the table")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     arguments = parser.parse_args()
     lines = arguments.output / "calibration_curves.jsonl"
@@ -121,7 +121,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
-    """Yield an accuracy for each method, share and seed."""
+    """Yield one result per method, share and seed."""
     network = arguments.network
     about = {"network": network, "hardware": hardware(), "versions": versions("torch")}
     if network == "transformer":
@@ -161,7 +161,7 @@ def found(
     *,
     images: bool = False,
 ) -> dict[str, Any]:
-    """Compress, and return what came of it."""
+    """Compress the network, and return its accuracy and the time of the compression."""
     augment = ("crop", "flip") if images else ()
     default = CalibrationSettings(IMAGES, seed=seed)
     trained = replace(default, reconstruct=STEPS, preparation=Preparation(augment=augment))
@@ -188,7 +188,7 @@ def found(
 
 
 def trained_transformer(path: Path) -> tuple[nn.Module, tuple[Tensor, Tensor], Tensor]:
-    """Train the transformer on MNIST with seed 0, and return it with the test set and images to calibrate on."""
+    """Train the transformer on MNIST with seed 0, and return it with the test set and the calibration images."""
     data = np.load(path, allow_pickle=False)
     x, y, images, labels = (torch.from_numpy(data[name]) for name in ("train_x", "train_y", "test_x", "test_y"))
     x, images = (part.reshape(-1, 1, 28, 28).float() / 255 for part in (x, images))
@@ -210,7 +210,7 @@ def trained_transformer(path: Path) -> tuple[nn.Module, tuple[Tensor, Tensor], T
 def render(lines: Path, output: Path) -> None:
     """Write the table and draw the curves."""
     found = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
-    # What was measured again counts in place of what was measured before.
+    # Later measurements replace earlier ones.
     rows = list({(row["network"], row["method"], row["share"], row["seed"]): row for row in found}.values())
     (output / "calibration_curves.md").write_text(document(rows), encoding="utf-8")
     draw(rows, output / "calibration_curves.png")
@@ -225,13 +225,14 @@ def cells(rows: Sequence[Mapping[str, Any]], network: str, method: str, share: i
 def document(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the table in Markdown."""
     text = [
-        "# Accuracy by budget, with unlabelled examples\n",
+        "# Accuracy by budget, with unlabeled calibration data\n",
         f"{rows[0]['hardware']}. {rows[0]['versions']}.\n",
         "Top-1 in percent on the test set (10,000 images, computed in bfloat16) by the share of all parameters that "
-        f"is kept; {IMAGES:,} unlabelled training images; mean ± standard deviation over calibration seeds "
-        f"{', '.join(map(str, SEEDS))}. `{TRAINED}`: {STEPS} steps of 128 on the same images (shifts and flips, of "
-        "digits none). `response` concerns ReLU, of which the transformer has none. Empty cells were not measured; a "
-        "value without deviation is of one seed. Seconds are those of one thread, without the measurement.\n",
+        f"is kept; {IMAGES:,} unlabeled training images; mean ± standard deviation over calibration seeds "
+        f"{', '.join(map(str, SEEDS))}. `{TRAINED}`: {STEPS} steps with batches of 128 of the same images (cropped "
+        "and flipped, except for digits). `response` applies to ReLU, which the transformer does not have. Empty cells "
+        "were not measured; values without deviation are from one seed. Seconds are CPU seconds of one thread for the "
+        "compression.\n",
         SEEN,
         f"| network (dense) | method | {' | '.join(f'{share} %' for share in SHARES)} | CPU seconds |",
         f"| --- | --- |{' ---: |' * (len(SHARES) + 1)}",
@@ -252,7 +253,7 @@ def document(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw a curve for each method, one picture for each network."""
+    """Plot one curve per method, with one panel per network."""
     from matplotlib.figure import Figure
 
     networks = list(dict.fromkeys(row["network"] for row in rows))

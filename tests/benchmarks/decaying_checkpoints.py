@@ -1,11 +1,11 @@
-"""Checkpoints for `whole_command.py`: random weights with singular values that decay as trained ones do."""
+"""Checkpoints for `whole_command.py`: random weights whose singular values decay like those of trained weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# torch is imported only by the process that writes: on Linux the peak memory of a child counts from that of the process
-# it was forked from, and the children of the one that imports this are measured.
+# torch is imported only in the process that writes: on Linux the peak memory of a process includes that of the process
+# from which it was forked, and the process that imports this module measures its children.
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
@@ -18,7 +18,7 @@ SMALL = ((128, 128), (256, 128), (128, 288), (192, 192), (256, 256), (128, 512),
 
 
 def bert(layers: int = 12, width: int = 768, vocabulary: int = 30522) -> Shapes:
-    """Return the tensors of BERT (Devlin et al. 2019), which by default has 110 M parameters."""
+    """Return the shapes of the tensors of BERT (Devlin et al. 2019), by default of 110 M parameters."""
     shapes: dict[str, tuple[int, ...]] = {}
     linear = {f"attention.self.{name}": (width, width) for name in ("query", "key", "value")}
     linear["attention.output.dense"] = (width, width)
@@ -37,7 +37,7 @@ def bert(layers: int = 12, width: int = 768, vocabulary: int = 30522) -> Shapes:
 
 
 def llama(layers: int = 14, width: int = 2048, mlp: int = 8192, vocabulary: int = 32000) -> Shapes:
-    """Return the tensors of a Llama with a tied head, which by default has 1.0 B parameters."""
+    """Return the shapes of the tensors of a Llama with a tied head, by default of 1.0 B parameters."""
     linear = {f"self_attn.{name}_proj": (width, width) for name in ("q", "k", "v", "o")}
     linear |= {"mlp.gate_proj": (mlp, width), "mlp.up_proj": (mlp, width), "mlp.down_proj": (width, mlp)}
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, width)}
@@ -49,14 +49,14 @@ def llama(layers: int = 14, width: int = 2048, mlp: int = 8192, vocabulary: int 
 
 
 def many(layers: int = 1000) -> Shapes:
-    """Return many small linear layers."""
+    """Return the shapes of the weights of many small linear layers."""
     return {f"layers.{layer}.weight": SMALL[layer % len(SMALL)] for layer in range(layers)}
 
 
 def write_checkpoint(path: Path, shapes: Shapes, dtype: str) -> None:
-    """Write tensors of these shapes, norms as ones and biases as zeros.
+    """Write tensors of the given shapes, with ones for norms and zeros for biases.
 
-    Matrices of one shape share their singular vectors up to permutations and signs, which are drawn anew for each.
+    Matrices of the same shape share their singular vectors up to random permutations and signs.
     """
     import torch
     from safetensors.torch import save_file
@@ -79,7 +79,7 @@ def write_checkpoint(path: Path, shapes: Shapes, dtype: str) -> None:
 
 
 def decaying(shape: tuple[int, ...], generator: "Generator") -> "Tensor":
-    """Return a float32 matrix (m, n) of random singular vectors, with elements of about 0.02."""
+    """Return a float32 matrix (m, n) with random singular vectors and elements of standard deviation 0.02."""
     import torch
 
     size = min(shape)
@@ -91,7 +91,7 @@ def decaying(shape: tuple[int, ...], generator: "Generator") -> "Tensor":
 
 
 def shuffled(matrix: "Tensor", generator: "Generator") -> "Tensor":
-    """Return a matrix with its rows and columns in another order and with other signs: the same singular values."""
+    """Return a matrix with randomly permuted rows and columns and random signs, which has the same singular values."""
     import torch
 
     for _ in range(2):

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.fit_costs [--device cpu|cuda] [--threads N]
 
-Times products, eigendecompositions and block Lanczos on Gaussian matrices, and prints the line to put into
-`lrzip/linalg/blocks/cost.py`, with how far the fit is from what was measured. Takes about a minute.
+Times products, eigendecompositions and block Lanczos on Gaussian matrices, and prints the line for
+`lrzip/linalg/blocks/cost.py`, with measured and modeled times. Takes about a minute.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def seconds_of_product(device: str) -> float:
-    """Return the seconds of one operation in a product of large matrices."""
+    """Return the seconds per floating-point operation in a product of large matrices."""
     matrix = torch.randn(2048, 2048, device=device)
     return best(lambda: matrix @ matrix, device) / (2 * 2048**3)
 
@@ -61,7 +61,7 @@ def seconds_of_eigh(n: int, device: str) -> float:
 
 
 def seconds_of_lanczos(n: int, rank: int, device: str) -> tuple[int, float]:
-    """Return a dimension that a Krylov space grows to without a look at convergence, and the seconds it takes."""
+    """Return the dimension of a Krylov space that is built without checks of convergence, and the seconds it takes."""
     matrix = gram(n, device)
     size = expected_dimension(rank) // block_size(rank) * block_size(rank)
 
@@ -76,7 +76,7 @@ def seconds_of_lanczos(n: int, rank: int, device: str) -> tuple[int, float]:
 
 
 def products(n: int, size: int, rank: int) -> int:
-    """Return the operations in products of a Lanczos run, as the cost model counts them."""
+    """Return the floating-point operations in the products of a Lanczos run, as the cost model counts them."""
     return 2 * n**2 * size + 5 * n * size**2 + 2 * n * size * rank
 
 

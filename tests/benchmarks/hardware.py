@@ -1,4 +1,4 @@
-"""What benchmarks ran on, for their reports."""
+"""Descriptions of hardware and software for the reports of benchmarks."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def hardware(device: str = "cpu") -> str:
-    """Return what computes: the GPU where one is used, the processor, its instruction set and the threads."""
+    """Return a description of the GPU if one is used, the processor, its instruction set and the number of threads."""
     import torch
 
     gpu = f"{torch.cuda.get_device_name(device)}; " if torch.device(device).type == "cuda" else ""

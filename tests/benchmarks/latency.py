@@ -1,12 +1,12 @@
-"""What factorized networks take to run, beside the dense ones, in PyTorch and in onnxruntime.
+"""Latency of dense and factorized networks in PyTorch and in onnxruntime.
 
     python -m tests.benchmarks.latency [--quick] [--output FOLDER]
 
-Three networks with random weights, since values do not change how long a product takes: the ResNet-20 of CIFAR-10, a
-network of ResNet-18's size for images of 224 × 224, and an encoder of BERT's size for 128 tokens. Every layer is
-divided by 2 and by 4 (`--ratio`), all by the channel scheme. PyTorch times are what `lrzip compress --latency`
-measures: medians of runs of dense and factorized in turns, of the whole and of each layer by itself. Writes
-`latency.md` into `--output`.
+Three networks with random weights, whose values do not affect the time of a product: the ResNet-20 of CIFAR-10, a
+network of ResNet-18's size for images of 224 × 224, and an encoder of BERT's size for 128 tokens. The parameters of
+every layer are divided by 2 and by 4 (`--ratio`), with the SVD. PyTorch times are those of `lrzip compress --latency`:
+medians of alternating runs of dense and factorized, for the whole network and for each layer alone. Writes `latency.md`
+into `--output`.
 """
 
 import argparse
@@ -123,7 +123,7 @@ QUICK: dict[str, tuple[Callable[[], nn.Module], str]] = {
 def main() -> None:
     """Measure all networks; print and write the tables."""
     parser = argparse.ArgumentParser(description="Time factorized networks beside dense ones.")
-    parser.add_argument("--quick", action="store_true", help="only tiny networks, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="tiny networks only, as a test")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results"), help="folder to write to")
     arguments = parser.parse_args()
     rows, details = [], []
@@ -142,7 +142,7 @@ def main() -> None:
 
 
 def measured(model: nn.Module, shape: str, ratio: float) -> Costs:
-    """Return what a network costs, with every layer divided."""
+    """Return the costs of a network, dense and with every layer factorized at a ratio."""
     found = profile(model, [shape])
     plan = Session(LiveSource(model), Request(Ratio(ratio))).plan()
     return costs_of(found, plan.factorize, latency=True)
@@ -164,12 +164,12 @@ def row(name: str, model: nn.Module, shape: str, ratio: float, costs: Costs) -> 
 
 
 def speedup(value: float) -> str:
-    """Return a ratio, marked where it is a loss."""
+    """Return a speedup, in bold unless it is below 1."""
     return f"**{value:.2f}×**" if value >= 1 else f"{value:.2f}×"
 
 
 def onnx_seconds(models: Sequence[nn.Module], shape: str) -> list[float]:
-    """Return the median seconds of one run of each network in onnxruntime, in turns."""
+    """Return the median seconds of one run of each network in onnxruntime, run alternately."""
     import onnxruntime
 
     inputs = [InputShape.parse(shape)]
@@ -192,22 +192,22 @@ def onnx_seconds(models: Sequence[nn.Module], shape: str) -> list[float]:
 
 
 def layers_text(costs: Costs) -> str:
-    """Return the layers that gain and lose most."""
+    """Return the layers with the smallest and the largest speedup."""
     ranked = sorted((cost.latency.speedup, name) for name, cost in costs.layers.items() if cost.latency)
     worst = ", ".join(f"`{name}` {value:.2f}×" for value, name in ranked[:3])
     best = ", ".join(f"`{name}` {value:.2f}×" for value, name in ranked[:-4:-1])
-    return f"worst by themselves {worst}; best {best}."
+    return f"slowest alone {worst}; fastest {best}."
 
 
 def document(rows: Sequence[Sequence[str]], details: Sequence[str]) -> str:
-    """Return the table in Markdown, with what it was measured on."""
-    columns = ["network", "parameters, M", "MACs, G", "PyTorch ms", "faster", "layers slower by themselves"]
+    """Return the table in Markdown, with the hardware and the speedups of layers."""
+    columns = ["network", "parameters, M", "MACs, G", "PyTorch ms", "faster", "layers slower alone"]
     columns += ["onnxruntime ms", "faster"] * (len(rows[0]) > len(columns))
     table = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
     lines = [
         "# Dense and factorized networks\n",
         f"{hardware()}. {versions('torch', 'onnxruntime')}.\n",
-        "Each layer's parameters divided by 2 and by 4; median of interleaved runs of one input; float32.\n",
+        "Parameters of each layer divided by 2 and by 4; median of alternating runs with batch size 1; float32.\n",
         *(f"| {' | '.join(cells)} |" for cells in table),
         "",
         *details,

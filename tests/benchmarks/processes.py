@@ -1,4 +1,4 @@
-"""Work in processes of its own, and what it takes."""
+"""Run commands and functions in separate processes, and measure their time and memory."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from time import perf_counter
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process took: wall and CPU time in seconds, and peak resident memory in bytes."""
+    """Resources of a process: wall and CPU time in seconds, and peak resident memory in bytes."""
 
     seconds: float
     cpu_seconds: float
@@ -20,12 +20,12 @@ class Usage:
 
     @property
     def cores(self) -> float:
-        """Cores that were busy on average."""
+        """Average number of busy cores."""
         return self.cpu_seconds / self.seconds
 
 
 def usage_of(command: Sequence[str], output: Path | None = None) -> Usage:
-    """Run a command to its end, with its standard output in a file, and return what it took."""
+    """Run a command with its standard output in a file, and return its usage of resources."""
     start = perf_counter()
     with Path(output or os.devnull).open("wb") as file:
         process = subprocess.Popen(command, stdout=file)
@@ -43,7 +43,7 @@ def usage_of(command: Sequence[str], output: Path | None = None) -> Usage:
 
 
 def apart(function: Callable[..., None], *arguments: object) -> None:
-    """Call a function in a process of its own."""
+    """Call a function in a separate process."""
     process = get_context("spawn").Process(target=function, args=arguments)
     process.start()
     process.join()

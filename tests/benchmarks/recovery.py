@@ -1,12 +1,11 @@
-"""What the commands take to bring ResNet-20 back at half of its parameters.
+"""Time and accuracy of compressing ResNet-20 to half of its parameters and fine-tuning it.
 
     python -m tests.benchmarks.recovery --checkpoint resnet20-12fca82f.th --data CIFAR10 [--steps N] [--output FOLDER]
 
 `--data` is a folder with CIFAR-10 as `train_1.npz`, …, `train_5.npz` and `test.npz` (x, y). `lrzip compress` and
-`lrzip finetune` run as processes of their own, their start included in the times, with 1,024 training images that
-calibrate, for factors of the SVD and of Tucker-2, or with the weights alone to go by; the dense checkpoint teaches, so
-that no label counts but for the choice of the best epoch. Test images are looked at once for each file, at its end.
-Writes `recovery.md`.
+`lrzip finetune` run in separate processes, whose start is included in the times: with the SVD and with Tucker-2, both
+calibrated on 1,024 training images, and with the SVD of the weights alone. The dense checkpoint is the teacher, so that
+labels only decide which epoch is best. Test images are used once per file, at the end. Writes `recovery.md`.
 """
 
 import argparse
@@ -25,16 +24,16 @@ from tests.benchmarks.budget_curves import MEAN, STD, accuracy, load
 from tests.benchmarks.hardware import hardware, versions
 from tests.support.networks import ResNet
 
-NETWORK = ("--model", "tests.networks:ResNet")
+NETWORK = ("--model", "tests.support.networks:ResNet")
 NORMALIZED = ("--mean", ",".join(map(str, MEAN)), "--std", ",".join(map(str, STD)))
 
 
 def main() -> None:
-    """Measure all ways; print and write the table."""
+    """Measure all methods; print and write the table."""
     parser = argparse.ArgumentParser(description="Time how a compressed ResNet-20 recovers.")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="the dense network")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="dense ResNet-20")
     parser.add_argument("--data", type=Path, required=True, help="folder with CIFAR-10")
-    parser.add_argument("--steps", type=int, default=1000, help="of fine-tuning")
+    parser.add_argument("--steps", type=int, default=1000, help="steps of fine-tuning")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results"), help="folder to write to")
     arguments = parser.parse_args()
     test = load(arguments.data / "test.npz", None)
@@ -101,7 +100,7 @@ def document(rows: Sequence[Sequence[str]], steps: int) -> str:
         "# ResNet-20 at half of its parameters\n",
         f"{hardware()}. {versions('torch', 'accelerate')}.\n",
         f"Accuracy in percent on the CIFAR-10 test set; {steps:,} steps of `lrzip finetune` with the dense network as "
-        "the only teacher, batches of 128 shifted and mirrored training images, seed 0. Wall time of the whole "
+        "the only teacher, batches of 128 cropped and flipped training images, seed 0. Wall time of the complete "
         "commands.\n",
         *(f"| {' | '.join(row)} |" for row in table),
     ]

@@ -1,4 +1,4 @@
-"""What `whole_command.py` compares lrzip with: the script that one writes with torch and safetensors instead.
+"""The baseline of `whole_command.py`: a script with torch and safetensors that does the same as lrzip.
 
 python tests/benchmarks/rival_script.py compress|analyze SOURCE DESTINATION
 """
@@ -17,13 +17,13 @@ ENERGIES = (0.7, 0.8, 0.9, 0.95, 0.99)
 
 
 def main() -> None:
-    """Do as the command line says."""
+    """Run the command that the command line names."""
     command, source, destination = sys.argv[1:]
     {"compress": compress, "analyze": analyze}[command](source, destination)
 
 
 def compress(source: str, destination: str) -> None:
-    """Replace linear weights by two factors of the smallest rank that keeps the energy, where that is smaller."""
+    """Replace linear weights by two factors of the smallest rank that keeps the energy, if that saves parameters."""
     tensors = load_file(source)
     for name, weight in linear_weights(tensors):
         u, s, vh = torch.linalg.svd(weight.float(), full_matrices=False)

@@ -2,11 +2,11 @@
 
     python -m tests.benchmarks.sharded_memory [--gigabytes 4] [--folder SCRATCH]
 
-Writes a bfloat16 checkpoint with the names of Llama, of this size and of a quarter of it, compresses both, each in a
-process of its own, and reads every tensor of the results. Peak memory beyond `import torch` may be six times the
-largest tensor in float32 and must not grow with the number of layers. The vocabulary is as large as the MLP, so that
-the largest tensor is also the largest that is factorized. Takes up to twice the gigabytes on disk. Exits with 1 if a
-limit is exceeded. Linux and macOS.
+Writes two bfloat16 checkpoints with the names of Llama, of the given size and of a quarter of it, compresses each in a
+separate process, and reads every tensor of the results. Peak memory above that of `import torch` must be at most six
+times the largest tensor in float32, whatever the number of layers. The vocabulary has the size of the MLP, so that the
+largest tensor is also the largest factorized one. Needs twice the given size on disk. Exits with 1 if a limit is
+exceeded. Linux and macOS.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 from tests.benchmarks.processes import Usage, apart, usage_of
 from tests.benchmarks.tables import print_table
 
-# torch is imported only by the processes that need it: on Linux the peak memory of a child counts from that of the
-# process it was forked from, so this one has to stay small.
+# torch is imported only in the processes that need it: on Linux the peak memory of a process includes that of the
+# process from which it was forked, so this one must stay small.
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
@@ -35,7 +35,7 @@ VOCABULARY = 8192
 LAYERS_A_SHARD = 4
 LARGEST_TENSOR = MLP * WIDTH * 4  # bytes in float32
 MEMORY_LIMIT = 6.0  # times the largest tensor
-CORES_LIMIT = 0.85  # of those that there are
+CORES_LIMIT = 0.85  # share of the available cores
 ENERGY = 0.9
 
 ATTENTION = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), (WIDTH, WIDTH))
@@ -52,7 +52,7 @@ HEAD = {"lm_head.weight": (VOCABULARY, WIDTH)}
 
 @dataclass(frozen=True)
 class Trial:
-    """One compression: how many layers the transformer has, what it took, what lrzip said and what is wrong."""
+    """One compression: number of layers, usage of resources, totals of the report, and faults of the output."""
 
     layers: int
     usage: Usage
@@ -63,7 +63,7 @@ class Trial:
 def main() -> int:
     """Measure, print a table, and return 1 if a limit is exceeded or an output is wrong."""
     arguments = parse_arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that gigabytes of temporary files go
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that gigabytes of temporary files are removed
     torch = usage_of([sys.executable, "-c", "import torch"])
     trials = []
     for gigabytes in (arguments.gigabytes / 4, arguments.gigabytes):
@@ -83,12 +83,12 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Measure peak memory and CPU utilization on a sharded transformer.")
     parser.add_argument("--gigabytes", type=float, default=4.0, help="size of the larger checkpoint")
-    parser.add_argument("--folder", type=Path, help="where to put temporary files")
+    parser.add_argument("--folder", type=Path, help="folder for temporary files")
     return parser.parse_args()
 
 
 def trial(folder: Path, gigabytes: float) -> Trial:
-    """Write, compress and check a checkpoint of some size."""
+    """Write, compress and check a checkpoint of a given size."""
     source, output, report = folder / "model", folder / "small", folder / "report.json"
     layers = layers_of(gigabytes)
     print(f"writing {layers} layers", file=sys.stderr)
@@ -119,7 +119,7 @@ def row(trial: Trial, torch: Usage) -> list[str]:
 
 
 def failures_of(trial: Trial, torch: Usage) -> list[str]:
-    """Return which limits a trial exceeds and what is wrong with its output."""
+    """Return the limits that a trial exceeds and the faults of its output."""
     times = (trial.usage.peak - torch.peak) / LARGEST_TENSOR
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     failures = [f"{trial.layers} layers: {fault}" for fault in trial.faults]
@@ -136,7 +136,7 @@ def mebibytes(nbytes: float) -> str:
 
 
 def layers_of(gigabytes: float) -> int:
-    """Return how many layers make a checkpoint of about this size, at least one."""
+    """Return the number of layers of a checkpoint of about the given size, at least one."""
     ends = sum(math.prod(shape) for shape in {**ENDS, **HEAD}.values())
     return max(1, round((gigabytes * 1e9 / 2 - ends) / sum(math.prod(shape) for shape in LAYER.values())))
 
@@ -171,9 +171,9 @@ def write_checkpoint(folder: Path, layers: int) -> None:
 
 
 def weight(shape: tuple[int, ...], generator: "Generator") -> "Tensor":
-    """Return a bfloat16 weight; of a matrix, the singular values fall about as i^(-1/2).
+    """Return a bfloat16 weight; the singular values of a matrix are about i^(-1/2).
 
-    Gaussian vectors are nearly orthogonal, so that scales on the smaller side become the singular values.
+    Gaussian vectors are nearly orthogonal, so that their scales are close to the singular values.
     """
     import torch
 
@@ -190,7 +190,7 @@ def write_faults(source: Path, output: Path, destination: Path) -> None:
 
 
 def faults(source: Path, output: Path) -> Iterator[str]:
-    """Yield what is wrong with an output: with its index, its tensors, their sizes, or the files beside them."""
+    """Yield the faults of an output: in its index, its tensors, their sizes, or the other files of the folder."""
     index = json.loads((output / "model.safetensors.index.json").read_text(encoding="utf-8"))
     original = json.loads((source / "model.safetensors.index.json").read_text(encoding="utf-8"))
     found = dict(item for path in sorted(output.glob("*.safetensors")) for item in tensors_in(path))
@@ -211,7 +211,7 @@ def faults(source: Path, output: Path) -> Iterator[str]:
 
 
 def tensors_in(path: Path) -> Iterator[tuple[str, tuple[str, int]]]:
-    """Yield the tensors of a file, each with the file's name and its size in bytes, after loading it."""
+    """Load each tensor of a file, and yield its name with the name of the file and its size in bytes."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:

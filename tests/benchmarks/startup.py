@@ -1,9 +1,9 @@
-"""How long `lrzip` takes to start, against Python with torch alone.
+"""Time of starting `lrzip`, compared with importing torch.
 
     python -m tests.benchmarks.startup [--runs 7] [--checkpoint model.pt] [--folder SCRATCH]
 
-Times `import torch`, `lrzip --help`, a shell completion and `lrzip compress` of a small checkpoint, each as a process
-of its own, and tells whether help and completion import torch. Exits with 1 if a limit is exceeded.
+Times `import torch`, `lrzip --help`, a shell completion and `lrzip compress` of a small checkpoint, each in a separate
+process, and checks whether help and completion import torch. Exits with 1 if a limit is exceeded.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from tests.benchmarks.tables import print_table
 LRZIP = str(Path(sys.executable).with_name("lrzip"))
 SAMPLE = Path(__file__).parents[2] / "samples" / "digits.pt"
 COMPLETION = {"_LRZIP_COMPLETE": "complete_bash", "COMP_WORDS": "lrzip co", "COMP_CWORD": "1"}
-# Seconds: what feels instant, and what a command may take beyond the import that it cannot do without.
+# Limits in seconds: for what should feel instant, and for a command beyond `import torch`.
 INSTANT = 0.3
 ABOVE_TORCH = 1.0
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall times of one command in seconds, one for each run, and the limit on the best of them."""
+    """Wall times of all runs of one command in seconds, and the limit on the best of them."""
 
     name: str
     seconds: Sequence[float]
@@ -39,7 +39,7 @@ class Timing:
 
     @property
     def best(self) -> float:
-        """The least disturbed run."""
+        """The fastest run."""
         return min(self.seconds)
 
     def row(self) -> list[str]:
@@ -49,7 +49,7 @@ class Timing:
         return [self.name, f"{self.best:.3f}", f"{median(self.seconds):.3f}", limit, imported, verdict(self.failures())]
 
     def failures(self) -> list[str]:
-        """Return which limits are exceeded; what has to be instant must not import torch either."""
+        """Return the limits that are exceeded; commands that should feel instant must not import torch either."""
         slow = [f"takes {self.best:.3f} s"] if self.limit and self.best > self.limit else []
         heavy = ["imports torch"] if self.torch and self.limit == INSTANT else []
         return slow + heavy
@@ -69,9 +69,9 @@ def main() -> int:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Measure how long lrzip takes to start.")
-    parser.add_argument("--runs", type=int, default=7, help="of each command")
-    parser.add_argument("--checkpoint", type=Path, help="what to compress; by default samples/digits.pt or the like")
-    parser.add_argument("--folder", type=Path, help="where to put temporary files")
+    parser.add_argument("--runs", type=int, default=7, help="runs of each command")
+    parser.add_argument("--checkpoint", type=Path, help="checkpoint to compress; by default samples/digits.pt")
+    parser.add_argument("--folder", type=Path, help="folder for temporary files")
     return parser.parse_args()
 
 
@@ -97,7 +97,7 @@ def timed_lrzip(
 
 
 def timed(name: str, command: Sequence[str], runs: int, environment: Mapping[str, str] | None = None) -> list[float]:
-    """Return the wall times of a command, after one run that fills the caches of the disk."""
+    """Return the wall times of a command, after a first run that fills the disk cache."""
     seconds = []
     for _ in range(runs + 1):
         start = perf_counter()
@@ -108,19 +108,19 @@ def timed(name: str, command: Sequence[str], runs: int, environment: Mapping[str
 
 
 def imports_torch(arguments: Sequence[str], environment: Mapping[str, str] | None) -> bool:
-    """Tell whether `lrzip` with these arguments imports torch, by the trace of Python itself."""
+    """Return whether `lrzip` with these arguments imports torch, by Python's trace of imports."""
     trace = run([sys.executable, "-X", "importtime", LRZIP, *arguments], environment).stderr
     return bool(re.search(r"\| +torch$", trace, re.MULTILINE))
 
 
 def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end and return what it printed."""
+    """Run a command and return the completed process."""
     variables = {**os.environ, **(environment or {})}
     return subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
 
 
 def verdict(failures: Sequence[str]) -> str:
-    """Return what a table says about a row."""
+    """Return the failures as the cell of a table."""
     return ", ".join(failures) or "ok"
 
 

@@ -1,4 +1,4 @@
-"""What `truncated_svd.py` measures with: matrices of chosen singular values, and trained weights."""
+"""Matrices for `truncated_svd.py`: with chosen singular values, and trained weights."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from torch import Generator, Tensor
 from lrzip.core.layers import Layer
 from lrzip.formats.open import open_checkpoint
 
-# Singular values by their numbers 1, 2, … and by how many there are. The exponentials are the decay of the square and
-# of the MLP weights of all-MiniLM-L6-v2; at the ranks below they keep 90 % of the energy.
+# Singular values by index 1, 2, … and number of values. The exponentials are the decays of the square and of the MLP
+# weights of all-MiniLM-L6-v2; at the ranks below they keep 90 % of the energy.
 DECAYS: Mapping[str, Callable[[Tensor, int], Tensor]] = {
     "i^-1/2": lambda i, _: i.rsqrt(),
     "i^-2": lambda i, _: i**-2,
@@ -44,7 +44,7 @@ QUICK_CASES = ((64, 256, 6, GEOMETRIC), (96, 96, 30, SQUARE), (256, 96, 24, SLOW
 
 @dataclass(frozen=True)
 class Case:
-    """A matrix to approximate, and the smallest possible Frobenius error at this rank."""
+    """A matrix to approximate, and the smallest possible Frobenius error at the rank."""
 
     name: str
     matrix: Tensor
@@ -63,7 +63,7 @@ def synthetic(table: Sequence[tuple[int, int, int, str]]) -> Iterator[Case]:
 
 
 def trained(path: Path) -> Iterator[Case]:
-    """Yield the largest layer of each shape in a checkpoint, four at most."""
+    """Yield the largest layers of a checkpoint with different shapes, four at most."""
     with open_checkpoint(path) as checkpoint:
         layers = [item for item in checkpoint.layers() if isinstance(item, Layer)]
         layers.sort(key=lambda layer: layer.weight.numel, reverse=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows under their columns, the first to the left and the others to the right."""
+    """Print a table with the first column aligned to the left and the others to the right."""
     widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
     for first, *others in (columns, *rows):
         cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))

@@ -1,10 +1,11 @@
-"""What a step of fine-tuning takes, by the precision that it is computed in and with a teacher or without.
+"""Time of a training step, by precision, with and without a teacher.
 
     python -m tests.benchmarks.training_steps [--threads N] [--steps N] [--output FOLDER]
 
-The ResNet-20 of CIFAR-10 at half of its parameters, batches of 128 random images of 32 × 32 pixels, shifted and
-flipped, AdamW: whole steps of lrzip's own training loop, with the preparation of the batches. Weights are random, since
-values do not change how long a product takes. The variants take turns; medians. Writes `training_steps.md`.
+The ResNet-20 of CIFAR-10 at half of its parameters, batches of 128 random images of 32 × 32 pixels, cropped and
+flipped, AdamW: complete steps of lrzip's training loop, including the preparation of batches. The weights are random,
+since their values do not affect the time of a product. Variants are run alternately; times are medians. Writes
+`training_steps.md`.
 """
 
 import argparse
@@ -36,8 +37,8 @@ VARIANTS = [(amp, taught, frozen) for amp in ("no", "bf16") for taught in (False
 def main() -> None:
     """Measure all variants; print and write the table."""
     parser = argparse.ArgumentParser(description="Time steps of fine-tuning.")
-    parser.add_argument("--threads", type=int, help="threads of torch; by default as many as it takes itself")
-    parser.add_argument("--steps", type=int, default=10, help="of each variant in each of three rounds")
+    parser.add_argument("--threads", type=int, help="threads of torch; by default its own choice")
+    parser.add_argument("--steps", type=int, default=10, help="steps of each variant in each of three rounds")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results"), help="folder to write to")
     arguments = parser.parse_args()
     if arguments.threads:
@@ -59,7 +60,7 @@ def main() -> None:
 
 
 def step_seconds(dense: nn.Module, data: Data, amp: str, taught: bool, frozen: bool) -> list[float]:
-    """Return how long each step of an epoch took, but for the first, which prepares the kernels."""
+    """Return the seconds of each step of an epoch except the first, which prepares the kernels."""
     model = lrzip.factorize(dense, budget="params=50%")
     objective = TrainingLoss(TASK, make_loss("auto", TASK), teacher=seeded(ResNet) if taught else None)
     settings = Settings(epochs=1, batch_size=BATCH, amp=amp, freeze_batchnorm=frozen)
@@ -72,10 +73,10 @@ def step_seconds(dense: nn.Module, data: Data, amp: str, taught: bool, frozen: b
 def document(seconds: dict[tuple[str, bool, bool], list[float]]) -> str:
     """Return the table."""
     lines = [
-        f"A step of ResNet-20 at half of its parameters, batches of {BATCH}: medians, in milliseconds. "
+        f"Milliseconds per training step of ResNet-20 at half of its parameters, batches of {BATCH}; medians. "
         f"{hardware()}; {versions('torch', 'accelerate', 'torchmetrics')}.",
         "",
-        "| computed in | teacher | batch norms | ms a step |",
+        "| precision | teacher | batch norms | ms per step |",
         "|---|---|---|---|",
     ]
     for (amp, taught, frozen), found in seconds.items():

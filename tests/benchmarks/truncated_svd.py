@@ -1,17 +1,17 @@
-"""Truncated SVD by lrzip and by what else Python has, side by side on the same matrices.
+"""Truncated SVD by lrzip and by other libraries on the same matrices.
 
     python -m tests.benchmarks.truncated_svd [--runs 5] [--large] [--checkpoint MODEL] [--device cuda]
 
-Rivals are `torch.linalg.svd`, `torch.svd_lowrank`, scikit-learn's `randomized_svd` (both with 10 sketch vectors beyond
-the rank and two power iterations) and scipy's `svds` (ARPACK). The bound is one product of the matrix with as many
-columns as the rank, the least that any of them must do. Matrices are float32 with random singular vectors and chosen
-singular values, or the largest layer of each shape in a checkpoint, at a quarter of the smaller side.
+The others are `torch.linalg.svd`, `torch.svd_lowrank`, scikit-learn's `randomized_svd` (both with 10 sketch vectors
+beyond the rank and two power iterations) and scipy's `svds` (ARPACK). The bound is one product of the matrix with as
+many columns as the rank, which every method needs at least. Matrices are float32 with random singular vectors and
+chosen singular values, or the largest layer of each shape in a checkpoint, at a quarter of the smaller side.
 
-Methods take turns within each repetition, so that drifts of the machine hit all alike, and the best run counts; one
-that takes five times as long as `torch.linalg.svd` runs once. There is a pause before each, since idle threads of the
-one before spin on for a while. The excess is the Frobenius error over the optimum (Eckart & Young 1936), minus 1, in
-float64. With `--device`, times include transfers from and to the CPU; scikit-learn and scipy stay there. Writes
-`truncated_svd.md` and `truncated_svd.png` into `--output`.
+Methods alternate within each repetition, so that drifts of the machine affect all of them, and the best run counts; a
+method that takes five times as long as `torch.linalg.svd` runs once. There is a pause before each run, because idle
+threads of the previous one spin for a while. The excess is the Frobenius error divided by the optimum (Eckart & Young
+1936), minus 1, in float64. With `--device`, times include transfers from and to the CPU; scikit-learn and scipy run on
+the CPU. Writes `truncated_svd.md` and `truncated_svd.png` into `--output`.
 """
 
 import argparse
@@ -35,27 +35,27 @@ from tests.benchmarks.svd_methods import FULL, LRZIP, Answer, Method, all_method
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PATIENCE = 5  # times `torch.linalg.svd`, beyond which a method runs once
+PATIENCE = 5  # multiple of the time of `torch.linalg.svd` beyond which a method runs once
 SAME = 1e-6  # excesses this close count as the same
 BOUND = "bound"
-PAUSE = 0.1  # seconds: threads of OpenBLAS and OpenMP that have nothing to do any more spin for some hundredths
+PAUSE = 0.1  # seconds; idle threads of OpenBLAS and OpenMP spin for some hundredths of a second
 
 
 @dataclass(frozen=True)
 class Result:
-    """Seconds of the best run, and the error over the smallest possible one, less 1."""
+    """Seconds of the best run, and the excess of the error over the optimum."""
 
     seconds: float
     excess: float
 
     def cell(self) -> str:
-        """Return both as a table shows them."""
+        """Return both as a cell of the table."""
         return f"{milliseconds(self.seconds)} ({excess_text(self.excess)})"
 
 
 @dataclass(frozen=True)
 class Row:
-    """What all methods did with one matrix; lrzip is one of them."""
+    """The results of all methods, lrzip included, for one matrix."""
 
     name: str
     results: Mapping[str, Result]
@@ -65,31 +65,31 @@ class Row:
 
     @property
     def speedup(self) -> float:
-        """How many times faster than `torch.linalg.svd` lrzip is."""
+        """Time of `torch.linalg.svd` divided by that of lrzip."""
         return self.results[FULL].seconds / self.results[LRZIP].seconds
 
     @property
     def rival(self) -> str:
-        """The fastest of the others whose error is not worse than lrzip's."""
+        """The fastest other method whose error is not larger than lrzip's."""
         limit = self.results[LRZIP].excess + SAME
         equals = [name for name, result in self.results.items() if name != LRZIP and result.excess <= limit]
         return min(equals or [FULL], key=lambda name: self.results[name].seconds)
 
     @property
     def lead(self) -> float:
-        """How many times faster than that rival lrzip is; below 1 the row is lost."""
+        """Time of that method divided by that of lrzip; below 1, lrzip is slower."""
         return self.results[self.rival].seconds / self.results[LRZIP].seconds
 
     @property
     def is_broken(self) -> bool:
-        """Whether the error is above what lrzip vouches for."""
+        """Whether the excess is larger than lrzip's bound on it."""
         return self.checked is not None and self.results[LRZIP].excess > self.checked + SAME
 
     def cells(self, methods: Sequence[str]) -> list[str]:
         """Return the cells of the table."""
         timings = [self.results[name].cell() if name in self.results else "–" for name in methods]
         checked = "–" if self.checked is None else excess_text(self.checked)
-        lead = f"{'**lost** ' if self.lead < 1 else ''}{self.lead:.2f}× {self.rival}"
+        lead = f"{'**slower** ' if self.lead < 1 else ''}{self.lead:.2f}× {self.rival}"
         ours = self.results[LRZIP].seconds
         ends = [f"{self.speedup:.1f}×", lead, milliseconds(self.bound), f"{ours / self.bound:.1f}×"]
         return [self.name, *timings, self.method, checked, *ends]
@@ -118,26 +118,26 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Compare methods of truncated SVD.")
-    parser.add_argument("--runs", type=int, default=5, help="of each method, of which the best counts")
+    parser.add_argument("--runs", type=int, default=5, help="runs of each method, of which the best counts")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--large", action="store_true", help="also measure 8192×2048 and 2048×8192, which takes minutes")
-    size.add_argument("--quick", action="store_true", help="only measure small matrices, to see that it works")
+    size.add_argument("--quick", action="store_true", help="measure small matrices only, as a test")
     parser.add_argument("--checkpoint", type=Path, help="also measure the largest layers of this file")
-    parser.add_argument("--device", default="cpu", help="where lrzip and torch compute")
+    parser.add_argument("--device", default="cpu", help="device of lrzip and torch")
     parser.add_argument("--threads", type=int, help="threads to compute with")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results"), help="folder to write to")
     return parser.parse_args()
 
 
 def cases(arguments: argparse.Namespace) -> Iterator[Case]:
-    """Yield the matrices that were asked for, one at a time."""
+    """Yield the matrices that the command line names, one at a time."""
     yield from synthetic(QUICK_CASES if arguments.quick else CASES + (LARGE_CASES if arguments.large else ()))
     if arguments.checkpoint:
         yield from trained(arguments.checkpoint)
 
 
 def measure(case: Case, methods: Mapping[str, Method], runs: int, device: str) -> Row:
-    """Let all methods and the bound take turns, and measure the errors of their last answers."""
+    """Time all methods and the bound alternately, and measure the errors of the last results."""
     thin = torch.randn(case.matrix.shape[1], case.rank, generator=Generator().manual_seed(0))
     calls: dict[str, Callable[[], object]] = {
         **{name: partial(method, case.matrix, case.rank) for name, method in methods.items()},
@@ -160,19 +160,19 @@ def measure(case: Case, methods: Mapping[str, Method], runs: int, device: str) -
 
 
 def turned(names: list[str], places: int) -> list[str]:
-    """Return names in the same order, with another one first."""
+    """Return names rotated by a number of places."""
     shift = places % len(names)
     return names[shift:] + names[:shift]
 
 
 def excess(case: Case, answer: Answer) -> float:
-    """Return by how much an error is above the optimum, relative to it."""
+    """Return the error divided by the optimum, minus 1."""
     product = (answer.u.double() * answer.s) @ answer.vh.double()
     return norm(case.matrix.double() - product) / case.optimum - 1
 
 
 def document(rows: Sequence[Row], methods: Sequence[str], arguments: argparse.Namespace) -> str:
-    """Return the table in Markdown, with what it was measured on and what it comes to."""
+    """Return the table in Markdown, with the hardware and a summary."""
     equal, full = "over the best equal", "over torch svd"
     columns = ["matrix", *methods, "lrzip's method", "checked", full, equal, BOUND, "× bound"]
     table = [columns, ["---", *["---:"] * (len(columns) - 1)], *(row.cells(methods) for row in rows)]
@@ -182,31 +182,31 @@ def document(rows: Sequence[Row], methods: Sequence[str], arguments: argparse.Na
     lines = [
         "# Truncated SVD\n",
         f"{hardware(arguments.device)}. {versions('torch', 'scikit-learn', 'scipy')}.\n",
-        f"Milliseconds, best of {arguments.runs} interleaved runs, and in brackets the error above the optimum. "
-        "`checked` is the excess that lrzip vouches for. An equal is a rival whose error is not larger than lrzip's. "
-        "The bound is one product of the matrix with as many columns as the rank.\n",
+        f"Milliseconds, best of {arguments.runs} alternating runs, with the excess of the error over the optimum in "
+        "brackets. `checked` is lrzip's bound on its excess. An equal is another method whose error is not larger than "
+        "lrzip's. The bound is one product of the matrix with as many columns as the rank.\n",
         *(f"| {' | '.join(cells)} |" for cells in table),
         f"\n- Over `torch.linalg.svd`: {ratio:.2f}×, the geometric mean of {len(rows)} rows.",
         f"- Largest excess: {excess_text(largest.results[LRZIP].excess)}, {largest.name}.",
-        f"- Rows with a larger excess than lrzip vouches for: {sum(row.is_broken for row in rows)}.",
-        f"- Rows lost to an equal: {sum(row.lead < 1 for row in rows)}{f': {lost}' if lost else ''}.",
+        f"- Rows with a larger excess than lrzip's bound: {sum(row.is_broken for row in rows)}.",
+        f"- Rows in which an equal is faster: {sum(row.lead < 1 for row in rows)}{f': {lost}' if lost else ''}.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def milliseconds(seconds: float) -> str:
-    """Return a time with three digits that count."""
+    """Return a time in milliseconds with three significant digits."""
     value = seconds * 1000
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def excess_text(value: float) -> str:
-    """Return an excess with two digits that count, `0` where it is float32 rounding."""
+    """Return an excess with two significant digits, or `0` if it is within float32 rounding."""
     return "0" if value < SAME / 2 else f"{value:.1e}".replace("e-0", "e-")
 
 
 def draw(rows: Sequence[Row], methods: Sequence[str], path: Path) -> None:
-    """Draw the times over lrzip's: a band for each matrix, and in it a mark for each method."""
+    """Plot the times divided by lrzip's, with one band per matrix and one mark per method."""
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -232,14 +232,14 @@ def draw(rows: Sequence[Row], methods: Sequence[str], path: Path) -> None:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.margins(x=0.08)
     axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel("time over that of lrzip: what is to the right of 1 is slower")
-    axes.set_title("Numbers are errors above the optimum, of those that are more than 0.001 % above it", fontsize=10)
+    axes.set_xlabel("time divided by that of lrzip: marks to the right of 1 are slower")
+    axes.set_title("Numbers: excess of the error over the optimum, where it is above 0.001 %", fontsize=10)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
 def draw_mark(axes: "Axes", row: Row, name: str, y: float, color: str) -> None:
-    """Draw one time, hollow if the error is worse than lrzip's, with the error beside it if there is any to see."""
+    """Plot one time, hollow if the error is larger than lrzip's, with the excess beside it unless it is negligible."""
     ours, result = row.results[LRZIP], row.results[name]
     style = "none" if result.excess > ours.excess + SAME else "full"
     x = result.seconds / ours.seconds

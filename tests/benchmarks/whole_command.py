@@ -1,11 +1,11 @@
-"""lrzip's commands against the scripts that one writes instead, on checkpoints as large as real ones.
+"""Commands of lrzip compared with scripts that do the same, on checkpoints of realistic size.
 
     python -m tests.benchmarks.whole_command [--runs 3] [--large] [--many] [--folder SCRATCH] [--output FOLDER]
 
 `lrzip compress --energy 0.9` is compared with a loop of `torch.linalg.svd`, and `lrzip analyze --json` with a loop of
 `torch.linalg.svdvals`, both in `rival_script.py`. The checkpoint is a BERT of 110 M parameters in float32; `--large`
-adds a Llama of 1 B in bfloat16, `--many` a thousand small layers. Each run is a process of its own, so that times
-include the start of Python and `import torch`; the two sides take turns, and the best run of each counts. Ranks of both
+adds a Llama of 1 B in bfloat16, `--many` a thousand small layers. Each run is a separate process, so that times
+include the start of Python and `import torch`; command and script alternate, and the best run of each counts. Ranks
 are compared for all layers, errors for a few. Writes `whole_command.md` into `--output`. Linux and macOS.
 """
 
@@ -31,7 +31,7 @@ Ranks = Mapping[str, int]
 
 @dataclass(frozen=True)
 class Row:
-    """The best runs of one command and of its rival on one checkpoint, and how their answers differ."""
+    """The best runs of one command and of the script on one checkpoint, and the differences between their results."""
 
     name: str
     lrzip: Usage
@@ -54,7 +54,7 @@ class Row:
 def main() -> None:
     """Measure all commands on all checkpoints; print and write the table."""
     arguments = parse_arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that gigabytes of temporary files go
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that gigabytes of temporary files are removed
     rows: list[Row] = []
     for name, (shapes, dtype) in checkpoints(arguments).items():
         with tempfile.TemporaryDirectory(prefix="lrzip-whole-", dir=arguments.folder) as folder:
@@ -72,17 +72,17 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Compare lrzip's commands with scripts that do the same.")
-    parser.add_argument("--runs", type=int, default=3, help="of each command, of which the best counts")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each command, of which the best counts")
     parser.add_argument("--large", "--gigabyte", action="store_true", help="also a Llama of 1 B: 7 GB on disk, minutes")
     parser.add_argument("--many", action="store_true", help="also a thousand small layers")
-    parser.add_argument("--quick", action="store_true", help="only tiny checkpoints, to see that it works")
-    parser.add_argument("--folder", type=Path, help="where to put temporary files")
+    parser.add_argument("--quick", action="store_true", help="tiny checkpoints only, as a test")
+    parser.add_argument("--folder", type=Path, help="folder for temporary files")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results"), help="folder to write to")
     return parser.parse_args()
 
 
 def checkpoints(arguments: argparse.Namespace) -> Mapping[str, tuple[Shapes, str]]:
-    """Return the checkpoints that were asked for: by name, their tensors and dtype."""
+    """Return the shapes and the dtype of the checkpoints that the command line names, by name."""
     if arguments.quick:
         tiny = {"BERT, tiny": (bert(2, 64, 100), "float32"), "Llama, tiny": (llama(2, 64, 256, 100), "bfloat16")}
         return tiny | {"20 small layers": (many(20), "float32")}
@@ -95,7 +95,7 @@ def checkpoints(arguments: argparse.Namespace) -> Mapping[str, tuple[Shapes, str
 
 
 def compression(name: str, source: Path, runs: int) -> Row:
-    """Compare `lrzip compress` with its rival."""
+    """Compare `lrzip compress` with the script."""
     ours, theirs, errors = (source.with_name(f"{stem}.safetensors") for stem in ("lrzip", "rival", "errors"))
     ask = ["compress", str(source), "--energy", ENERGY, "-o", str(ours), "--force", "--quiet"]
     lrzip, rival = contest(f"{name}: compress", ask, ["compress", str(source), str(theirs)], runs)
@@ -103,14 +103,14 @@ def compression(name: str, source: Path, runs: int) -> Row:
     excess = json.loads(errors.read_text(encoding="utf-8"))
     ranks = stored_ranks(theirs)
     sizes = [path.stat().st_size / 1e6 for path in (source, ours, theirs)]
-    remark = f"{len(ranks)} layers factorized, {sizes[0]:,.0f} MB to {sizes[1]:,.0f} (rival {sizes[2]:,.0f})"
+    remark = f"{len(ranks)} layers factorized, {sizes[0]:,.0f} MB to {sizes[1]:,.0f} (script {sizes[2]:,.0f})"
     if excess:
-        remark += f"; largest error over the rival's in {len(excess)} layers {max(excess.values()):+.1e}"
+        remark += f"; largest excess over the script's error in {len(excess)} layers {max(excess.values()):+.1e}"
     return Row(f"{name}: compress", lrzip, rival, list(differences(stored_ranks(ours), ranks)), remark)
 
 
 def analysis(name: str, source: Path, runs: int) -> Row:
-    """Compare `lrzip analyze` with its rival."""
+    """Compare `lrzip analyze` with the script."""
     ours, theirs = source.with_name("lrzip.json"), source.with_name("rival.json")
     ask = ["analyze", str(source), "--json", "--quiet"]
     lrzip, rival = contest(f"{name}: analyze", ask, ["analyze", str(source), str(theirs)], runs, output=ours)
@@ -125,7 +125,7 @@ def analysis(name: str, source: Path, runs: int) -> Row:
 def contest(
     name: str, lrzip: Sequence[str], rival: Sequence[str], runs: int, *, output: Path | None = None
 ) -> tuple[Usage, Usage]:
-    """Run both in turns, another one first each time, and return the best of each."""
+    """Run both alternately, each first in every other run, and return the best run of each."""
     commands = ([sys.executable, "-m", "lrzip", *lrzip], [sys.executable, str(RIVAL), *rival])
     usages: tuple[list[Usage], list[Usage]] = ([], [])
     for run in range(runs):
@@ -145,15 +145,15 @@ def stored_ranks(path: Path) -> Ranks:
 
 
 def differences(ours: Ranks, theirs: Ranks) -> Iterator[str]:
-    """Yield where ranks differ; 0 stands for a layer that is not there."""
+    """Yield the differences between ranks; a layer without a rank counts as 0."""
     for name in {**theirs, **ours}:
         pair = ours.get(name, 0), theirs.get(name, 0)
         if pair[0] != pair[1]:
-            yield f"`{name}` {pair[0]}, rival {pair[1]}"
+            yield f"`{name}` {pair[0]}, script {pair[1]}"
 
 
 def write_errors(source: Path, ours: Path, theirs: Path, destination: Path) -> None:
-    """Write by how much lrzip's errors exceed the rival's, relative to them, for the first layers both factorize."""
+    """Write the relative excess of lrzip's errors over the script's for the first layers that both factorize."""
     from safetensors import safe_open
 
     names = sorted(stored_ranks(theirs).keys() & stored_ranks(ours).keys())[:COMPARED]
@@ -168,16 +168,16 @@ def write_errors(source: Path, ours: Path, theirs: Path, destination: Path) -> N
 
 
 def document(rows: Sequence[Row], runs: int) -> str:
-    """Return the table in Markdown, with what it was measured on and how answers differ."""
-    columns = ["checkpoint: command", "lrzip s", "rival s", "faster", "lrzip cores", "rival cores"]
-    columns += ["lrzip MiB", "rival MiB", "ranks that differ"]
+    """Return the table in Markdown, with the hardware and the differences between the results."""
+    columns = ["checkpoint: command", "lrzip s", "script s", "faster", "lrzip cores", "script cores"]
+    columns += ["lrzip MiB", "script MiB", "different ranks"]
     table = [columns, ["---", *["---:"] * (len(columns) - 1)], *(row.cells() for row in rows)]
     lines = [
         "# Whole commands against scripts\n",
         f"{hardware()}. {versions('torch', 'safetensors')}.\n",
-        f"Best of {runs} interleaved runs, each a process of its own with the start of Python and `import torch`. The "
-        "rival of `compress` is a loop of `torch.linalg.svd`, that of `analyze` one of `torch.linalg.svdvals`. Cores "
-        "are those busy on average, MiB the peak memory.\n",
+        f"Best of {runs} alternating runs, each a separate process including the start of Python and `import torch`. "
+        "The script for `compress` is a loop over `torch.linalg.svd`, that for `analyze` one over "
+        "`torch.linalg.svdvals`. Cores are the average number of busy cores, MiB the peak memory.\n",
         *(f"| {' | '.join(cells)} |" for cells in table),
         "",
         *(f"- {row.name}: {row.remark}." for row in rows),
