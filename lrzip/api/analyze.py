@@ -18,7 +18,7 @@ from lrzip.formats.open import open_checkpoint
 from lrzip.linalg.svd import Solver
 from lrzip.linalg.vbmf import noise_rank
 from lrzip.networks.architecture import Architecture
-from lrzip.networks.inference import is_parameter
+from lrzip.networks.weights import is_parameter
 from lrzip.pipeline.latency import costs_of
 from lrzip.pipeline.profile import profile_of
 from lrzip.pipeline.selection import select

@@ -28,8 +28,8 @@ from lrzip.formats.torch.program import ProgramFile
 from lrzip.formats.traced import save_onnx, save_pt2
 from lrzip.formats.write import create
 from lrzip.networks.architecture import Architecture
-from lrzip.networks.inference import match_names
 from lrzip.networks.inputs import InputShape
+from lrzip.networks.matching import match_names
 from lrzip.networks.programs.trace import Traced, trace, trace_program
 
 TARGETS = ("safetensors", "state-dict", "dense", "onnx", "pt2")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.networks.architecture import Architecture
-from lrzip.networks.inference import find_layers
+from lrzip.networks.recognition import find_layers
 
 
 class LiveSource:

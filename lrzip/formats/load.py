@@ -8,7 +8,7 @@ from torch import nn
 from lrzip.core.stored import find_structures
 from lrzip.formats.open import open_checkpoint
 from lrzip.networks.architecture import Architecture
-from lrzip.networks.inference import match_names
+from lrzip.networks.matching import match_names
 from lrzip.networks.surgery import leave_fast_paths, replacement
 
 Module = TypeVar("Module", bound=nn.Module)

@@ -22,7 +22,7 @@ from lrzip.formats.files.atomic import check_output
 from lrzip.formats.load import load_into
 from lrzip.formats.protocols import Loadable, Observable, Source
 from lrzip.networks.architecture import Architecture
-from lrzip.networks.inference import match_names
+from lrzip.networks.matching import match_names
 from lrzip.pipeline.factorize import Work, factorize_all
 from lrzip.training.data.samples import Samples
 

@@ -11,7 +11,7 @@ from lrzip.core.layers import FACTORIZABLE_DTYPES, Layer, TensorSpec
 from lrzip.core.plan import Factorize
 from lrzip.core.structure import Structure, parameters
 from lrzip.decompositions import Decompositions
-from lrzip.networks.inference import is_parameter
+from lrzip.networks.weights import is_parameter
 from lrzip.pipeline.latency import layer_latency, whole_latency
 from lrzip.pipeline.profile import NetworkProfile, Profile
 from lrzip.ranks import Meter

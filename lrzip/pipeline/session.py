@@ -26,9 +26,9 @@ from lrzip.formats.outputs import compare, output_format, size_on_disk
 from lrzip.formats.protocols import Checkpoint, Runnable
 from lrzip.formats.write import rewrite
 from lrzip.networks.architecture import Architecture
-from lrzip.networks.inference import is_parameter
 from lrzip.networks.inputs import InputShape
 from lrzip.networks.surgery import assemble
+from lrzip.networks.weights import is_parameter
 from lrzip.pipeline.calibrate import (
     Examples,
     by_checkpoint_name,

@@ -20,8 +20,8 @@ from lrzip.decompositions import DEFAULT_DECOMPOSITION, Decompositions, decompos
 from lrzip.formats.live import LiveSource
 from lrzip.linalg.svd import Solver
 from lrzip.networks.architecture import Architecture
-from lrzip.networks.inference import is_parameter
 from lrzip.networks.surgery import leave_fast_paths, replace_layer, replacement
+from lrzip.networks.weights import is_parameter
 from lrzip.pipeline.selection import select
 from lrzip.pipeline.survey import refuse_if_hopeless, survey
 from lrzip.ranks import Candidate

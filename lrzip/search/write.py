@@ -18,7 +18,8 @@ from lrzip.formats.protocols import Checkpoint
 from lrzip.formats.rewrite import write_state
 from lrzip.linalg.svd import Solver
 from lrzip.networks.architecture import Architecture
-from lrzip.networks.inference import is_parameter, match_names
+from lrzip.networks.matching import match_names
+from lrzip.networks.weights import is_parameter
 from lrzip.pipeline.selection import select
 from lrzip.search.variants import Ranks
 

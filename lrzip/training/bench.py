@@ -16,7 +16,7 @@ from lrzip.formats import FORMATS
 from lrzip.formats.load import load_into
 from lrzip.formats.open import open_checkpoint
 from lrzip.networks.architecture import Architecture
-from lrzip.networks.inference import match_names
+from lrzip.networks.matching import match_names
 from lrzip.training.cache import key_of, network_digest, samples_digest
 from lrzip.training.data.read import Data, read_data
 from lrzip.training.data.samples import Samples

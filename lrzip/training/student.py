@@ -16,7 +16,7 @@ from lrzip.formats.load import load_into
 from lrzip.formats.open import open_checkpoint
 from lrzip.formats.protocols import Loadable
 from lrzip.networks.architecture import Architecture
-from lrzip.networks.inference import match_names
+from lrzip.networks.matching import match_names
 
 
 @dataclass(frozen=True)

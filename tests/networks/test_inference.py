@@ -3,7 +3,9 @@ from collections.abc import Mapping
 import pytest
 
 from lrzip.core.layers import Keep, Layer, TensorSpec
-from lrzip.networks.inference import infer_layers, is_parameter, wrapper_prefix
+from lrzip.networks.inference import infer_layers
+from lrzip.networks.matching import wrapper_prefix
+from lrzip.networks.weights import is_parameter
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 import lrzip
 from lrzip.formats.live import LiveSource
-from lrzip.networks.inference import is_parameter
+from lrzip.networks.weights import is_parameter
 from lrzip.search.variants import Variants
 from tests.support.networks import seeded
 from tests.support.tasks import Classifier, samples_of

@@ -10,7 +10,7 @@ from lrzip.core.kinds import CONVOLUTIONS, LINEAR, LINEAR_TRANSPOSED, TRANSPOSED
 from lrzip.core.layers import Keep, Layer
 from lrzip.core.structure import parents_of_parts
 from lrzip.formats.onnx.data import spec_of
-from lrzip.networks.inference import not_a_weight
+from lrzip.networks.weights import not_a_weight
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 # Runtimes compute convolutions in blocks of this many channels.

@@ -20,7 +20,7 @@ from lrzip.formats.files.keys import refuse_key
 from lrzip.formats.files.stream import CODES, NAMES, TensorStream, tensor_bytes
 from lrzip.formats.protocols import Checkpoint, Writer
 from lrzip.networks.architecture import Architecture
-from lrzip.networks.inference import find_layers
+from lrzip.networks.recognition import find_layers
 
 _CHUNK = 1 << 23
 

@@ -28,7 +28,7 @@ from lrzip.formats.protocols import Checkpoint, Writer
 from lrzip.formats.safetensors.sharded import ShardedFolder, weight_files, write_folder
 from lrzip.formats.safetensors.transformers_models import check_ambiguity, conv1d_weights, read_directly
 from lrzip.networks.architecture import Architecture
-from lrzip.networks.inference import find_layers
+from lrzip.networks.recognition import find_layers
 
 METHOD = "lrzip"
 FORMAT_VERSION = 1

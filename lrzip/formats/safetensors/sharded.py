@@ -20,7 +20,8 @@ from lrzip.formats.files.readable import readable
 from lrzip.formats.protocols import Checkpoint, Writer
 from lrzip.formats.safetensors.file import SafetensorsFile, stream_tensors
 from lrzip.networks.architecture import Architecture
-from lrzip.networks.inference import find_layers, is_parameter
+from lrzip.networks.recognition import find_layers
+from lrzip.networks.weights import is_parameter
 
 _INDEX = "*.safetensors.index.json"
 

@@ -27,7 +27,7 @@ from lrzip.formats.torch.saved import opened_pickle
 from lrzip.formats.torch.state_dict import save_to
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.build import importable
-from lrzip.networks.inference import find_layers
+from lrzip.networks.recognition import find_layers
 from lrzip.networks.surgery import leave_fast_paths, replace_layer
 
 

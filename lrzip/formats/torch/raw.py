@@ -14,7 +14,7 @@ from lrzip.core.stored import DenseLayer
 from lrzip.formats.files.raw import RawTensor, shared
 from lrzip.formats.protocols import Checkpoint
 from lrzip.networks.architecture import Architecture
-from lrzip.networks.inference import find_layers
+from lrzip.networks.recognition import find_layers
 
 
 def refuse_other_dtypes(source: Checkpoint, layout: Sequence[Entry]) -> None:

@@ -26,7 +26,7 @@ from lrzip.formats.torch.collecting import CollectingWriter
 from lrzip.formats.torch.nesting import beside, descend, find_weights, rebuilt, refilled
 from lrzip.formats.torch.pickled_file import PickledFile
 from lrzip.networks.architecture import Architecture
-from lrzip.networks.inference import find_layers
+from lrzip.networks.recognition import find_layers
 
 _PICKLE_LIMIT = 1 << 29
 

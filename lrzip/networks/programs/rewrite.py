@@ -19,9 +19,10 @@ from torch.fx import GraphModule, Node
 from lrzip.core.layers import ROOT, Keep, Layer, TensorSpec
 from lrzip.core.plan import Entry
 from lrzip.core.structure import Structure, parents_of_parts
-from lrzip.networks.inference import not_a_weight, wrapper_prefix
+from lrzip.networks.matching import wrapper_prefix
 from lrzip.networks.programs.nodes import replace_call
 from lrzip.networks.programs.operators import OPERATORS, Operator, bias_of, groups_of, is_layer, signature
+from lrzip.networks.weights import not_a_weight
 
 
 def program_layers(
