@@ -61,6 +61,16 @@ def typed_line(error: BaseException, limit: int = 160) -> str:
     return f"{name}: {message}" if message else name
 
 
+def first_line(error: BaseException, limit: int = 160) -> str:
+    """Return the first line of the message of an exception, for libraries that add lines of advice.
+
+    Args:
+        error: Any exception; without a message, the name of its type is returned.
+        limit: Maximum number of characters.
+    """
+    return as_line(str(error).strip().partition("\n")[0], limit) or type(error).__name__
+
+
 def as_line(text: str, limit: int = 160) -> str:
     """Return a text without ANSI escapes, unprintable characters, line breaks and a final period.
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.errors import LrzipError, UsageError, first_line
 from lrzip.core.layers import Keep, Layer
 from lrzip.core.moments import Statistics
 from lrzip.core.options import Machine, Selection
@@ -158,8 +158,7 @@ def check_device(device: str) -> None:
     try:
         torch.zeros(1, device=device).item()  # the device `meta` has no values
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise UsageError(f"The device `{device}` cannot be used: {reason[:120]}.") from error
+        raise UsageError(f"The device `{device}` cannot be used: {first_line(error, 120)}.") from error
 
 
 def refuse_if_hopeless(source: Source, found: Sequence[Layer | Keep]) -> None:

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from lrzip.core.errors import LrzipError
+from lrzip.core.errors import LrzipError, first_line
 
 
 def make_accelerator(device: str, amp: str) -> Accelerator:
@@ -61,8 +61,7 @@ def _checked_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except Exception as error:
-        said = str(error).strip().partition("\n")[0].rstrip(".")
-        raise LrzipError(f"`--device {name}` cannot be used: {said}.") from error
+        raise LrzipError(f"`--device {name}` cannot be used: {first_line(error)}.") from error
     return device
 
 

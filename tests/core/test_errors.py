@@ -1,6 +1,6 @@
 import pytest
 
-from lrzip.core.errors import as_line, one_line, typed_line
+from lrzip.core.errors import as_line, first_line, one_line, typed_line
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,15 @@ def test_a_message_becomes_one_plain_line_without_final_period(message: str, lin
 @pytest.mark.parametrize("message", ["", "\n", " . "])
 def test_without_a_message_the_type_is_named_once(message: str) -> None:
     assert one_line(EOFError(message)) == typed_line(EOFError(message)) == "EOFError"
+
+
+def test_lines_of_advice_are_left_out() -> None:
+    assert (
+        first_line(RuntimeError("\nCUDA error: out of range.\nCompile with debug symbols."))
+        == "CUDA error: out of range"
+    )
+    assert first_line(AssertionError()) == "AssertionError"
+    assert first_line(ValueError("x" * 500), 7) == "x" * 7
 
 
 def test_long_messages_are_cut_at_the_limit() -> None:
