@@ -2,6 +2,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -21,6 +22,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_data(tmp_path / "data.npz", *classes())
     write_compressed(tmp_path)
     (tmp_path / "my_code.py").write_text(
+        "import os, signal, threading\n"
+        "from pathlib import Path\n"
         "import torch\n"
         "from torch.utils.data import DataLoader, TensorDataset\n"
         "from tests.support.tasks import classes\n"
@@ -37,10 +40,23 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "    return output.no_such_thing\n"
         "def number(output, target):\n"
         "    return 1.0\n"
+        "def hanging(output, target):\n"
+        "    if os.environ.get('HANG') and Path('state.pt').exists():\n"
+        "        Path('hangs').touch()\n"
+        "        threading.Event().wait()\n"
+        "    return torch.nn.functional.cross_entropy(output, target)\n"
+        "steps = 0\n"
+        "def interrupting(output, target):\n"
+        "    global steps\n"
+        "    steps += 1\n"
+        "    if steps == 13:\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "    return torch.nn.functional.cross_entropy(output, target)\n"
         "def each(output, target):\n"
         "    return torch.nn.functional.cross_entropy(output, target, reduction='none')\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_code", raising=False)  # that of another test
     return tmp_path
 
 
@@ -125,33 +141,27 @@ def test_a_loss_that_explodes_exits_with_3_and_writes(folder: Path) -> None:
 
 
 def test_a_killed_process_is_resumed_to_the_same_bytes(folder: Path) -> None:
-    options = (*FAST, "--epochs", "40", "--threads", "1")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), str(folder)])}
+    """The process hangs in its second epoch, after the state of the first is saved, until it is killed."""
+    options = (*FAST, "--epochs", "3", "--threads", "1", "--loss", "my_code:hanging")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), str(folder)]), "HANG": "1"}
     command = spawn("finetune", "small.pt", *options, "--resume", "state.pt", "-o", "out.pt")
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE) as process:
-        while process.poll() is None and not (folder / "state.pt").exists():
+        while process.poll() is None and not (folder / "hangs").exists():
             time.sleep(0.01)
         process.kill()
     assert process.returncode == -signal.SIGKILL
+    assert torch.load(folder / "state.pt")["step"] == 11  # an epoch of 360 samples in batches of 32
     assert not (folder / "out.pt").exists()
-    for output in (("--resume", "state.pt", "-o", "out.pt"), ("-o", "whole.pt")):
+    for output in (("--resume", "state.pt", "-o", "out.pt"), ("-o", "uninterrupted.pt")):
         done = run("finetune", "small.pt", *options, *output, cwd=folder)
         assert done.returncode == 0, done.stderr
-    assert (folder / "out.pt").read_bytes() == (folder / "whole.pt").read_bytes()
+    assert (folder / "out.pt").read_bytes() == (folder / "uninterrupted.pt").read_bytes()
 
 
 def test_ctrl_c_writes_the_best_so_far_and_exits_with_130(folder: Path) -> None:
-    command = spawn("finetune", "small.pt", *FAST, "--epochs", "100000", "--log", "log.jsonl", "-o", "out.pt")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), str(folder)])}
-    with subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        log = folder / "log.jsonl"
-        while process.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < 3):
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert b"lrzip: Interrupted after step" in err
-    assert b"Traceback" not in err
-    assert torch.load(folder / "out.pt")["state_dict"]
+    options = ("--epochs", "100000", "--loss", "my_code:interrupting", "-o", "out.pt")
+    done = run("finetune", "small.pt", *FAST, *options, cwd=folder)
+    assert done.returncode == 130, done.stderr
+    assert b"lrzip: Interrupted after step 13; what was written is the best state so far" in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert torch.load(folder / "out.pt")["state_dict"].keys() == torch.load(folder / "small.pt")["state_dict"].keys()
