@@ -1,4 +1,6 @@
-"""Fitting what comes out of a ReLU."""
+"""Fits of the output of a ReLU."""
+
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -6,25 +8,66 @@ from torch import Tensor, nn
 
 import lrzip
 from lrzip.calibration.corrections import Corrections
-from lrzip.calibration.response import nearest
+from lrzip.calibration.regression import Affine
+from lrzip.calibration.response import nearest, refine
 from lrzip.calibration.settings import CalibrationSettings
-from lrzip.core.errors import UsageError
+from lrzip.core.moments import Targets
 
 
-def missed(goal: Tensor, output: Tensor, z: Tensor, penalty: float) -> Tensor:
+def loss(goal: Tensor, output: Tensor, z: Tensor, penalty: float) -> Tensor:
     return (goal.relu() - z.relu()).square() + penalty * (z - output).square()
 
 
 @pytest.mark.parametrize("penalty", [0.01, 0.3, 1.0, 5.0])
-def test_what_is_nearest_is_the_minimum(penalty: float) -> None:
+def test_the_nearest_value_is_the_minimizer(penalty: float) -> None:
     goal, output = torch.meshgrid(torch.linspace(-2, 2, 21), torch.linspace(-2, 2, 23), indexing="ij")
     grid = torch.linspace(-3, 3, 6001).double()
     goal, output = goal.double(), output.double()
-    found = missed(goal, output, nearest(goal, output, penalty), penalty)
-    least = missed(goal[..., None], output[..., None], grid, penalty).amin(-1)
+    found = loss(goal, output, nearest(goal, output, penalty), penalty)
+    least = loss(goal[..., None], output[..., None], grid, penalty).amin(-1)
     # Beside its minimum at distance h, at most half a step, either branch of the loss has grown by at most (1 + λ) h².
     assert (found <= least + 1e-12).all()
     assert (least <= found + (1 + penalty) * 0.0005**2 + 1e-12).all()
+
+
+ROWS = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+GOAL = Affine(torch.randn(1, 4, 6, generator=torch.Generator().manual_seed(1)).double(), torch.zeros(1, 4).double())
+
+
+def pieces() -> Iterator[tuple[Tensor, ...]]:
+    """Yield the inputs, and the outputs of `GOAL`, in two pieces."""
+    for rows in ROWS.chunk(2):
+        yield rows, rows @ GOAL.matrices[0].float().mT
+
+
+def scaled(factor: float) -> Affine:
+    """Return the goal scaled, whose error before and after the ReLU grows with |factor − 1|."""
+    return Affine(GOAL.matrices * factor, GOAL.constants)
+
+
+@pytest.mark.parametrize(
+    ("factors", "best"),
+    [((2.0, 3.0, 1.1, 4.0), 2), ((2.0, 3.0, 4.0, 1.1), 3), ((2.0, 1.1, 3.0, 4.0), 1), ((1.1, 2.0, 3.0, 4.0), 0)],
+)
+def test_the_best_iterate_is_returned_wherever_it_comes(factors: tuple[float, ...], best: int) -> None:
+    iterates = [scaled(factor) for factor in factors]
+    remaining = iter(iterates[1:])
+    assert refine(iterates[0], lambda _: next(remaining), pieces) is iterates[best]
+    assert next(remaining, None) is None
+
+
+def test_targets_of_an_exact_start_are_its_outputs() -> None:
+    seen: list[Targets] = []
+
+    def solve(targets: Targets) -> Affine:
+        seen.append(targets)
+        return scaled(2.0)
+
+    start = scaled(1.0)
+    assert refine(start, solve, pieces) is start
+    outputs = ROWS.double() @ GOAL.matrices[0].mT
+    assert torch.allclose(seen[0].first[0], outputs.mean(0), atol=1e-6)
+    assert torch.allclose(seen[0].cross[0], outputs.mT @ ROWS.double() / 200, atol=1e-5)
 
 
 def rectified(norm: bool, convolution: bool) -> nn.Module:
@@ -53,15 +96,15 @@ def error(model: nn.Module, x: Tensor, corrections: str, rank: int = 4) -> float
 
 @pytest.mark.parametrize("others", ["sequential", "sequential,bias"])
 @pytest.mark.parametrize(("norm", "convolution"), [(False, False), (True, False), (False, True), (True, True)])
-def test_responses_come_nearer(norm: bool, convolution: bool, others: str) -> None:
+def test_the_output_of_the_relu_comes_closer(norm: bool, convolution: bool, others: str) -> None:
     model = rectified(norm, convolution)
     x = torch.rand(256, *((4, 6, 6) if convolution else (36,)), generator=torch.Generator().manual_seed(1)) + 0.2
-    # One layer: what it is measured by is what it was chosen by.
+    # One layer alone, so that the fitted error is the measured one.
     assert error(model, x, f"{others},response") < 0.98 * error(model, x, others)
 
 
 class Residual(nn.Module):
-    """Two layers, the second of which is added to what the first made, before another ReLU."""
+    """Two layers; the output of the second is added to that of the first before another ReLU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +115,7 @@ class Residual(nn.Module):
         return torch.relu_(self.second(inner) + inner)
 
 
-def test_what_is_added_before_the_rectifier_counts() -> None:
+def test_a_branch_that_is_added_before_the_relu_counts() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Residual().eval()
@@ -87,33 +130,17 @@ def test_what_is_added_before_the_rectifier_counts() -> None:
     assert errors[1] < 0.98 * errors[0]
 
 
-def test_without_a_rectifier_nothing_changes() -> None:
+def test_without_a_relu_nothing_changes() -> None:
     model = nn.Sequential(nn.Linear(20, 20), nn.Tanh(), nn.Linear(20, 20)).eval()
     x = torch.randn(64, 20)
     assert error(model, x, "sequential,bias") == error(model, x, "sequential,bias,response")
 
 
-def test_at_full_rank_responses_are_those_of_the_dense_network() -> None:
+def test_at_full_rank_the_outputs_are_those_of_the_dense_network() -> None:
     model = rectified(norm=True, convolution=False)
     x = torch.rand(256, 36, generator=torch.Generator().manual_seed(1))
     assert error(model, x, "sequential,bias,response", rank=14) > 1e-4
     small = lrzip.factorize(model, energy=1.0, calibrate=x, calibration=settings("sequential,bias,refit,response"))
     with torch.no_grad():
-        # The layer stays whole; what is regressed is what it puts out, solved in float64 and rounded to float32.
+        # The layer stays dense and is regressed on its own outputs, solved in float64 and rounded to float32.
         assert float((small(x.clone()) - model(x.clone())).abs().max()) < 1e-4
-
-
-def test_a_bias_that_is_kept_counts_once() -> None:
-    """Without a correction of means, a layer that stays as it was is found again, though its inputs have a mean."""
-    model = nn.Sequential(nn.Linear(20, 8)).eval()
-    nn.init.constant_(model.get_parameter("0.bias"), 3.0)
-    x = torch.rand(256, 20, generator=torch.Generator().manual_seed(0)) + 1
-    small = lrzip.factorize(model, energy=1.0, calibrate=x, calibration=settings("sequential,refit"))
-    with torch.no_grad():
-        assert torch.allclose(small(x), model(x), atol=1e-4)  # of outputs near 3, solved in float64, in float32
-
-
-def test_it_goes_with_a_sequence() -> None:
-    assert str(Corrections.parse("sequential,response")) == "sequential,response"
-    with pytest.raises(UsageError, match="go with `sequential`"):
-        Corrections.parse("bias,response")

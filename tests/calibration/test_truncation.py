@@ -1,4 +1,4 @@
-"""MeasuredChanges sensitivity: what is measured, and how it travels."""
+"""Measured sensitivity."""
 
 from pathlib import Path
 
@@ -11,23 +11,17 @@ from lrzip.calibration.calibrator import calibrate
 from lrzip.calibration.corrections import Corrections
 from lrzip.calibration.settings import CalibrationSettings
 from lrzip.calibration.statistics import moments_of
-from lrzip.calibration.stored import load_statistics, save_statistics
 from lrzip.calibration.subjects import Network
 from lrzip.calibration.truncation import Truncation, measure_output_changes
 from lrzip.core.errors import UsageError
 from lrzip.core.layers import Layer
-from lrzip.core.moments import Arguments, MeasuredChanges
+from lrzip.core.moments import Arguments
 from lrzip.decompositions import decomposition_of
-from lrzip.formats.live import LiveSource
+from lrzip.decompositions.svd import SVD
 from lrzip.linalg.svd import Solver
-from lrzip.networks.architecture import Architecture
 from lrzip.networks.programs.trace import export_network
+from tests.support.calibration import images, layers_of
 from tests.support.networks import Zoo, seeded
-
-
-def layers_of(model: nn.Module) -> list[Layer]:
-    found = LiveSource(model).layers(Architecture.of(model))
-    return [item for item in found if isinstance(item, Layer)]
 
 
 class Small(nn.Module):
@@ -42,24 +36,20 @@ class Small(nn.Module):
         return out
 
 
-def images(count: int = 64) -> Tensor:
-    return torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
 @pytest.mark.parametrize("corrections", ["none", "bias"])
-def test_what_is_measured_is_what_a_rank_does(corrections: str) -> None:
-    model, x = seeded(Small), images()
+def test_measured_changes_are_those_of_the_factorized_network(corrections: str) -> None:
+    model, x = seeded(Small), images(64, 8)
     how = CalibrationSettings(batch_size=32, corrections=Corrections.parse(corrections))
-    seen = calibrate(Network(model), x, layers_of(model), how, measured=True)
+    calibration = calibrate(Network(model), x, layers_of(model), how, measured=True)
     compared: set[str] = set()
     for name in ("conv", "head"):
-        measured = seen.statistics[name].measured
+        measured = calibration.statistics[name].measured
         assert measured
         assert measured.ranks == tuple(sorted(set(measured.ranks)))
         for rank, change in zip(measured.ranks, measured.changes, strict=True):
             small = lrzip.factorize(model, rank=rank, only=[name], calibrate=x, calibration=how)
             if not isinstance(small.get_submodule(name), nn.Sequential):
-                continue  # it would be no smaller
+                continue  # this rank would not save parameters
             compared.add(name)
             with torch.no_grad():
                 expected = float((small(x) - model(x)).square().mean())
@@ -78,7 +68,7 @@ def test_every_kind_of_layer_can_be_measured() -> None:
     truncation = Truncation(decomposition, statistics, centered=True)
     found = measure_output_changes(export_network(model, *batch), named, [batch], truncation)
     assert found.keys() == statistics.keys()
-    # All but the attention have exact rank 2 and lose nothing at that, to the precision of float32 outputs.
+    # All but the attention have exact rank 2, at which nothing changes, up to the precision of float32 outputs.
     scale = float(model(*batch[0]).detach().square().mean())
     for name, measured in found.items():
         assert measured.ranks, name
@@ -87,25 +77,32 @@ def test_every_kind_of_layer_can_be_measured() -> None:
     assert found["grouped"].changes[0] > 1e-8 * scale
 
 
-def test_nothing_is_measured_unless_asked_for() -> None:
+def test_nothing_is_measured_by_default() -> None:
     model = seeded(Small)
-    seen = calibrate(Network(model), images(), layers_of(model), CalibrationSettings())
-    assert all(moments.measured is None for moments in seen.statistics.values())
+    calibration = calibrate(Network(model), images(64, 8), layers_of(model), CalibrationSettings())
+    assert [moments.measured for moments in calibration.statistics.values()] == [None, None]
 
 
-def test_measurements_are_kept(tmp_path: Path) -> None:
-    model, kept = seeded(Small), tmp_path / "seen.safetensors"
-    layers = layers_of(model)
-    seen = calibrate(Network(model), images(), layers, CalibrationSettings(), measured=True)
-    save_statistics(seen, kept)
-    found = load_statistics(kept, layers)
-    for name, moments in seen.statistics.items():
-        assert isinstance(moments.measured, MeasuredChanges)
-        assert found.statistics[name].measured == moments.measured
+def test_changes_are_measured_with_the_decomposition_that_is_given() -> None:
+    class ConvolutionsOnly(SVD):
+        def refuse(self, layer: Layer) -> str | None:
+            return None if layer.name == "conv" else "not a convolution"
+
+    model, decomposition = seeded(Small), ConvolutionsOnly(Solver())
+    calibration = calibrate(
+        Network(model),
+        images(64, 8),
+        layers_of(model),
+        CalibrationSettings(),
+        measured=True,
+        decomposition=decomposition,
+    )
+    assert calibration.statistics["conv"].measured is not None
+    assert calibration.statistics["head"].measured is None
 
 
-def test_a_file_is_planned_by_measurements(tmp_path: Path) -> None:
-    model, x, kept = seeded(Small), images(), tmp_path / "seen.safetensors"
+def test_a_file_is_planned_by_measured_changes(tmp_path: Path) -> None:
+    model, x, kept = seeded(Small), images(64, 8), tmp_path / "statistics.safetensors"
     torch.save(model.state_dict(), tmp_path / "model.pt")
     how = CalibrationSettings(corrections=Corrections(), save=kept)
     options = {"budget": "params=60%", "objective": "sensitivity", "dry_run": True}
@@ -117,15 +114,15 @@ def test_a_file_is_planned_by_measurements(tmp_path: Path) -> None:
     assert again.plan == report.plan
 
 
-def test_what_was_not_measured_is_missed(tmp_path: Path) -> None:
-    model, kept = seeded(Small), tmp_path / "seen.safetensors"
+def test_statistics_without_measured_changes_are_refused(tmp_path: Path) -> None:
+    model, kept = seeded(Small), tmp_path / "statistics.safetensors"
     torch.save(model.state_dict(), tmp_path / "model.pt")
     lrzip.compress(
         tmp_path / "model.pt",
         budget="params=60%",
         dry_run=True,
         model=Small(),
-        calibrate=images(),
+        calibrate=images(64, 8),
         calibration=CalibrationSettings(save=kept),
     )
     with pytest.raises(UsageError, match="give `--model`"):
