@@ -250,3 +250,8 @@ def test_weights_alone_cannot_be_run(tmp_path: Path) -> None:
     torch.save(ResNet(1).state_dict(), tmp_path / "model.pt")
     with pytest.raises(UsageError, match="holds only weights"):
         lrzip.compress(tmp_path / "model.pt", ratio=2, calibrate=images())
+
+
+def test_settings_need_calibration_data(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="without calibration data"):
+        lrzip.compress(tmp_path / "model.pt", ratio=2, calibration=CalibrationSettings())

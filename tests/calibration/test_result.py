@@ -7,7 +7,7 @@ from lrzip.calibration.corrections import Corrections
 from lrzip.calibration.result import Calibration
 from lrzip.calibration.sequential import Fitted, Job
 from lrzip.calibration.settings import CalibrationSettings
-from lrzip.core.chains import Factors
+from lrzip.core.factors import Factors
 from tests.support.calibration import calibration_of, layers_of
 
 NETWORK = nn.Sequential(nn.Linear(24, 12), nn.ReLU(), nn.Linear(12, 4)).eval()
