@@ -12,6 +12,7 @@ from torch import Tensor
 
 import lrzip
 from lrzip.calibration import calibrator
+from tests.support.decompositions import ADDED
 from tests.support.networks import Net, seeded
 from tests.support.pages import ROOT
 from tests.support.recipes import Recipe, recipes
@@ -43,6 +44,7 @@ def outcomes() -> Counter[tuple[str, str]]:
 
 def test_every_registry_has_a_recipe() -> None:
     assert set(NAMES.values()) == CONTRACTS.keys()
+    assert not NAMES.keys() & ADDED.keys(), "the contract would test other code under the name of a recipe"
 
 
 @pytest.mark.parametrize("name", NAMES)
