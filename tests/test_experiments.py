@@ -1,4 +1,4 @@
-"""The experiments run on a handful of examples, and the committed tables are of the committed measurements."""
+"""The experiments run on a few samples, and the committed tables agree with the committed measurements."""
 
 import json
 import runpy
@@ -23,7 +23,7 @@ pytest.importorskip("sklearn", reason="the experiments need scipy")
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run an experiment as a script, and return the folder that it wrote to."""
+    """Return a function that runs an experiment as a script and returns its output folder."""
 
     def run(name: str, *options: str) -> Path:
         path = EXPERIMENTS / f"{name}.py"
@@ -53,7 +53,7 @@ def cifar10(folder: Path) -> Path:
 
 
 def measured(folder: Path, name: str) -> dict[str, Any]:
-    """Return what was measured, after checking that the table and the picture of it are there."""
+    """Return the measurements, after checking that their table and figure exist."""
     results: dict[str, Any] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     assert (folder / f"{name}.png").stat().st_size > 10_000
     assert "published" in (folder / f"{name}.md").read_text(encoding="utf-8")
@@ -69,7 +69,7 @@ def test_mnist_takes_every_sketch_at_every_rank(run: Run, tmp_path: Path) -> Non
         (rank, method) for rank in (20, 50) for method in ("basic", "power", "SRFT", "deterministic")
     }
     errors = {(row["rank"], row["method"]): row["error"] for row in results["rows"]}
-    for rank in (20, 50):  # the exact SVD is the best, and a power iteration helps
+    for rank in (20, 50):  # the exact SVD is optimal, and a power iteration reduces the error
         assert errors[rank, "deterministic"] < errors[rank, "power"] < min(errors[rank, "basic"], errors[rank, "SRFT"])
 
 
@@ -92,7 +92,7 @@ def test_tiny_cnns_have_the_published_parameters(run: Run, tmp_path: Path) -> No
         "rank 64": 176_202,
         "depthwise-separable": 33_637,
     }
-    # Those of lrzip lack the 384 biases of the 1×1 convolutions, and keep a convolution that would not get smaller.
+    # Factors by lrzip lack the 384 biases of the 1×1 convolutions, and a convolution that would not shrink is dense.
     before = {row["name"]: row["parameters"] for row in results["factorized"]}
     assert before["rank 8"] == 24_162 - 384
     assert before["rank 64"] < 176_202 - 384
@@ -106,7 +106,7 @@ def test_housing_keeps_to_the_ratios(run: Run, tmp_path: Path) -> None:
     sizes = {row["network"]: row["parameters"] for row in results["rows"]}
     assert sizes["dense"] == sizes["dense, trained further"] == 45_569
     for ratio in (4.63, 5.53, 9.15, 11.62):
-        # A budget is spent to within a rank of the largest layer, 256 + 128 parameters.
+        # A budget is used to within one rank of the largest layer, 256 + 128 parameters.
         assert 45_569 / ratio - 384 <= sizes[f"{ratio}×"] <= 45_569 / ratio
 
 
@@ -117,7 +117,7 @@ def test_resnet_keeps_to_its_budgets(run: Run, tmp_path: Path) -> None:
     whole = results["dense"]["parameters"]
     assert whole == 269_722
     for share, row in zip((0.4, 0.4, 0.25, 0.15, 0.15), results["rows"], strict=True):
-        # A budget is spent to within a rank of the largest layer, 64 · 9 + 64 parameters.
+        # A budget is used to within one rank of the largest layer, 64 · 9 + 64 parameters.
         assert share * whole - 640 <= row["parameters"] <= share * whole
 
 
@@ -125,12 +125,12 @@ def test_adaptive_cnn_keeps_to_its_budgets(run: Run, tmp_path: Path) -> None:
     results = measured(run("adaptive_cnn", "--data", str(cifar10(tmp_path)), "--quick"), "adaptive_cnn")
     assert results["dense"]["parameters"] == 1_571_466
     for smaller, row in zip((12, 20), results["rows"], strict=True):
-        # To within a rank of the largest layer, 256 · 9 + 512 parameters.
+        # To within one rank of the largest layer, 256 · 9 + 512 parameters.
         assert 1_571_466 / smaller - 2 * 2816 <= row["parameters"] <= 1_571_466 / smaller
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
-def test_committed_tables_are_of_the_committed_measurements(path: Path, run: Run, tmp_path: Path) -> None:
+def test_committed_tables_agree_with_the_committed_measurements(path: Path, run: Run, tmp_path: Path) -> None:
     shutil.copy(path, tmp_path)
     table = run(path.stem, "--redraw") / f"{path.stem}.md"
     assert table.read_text(encoding="utf-8") == path.with_suffix(".md").read_text(encoding="utf-8")
@@ -145,7 +145,7 @@ def test_committed_tables_are_of_the_committed_measurements(path: Path, run: Run
         (("--data", "."), "--data needs --checkpoint here"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(
+def test_invalid_options_are_refused(
     options: tuple[str, ...], said: str, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):

@@ -1,8 +1,8 @@
-"""Published checkpoints and CIFAR-10, where they are at hand.
+"""Published checkpoints on CIFAR-10 and on synthetic inputs. Skipped without the environment variables below.
 
-`LRZIP_CHECKPOINTS` names a folder with `resnet_cifar10/resnet20-12fca82f.th`, `resnet32-d509ac18.th`, `mtcnn/*.pt`,
-`dncnn/dncnn_25.pth`, `fastestdet/FastestDet.onnx`, `silero_vad/silero_vad_16k.safetensors`, `silero_vad.jit` and
-`*.onnx` there; `LRZIP_CIFAR10` one with `test.npz` (x, y).
+`LRZIP_CHECKPOINTS` names a folder with `resnet_cifar10/resnet20-12fca82f.th`, `resnet_cifar10/resnet32-d509ac18.th`,
+`mtcnn/*.pt`, `dncnn/dncnn_25.pth`, `fastestdet/FastestDet.onnx`, `silero_vad/silero_vad_16k.safetensors`,
+`silero_vad/silero_vad.jit` and `silero_vad/*.onnx`; `LRZIP_CIFAR10` names a folder with `test.npz` (x, y).
 """
 
 import os
@@ -21,20 +21,20 @@ from tests.support.graphs import Array, Tensors, run
 from tests.support.networks import ResNet
 
 
-def place(variable: str) -> Path:
+def folder_of(variable: str) -> Path:
     if variable not in os.environ:
         pytest.skip(f"{variable} names no folder")
     return Path(os.environ[variable])
 
 
 def resnet(name: str) -> Path:
-    return place("LRZIP_CHECKPOINTS") / "resnet_cifar10" / name
+    return folder_of("LRZIP_CHECKPOINTS") / "resnet_cifar10" / name
 
 
 @torch.no_grad()
 def accuracy(model: nn.Module) -> float:
     """Return top-1 in percent on the CIFAR-10 test set."""
-    data = np.load(place("LRZIP_CIFAR10") / "test.npz", allow_pickle=False)
+    data = np.load(folder_of("LRZIP_CIFAR10") / "test.npz", allow_pickle=False)
     x = torch.from_numpy(data["x"]).permute(0, 3, 1, 2).float() / 255
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     x = (x - mean[:, None, None]) / std[:, None, None]
@@ -42,7 +42,7 @@ def accuracy(model: nn.Module) -> float:
     return 100 * float((predicted == torch.from_numpy(data["y"])).float().mean())
 
 
-# Parameters and layers of a plain truncated SVD in float64, `conv1` left whole, computed independently.
+# Parameters and factorized layers by a truncated SVD in float64 without `conv1`, computed independently of lrzip.
 @pytest.mark.parametrize(
     ("name", "energy", "parameters", "layers"),
     [
@@ -53,7 +53,7 @@ def accuracy(model: nn.Module) -> float:
     ],
 )
 @pytest.mark.parametrize("svd", ["auto", "exact", "single-pass"])
-def test_resnets_shrink_to_the_reference(name: str, energy: float, parameters: int, layers: int, svd: str) -> None:
+def test_resnets_shrink_to_reference_sizes(name: str, energy: float, parameters: int, layers: int, svd: str) -> None:
     report = lrzip.compress(resnet(name), energy=energy, skip=["conv1"], svd=svd, dry_run=True)
     assert (report.parameters_after, len(report.plan.factorize)) == (parameters, layers)
 
@@ -72,10 +72,10 @@ def test_resnets_keep_their_accuracy(name: str, blocks: int, expected: float, tm
     state = torch.load(tmp_path / "dense.th", weights_only=True)["state_dict"]
     dense = ResNet(blocks)
     dense.load_state_dict({name.removeprefix("module."): tensor for name, tensor in state.items()})
-    assert accuracy(dense) == pytest.approx(small, abs=0.05)  # a handful of images on the edge, by rounding
+    assert accuracy(dense) == pytest.approx(small, abs=0.05)  # rounding may change the class of a few images
 
 
-def test_a_resnet_classifies_alike_in_pytorch_and_onnxruntime(tmp_path: Path) -> None:
+def test_a_resnet_has_the_same_accuracy_in_pytorch_and_onnxruntime(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     path = resnet("resnet20-12fca82f.th")
     lrzip.compress(path, tmp_path / "small.th", energy=0.95, skip=["conv1"], model=ResNet())
@@ -92,8 +92,8 @@ def test_a_resnet_classifies_alike_in_pytorch_and_onnxruntime(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["mtcnn/pnet.pt", "mtcnn/rnet.pt", "mtcnn/onet.pt", "dncnn/dncnn_25.pth"])
-def test_others_come_back_dense(name: str, tmp_path: Path) -> None:
-    path = place("LRZIP_CHECKPOINTS") / name
+def test_merged_factors_differ_from_the_dense_weights_by_the_reported_errors(name: str, tmp_path: Path) -> None:
+    path = folder_of("LRZIP_CHECKPOINTS") / name
     report = lrzip.compress(path, tmp_path / "small.pt", energy=0.9)
     lrzip.export(tmp_path / "small.pt", "dense", tmp_path / "dense.pt")
     before, after = (torch.load(p, weights_only=True) for p in (path, tmp_path / "dense.pt"))
@@ -105,15 +105,15 @@ def test_others_come_back_dense(name: str, tmp_path: Path) -> None:
         assert error == pytest.approx(errors.get(tensor_name, 0), rel=1e-4)
 
 
-def test_a_recurrent_network_keeps_its_recurrence_whole(tmp_path: Path) -> None:
-    path = place("LRZIP_CHECKPOINTS") / "silero_vad" / "silero_vad_16k.safetensors"
+def test_recurrent_weights_are_left_dense(tmp_path: Path) -> None:
+    path = folder_of("LRZIP_CHECKPOINTS") / "silero_vad" / "silero_vad_16k.safetensors"
     report = lrzip.compress(path, tmp_path / "small.safetensors", energy=0.9)
     reasons = {keep.name: keep.reason for keep in report.plan.keep}
     assert reasons["lstm_cell.weight_ih"].startswith("recurrent weight")
     assert report.plan.factorize
 
 
-# Inputs that make sense: an image of noise, and 16 kHz or 8 kHz speech-like noise with an empty state.
+# Valid inputs: an image of noise, and noise at 16 kHz or 8 kHz with an empty state.
 DETECTOR = {"input.1": np.random.default_rng(0).random((1, 3, 352, 352), dtype=np.float32)}
 SPEECH: dict[str, Array] = {
     "input": np.random.default_rng(0).standard_normal((1, 576)).astype(np.float32) / 10,
@@ -131,8 +131,8 @@ PROGRAMS: dict[str, list[Tensors]] = {
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_programs_run_as_before(name: str, tmp_path: Path) -> None:
-    path = place("LRZIP_CHECKPOINTS") / name
+def test_programs_have_the_same_outputs_at_full_rank(name: str, tmp_path: Path) -> None:
+    path = folder_of("LRZIP_CHECKPOINTS") / name
     small = lrzip.compress(path, tmp_path / "small.onnx", energy=0.95)
     assert small.results
     assert small.differences
@@ -151,13 +151,13 @@ def test_programs_run_as_before(name: str, tmp_path: Path) -> None:
     ratio = small.nbytes_before / small.nbytes_after
     print(f"{name}: {len(small.results)} layers, {ratio:.3f} times smaller, outputs differ by {worst['small']:.3g}")
     print(f"{name}: at full rank {len(full.results)} layers, outputs differ by {worst['full']:.3g}")
-    # Some 70 layers in a row, each off by some eps of its inputs times the root of at most 400 inner channels.
+    # About 70 successive layers, each with an error of eps times the root of at most 400 inner channels.
     assert worst["full"] < 70 * 20 * np.finfo(np.float32).eps
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated:DeprecationWarning")
 def test_torchscript_is_read_without_running_it(tmp_path: Path) -> None:
-    path = place("LRZIP_CHECKPOINTS") / "silero_vad" / "silero_vad.jit"
+    path = folder_of("LRZIP_CHECKPOINTS") / "silero_vad" / "silero_vad.jit"
     jit: Any = torch.jit  # without types
     state = jit.load(str(path)).state_dict()
     lrzip.export(path, "safetensors", tmp_path / "a.safetensors")
@@ -180,15 +180,17 @@ def test_a_resnet_keeps_its_accuracy_as_a_program_and_as_a_module(kind: str, tmp
     report = lrzip.compress(path, output, energy=0.95, skip=["conv1"], trust=True)
     assert (report.parameters_after, len(report.plan.factorize)) == (240_874, 18)
     small: Any = torch.export.load(output).module() if kind == "program" else torch.load(output, weights_only=False)
-    small.eval = lambda: small  # an exported module is in evaluation mode, and refuses to be told so
+    small.eval = lambda: small  # an exported module is in evaluation mode, and has no `eval`
     assert accuracy(small) == pytest.approx(87.5, abs=0.3)
 
 
 @pytest.mark.parametrize(
     "name", ["resnet_cifar10/resnet20-12fca82f.th", "resnet_cifar10/resnet32-d509ac18.th", "fastestdet/FastestDet.onnx"]
 )
-def test_budgets_are_spent(name: str) -> None:
-    for point in lrzip.curve(place("LRZIP_CHECKPOINTS") / name, "params=40%,50%,60%,70%,80%,90%", round_to=1).points:
+def test_budgets_are_used_to_within_half_a_percent(name: str) -> None:
+    for point in lrzip.curve(
+        folder_of("LRZIP_CHECKPOINTS") / name, "params=40%,50%,60%,70%,80%,90%", round_to=1
+    ).points:
         spent = point.plan.budget
         assert spent
         assert 0 <= spent.limit - spent.used <= 0.005 * spent.limit

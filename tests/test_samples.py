@@ -1,4 +1,4 @@
-"""The samples run as their README says, and print what the checkpoint and each other say."""
+"""The samples run, and print the results that their README and the checkpoint state."""
 
 import re
 import subprocess
@@ -42,7 +42,7 @@ def output() -> str:
 
 @pytest.fixture(scope="module")
 def rows(output: str) -> dict[str, tuple[int, float]]:
-    """Parameters and test accuracy of each line of the table."""
+    """Return the parameters and the test accuracy of each row of the table, by name."""
     found = re.findall(r"^(\S.*?) +([\d,]+) +([\d.]+) %$", output, flags=re.MULTILINE)
     return {name: (int(parameters.replace(",", "")), float(accuracy)) for name, parameters, accuracy in found}
 
