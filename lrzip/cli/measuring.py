@@ -68,6 +68,7 @@ def measure(
     """Measure a checkpoint on data, and each of its layers if that is asked for; the network is left as it was."""
     import copy
 
+    from lrzip.core.options import Selection
     from lrzip.search.sensitivity import ENERGIES, sensitivities_of
     from lrzip.search.variants import Variants
     from lrzip.training.bench import make_bench
@@ -80,7 +81,7 @@ def measure(
             return Measurement(evaluation_of(bench), None, bench.input_shapes())
         found = sensitivities_of(
             bench,
-            Variants.of(bench.model, only=only or (), skip=skip or ()),
+            Variants(bench.model, Selection(only=only or (), skip=skip or ())),
             Cache(cache),
             energies=asked["energies"] or ENERGIES,
             finetune_steps=asked["finetune_steps"],

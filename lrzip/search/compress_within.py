@@ -1,33 +1,40 @@
 """Compress as far as a bound on the metric allows."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Unpack
 
 from torch import nn
 
+from lrzip.api.keywords import CalibrationKeywords, FactorizeOptions
+from lrzip.calibration.settings import CalibrationSettings
+from lrzip.core.declarations import Options, documented
 from lrzip.core.errors import LrzipError, OutputExists, UsageError
+from lrzip.core.options import Factoring, Opening, Selection
+from lrzip.core.output_options import Overwriting
 from lrzip.formats.files.atomic import check_output
 from lrzip.formats.outputs import default_output
+from lrzip.pipeline.session import Setup, open_session
+from lrzip.search.keywords import SEARCH_GROUPS, SearchKeywords, SearchOptions
 from lrzip.search.report import SearchReport
 from lrzip.search.states import States
 from lrzip.search.strategies import STRATEGIES, search
 from lrzip.search.trial import Trial
 from lrzip.search.trials import Callbacks, Interrupted, Trials
 from lrzip.search.variants import Variants
-from lrzip.search.write import Opening, write_network
-from lrzip.training.bench import make_bench
+from lrzip.search.write import write_network
+from lrzip.training.bench import Bench, make_bench
 from lrzip.training.cache import Cache
 from lrzip.training.data.samples import Samples
 from lrzip.training.evaluation import read_test
 from lrzip.training.learning import Learning
-from lrzip.training.outcomes import StepCallback
 
 
+@documented(SearchOptions, *SEARCH_GROUPS)
 def compress_within(
     path: str | Path,
     output: str | Path | None = None,
@@ -35,20 +42,7 @@ def compress_within(
     max_drop: float,
     model: nn.Module,
     learning: Learning,
-    strategy: str = "global",
-    only: Sequence[str] = (),
-    skip: Sequence[str] = (),
-    options: Mapping[str, Any] | None = None,
-    calibrate: bool = False,
-    test: str | None = None,
-    log: str | Path | None = None,
-    resume: bool = False,
-    key: str | None = None,
-    trust: bool = False,
-    force: bool = False,
-    announce: Callable[[str], None] | None = None,
-    watch: StepCallback | None = None,
-    decided: Callable[[Trial], None] | None = None,
+    **options: Unpack[SearchOptions],
 ) -> SearchReport:
     """Compress a dense checkpoint as far as a bound on its validation metric allows, with fine-tuning on the way.
 
@@ -62,51 +56,33 @@ def compress_within(
         max_drop: Largest allowed loss of the metric: percentage points of accuracy, or units of any other metric.
         model: An instance of the dense architecture, modified in place.
         learning: Data, metrics and settings of one brief fine-tuning.
-        strategy: One of `lrzip.search.strategies.STRATEGIES`.
-        only: Patterns of the layers to include.
-        skip: Patterns of the layers to exclude.
-        options: Options of `lrzip.factorize`: how factors are computed and budgets spent.
-        calibrate: Whether unlabeled samples of the training set select factors, and ranks within a budget. That may
-            take longer than a brief fine-tuning, which recovers much of what it gains.
-        test: Specification of the test set.
-        log: File that receives a line of JSON per trial. The folder `LOG.states` beside it holds the networks that
-            later trials start from, and finally the best one.
-        resume: Continue the search of an existing log.
-        key: Entry of a nested file that holds the weights.
-        trust: Allow to execute code from the files.
-        force: Overwrite an existing output and log.
-        announce: Called before each fine-tuning with a description of the trial.
-        watch: Called after each step of fine-tuning.
-        decided: Called with each trial.
+        **options: Keywords as declared in `lrzip.search.keywords`.
 
     Raises:
         UsageError: The options contradict each other or are out of range.
         LrzipError: No smaller network is within the bound, or the search failed; nothing is written.
     """
     start = perf_counter()
-    source = Path(path)
+    given = Options("compress_within", SearchOptions, options)
+    source, how = Path(path), given[SearchKeywords]
     destination = Path(output) if output is not None else default_output(source)
-    _check(max_drop, strategy)
+    force = given[Overwriting].force
+    _check(max_drop, how.strategy)
     check_output(destination, source, force=force)
-    log = _prepared_log(log, resume=resume, force=force)
-    test_set = read_test(test, learning) if test is not None else None
-    bench = make_bench(source, model, learning, distil=True, key=key, trust=trust)
-    factoring = {"seed": learning.settings.seed, **(options or {})}
-    variants = Variants.of(
-        bench.model, only=only, skip=skip, options=factoring, samples=bench.train if calibrate else None
-    )
-    states = States(log.with_name(f"{log.name}.states") if log else None)
-    callbacks = Callbacks(announce, watch, decided)
-    trials = Trials(bench, variants, Cache(log), states, max_drop * bench.unit, callbacks)
-    best, interrupted = _search(strategy, trials)
-    state = trials.state(best)
-    opening = Opening(source, key, trust)
-    report = write_network(destination, opening, variants.architecture, state, best.ranks, only=only, skip=skip)
+    log = _prepared_log(how.log, resume=how.resume, force=force)
+    test_set = read_test(how.test, learning) if how.test is not None else None
+    opening = given[Opening]
+    bench = make_bench(source, model, learning, distil=True, key=opening.key, trust=opening.trust)
+    trials = _trials(bench, given, max_drop, log)
+    best, interrupted = _search(how.strategy, trials)
+    setup = Setup(model=bench.model, opening=opening)
+    with open_session(source, trials.variants.request, setup) as session:
+        report = write_network(session, destination, trials.state(best), best.ranks)
     scores = _test_scores(trials, best, test_set) if test_set is not None and not interrupted else None
     trials.keep(best)
     return SearchReport(
         report=replace(report, seconds=perf_counter() - start),
-        strategy=strategy,
+        strategy=how.strategy,
         max_drop=max_drop,
         metric=bench.scorer.first,
         higher_is_better=bench.scorer.higher_is_better,
@@ -120,6 +96,22 @@ def compress_within(
         interrupted=interrupted,
         log=log,
     )
+
+
+def _trials(bench: Bench, given: Options, max_drop: float, log: Path | None) -> Trials:
+    """Return the trials of a search, before the first one."""
+    how = given[SearchKeywords]
+    factoring = Options("factorize", FactorizeOptions, {"seed": bench.learning.settings.seed, **(how.options or {})})
+    variants = Variants(
+        bench.model,
+        given[Selection],
+        factoring[Factoring],
+        bench.train if how.calibrate else None,
+        factoring[CalibrationKeywords].calibration or CalibrationSettings(),
+    )
+    states = States(log.with_name(f"{log.name}.states") if log else None)
+    callbacks = Callbacks(how.announce, how.watch, how.decided)
+    return Trials(bench, variants, Cache(log), states, max_drop * bench.unit, callbacks)
 
 
 def _check(max_drop: float, strategy: str) -> None:

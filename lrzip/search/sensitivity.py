@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import hypot
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -14,66 +13,13 @@ from lrzip.ranks.energy import Energy
 from lrzip.search.sensitivities import LayerSensitivity, Sensitivities
 from lrzip.search.spread import Spread
 from lrzip.search.variants import Variants
-from lrzip.training.bench import Bench, make_bench
+from lrzip.training.bench import Bench
 from lrzip.training.cache import Cache, key_of, network_digest
-from lrzip.training.learning import Learning
 from lrzip.training.outcomes import StepCallback
 
 ENERGIES = (0.8, 0.9, 0.95)
 Announce = Callable[[str], None]
 """Called with a description of the next measurement."""
-
-
-def sensitivity(
-    path: str | Path,
-    *,
-    model: nn.Module,
-    learning: Learning,
-    energies: Sequence[float] = ENERGIES,
-    finetune_steps: int = 0,
-    runs: int = 1,
-    only: Sequence[str] = (),
-    skip: Sequence[str] = (),
-    cache: str | Path | None = None,
-    key: str | None = None,
-    trust: bool = False,
-    announce: Announce | None = None,
-    watch: StepCallback | None = None,
-) -> Sensitivities:
-    """Compress each layer of a dense checkpoint alone, and measure the effect on the validation set.
-
-    Args:
-        path: The checkpoint.
-        model: An instance of the dense architecture, modified in place.
-        learning: Data, metrics and settings of fine-tuning.
-        energies: Shares of Σσ² that each layer keeps.
-        finetune_steps: Steps of fine-tuning of the whole network after each compression; 0 disables it.
-        runs: Number of seeds that fine-tuning is repeated with.
-        only: Patterns of the layers to include.
-        skip: Patterns of the layers to exclude.
-        cache: File of results by content; those that it holds are not computed again.
-        key: Entry of a nested file that holds the weights.
-        trust: Allow to execute code from the files.
-        announce: Called before each layer and energy.
-        watch: Called after each step of fine-tuning.
-
-    Raises:
-        UsageError: An option is out of range.
-        LrzipError: The checkpoint does not fit the architecture or the data.
-    """
-    bench = make_bench(path, model, learning, distil=True, key=key, trust=trust)
-    variants = Variants.of(bench.model, only=only, skip=skip)
-    results = Cache(Path(cache) if cache is not None else None)
-    return sensitivities_of(
-        bench,
-        variants,
-        results,
-        energies=energies,
-        finetune_steps=finetune_steps,
-        runs=runs,
-        announce=announce,
-        watch=watch,
-    )
 
 
 def sensitivities_of(
@@ -87,15 +33,15 @@ def sensitivities_of(
     announce: Announce | None = None,
     watch: StepCallback | None = None,
 ) -> Sensitivities:
-    """Return the sensitivities of the layers of a network; the other arguments are those of `sensitivity`.
+    """Compress each layer of a dense network alone, and measure the effect on the validation set.
 
     Args:
         bench: Tunes and measures networks.
         variants: Variants of the dense network.
         results: Stored results.
         energies: Shares of Σσ² that each layer keeps.
-        finetune_steps: Steps of fine-tuning after each compression; 0 disables it.
-        runs: Number of seeds.
+        finetune_steps: Steps of fine-tuning of the whole network after each compression; 0 disables it.
+        runs: Number of seeds that fine-tuning is repeated with.
         announce: Called before each layer and energy.
         watch: Called after each step of fine-tuning.
 
@@ -155,7 +101,7 @@ class _Measurements:
         name = f"{candidate.layer.name} at rank {', '.join(map(str, ranks))}"
 
         def build() -> nn.Module:
-            return self.variants.with_one_factorized(candidate, ranks)
+            return self.variants.with_one_factorized(candidate.layer.name, ranks)
 
         before = baseline - self.bench.gain(self.score(name, build))
         runs = range(self.runs if self.steps else 0)

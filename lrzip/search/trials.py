@@ -157,8 +157,9 @@ class Trials:
     def _root_key(self) -> str:
         names = [candidate.layer.name for candidate in self.variants.candidates]
         data = self.bench.identity if self.results.lasting else ""
-        digest, calibrated = network_digest(self.variants.model), self.variants.samples is not None
-        return key_of(digest, data, names, dict(self.variants.options), calibrated)
+        digest = network_digest(self.variants.model)
+        calibration = None if self.variants.samples is None else self.variants.calibration
+        return key_of(digest, data, names, asdict(self.variants.factoring), calibration)
 
     def _compute(
         self, key: str, origin: Trial, action: Mapping[str, Any], build: Build | None, settings: Settings

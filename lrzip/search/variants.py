@@ -2,33 +2,35 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from glob import escape
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from lrzip.api.factorize import factorize
+from lrzip.calibration.settings import CalibrationSettings
 from lrzip.core.layers import TensorSpec
 from lrzip.core.merge import merge
-from lrzip.core.plan import Factorize
-from lrzip.core.progress import silent
-from lrzip.core.spectrum import Spectrum
+from lrzip.core.options import Factoring, Selection
 from lrzip.core.stored import Stored, find_structures
-from lrzip.decompositions import DEFAULT_DECOMPOSITION, Decompositions, decomposition_of
 from lrzip.formats.live import LiveSource
-from lrzip.linalg.svd import Solver
 from lrzip.networks.architecture import Architecture
-from lrzip.networks.surgery import leave_fast_paths, replace_layer, replacement
+from lrzip.networks.surgery import leave_fast_paths, replacement
 from lrzip.networks.weights import is_parameter
-from lrzip.pipeline.selection import select
-from lrzip.pipeline.survey import refuse_if_hopeless, survey
+from lrzip.pipeline.request import Request, request_of
+from lrzip.pipeline.session import Session, Setup
 from lrzip.ranks import Candidate
+from lrzip.ranks.budget import Budget
+from lrzip.ranks.fixed import FixedRank
 from lrzip.training.data.samples import Samples
 
 Ranks = Mapping[str, tuple[int, ...]]
 """The ranks of each factorized layer, by its name."""
+
+KEPT = "kept by `--max-drop`"
+"""Reason to keep the layers that a search leaves dense."""
 
 # Halvings of the interval of shares: enough to separate any two ranks.
 _BISECTIONS = 40
@@ -49,113 +51,95 @@ class Variant:
 
 @dataclass(frozen=True)
 class Variants:
-    """The variants of a dense network.
+    """The variants of a dense network, as plans of a session over it.
 
     Attributes:
         model: The dense network, on the CPU; it is never modified.
-        architecture: Its architecture.
-        candidates: The layers that may be factorized, in order, with their spectra.
-        options: Options of `lrzip.factorize`: how factors are computed and budgets spent.
+        selection: The layers that may be factorized.
+        factoring: How ranks and factors are computed.
         samples: Calibration data; None computes factors from weights alone.
+        calibration: How to calibrate.
+
+    Raises:
+        LrzipError: The network has no layer that can be factorized.
+        UnknownName: A pattern matches no layer.
     """
 
     model: nn.Module
-    architecture: Architecture
-    candidates: Sequence[Candidate]
-    options: Mapping[str, Any]
-    samples: Samples | None
+    selection: Selection = field(default_factory=Selection)
+    factoring: Factoring = field(default_factory=Factoring)
+    samples: Samples | None = None
+    calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
 
-    @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        *,
-        only: Sequence[str] = (),
-        skip: Sequence[str] = (),
-        options: Mapping[str, Any] | None = None,
-        samples: Samples | None = None,
-    ) -> "Variants":
-        """Return the variants of a dense network.
+    def __post_init__(self) -> None:
+        _ = self.candidates
 
-        Args:
-            model: The network.
-            only: Patterns of the layers to include.
-            skip: Patterns of the layers to exclude.
-            options: Options of `lrzip.factorize`.
-            samples: Calibration data.
+    @cached_property
+    def request(self) -> Request:
+        """A request with a budget, which each plan replaces by its own."""
+        return request_of(Budget("params", 1.0, is_share=True), self.selection, self.factoring)
 
-        Raises:
-            LrzipError: The network has no layer that can be factorized.
-            UnknownName: A pattern matches no layer.
-        """
-        source, architecture = LiveSource(model), Architecture.of(model)
-        decompositions = Decompositions(DEFAULT_DECOMPOSITION, Solver())
-        found = source.layers(architecture)
-        refuse_if_hopeless(source, found)
-        items = select(found, only=only, skip=skip)
+    @cached_property
+    def session(self) -> Session:
+        """The session that plans budgets, with the calibration if there is one."""
+        return self.weight_session if self.samples is None else self._calibrated(self.request)
 
-        def spectra(candidate: Candidate, weight: Tensor) -> tuple[Spectrum, ...]:
-            return decompositions.of(candidate.layer).spectra(candidate.layer, weight)
+    @cached_property
+    def weight_session(self) -> Session:
+        """The session that computes factors from weights alone."""
+        return Session(LiveSource(self.model), self.request)
 
-        surveyed = survey(source, items, decompositions, spectra, device="cpu", progress=silent)
-        candidates = [item for item in surveyed if isinstance(item, Candidate)]
-        return cls(model, architecture, candidates, options or {}, samples)
+    @cached_property
+    def candidates(self) -> Sequence[Candidate]:
+        """The layers that may be factorized, in order, with the spectra of their weights."""
+        return [item for item in self.weight_session.candidates if isinstance(item, Candidate)]
 
     def with_weights(self, dense: nn.Module) -> "Variants":
         """Return the variants of the same architecture with the weights of another dense network."""
-        decomposition, state = decomposition_of(DEFAULT_DECOMPOSITION, Solver()), dense.state_dict()
-        candidates = [
-            replace(item, spectra=decomposition.spectra(item.layer, state[item.layer.weight.name]))
-            for item in self.candidates
-        ]
-        return replace(self, model=dense, candidates=candidates)
+        return replace(self, model=dense)
 
     def factorized(self, ranks: Ranks) -> Variant:
         """Return the variant with the given ranks; layers whose factors save no parameters stay dense."""
-        if not ranks:
+        candidates = {item.layer.name: item for item in self.candidates}
+        saving = {name: each for name, each in ranks.items() if name in candidates and candidates[name].saves(each)}
+        if not saving:
             return Variant(copy.deepcopy(self.model), {})
-        rules = {escape(name): f"rank:{rank}" for name, (rank,) in ranks.items()}
-        network = factorize(self.model, rank=1, layers=rules, only=list(rules), calibrate=self.samples, **self.options)
-        return Variant(network, self._ranks_of(network))
+        if self.samples is None:
+            return _built(self.weight_session, saving)
+        # The corrections of a calibration depend on the layers that it is for.
+        selection = Selection(only=[escape(name) for name in saving])
+        session = self._calibrated(replace(self.request, target=FixedRank(1), selection=selection))
+        reached = {item.layer.name for item in session.candidates if isinstance(item, Candidate)}
+        return _built(session, {name: each for name, each in saving.items() if name in reached})
 
     def within(self, parameters: int) -> Variant:
         """Return the variant whose ranks one budget of parameters allocates to all layers."""
-        names = [escape(candidate.layer.name) for candidate in self.candidates]
-        network = factorize(
-            self.model, budget=f"params={parameters}", only=names, calibrate=self.samples, **self.options
-        )
-        return Variant(network, self._ranks_of(network))
+        plan = self.session.plan(Budget("params", parameters, is_share=False))
+        return Variant(self.session.network(plan), {item.layer.name: item.ranks for item in plan.factorize})
 
-    def with_one_factorized(self, candidate: Candidate, ranks: tuple[int, ...]) -> nn.Module:
-        """Return the network with one layer factorized, even where that saves no parameters."""
-        layer, name = candidate.layer, DEFAULT_DECOMPOSITION
-        decomposition = decomposition_of(name, Solver())
-        weight = self.model.state_dict()[layer.weight.name]
-        decision = Factorize(layer, name, ranks, decomposition.blueprint(layer, ranks), layer.weight.dtype)
-        factors = decomposition.factorize(layer, weight, ranks, dtype=weight.dtype, generator=Generator())
-        result = replace_layer(copy.deepcopy(self.model), decision.stored(layer.module), factors.weights)
-        leave_fast_paths(result)
-        return result
+    def with_one_factorized(self, name: str, ranks: tuple[int, ...]) -> nn.Module:
+        """Return the network with one layer factorized from its weight alone, even where that saves no parameters."""
+        return _built(self.weight_session, {name: ranks}).network
 
     def rebuilt(self, state: Mapping[str, Tensor], ranks: Ranks) -> Variant:
         """Return the variant with this state_dict, whose ranks are known."""
         model = copy.deepcopy(self.model)
-        for chain in self._chains(state):
-            model.set_submodule(*replacement(chain, model))
+        for stored in self._stored(state):
+            model.set_submodule(*replacement(stored, model))
         leave_fast_paths(model)
         model.load_state_dict(state)
         return Variant(model, ranks)
 
     def dense(self, state: Mapping[str, Tensor]) -> nn.Module:
         """Return the dense network that computes the same as the variant with this state_dict."""
-        composed = dict(state)
-        for chain in self._chains(state):
-            weights = [composed.pop(spec.name) for spec in chain.weights]
-            composed[chain.dense_name] = merge(chain.structure, weights, chain.replaced).to(weights[0].dtype)
-            if chain.bias:
-                composed[chain.dense_bias_name] = composed.pop(chain.bias.name)
+        merged = dict(state)
+        for stored in self._stored(state):
+            weights = [merged.pop(spec.name) for spec in stored.weights]
+            merged[stored.dense_name] = merge(stored.structure, weights, stored.replaced).to(weights[0].dtype)
+            if stored.bias:
+                merged[stored.dense_bias_name] = merged.pop(stored.bias.name)
         model = copy.deepcopy(self.model)
-        model.load_state_dict(composed)
+        model.load_state_dict(merged)
         return model
 
     def parameters(self, ranks: Ranks) -> int:
@@ -182,18 +166,15 @@ class Variants:
             low, high = (middle, high) if fits else (low, middle)
         return choose(low)
 
-    def _chains(self, state: Mapping[str, Tensor]) -> Sequence[Stored]:
-        return find_structures(_specs(state), self.architecture.dense_layers)
+    def _calibrated(self, request: Request) -> Session:
+        return Session(LiveSource(self.model), request, Setup(calibrate=self.samples, calibration=self.calibration))
 
-    def _ranks_of(self, network: nn.Module) -> Ranks:
-        sizes = {
-            chain.module: sum(spec.numel for spec in chain.weights) for chain in self._chains(network.state_dict())
-        }
-        return {
-            item.layer.name: item.equal(item.largest_rank(sizes[item.layer.module]))
-            for item in self.candidates
-            if item.layer.module in sizes
-        }
+    def _stored(self, state: Mapping[str, Tensor]) -> Sequence[Stored]:
+        return find_structures(_specs(state), Architecture.of(self.model).dense_layers)
+
+
+def _built(session: Session, ranks: Ranks) -> Variant:
+    return Variant(session.network(session.plan_with(ranks, reason=KEPT)), ranks)
 
 
 def _saved(candidate: Candidate, ranks: tuple[int, ...]) -> int:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.tasks import Deep, write_trained
+from tests.support.tasks import Deep, TwoConvolutions, write_trained
 
 
 @pytest.fixture(scope="package")
@@ -14,3 +14,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def folder(tmp_path: Path, trained: bytes) -> Path:
     (tmp_path / "dense.pt").write_bytes(trained)
     return tmp_path
+
+
+@pytest.fixture(scope="package")
+def convolutional(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a trained network of two convolutions, not to be written to."""
+    return write_trained(tmp_path_factory.mktemp("convolutional"), TwoConvolutions).parent

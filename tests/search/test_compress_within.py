@@ -1,6 +1,7 @@
 import json
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tests.support.tasks import (
     Classifier,
     Deep,
     Regressor,
+    TwoConvolutions,
     classes,
     learning_of,
     numbers,
@@ -82,6 +84,38 @@ def test_training_samples_may_select_the_factors(folder: Path) -> None:
 def test_without_a_real_bound_all_ranks_become_one(folder: Path) -> None:
     found = compress(folder, max_drop=100)
     assert found.best.ranks == {"fc1": (1,), "fc2": (1,), "fc3": (1,), "fc4": (1,)}
+
+
+@pytest.mark.parametrize("strategy", ["global", "adaptive", "energy"])
+def test_every_decomposition_can_be_searched(strategy: str, convolutional: Path, tmp_path: Path) -> None:
+    (tmp_path / "dense.pt").write_bytes((convolutional / "dense.pt").read_bytes())
+    options: dict[str, Any] = {"model": TwoConvolutions(), "max_drop": 30, "options": {"decomposition": "tucker"}}
+    found = compress(tmp_path, strategy=strategy, log=tmp_path / "log.jsonl", **options)
+    decisions = {decision.layer.name: decision for decision in found.report.plan.factorize}
+    assert {name: decision.ranks for name, decision in decisions.items()} == found.best.ranks
+    assert len(found.best.ranks["conv2"]) == 2
+    assert {name: decision.decomposition for name, decision in decisions.items()}["conv2"] == "tucker"
+    if "fc" in decisions:
+        assert decisions["fc"].decomposition == "svd"
+    x, y = classes()
+    model = lrzip.load_into(TwoConvolutions(), tmp_path / "small.pt")
+    assert accuracy(model, x[300:], y[300:]) == pytest.approx(found.best.scores["accuracy"], abs=1e-6)
+    assert sum(parameter.numel() for parameter in model.parameters()) == found.best.parameters
+    document = found.to_dict()["search"]["tried"]
+    assert any(isinstance(trial["ranks"].get("conv2"), list) for trial in document)
+    again = compress(tmp_path, "again.pt", strategy=strategy, log=tmp_path / "log.jsonl", resume=True, **options)
+    assert again.trials == [replace(trial, seconds=round(trial.seconds, 3)) for trial in found.trials]
+    assert (tmp_path / "again.pt").read_bytes() == (tmp_path / "small.pt").read_bytes()
+
+
+def test_another_decomposition_is_another_search(convolutional: Path, tmp_path: Path) -> None:
+    (tmp_path / "dense.pt").write_bytes((convolutional / "dense.pt").read_bytes())
+    found = [
+        compress(tmp_path, model=TwoConvolutions(), max_drop=100, options={"decomposition": name})
+        for name in ("svd", "tucker")
+    ]
+    assert found[0].trials[0].key != found[1].trials[0].key
+    assert [len(each.best.ranks["conv2"]) for each in found] == [1, 2]
 
 
 class _Killed(BaseException):

@@ -1,30 +1,48 @@
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.options import Factoring, Selection
 from lrzip.search.sensitivities import Sensitivities
-from lrzip.search.sensitivity import sensitivity
+from lrzip.search.sensitivity import sensitivities_of
+from lrzip.search.variants import Variants
+from lrzip.training.bench import make_bench
+from lrzip.training.cache import Cache
 from lrzip.training.data.read import Data
 from lrzip.training.evaluation import evaluate
+from lrzip.training.learning import Learning
 from lrzip.training.settings import Settings
 from tests.support.tasks import (
     Classifier,
     Regressor,
+    TwoConvolutions,
     classes,
     learning_of,
     numbers,
     samples_of,
-    write_compressed,
     write_trained,
 )
 
 
-def measure(folder: Path, **others: Any) -> Sensitivities:
-    options: dict[str, Any] = {"model": Classifier(), "learning": learning_of(*classes())} | others
-    return sensitivity(folder / "dense.pt", **options)
+def measure(
+    folder: Path,
+    *,
+    model: nn.Module | None = None,
+    learning: Learning | None = None,
+    selection: Selection | None = None,
+    factoring: Factoring | None = None,
+    cache: Path | None = None,
+    **others: Any,
+) -> Sensitivities:
+    network, data = model or Classifier(), learning or learning_of(*classes())
+    bench = make_bench(folder / "dense.pt", network, data, distil=True)
+    variants = Variants(bench.model, selection or Selection(), factoring or Factoring())
+    return sensitivities_of(bench, variants, Cache(cache), **others)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +86,7 @@ def test_drops_are_those_of_the_same_network_truncated_by_hand(folder: Path) -> 
 
 
 def test_fine_tuning_is_repeated_over_seeds_and_recovers(folder: Path) -> None:
-    found = measure(folder, energies=(0.4,), finetune_steps=60, runs=3, only=["fc1"])
+    found = measure(folder, energies=(0.4,), finetune_steps=60, runs=3, selection=Selection(only=["fc1"]))
     (item,) = found.layers
     assert item.after
     assert len(item.after.values) == 3
@@ -115,7 +133,7 @@ def test_an_interrupted_measurement_continues_from_its_cache(folder: Path, tmp_p
 def test_a_larger_error_is_a_positive_drop(tmp_path: Path) -> None:
     write_trained(tmp_path, Regressor)
     learning = learning_of(*numbers(), metrics=["rmse"])
-    found = measure(tmp_path, model=Regressor(), learning=learning, energies=(0.2,), only=["fc1"])
+    found = measure(tmp_path, model=Regressor(), learning=learning, energies=(0.2,), selection=Selection(only=["fc1"]))
     assert found.layers[0].before > 0.1
     assert (found.metric, found.unit) == ("rmse", 1.0)
 
@@ -127,16 +145,13 @@ def test_without_labels_the_dense_network_is_the_reference(folder: Path) -> None
     assert max(item.before for item in found.layers) > 0.1
 
 
-def test_bad_input_is_one_line(folder: Path, tmp_path: Path) -> None:
+def test_invalid_input_is_refused(folder: Path) -> None:
     with pytest.raises(UsageError, match="`--runs` repeats fine-tuning"):
         measure(folder, runs=2)
     with pytest.raises(UsageError, match="`--runs` takes a number from 1 on, got 0"):
         measure(folder, runs=0)
     with pytest.raises(UsageError, match="`--finetune-steps` takes a number from 0 on, got -1"):
         measure(folder, finetune_steps=-1)
-    write_compressed(tmp_path)
-    with pytest.raises(LrzipError, match=r"is factorized already, at `fc1`\. Give the dense checkpoint"):
-        sensitivity(tmp_path / "small.pt", model=Classifier(), learning=learning_of(*classes()))
     x, y = classes()
     with pytest.raises(UsageError, match="There is no validation set"):
         measure(folder, learning=learning_of(x, y).__class__(Data(samples_of(x, y), None)))
@@ -156,6 +171,26 @@ def _two_classes() -> Classifier:
 
 def test_the_same_seed_gives_the_same_result(folder: Path) -> None:
     settings = Settings(epochs=1, batch_size=32, lr=1e-2, seed=7)
-    options: dict[str, Any] = {"energies": (0.3,), "finetune_steps": 3, "runs": 2, "only": ["fc1"]}
+    options: dict[str, Any] = {"energies": (0.3,), "finetune_steps": 3, "runs": 2, "selection": Selection(only=["fc1"])}
     runs = [measure(folder, **options, learning=learning_of(*classes(), settings=s)) for s in (settings, settings)]
     assert runs[0].to_dict() == runs[1].to_dict()
+
+
+def test_layers_are_factorized_by_the_decomposition(convolutional: Path) -> None:
+    found = measure(
+        convolutional, model=TwoConvolutions(), factoring=Factoring(decomposition="tucker"), energies=(0.5, 0.9)
+    )
+    weight = torch.load(convolutional / "dense.pt")["state_dict"]["conv2.weight"]
+    measured = [item for item in found.layers if item.layer.name == "conv2"]
+    assert len(measured) == 2
+    for item in measured:
+        unfoldings = (weight.flatten(1), weight.transpose(0, 1).flatten(1))
+        squares = [torch.linalg.svdvals(unfolding).square() for unfolding in unfoldings]
+        shares = [values.cumsum(0) / values.sum() for values in squares]
+        assert item.ranks == tuple(int((share < item.energy).sum()) + 1 for share in shares)
+        tails = [float(values[rank:].sum()) for values, rank in zip(squares, item.ranks, strict=True)]
+        assert item.removed == pytest.approx(sum(tails) ** 0.5, rel=1e-3)
+        out, inner, *kernel = weight.shape
+        assert item.parameters == item.ranks[1] * inner + item.ranks[0] * (item.ranks[1] * prod(kernel) + out)
+    ranks = {item.layer.name: len(item.ranks) for item in found.layers}
+    assert ranks == {"conv1": 2, "conv2": 2, "fc": 1}

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor, nn
 
 import lrzip
+from lrzip.core.options import Selection
 from lrzip.formats.live import LiveSource
 from lrzip.networks.weights import is_parameter
 from lrzip.search.variants import Variants
@@ -39,7 +40,7 @@ def words() -> Tensor:
 
 
 def test_every_kind_of_chain_is_merged_and_rebuilt(words: Tensor) -> None:
-    variants = Variants.of(seeded(Mixed).eval())
+    variants = Variants(seeded(Mixed).eval())
     ranks = {candidate.layer.name: (3,) for candidate in variants.candidates}
     assert len(ranks) == 5
     small = variants.factorized(ranks)
@@ -55,7 +56,7 @@ def test_every_kind_of_chain_is_merged_and_rebuilt(words: Tensor) -> None:
 
 
 def test_merged_factors_are_factorized_again_without_loss(words: Tensor) -> None:
-    variants = Variants.of(seeded(Mixed).eval())
+    variants = Variants(seeded(Mixed).eval())
     ranks = {"head": (4,), "table": (5,)}
     small = variants.factorized(ranks).network
     dense = variants.with_weights(variants.dense(small.state_dict()))
@@ -64,7 +65,7 @@ def test_merged_factors_are_factorized_again_without_loss(words: Tensor) -> None
 
 
 def test_layers_whose_factors_save_nothing_stay_dense() -> None:
-    variants = Variants.of(seeded(Classifier).eval())
+    variants = Variants(seeded(Classifier).eval())
     first = variants.candidates[0]
     found = variants.factorized({first.layer.name: first.max_ranks})
     assert found.ranks == {}
@@ -72,17 +73,17 @@ def test_layers_whose_factors_save_nothing_stay_dense() -> None:
 
 
 def test_one_layer_is_factorized_even_where_that_saves_nothing() -> None:
-    variants = Variants.of(seeded(Classifier).eval())
+    variants = Variants(seeded(Classifier).eval())
     candidate = variants.candidates[0]
-    model = variants.with_one_factorized(candidate, candidate.max_ranks)
+    model = variants.with_one_factorized("fc1", candidate.max_ranks)
     assert parameters(model) > parameters(variants.model)
     x = torch.randn(9, 12, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(model(x), variants.model(x), rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(variants.with_one_factorized(candidate, (1,))(x), variants.model(x), atol=1e-2)
+    assert not torch.allclose(variants.with_one_factorized("fc1", (1,))(x), variants.model(x), atol=1e-2)
 
 
 def test_a_budget_is_an_upper_limit() -> None:
-    variants = Variants.of(seeded(Mixed).eval())
+    variants = Variants(seeded(Mixed).eval())
     limit = int(0.6 * parameters(variants.model))
     found = variants.within(limit)
     assert 0.9 * limit < parameters(found.network) <= limit
@@ -90,7 +91,7 @@ def test_a_budget_is_an_upper_limit() -> None:
 
 
 def test_the_largest_ranks_of_a_family_are_within_the_limit_and_the_next_ones_are_not() -> None:
-    variants = Variants.of(seeded(Mixed).eval())
+    variants = Variants(seeded(Mixed).eval())
     limit = int(0.6 * parameters(variants.model))
     names = [item.layer.name for item in variants.candidates]
     ranks = variants.largest_ranks(limit, lambda share: {name: (max(1, round(share * 12)),) for name in names})
@@ -99,16 +100,16 @@ def test_the_largest_ranks_of_a_family_are_within_the_limit_and_the_next_ones_ar
 
 
 def test_the_least_parameters_are_those_of_rank_one() -> None:
-    variants = Variants.of(seeded(Classifier).eval())
+    variants = Variants(seeded(Classifier).eval())
     assert variants.least_parameters(["fc1"]) == parameters(variants.model) - 12 * 32 + (12 + 32)
     assert variants.least_parameters([]) == parameters(variants.model)
 
 
 def test_only_and_skip_select_the_candidates() -> None:
-    variants = Variants.of(seeded(Mixed), only=["conv", "head"], skip=["conv"])
+    variants = Variants(seeded(Mixed), Selection(only=["conv", "head"], skip=["conv"]))
     assert [item.layer.name for item in variants.candidates] == ["head"]
     with pytest.raises(lrzip.LrzipError, match="matches no layer"):
-        Variants.of(seeded(Mixed), only=["nothing"])
+        Variants(seeded(Mixed), Selection(only=["nothing"]))
 
 
 class Branching(Classifier):
@@ -122,7 +123,7 @@ class Branching(Classifier):
 def test_calibration_lowers_the_error_of_outputs_even_where_export_fails(kind: type[nn.Module]) -> None:
     x = torch.randn(200, 12, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -3, 12)
     model = seeded(kind).eval()
-    plain, calibrated = (Variants.of(model, samples=samples) for samples in (None, samples_of(x, None)))
+    plain, calibrated = (Variants(model, samples=samples) for samples in (None, samples_of(x, None)))
     both = plain, calibrated
     for pair in (
         [variants.within(400) for variants in both],

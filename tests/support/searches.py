@@ -26,7 +26,7 @@ def trials_of(folder: Path, bound: float = 0.05, *, log: Path | None = None, **l
     """Return the trials of `dense.pt` in a folder, in memory or with a log."""
     bench = make_bench(folder / "dense.pt", Deep(), learning_of(*classes(), **learning), distil=True)
     states = States(log.with_name("states") if log else None)
-    return Trials(bench, Variants.of(bench.model), Cache(log), states, bound)
+    return Trials(bench, Variants(bench.model), Cache(log), states, bound)
 
 
 @torch.no_grad()

@@ -61,6 +61,21 @@ class Deep(nn.Module):
         return out
 
 
+class TwoConvolutions(nn.Module):
+    """Two 3×3 convolutions over the 12 features as 3 channels of 2×2 pixels, and a linear layer: 4 classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 12, 3, padding=1)
+        self.conv2 = nn.Conv2d(12, 16, 3, padding=1)
+        self.fc = nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv1(x.reshape(-1, 3, 2, 2)))
+        out: Tensor = self.fc(torch.relu(self.conv2(x)).flatten(1))
+        return out
+
+
 class Regressor(nn.Module):
     """A perceptron: 12 features, one number, (n, 1)."""
 
