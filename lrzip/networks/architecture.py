@@ -1,4 +1,4 @@
-"""What the modules of a live network are: layers that can be factorized, or why not."""
+"""Describe a live network: the layers that can be factorized, and the names and shapes of its tensors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,12 +31,12 @@ _HOOKED = "it carries forward hooks, which would be lost"
 
 @dataclass(frozen=True)
 class ModuleInfo:
-    """What the weight of a module is.
+    """Description of a module with a weight.
 
     Attributes:
-        kind: As `lrzip.core.layers.Layer` has it; None if it is not the weight of such a layer.
-        groups: Of a convolution.
-        reason: Why the module cannot be replaced, or None.
+        kind: Kind of the layer; None if the module is not a layer that can be factorized.
+        groups: Number of groups of a convolution.
+        reason: Reason why the module cannot be replaced, or None.
     """
 
     kind: Kind | None
@@ -45,7 +45,10 @@ class ModuleInfo:
 
 
 def module_info(module: nn.Module) -> ModuleInfo:
-    """Return what a module is by its class and attributes; a subclass counts if it computes what its parent does."""
+    """Describe a module by its class and attributes.
+
+    A subclass is of the kind of its parent if it does not override `forward`.
+    """
     kind = _kind(module)
     if kind is None:
         return ModuleInfo(None, reason=f"the weight of {type(module).__name__}, which has no factors here")
@@ -54,7 +57,7 @@ def module_info(module: nn.Module) -> ModuleInfo:
 
 
 def _projections(module: nn.MultiheadAttention) -> ModuleInfo:
-    """Return what the input projections of an attention module are."""
+    """Describe the input projections of an attention module."""
     reason = None
     if type(module).forward is not nn.MultiheadAttention.forward:
         reason = f"the input projection of {type(module).__name__}"
@@ -71,7 +74,7 @@ def _kind(module: nn.Module) -> Kind | None:
     for parent, kind in _KINDS.items():
         if isinstance(module, parent):
             return kind if type(module).forward is parent.forward else None
-    # Its weight is stored (in, out).
+    # The weight of transformers' Conv1D is stored (in, out).
     transposed = type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
     return LINEAR_TRANSPOSED if transposed else None
 
@@ -92,14 +95,14 @@ def _obstacle(module: nn.Module) -> str | None:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a network says of the tensors of its checkpoints.
+    """Description of a network, by which the tensors of its checkpoints are recognized.
 
     Attributes:
-        layers: What each module with a weight is, by its path; `x.in_proj` stands for the input projections of an
+        layers: Descriptions of the modules with a weight, by path; `x.in_proj` stands for the input projections of an
             nn.MultiheadAttention `x`.
-        classes: Name of the class of each module.
-        shapes: Of all tensors of its state_dict.
-        shared: For each tensor that stands under several names, another one of them.
+        classes: Names of the classes of all modules, by path.
+        shapes: Shapes of all tensors of the state_dict, by name.
+        shared: For each tensor that has several names, another one of its names.
     """
 
     layers: Mapping[str, ModuleInfo]
@@ -109,7 +112,7 @@ class Architecture:
 
     @classmethod
     def of(cls, model: nn.Module) -> "Architecture":
-        """Return what a live network says; its weights do not matter."""
+        """Describe a live network, whatever values its weights have."""
         modules = dict(model.named_modules(remove_duplicate=False))
         attentions = {name: module for name, module in modules.items() if isinstance(module, nn.MultiheadAttention)}
         state = model.state_dict(keep_vars=True)
@@ -126,7 +129,7 @@ class Architecture:
 
     @property
     def dense_layers(self) -> Mapping[str, DenseLayer]:
-        """The layers that stored structures may replace, by the path of their module."""
+        """Layers that stored structures may replace, by the path of their module."""
         return {name: self._dense(name, info) for name, info in self.layers.items() if name and info.kind}
 
     def _dense(self, name: str, info: ModuleInfo) -> DenseLayer:
@@ -135,5 +138,5 @@ class Architecture:
 
 
 def has_weight(module: nn.Module) -> bool:
-    """Tell whether a module has a weight of its own."""
+    """Return whether a module has a tensor called `weight`."""
     return isinstance(getattr(module, "weight", None), Tensor)

@@ -1,4 +1,4 @@
-"""Where the inputs of layers are seen: in a live network by hooks, in a program by running its graph."""
+"""Observe the inputs of the layers of a live network by forward hooks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,18 +16,18 @@ from lrzip.core.moments import Arguments, Observe
 def observe_network(
     model: nn.Module, layers: Mapping[str, Layer], batches: Sequence[Arguments], observer: Observe
 ) -> None:
-    """Run a network in evaluation mode and show what its layers are applied to.
+    """Run a network on batches and pass the inputs of its layers to an observer.
 
     Args:
-        model: The network.
-        layers: By the path of their module, or that of an nn.MultiheadAttention with `.in_proj`.
-        batches: What to run it on.
-        observer: Gets the name of each layer, and its inputs, for every call.
+        model: The network, in evaluation mode.
+        layers: Layers to observe by the path of their module; with `.in_proj` appended for an nn.MultiheadAttention.
+        batches: Positional and named arguments of each call.
+        observer: Function that receives the name and the inputs of a layer, once per call of the layer.
     """
     with ExitStack() as hooks, torch.no_grad():
         fast = torch.backends.mha.get_fastpath_enabled()
         hooks.callback(torch.backends.mha.set_fastpath_enabled, fast)
-        torch.backends.mha.set_fastpath_enabled(False)  # its kernels run no layers
+        torch.backends.mha.set_fastpath_enabled(False)  # its fused kernels call no modules
         for path, layer in layers.items():
             module = model.get_submodule(path.removesuffix("in_proj").removesuffix(".") if _attends(layer) else path)
             hook = module.register_forward_pre_hook(_hook(layer, observer), with_kwargs=True)
@@ -54,13 +54,19 @@ def _hook(layer: Layer, observer: Observe) -> Callable[[nn.Module, tuple[Any, ..
 
 
 def inputs_of(layer: Layer, x: Tensor, window: Window | None) -> Inputs:
-    """Return the inputs of a layer, by the groups of its weight."""
+    """Return the inputs of a layer for each group of its weight.
+
+    Args:
+        layer: The layer.
+        x: Input of the call.
+        window: Window of a convolution, None for other layers.
+    """
     if layer.kind.is_transposed_convolution:
         return Inputs(layer.kind, (x,))
     if window:
         batched = x if x.dim() == len(window.kernel) + 2 else x[None]
         return Inputs(layer.kind, tuple(batched.chunk(layer.groups, 1)), window)
-    return Inputs(layer.kind, (x,) * (layer.kind.groups))
+    return Inputs(layer.kind, (x,) * layer.kind.groups)
 
 
 def _window_of(module: nn.Module) -> Window:

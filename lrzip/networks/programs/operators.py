@@ -1,4 +1,4 @@
-"""What the operators of a program's graph are: layers, by where their weight, bias and input stand."""
+"""Operators of torch.export that are layers, with the positions of their weight, bias and input."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,15 @@ _ATEN = torch.ops.aten
 
 @dataclass(frozen=True)
 class Operator:
-    """What layer an operator is, and where among its arguments the weight, the bias, the input and the groups stand."""
+    """An operator that is a layer.
+
+    Attributes:
+        kind: Kind of the layer.
+        weight: Position of the weight among the arguments.
+        bias: Position of the bias; None if the operator has no bias.
+        x: Position of the input.
+        groups: Position of the number of groups; None if the operator has no groups.
+    """
 
     kind: Kind
     weight: int = 1
@@ -42,31 +50,31 @@ OPERATORS: Mapping[Any, Operator] = {
 
 
 def is_layer(user: Node, weight: Node) -> bool:
-    """Tell whether a node is a layer with this weight, which it uses for nothing else."""
+    """Return whether a node calls a layer with this weight, and does not use the tensor for anything else."""
     operator = OPERATORS.get(user.target)
     if operator is None or user.kwargs:
         return False
-    places = [index for index, argument in enumerate(user.args) if argument is weight]
+    positions = [index for index, argument in enumerate(user.args) if argument is weight]
     matrix = len(weight.meta["val"].shape) == 2
     bias = bias_of(user)
-    fits = bias is None or len(bias.meta["val"].shape) == 1  # a matrix may be added in a product, but is no bias
-    return places == [operator.weight] and fits and (matrix or operator.kind.is_convolution)
+    fits = bias is None or len(bias.meta["val"].shape) == 1  # addmm may add a matrix, which is not a bias
+    return positions == [operator.weight] and fits and (matrix or operator.kind.is_convolution)
 
 
 def signature(user: Node) -> tuple[Kind, int]:
-    """Return the kind and the groups of a layer."""
+    """Return the kind and the groups of a call of a layer."""
     return OPERATORS[user.target].kind, groups_of(user)
 
 
 def groups_of(user: Node) -> int:
-    """Return the groups of a convolution, or 1."""
-    place = OPERATORS[user.target].groups
-    groups = user.args[place] if place is not None and len(user.args) > place else 1
+    """Return the number of groups of a call of a convolution, or 1 for other layers."""
+    position = OPERATORS[user.target].groups
+    groups = user.args[position] if position is not None and len(user.args) > position else 1
     return groups if isinstance(groups, int) else 1
 
 
 def bias_of(user: Node) -> Node | None:
-    """Return the node of a layer's bias, if it has one."""
-    place = OPERATORS[user.target].bias
-    bias = user.args[place] if place is not None and len(user.args) > place else None
+    """Return the node of the bias of a call of a layer, or None."""
+    position = OPERATORS[user.target].bias
+    bias = user.args[position] if position is not None and len(user.args) > position else None
     return bias if isinstance(bias, Node) else None

@@ -1,12 +1,11 @@
-"""Programs of torch.export: what their weights are, by the graph, and graphs with layers replaced.
+"""Programs of torch.export: recognize their layers by the graph, and replace layers in it.
 
-A replaced layer keeps its node as the last stage of the chain, with its name, its metadata and its place among the
-outputs; new nodes before it are the others. All else of the graph stays as it is, dynamic shapes too.
+Where the last operation of a structure is of the kind of the layer, it reuses the node of the layer with its name,
+metadata and place among the outputs, and new nodes are inserted before it. The rest of the graph, including dynamic
+shapes, is unchanged.
 """
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -22,18 +21,21 @@ from lrzip.core.structure import Structure, parents_of_parts
 from lrzip.networks.matching import wrapper_prefix
 from lrzip.networks.programs.nodes import replace_call
 from lrzip.networks.programs.operators import OPERATORS, Operator, bias_of, groups_of, is_layer, signature
+from lrzip.networks.programs.silence import silenced
 from lrzip.networks.weights import not_a_weight
 
 
 def program_layers(
     program: ExportedProgram, tensors: Mapping[str, TensorSpec], untouchable: Mapping[str, str]
 ) -> Sequence[Layer | Keep]:
-    """Return what each tensor of a program is, as its graph says. Biases of layers belong to their layer.
+    """Return the layers of a program by its graph, and the tensors that are kept with the reason.
+
+    Biases are part of their layer and are not listed.
 
     Args:
         program: The program.
-        tensors: Its parameters and buffers, by name.
-        untouchable: Reasons the format has found against touching a tensor, by tensor name.
+        tensors: Parameters and buffers of the program, by name.
+        untouchable: Tensors that the format must not replace, with the reason.
     """
     graph = _Graph(program)
     names = _Names(
@@ -51,8 +53,8 @@ class _Names(NamedTuple):
 
     Attributes:
         tensors: All tensors.
-        prefix: Wrapper prefix, without which users see them.
-        parts: For each module below which parts of a structure would be stored, a tensor that is stored there.
+        prefix: Prefix of wrappers, which the names of layers omit.
+        parts: For each module below which the parts of a structure would be stored, a tensor that is stored there.
     """
 
     tensors: Mapping[str, TensorSpec]
@@ -61,10 +63,10 @@ class _Names(NamedTuple):
 
 
 def rewrite(program: ExportedProgram, layout: Sequence[Entry], computed: Mapping[str, Tensor]) -> ExportedProgram:
-    """Return a program with tensors replaced by others, and layers by structures; the one given is used up.
+    """Return a program with tensors replaced, and layers replaced by structures; the argument is consumed.
 
     Args:
-        program: A program in memory, such as torch.export.export or torch.export.load returns.
+        program: Program as torch.export.export or torch.export.load returns it.
         layout: Every tensor of the result, as `Plan.layout` returns it.
         computed: The tensors that are not copied, by name.
     """
@@ -87,14 +89,14 @@ def rewrite(program: ExportedProgram, layout: Sequence[Entry], computed: Mapping
 
 
 def _alike(tensor: Tensor, old: Tensor) -> Tensor:
-    """Return a tensor that takes the place of another: a parameter if that is one, unless it holds integers."""
+    """Return a tensor in the place of another one: a parameter if that is one, unless it holds integers."""
     value = tensor.to(old.device).clone()
     is_parameter = isinstance(old, nn.Parameter) and value.is_floating_point()
     return nn.Parameter(value, old.requires_grad) if is_parameter else value
 
 
 def tensors_of(program: ExportedProgram) -> Mapping[Node, tuple[str, Any]]:
-    """Return the parameters, buffers and constants of a program, by their placeholder, with their names."""
+    """Return the names and values of the parameters, buffers and constants of a program, by placeholder."""
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     stored = {**program.constants, **program.state_dict}
     named = {spec.arg.name: str(spec.target) for spec in program.graph_signature.input_specs if spec.target is not None}
@@ -102,7 +104,7 @@ def tensors_of(program: ExportedProgram) -> Mapping[Node, tuple[str, Any]]:
 
 
 def fixed_batch(program: ExportedProgram) -> int | None:
-    """Return the first size of a program's first input, or None where it is dynamic."""
+    """Return the batch size of a program, the first size of its first input, or None if it is dynamic."""
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     inputs = [nodes[name] for name in program.graph_signature.user_inputs if isinstance(name, str) and name in nodes]
     sizes = [node.meta["val"].shape for node in inputs if getattr(node.meta.get("val"), "shape", ())]
@@ -110,21 +112,21 @@ def fixed_batch(program: ExportedProgram) -> int | None:
 
 
 def load_program(path: Path) -> ExportedProgram:
-    """Load a program.
-
-    This runs code from a file that wants it: what torch.export.load reads may be pickled, or a text that is evaluated.
-    """
-    with path.open("rb") as file, quiet():
+    """Load a program, which may execute code from the file: torch.export.load unpickles, and evaluates expressions."""
+    with path.open("rb") as file, silenced():
         return torch.export.load(file)
 
 
 def write_program(program: ExportedProgram, file: IO[bytes], extra_files: Mapping[str, str] | None = None) -> None:
-    """Write a program to an open file. By handle, since torch would put the name of a file into it."""
+    """Save a program to an open file.
+
+    Given a path instead, torch would store the name of the file in it, and outputs would depend on their names.
+    """
     torch.export.save(program, file, extra_files=dict(extra_files or {}))
 
 
 def _layer(spec: TensorSpec, graph: "_Graph", names: _Names, reason: str | None) -> Layer | Keep:
-    """Return what a tensor is. One that is not called `weight` makes a module of its own name."""
+    """Return the layer of a tensor, or the tensor as kept; one that is not called `weight` becomes a module itself."""
     leaf = spec.name.rpartition(".")[2]
     module = spec.name.removesuffix("weight").removesuffix(".") if leaf == "weight" else spec.name
     name = module.removeprefix(names.prefix) or ROOT
@@ -141,7 +143,7 @@ def _layer(spec: TensorSpec, graph: "_Graph", names: _Names, reason: str | None)
 
 
 class _Graph:
-    """The graph of a program, with its parameters by name."""
+    """Graph of a program, with its parameters by name."""
 
     def __init__(self, program: ExportedProgram) -> None:
         self._program = program
@@ -167,25 +169,31 @@ class _Graph:
             return "not used by the program"
         for user in weight.users:
             if not is_layer(user, weight):
-                return self._said(user)
+                return self._use(user)
         if len({signature(user) for user in weight.users}) > 1:
             return "used by layers of different kinds"
         return None
 
     def operator(self, name: str) -> tuple[Operator, int]:
-        """Return what layer a weight is of, and its groups."""
+        """Return the operator and the groups of the layer of a weight."""
         user = next(iter(self._placeholders[name].users))
         return OPERATORS[user.target], groups_of(user)
 
     def bias(self, name: str) -> str | None:
-        """Return the name of the bias that all layers with a weight, and nothing else, use."""
+        """Return the bias that all calls with a weight, and no other node, use, or None."""
         users = self._placeholders[name].users
         biases = {bias_of(user) for user in users}
         found = [fqn for fqn, node in self._placeholders.items() if biases == {node} and set(node.users) <= set(users)]
         return found[0] if len(found) == 1 and found[0] not in self._changed else None
 
     def replace(self, name: str, structure: Structure, made: Mapping[str, Tensor]) -> None:
-        """Put a structure with some tensors in the place of the layers that use a weight."""
+        """Replace the calls that use a weight by a structure.
+
+        Args:
+            name: Name of the weight.
+            structure: Structure that replaces each call.
+            made: Tensors of the structure by name, in its order.
+        """
         weight = self._placeholders.pop(name)
         tensors = [self._input(weight, key, value) for key, value in made.items()]
         for user in list(weight.users):
@@ -196,7 +204,7 @@ class _Graph:
         self._module.graph.erase_node(weight)
 
     def rename(self, name: str, to: str) -> None:
-        """Give a tensor another name; its node keeps its own."""
+        """Rename a tensor; the name of its node is unchanged."""
         if name == to:
             return
         for spec in self._specs:
@@ -204,7 +212,7 @@ class _Graph:
                 spec.target = to
 
     def program(self, state: Mapping[str, Tensor]) -> ExportedProgram:
-        """Return the program of this graph, which is verified."""
+        """Return the program of this graph, which torch verifies."""
         self._module.graph.lint()
         self._module.recompile()
         old = self._program
@@ -221,7 +229,7 @@ class _Graph:
         )
 
     def _outputs(self) -> list[OutputSpec]:
-        """Return the outputs, of which some are computed by new nodes."""
+        """Return the specs of the outputs, some of which are computed by new nodes."""
         specs = list(self._program.graph_signature.output_specs)
         for spec in specs:
             if isinstance(spec.arg, TensorArgument) and spec.arg.name in self._results:
@@ -229,20 +237,20 @@ class _Graph:
         return specs
 
     def _input(self, before: Node, name: str, value: Tensor) -> Node:
-        """Add a parameter or a buffer before another, which it stands for."""
+        """Insert the placeholder of a parameter or buffer before that of the weight it replaces."""
         graph, is_parameter = self._module.graph, isinstance(value, nn.Parameter)
         with graph.inserting_before(before):
             node = graph.placeholder(f"{'p' if is_parameter else 'b'}_{name.replace('.', '_')}")
         node.target = node.name
         fake = before.meta["val"].fake_mode.from_tensor(value, static_shapes=True)
         node.meta = {**before.meta, "val": fake}
-        place = next(index for index, spec in enumerate(self._specs) if spec.arg.name == before.name)
+        position = next(index for index, spec in enumerate(self._specs) if spec.arg.name == before.name)
         kind, persistent = (InputKind.PARAMETER, None) if is_parameter else (InputKind.BUFFER, True)
-        self._specs.insert(place, InputSpec(kind, TensorArgument(name=node.name), name, persistent))
+        self._specs.insert(position, InputSpec(kind, TensorArgument(name=node.name), name, persistent))
         return node
 
-    def _said(self, user: Node) -> str:
-        """Return what a weight is used for that is no layer."""
+    def _use(self, user: Node) -> str:
+        """Describe a use of a weight that is not the call of a layer."""
         if user.op == "output":
             return "an output of the program"
         if isinstance(user.target, torch._ops.HigherOrderOperator):
@@ -250,14 +258,3 @@ class _Graph:
         decomposed = any(verifier.dialect != "TRAINING" for verifier in self._program.verifiers)
         advice = "; the program is decomposed, so re-export it without run_decompositions" if decomposed else ""
         return f"used by `{user.target}`, not as the weight of a layer{advice}"
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep torch.export from logging a traceback of what is then raised."""
-    logger = logging.getLogger("torch.export")
-    disabled, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = disabled

@@ -1,4 +1,4 @@
-"""Programs of torch.export, run: what they put out, how much they multiply, and how long they take."""
+"""Run programs of torch.export to compare their outputs, count their multiplications, and time them."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -23,16 +23,16 @@ from lrzip.networks.programs.intercept import Intercepted
 from lrzip.networks.programs.silence import silenced
 from lrzip.networks.timing import time_alternately
 
-# Runs in which layers are timed.
+# Number of runs in which layers are timed.
 _ROUNDS = 12
 
 
 @torch.no_grad()
 def differences(before: ExportedProgram, after: ExportedProgram) -> Sequence[Difference]:
-    """Run two programs on the inputs that the first was exported with, and compare their outputs.
+    """Run two programs on the inputs stored in the first one, and compare their outputs.
 
     Returns:
-        One for each tensor that they return; nothing where no inputs are stored.
+        One difference per output tensor; empty if no inputs are stored.
     """
     inputs = before.example_inputs
     if inputs is None:
@@ -45,15 +45,16 @@ def differences(before: ExportedProgram, after: ExportedProgram) -> Sequence[Dif
 def measure(
     program: ExportedProgram, layers: Sequence[Layer], inputs: Sequence[InputShape]
 ) -> tuple[Mapping[str, Positions], int] | None:
-    """Return how often each element of each layer's weight is multiplied in a run, by layer, and all products.
+    """Run a program and count its multiplications.
 
     Args:
-        program: What to run.
-        layers: Of it.
-        inputs: Shapes of its inputs; none for those that are stored in it.
+        program: The program.
+        layers: Layers of the program.
+        inputs: Shapes of its inputs. If empty, the inputs that are stored in it are used.
 
     Returns:
-        None where there are no inputs to run it on.
+        How often each element of a layer's weight is multiplied, by layer name, and the multiply-accumulates of the
+        whole program; None if there are no inputs to run it on.
     """
     arguments = _arguments(program, inputs)
     if arguments is None:
@@ -68,27 +69,29 @@ def measure(
 def time(
     before: ExportedProgram, after: ExportedProgram, layers: Sequence[Layer], inputs: Sequence[InputShape]
 ) -> Timing | None:
-    """Return how long two programs run on the same inputs, as `measure` takes them; None where there are none.
+    """Return the run times of two programs and of their layers on the same inputs, or None without inputs.
 
     Args:
-        before: The program.
-        after: The same with layers replaced.
-        layers: Of the first.
-        inputs: Shapes of the inputs; none for those that are stored.
+        before: The dense program.
+        after: The same program with layers replaced.
+        layers: Layers of the dense program.
+        inputs: Shapes of the inputs. If empty, the inputs that are stored in the dense program are used.
     """
     arguments = _arguments(before, inputs)
     if arguments is None:
         return None
-    modules = [program.module() for program in (before, after)]
+    dense, small = before.module(), after.module()
     paths = {layer.module: layer.name for layer in layers}
     names = {name: paths[path] for name in after.state_dict for path in parents_of_parts([name]) & paths.keys()}
-    clocks = [_Clock(modules[0], {layer.weight.name: layer.name for layer in layers}), _Clock(modules[1], names)]
+    dense_clock = _Clock(dense, {layer.weight.name: layer.name for layer in layers})
+    small_clock = _Clock(small, names)
     with silenced(), torch.inference_mode():
-        for clock in (clocks[number % 2] for number in range(2 * _ROUNDS)):
-            clock.run(*arguments)
-        whole = time_alternately(*(partial(module, *arguments) for module in modules))
-    dense, small = (clock.medians() for clock in clocks)
-    return Timing(whole, {name: Latency(dense[name], small[name]) for name in small if name in dense})
+        for _ in range(_ROUNDS):
+            dense_clock.run(*arguments)
+            small_clock.run(*arguments)
+        total = time_alternately(partial(dense, *arguments), partial(small, *arguments))
+    old, new = dense_clock.medians(), small_clock.medians()
+    return Timing(total, {name: Latency(old[name], new[name]) for name in new if name in old})
 
 
 def _arguments(program: ExportedProgram, inputs: Sequence[InputShape]) -> tuple[Any, ...] | None:
@@ -159,7 +162,7 @@ def _positions(layer: Layer, given: Tensor, result: Tensor) -> Positions:
 
 
 def _outputs(program: ExportedProgram, inputs: tuple[Any, Any]) -> Sequence[Any]:
-    """Run a program with a fixed seed, so that what it draws at random is the same each time."""
+    """Return the outputs of a program with a fixed seed, so that its random numbers are reproducible."""
     args, kwargs = copy.deepcopy(inputs)  # a program may change its inputs
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -167,7 +170,16 @@ def _outputs(program: ExportedProgram, inputs: tuple[Any, Any]) -> Sequence[Any]
 
 
 def difference_of(name: str, before: Tensor, after: Tensor) -> Difference:
-    """Return by how much an output differs from what it should be; infinitely, if it has another shape."""
+    """Return the difference of an output from its expected value.
+
+    Args:
+        name: Name of the output.
+        before: Expected value.
+        after: Value to compare. If its shape differs, the difference is infinite.
+
+    Returns:
+        The largest absolute difference, and the norm of the difference relative to that of the expected value.
+    """
     if before.shape != after.shape:
         return Difference(name, torch.inf, torch.inf)
     exact = torch.complex128 if before.is_complex() else torch.float64
