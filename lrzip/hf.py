@@ -1,4 +1,8 @@
-"""transformers loads compressed folders once this is imported: `import lrzip.hf`, then `from_pretrained` as ever."""
+"""Load compressed folders with transformers: `import lrzip.hf`, then call `from_pretrained` as usual.
+
+Importing this module registers a quantizer with transformers, which replaces the factorized layers of a model by
+low-rank modules before the weights are loaded.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,7 +29,17 @@ _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 class LowRankLinear(nn.Module):
-    """A linear layer of rank r: y = W (W_in x) + b, with `weight_in` (r, in), `weight` (out, r) and `bias` (out,)."""
+    """Linear layer of low rank: y = W (W_in x) + b.
+
+    Its parameters are `weight_in` (rank, in), `weight` (out, rank) and `bias` (out,).
+
+    Args:
+        in_features: Size of each input.
+        out_features: Size of each output.
+        rank: Rank of the weight.
+        bias: Whether the layer has a bias.
+        dtype: Dtype of the parameters.
+    """
 
     bias: nn.Parameter | None
 
@@ -37,18 +51,23 @@ class LowRankLinear(nn.Module):
         self.register_parameter("bias", nn.Parameter(torch.empty(out_features, dtype=dtype)) if bias else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (…, in) to (…, out)."""
+        """Map inputs (..., in) to outputs (..., out)."""
         return F.linear(F.linear(x, self.weight_in), self.weight, self.bias)
 
     def extra_repr(self) -> str:
-        """Say what printing a model shows of it."""
+        """Describe the module for `print(model)`."""
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
 
 
 class LowRankConv(nn.Module):
-    """A convolution of rank r: one to r channels a group with all attributes of the layer, and a pointwise one.
+    """Convolution of low rank: one to `rank` channels per group with the layer's attributes, then a pointwise one.
 
-    `weight_in` is (groups · r, in / groups, *kernel), `weight` (out, r, 1, …), `bias` (out,).
+    Parameters are `weight_in` (groups · rank, in / groups, *kernel), `weight` (out, rank, 1, ...) and `bias` (out,).
+
+    Args:
+        layer: Convolution to replace, with zero padding.
+        kind: Kind of the layer.
+        rank: Rank of the weight of each group.
     """
 
     bias: nn.Parameter | None
@@ -59,19 +78,19 @@ class LowRankConv(nn.Module):
         self.stride, self.padding, self.dilation = layer.stride, layer.padding, layer.dilation
         self.groups, self.rank = layer.groups, rank
         out, *inner = layer.weight.shape
-        points = (1,) * len(layer.kernel_size)
+        ones = (1,) * len(layer.kernel_size)
         self.weight_in = nn.Parameter(torch.empty(layer.groups * rank, *inner, dtype=layer.weight.dtype))
-        self.weight = nn.Parameter(torch.empty(out, rank, *points, dtype=layer.weight.dtype))
+        self.weight = nn.Parameter(torch.empty(out, rank, *ones, dtype=layer.weight.dtype))
         bias = None if layer.bias is None else nn.Parameter(torch.empty(out, dtype=layer.weight.dtype))
         self.register_parameter("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute what the layer did."""
+        """Convolve inputs (batch, in, *sizes), as the layer with the product of both weights does."""
         inner = self.convolve(x, self.weight_in, None, self.stride, self.padding, self.dilation, self.groups)
         return self.convolve(inner, self.weight, self.bias, groups=self.groups)
 
     def extra_repr(self) -> str:
-        """Say what printing a model shows of it."""
+        """Describe the module for `print(model)`."""
         return f"{tuple(self.weight_in.shape)}, {tuple(self.weight.shape)}, rank={self.rank}, groups={self.groups}"
 
 
@@ -79,14 +98,19 @@ class LowRankConv(nn.Module):
 class LrzipConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transformers is not followed
     """The `quantization_config` of compressed folders.
 
+    Args:
+        ranks: Rank of each factorized layer, by module.
+        format_version: Version of this configuration.
+        others: Further entries, which are preserved.
+
     Raises:
-        LrzipError: It is malformed, or a later lrzip wrote it.
+        LrzipError: The configuration is malformed, or was written by a later version of lrzip.
     """
 
     def __init__(
         self, ranks: Mapping[str, int] | None = None, format_version: int = FORMAT_VERSION, **others: Any
     ) -> None:
-        self.__dict__ |= others  # what is not known here is carried along
+        self.__dict__ |= others
         self.quant_method = METHOD
         self.format_version = format_version
         self.ranks = read_ranks({"format_version": format_version, "ranks": ranks}, _WHERE)
@@ -94,33 +118,36 @@ class LrzipConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transformer
 
 @register_quantizer(METHOD)
 class LrzipQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is not followed
-    """Puts modules of low rank into a model before transformers loads its weights."""
+    """Replaces factorized layers by low-rank modules before transformers loads the weights."""
 
-    requires_calibration = True  # so that transformers offers it for compressed folders alone
+    requires_calibration = True  # so that transformers accepts it for compressed folders only
     is_trainable = True
     is_qat_trainable = True
     is_compileable = True
 
     def is_serializable(self, *_: Any, **__: Any) -> bool:
-        """Allow `save_pretrained`."""
+        """Return True: `save_pretrained` is supported."""
         return True
 
     def _process_model_before_weight_loading(self, model: nn.Module, **given: Any) -> None:
         ranks: Mapping[str, int] = self.quantization_config.ranks
         _check_files(given.get("checkpoint_files") or (), ranks)
-        found = _found(model, ranks)
+        paths = _paths(model, ranks)
         with torch.device("meta"):
-            replacements = {path: _low_rank(path, model.get_submodule(path), ranks[n]) for n, path in found.items()}
+            replacements = {path: _low_rank(path, model.get_submodule(path), ranks[n]) for n, path in paths.items()}
         for path, module in replacements.items():
             model.set_submodule(path, module)
-        saved = {name: _saved_name(name, path) for name, path in found.items()}
-        self.quantization_config.ranks = {saved[name]: ranks[name] for name in found}
+        saved = {name: _saved_name(name, path) for name, path in paths.items()}
+        self.quantization_config.ranks = {saved[name]: ranks[name] for name in paths}
         transposed = getattr(self.quantization_config, "transposed", ())
         if transposed:
             self.quantization_config.transposed = [saved[name] for name in transposed if name in saved]
 
     def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
-        """Refuse files without factors in transformers 4, which does not say beforehand which files it reads."""
+        """Refuse files without factors.
+
+        transformers 4 does not name the files before it reads them, so that only this check applies there.
+        """
         del prefix
         low_rank = [path for path, module in model.named_modules() if isinstance(module, LowRankLinear | LowRankConv)]
         lost = next((key for key in missing_keys if key.rpartition(".")[0] in low_rank), None)
@@ -129,13 +156,13 @@ class LrzipQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is not 
         return missing_keys
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
-        model.is_quantized = False  # its weights are ordinary ones: it can be cast and trained
-        model.config.quantization_config = self.quantization_config  # which transformers 4 has copied before
+        model.is_quantized = False  # its weights are plain tensors, so the model can be cast and trained
+        model.config.quantization_config = self.quantization_config  # transformers 4 copied it before its names changed
         return model
 
 
 def _check_files(files: Sequence[str], ranks: Mapping[str, int]) -> None:
-    """Refuse files without the factors that the ranks promise, which transformers would leave at random values."""
+    """Refuse files without the factors of a layer, which transformers would leave at random values."""
     shapes: dict[str, Sequence[int]] = {}
     for file in files:
         if str(file).endswith(".safetensors"):
@@ -150,12 +177,13 @@ def _check_files(files: Sequence[str], ranks: Mapping[str, int]) -> None:
             )
 
 
-def _found(model: Any, ranks: Mapping[str, int]) -> dict[str, str]:
-    """Return the paths of factorized layers in a model, by their names in the folder.
+def _paths(model: Any, ranks: Mapping[str, int]) -> dict[str, str]:
+    """Return the paths of the factorized layers in a model, by their names in the folder.
+
+    A model of another class, with another head or none, may lack layers; transformers reports their tensors as unused.
 
     Raises:
-        LrzipError: The model, of the class that the folder is of, lacks one. Another class, with another head or
-            none, has what it has; transformers reports the tensors that are left over.
+        LrzipError: A layer is missing in a model of the class that was saved, or no layer is found at all.
     """
     resolve = _resolver(model)
     modules = dict(model.named_modules())
@@ -170,13 +198,13 @@ def _found(model: Any, ranks: Mapping[str, int]) -> dict[str, str]:
 
 
 def _resolver(model: Any) -> Callable[[str], str]:
-    """Return how transformers translates names in a folder to those in the model."""
+    """Return a function that translates the names of a folder to those of the model, as transformers does."""
     state = model.state_dict()
     prefix: str = model.base_model_prefix
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-    except ImportError:  # before transformers 5, names differ by the prefix of the base model alone
+    except ImportError:  # before transformers 5, names differ only by the prefix of the base model
 
         def by_prefix(name: str) -> str:
             candidates = (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}")
@@ -194,7 +222,7 @@ def _resolver(model: Any) -> Callable[[str], str]:
             renamed, joined = rename_source_key(key, [], [], prefix, state)
         if joined:
             raise LrzipError(
-                f"transformers joins `{key}` with other weights, which factors do not allow. "
+                f"transformers merges `{key}` with other weights, which is impossible with factors. "
                 f"Compress again with `--skip {name}`."
             )
         return str(renamed).removesuffix(".weight")
@@ -203,21 +231,21 @@ def _resolver(model: Any) -> Callable[[str], str]:
 
 
 def _saved_name(name: str, path: str) -> str:
-    """Return the name that `save_pretrained` will use: with the model's prefix, all else as it was."""
+    """Return the name that `save_pretrained` uses for a layer, which may have the prefix of the base model."""
     return path if f".{path}".endswith(f".{name}") or f".{name}".endswith(f".{path}") else name
 
 
 def _low_rank(path: str, layer: Any, rank: int) -> nn.Module:
-    """Return a module of low rank in the place of a layer, without values.
+    """Return an uninitialized low-rank module in the place of a layer.
 
     Raises:
-        LrzipError: The layer is of a kind that has none.
+        LrzipError: There is no low-rank module for this layer.
     """
-    what = module_info(layer)
-    if what.kind and what.kind.is_plain_convolution and not what.reason and layer.padding_mode == "zeros":
-        return LowRankConv(layer, what.kind, rank)
-    if what.kind not in (LINEAR, LINEAR_TRANSPOSED) or what.reason:
-        reason = what.reason or f"{type(layer).__name__}, for which there is no module of low rank"
+    info = module_info(layer)
+    if info.kind and info.kind.is_plain_convolution and not info.reason and layer.padding_mode == "zeros":
+        return LowRankConv(layer, info.kind, rank)
+    if info.kind not in (LINEAR, LINEAR_TRANSPOSED) or info.reason:
+        reason = info.reason or f"{type(layer).__name__}, for which there is no low-rank module"
         raise LrzipError(f"`{path}` is {reason}. Compress again with `--skip {path}`.")
-    out, inner = what.kind.channels(layer.weight.shape)
+    out, inner = info.kind.channels(layer.weight.shape)
     return LowRankLinear(inner, out, rank, bias=layer.bias is not None, dtype=layer.weight.dtype)

@@ -232,7 +232,7 @@ def test_a_module_that_the_model_lacks_or_cannot_have_in_factors_is_named(root: 
     ranks = ranks_of(root / "gpt2.lrzip")
     for module, message in {
         "transformer.ghost": "names `transformer.ghost`, which GPT2LMHeadModel does not have",
-        "transformer.wpe": "`transformer.wpe` is Embedding, for which there is no module of low rank",
+        "transformer.wpe": "`transformer.wpe` is Embedding, for which there is no low-rank module",
     }.items():
         folder = copy_of(root / "gpt2.lrzip", tmp_path / module, ranks=ranks | {module: RANK})
         tensors = load_file(folder / "model.safetensors")

@@ -12,7 +12,7 @@ from lrzip.networks.recognition import find_layers
 
 
 class LiveSource:
-    """The tensors of a live network, which also brings its architecture."""
+    """The tensors and the architecture of a live network."""
 
     path = Path("the network")
 

@@ -107,8 +107,8 @@ class OnnxFile:
 
     def time(self, output: Path, inputs: Sequence[InputShape]) -> Timing | None:
         """Time both models alternately in onnxruntime, which fuses nodes, so that single layers have no times."""
-        whole = time(self.path, output, [shape.sizes for shape in inputs])
-        return Timing(whole, {}) if whole else None
+        total = time(self.path, output, [shape.sizes for shape in inputs])
+        return Timing(total, {}) if total else None
 
     def check_run(self, written: Path, output: Path) -> None:
         """Run a model that was written and compare its outputs with those of this one.

@@ -1,4 +1,4 @@
-"""The write side of ONNX: the source's model, read again, with nodes in front of each that is replaced."""
+"""Write side of ONNX: the model of the source is read again, and the nodes of layers are replaced in it."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from lrzip.formats.onnx.graph import constants_of, graphs_of, tensor_of
 from lrzip.formats.onnx.model import OnnxFile, load_model, names_of, nodes_of, root_cause
 from lrzip.formats.onnx.nodes import registered, replace_use
 
-# Protobuf messages end at 2 GiB; what is not tensors takes a part of it.
+# Limit of the tensors in a protobuf message, which is at most 2 GiB in total.
 _PROTOBUF_LIMIT = 2_000_000_000
 # Smaller tensors stay in the model, where shape inference can see them.
 _EXTERNAL_FROM = 1024
@@ -27,7 +27,17 @@ _EXTERNAL_FROM = 1024
 
 @contextmanager
 def write_model(destination: Path, source: OnnxFile, layout: Sequence[Entry]) -> Iterator["OnnxWriter"]:
-    """Write a model and its external data, if it has some; both appear when all went well."""
+    """Write a model, and its external data if it has some; they appear when the context exits without an error.
+
+    Args:
+        destination: Path of the model; the external data is written beside it.
+        source: Model to rewrite.
+        layout: Every tensor of the output.
+
+    Raises:
+        OutputExists: A file of the output exists and does not belong to it.
+        LrzipError: The output is not valid, or does not run although the source does.
+    """
     external = bool(source.data_files) or sum(entry.spec.nbytes for entry in layout) > _PROTOBUF_LIMIT
     data = _data_path(destination, source)
     for path in (destination, data):
@@ -50,7 +60,7 @@ def write_model(destination: Path, source: OnnxFile, layout: Sequence[Entry]) ->
 
 
 class OnnxWriter:
-    """Takes the tensors of chains and puts them into a copy of the source's model."""
+    """Collects the tensors of structures, and replaces layers by them in a copy of the source's model."""
 
     def __init__(self, source: OnnxFile, layout: Sequence[Entry], data: DataFile | None) -> None:
         self._source = source
@@ -69,7 +79,7 @@ class OnnxWriter:
                 )
 
     def put(self, name: str, tensor: Tensor) -> None:
-        """Take one computed tensor."""
+        """Write one computed tensor."""
         origin = self._entries[name].origin
         layer, weight = self._layers[origin], self._constants[origin]
         is_transposed = layer.kind.is_stored_transposed and tensor.dim() > 1
@@ -79,10 +89,10 @@ class OnnxWriter:
         self._tensors.setdefault(origin, []).append(self._stored(spec, dtype, tensor_bytes(stored)))
 
     def finish(self) -> bytes:
-        """Return the message of the model, after replacing nodes and copying the external data it still needs.
+        """Replace the nodes of layers, copy the external data that is still used, and return the serialized model.
 
         Raises:
-            LrzipError: The source is damaged in a way that shows only now, or the message is too large.
+            LrzipError: The source turns out to be damaged, or the message is too large.
         """
         try:
             structures = {entry.origin: entry.structure for entry in self._entries.values() if entry.structure}
@@ -97,6 +107,7 @@ class OnnxWriter:
             raise UnsupportedCheckpoint(f"`{self._source.path}` cannot be rewritten: {root_cause(error)}.") from error
 
     def _move_all(self) -> None:
+        """Move all large tensors of the model to the file of external data."""
         for graph in graphs_of(self._model, functions=True):
             for value in graph.initializers.values():
                 if value.const_value is not None:
@@ -121,7 +132,7 @@ class OnnxWriter:
         return ir.serde.TensorProtoTensor(proto)
 
     def _moved(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-        """Return a tensor in the file of external data, if it belongs there and is not there yet."""
+        """Move a tensor to the file of external data, unless it is there or too small, and return it."""
         assert self._data
         external = isinstance(tensor, ir.ExternalTensor)
         if isinstance(tensor, ir.ExternalTensor) and Path(tensor.path) == self._data.path:
@@ -160,17 +171,22 @@ def _graph_of(weight: ir.Value) -> ir.Graph:
 
 
 def _data_path(destination: Path, source: OnnxFile) -> Path:
-    """Return where external data goes: named after the output as that of the input is after the input."""
+    """Return the path of the external data, named after the output as that of the source is after the source."""
     names = [file.name for file in source.data_files]
     ending = names[0].removeprefix(source.path.name) if len(names) == 1 else ""
     return destination.with_name(destination.name + (ending if ending not in ("", *names) else ".data"))
 
 
 def _check(path: Path, source: OnnxFile) -> None:
-    """Let onnx's own checker look at the result, and at the source where it finds something."""
+    """Check the output with onnx's checker, and the source if that finds a problem.
+
+    Raises:
+        UnsupportedCheckpoint: The source is not valid either.
+        LrzipError: Only the output is not valid.
+    """
     complaint = _complaint(path)
     if complaint and (before := _complaint(source.path)):
-        raise UnsupportedCheckpoint(f"`{source.path}` is no valid ONNX model: {before}.")
+        raise UnsupportedCheckpoint(f"`{source.path}` is not a valid ONNX model: {before}.")
     if complaint:
         raise LrzipError(f"`{path.name}` would not be a valid ONNX model: {complaint}.")
 

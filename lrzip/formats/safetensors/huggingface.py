@@ -237,7 +237,7 @@ def read_ranks(quantization: Mapping[str, Any], where: str) -> dict[str, int]:
         )
     ranks = quantization.get("ranks")
     if not isinstance(ranks, dict) or not all(type(rank) is int and rank > 0 for rank in ranks.values()):
-        raise UnsupportedCheckpoint(f"{where} has no usable `ranks`: one whole number above 0 for each layer.")
+        raise UnsupportedCheckpoint(f"{where} has no usable `ranks`: one positive integer for each layer.")
     return ranks
 
 

@@ -131,7 +131,7 @@ def _write_module(destination: Path, source: ModuleFile, layout: Sequence[Entry]
 
 
 def _rewritten(source: ModuleFile, layout: Sequence[Entry], computed: Mapping[str, Tensor]) -> nn.Module:
-    """Return the module with tensors of a layout replaced by others, and layers by chains."""
+    """Return the module with the computed tensors of a layout, and with layers replaced by structures."""
     result = source.load()
     own = result.state_dict()
     layers = {item.weight.name: item for item in source.layers() if isinstance(item, Layer)}
@@ -148,7 +148,7 @@ def _rewritten(source: ModuleFile, layout: Sequence[Entry], computed: Mapping[st
         structure = entries[0].structure
         if name not in layers or structure is None:
             raise LrzipError(
-                f"`{name}` is no layer that a chain can replace in a module. Write it with `-o weights.pt`."
+                f"`{name}` is not a layer that factors can replace in a module. Write it with `-o weights.pt`."
             )
         layer = layers[name]
         bias = layer.bias if layer.bias and layer.bias.name in renamed else None

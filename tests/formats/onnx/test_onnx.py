@@ -494,7 +494,7 @@ def changed(change: Callable[[Any], object]) -> bytes:
         (lambda: changed(lambda m: m.graph.initializer[0].dims.__setitem__(0, 13)), "bytes of `kernel`, not"),
         (lambda: changed(lambda m: m.graph.initializer[0].dims.__setitem__(0, -12)), "negative dimension"),
         (lambda: changed(lambda m: setattr(m.graph.initializer[0], "data_type", 99)), "damaged"),
-        (lambda: changed(lambda m: setattr(m.graph.node[0], "op_type", "Nothing")), "no valid ONNX model: .*Nothing"),
+        (lambda: changed(lambda m: setattr(m.graph.node[0], "op_type", "Nothing")), "not a valid ONNX model: .*Nothing"),
     ],
 )
 def test_what_is_no_model_is_refused(data: Callable[[], bytes], message: str, tmp_path: Path) -> None:
