@@ -124,6 +124,72 @@ def shared() -> Any:
     return model(nodes, {"x": ["n", 12, 9, 9]}, {"y": 2}, tensors)
 
 
+def agree(before: Tensors, after: Tensors, *, depth: int, inner: int) -> None:
+    """Check that outputs differ by rounding.
+
+    A layer of full rank is off by a few eps of ‖W‖‖x‖, which is above its output by about the root of the inner
+    dimension, since random inputs do not lie in the leading directions; layers add up.
+    """
+    assert before.keys() == after.keys()
+    tolerance = 4 * depth * np.sqrt(inner) * np.finfo(np.float32).eps
+    for name, expected in before.items():
+        assert after[name].shape == expected.shape
+        assert np.linalg.norm(after[name] - expected) <= tolerance * np.linalg.norm(expected)
+
+
+def rich() -> Any:
+    """Return a model with everything around the weights that has to stay."""
+    nodes = [
+        node("Conv", "x kernel bias", "a", pads=[1, 1, 1, 1], doc_string="first"),
+        node("Mine", "a table", "b", domain="mine", level=3),
+        node("Relu", "b", name=""),
+    ]
+    nodes[0].metadata_props.add(key="trace", value="line 1")
+    tensors = {
+        "kernel": weight(24, 16, 3, 3),
+        "bias": weight(24),
+        "table": weight(24, 24),
+        "words": np.array(["a", "é"]),
+    }
+    built = model(nodes, {"x": ["n", 16, 9, 9]}, {"y": 4, "a": 4}, tensors, imports=[helper.make_opsetid("mine", 2)])
+    built.producer_name, built.producer_version, built.model_version, built.doc_string = "maker", "1.2", 7, "a model"
+    helper.set_model_props(built, {"author": "someone", "note": "é"})
+    built.graph.value_info.append(value("b", shape=[1, 24, 9, 9]))
+    return built
+
+
+def external(folder: Path, data: str = "dense.onnx.data") -> Path:
+    """Return a model of three MatMul with its weights in a file of their own, and a Constant."""
+    names = ("first", "second", "third")
+    nodes = [node("MatMul", f"{index if index else 'x'} {name}", str(index + 1)) for index, name in enumerate(names)]
+    nodes[-1].output[0] = "y"
+    tensors = {name: weight(32, 32, seed=index) / 6 for index, name in enumerate(names)}
+    built = model(nodes, {"x": ["n", 32]}, {"y": 2}, tensors | {"unused": weight(3)})
+    return save(built, folder / "dense.onnx", data=data)
+
+
+def placed(path: Path, index: slice = slice(1), **changes: str) -> Path:
+    """Change where a model says that its first tensor is, or others."""
+    built = onnx.load(path, load_external_data=False)
+    for tensor in built.graph.initializer[index]:
+        for entry in tensor.external_data:
+            entry.value = changes.get(entry.key, entry.value)
+    path.write_bytes(built.SerializeToString())
+    return path
+
+
+def after_matmul(*nodes: Any, rank: int = 2) -> Any:
+    made = [node("MatMul", "x w", "a"), *nodes]
+    tensors = {"w": weight(12, 12), "five": np.array([5, 12])}
+    return model(made, {"x": ["n", 12]}, {"y": rank}, tensors)
+
+
+def changed(change: Callable[[Any], object]) -> bytes:
+    built = shared()
+    change(built)
+    return bytes(built.SerializeToString())
+
+
 GRAPHS: Mapping[str, tuple[Callable[[], Any], Mapping[str, str]]] = {
     "conv1d": (lambda: conv((20, 12, 5), (16,), strides=[2], pads=[1, 2]), {"layer": "conv1d"}),
     "conv2d": (
