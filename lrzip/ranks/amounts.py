@@ -51,12 +51,12 @@ def parse_amount(unit: str, text: str) -> tuple[float, bool]:
     suffixes = UNITS[unit].suffixes
     found = re.fullmatch(rf"{_NUMBER}\s*(%|[A-Za-z]*)", text.strip())
     if not found or found[2] not in {"%", *suffixes}:
-        raise UsageError(f"`--budget {unit}` takes an amount such as {UNITS[unit].examples}, got `{text}`.")
+        raise UsageError(f"`budget={unit}` takes an amount such as {UNITS[unit].examples}, got `{text}`.")
     number = float(found[1])
     if found[2] != "%":
         return number * suffixes[found[2]], False
     if number > 100:
-        raise UsageError(f"`--budget {unit}={text}` is more than the whole. Give at most 100%.")
+        raise UsageError(f"`budget={unit}={text}` is more than the whole. Give at most 100%.")
     return number / 100, True
 
 

@@ -48,9 +48,9 @@ class Budget:
         unit, _, amount = text.partition("=")
         if unit not in UNITS:
             known = ", ".join(f"{name}=…" for name in UNITS)
-            raise UsageError(f"`--budget` takes {known}, such as `params=50%`, got `{text}`.")
+            raise UsageError(f"`budget` takes {known}, such as `params=50%`, got `{text}`.")
         if "," in amount:
-            raise UsageError(f"`--budget {text}` names several budgets, for a curve of plans: add `--dry-run`.")
+            raise UsageError(f"`budget={text}` names several budgets, for a curve of plans: add `dry_run=True`.")
         return cls(unit, *parse_amount(unit, amount))
 
     def __str__(self) -> str:
@@ -108,7 +108,7 @@ def parse_budgets(text: str) -> tuple[Budget, ...]:
     unit = first.partition("=")[0]
     for other in others:
         if "=" in other and other.partition("=")[0].strip() != unit:
-            raise UsageError(f"`--budget {text}` mixes units. Give one unit, such as `params=10%,20%,30%`.")
+            raise UsageError(f"`budget={text}` mixes units. Give one unit, such as `params=10%,20%,30%`.")
     parts = [first, *(other.strip() if "=" in other else f"{unit}={other.strip()}" for other in others)]
     return tuple(Budget.parse(part) for part in parts)
 

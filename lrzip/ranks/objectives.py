@@ -88,7 +88,7 @@ def _fisher(spectrum: Spectrum, candidate: Candidate) -> Losses:
     layers share information, so that less is lost than the layers' separate estimates predict.
     """
     if candidate.fisher is None:
-        raise UsageError("`--objective fisher` needs a calibration of a network: give `--model` and `--calibrate`.")
+        raise UsageError("`objective=fisher` needs a calibration of a network. Give `model` and `calibrate`.")
     return float(np.sqrt(candidate.fisher)) * _scaled_log_energy(spectrum)
 
 
@@ -99,9 +99,7 @@ def _sensitivity(spectrum: Spectrum, candidate: Candidate) -> Losses:
     is proportional to the energy.
     """
     if candidate.measured is None:
-        raise UsageError(
-            "`--objective sensitivity` measures a network: give `--model`, and its inputs with `--calibrate`."
-        )
+        raise UsageError("`objective=sensitivity` measures a network. Give `model`, and its inputs with `calibrate`.")
     lost = _relative_energy(spectrum)
     known = lost[np.array(candidate.measured.ranks, dtype=np.int64) - 1][::-1]
     changes = np.maximum.accumulate(candidate.measured.changes[::-1])

@@ -116,25 +116,25 @@ def _trials(bench: Bench, given: Options, max_drop: float, log: Path | None) -> 
 
 def _check(max_drop: float, strategy: str) -> None:
     if not (isfinite(max_drop) and max_drop >= 0):
-        raise UsageError(f"`--max-drop` takes a number from 0 on, got {max_drop:g}.")
+        raise UsageError(f"`max_drop` takes a number from 0 on, got {max_drop:g}.")
     if strategy not in STRATEGIES:
-        raise UsageError(f"`--strategy` takes {', '.join(STRATEGIES)}, got `{strategy}`.")
+        raise UsageError(f"`strategy` takes {', '.join(STRATEGIES)}, got `{strategy}`.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("`--max-drop` runs in one process. Start it without torchrun.")
+        raise UsageError("`max_drop` runs in one process. Start it without torchrun.")
 
 
 def _prepared_log(log: str | Path | None, *, resume: bool, force: bool) -> Path | None:
     """Return the path of the log, after deleting an existing one that is not to be resumed."""
     if log is None:
         if resume:
-            raise UsageError("`--resume` continues the search of a log. Give it with `--log FILE.jsonl`.")
+            raise UsageError("`resume` continues the search of a log. Give it with `log`.")
         return None
     path = Path(log)
     if not path.absolute().parent.is_dir():
         raise LrzipError(f"The folder of `{path}` does not exist. Create it first.")
     if path.exists() and not resume:
         if not force:
-            raise OutputExists(f"`{path}` exists. Pass `--resume` to continue it, or `--force` to start again.")
+            raise OutputExists(f"`{path}` exists. Pass `resume=True` to continue it, or `force=True` to start again.")
         Cache(path)  # refuses a file that is not a log
         path.unlink()
     return path
@@ -155,13 +155,14 @@ def _search(strategy: str, trials: Trials) -> tuple[Trial, bool]:
 
 
 def _nothing_within(trials: Trials) -> LrzipError:
-    scorer = trials.bench.scorer
+    scorer, settings = trials.bench.scorer, trials.bench.learning.settings
     allowed = trials.floor if scorer.higher_is_better else -trials.floor
     closest = max(trials.history, key=trials.gain, default=None)
     reached = f"the best trial has {closest.scores[scorer.first]:.4g}" if closest else "no trial was possible"
+    length = f"epochs={settings.epochs}" if settings.steps is None else f"steps={settings.steps}"
     return LrzipError(
-        f"No smaller network keeps {scorer.first} within {allowed:.4g} on the validation set; {reached}. Raise "
-        "`--max-drop`, or tune longer with `--epochs`."
+        f"No smaller network keeps {scorer.first} within {allowed:.4g} on the validation set; {reached}. Allow more "
+        f"than `max_drop={trials.bound / trials.bench.unit:g}`, or tune for longer than `{length}`."
     )
 
 

@@ -65,11 +65,11 @@ def sensitivities_of(
 
 def _check(runs: int, finetune_steps: int) -> None:
     if runs < 1:
-        raise UsageError(f"`--runs` takes a number from 1 on, got {runs}.")
+        raise UsageError(f"`runs` takes a number from 1 on, got {runs}.")
     if finetune_steps < 0:
-        raise UsageError(f"`--finetune-steps` takes a number from 0 on, got {finetune_steps}.")
+        raise UsageError(f"`finetune_steps` takes a number from 0 on, got {finetune_steps}.")
     if runs > 1 and not finetune_steps:
-        raise UsageError("`--runs` repeats fine-tuning with other seeds; without `--finetune-steps` nothing is random.")
+        raise UsageError("`runs` repeats fine-tuning with other seeds; without `finetune_steps` nothing is random.")
 
 
 @dataclass(frozen=True)

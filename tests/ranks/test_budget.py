@@ -221,7 +221,7 @@ def test_exactly_low_rank_weights_lose_nothing(tmp_path: Path) -> None:
     assert report.plan.budget.predicted_loss < 1e-25
 
 
-@pytest.mark.parametrize(("objective", "said"), [("fisher", "needs a calibration"), ("sensitivity", "give `--model`")])
+@pytest.mark.parametrize(("objective", "said"), [("fisher", "needs a calibration"), ("sensitivity", "Give `model`")])
 def test_objectives_of_a_calibration_are_refused_without_one(objective: str, said: str, path: Path) -> None:
     with pytest.raises(UsageError, match=said):
         lrzip.compress(path, budget="params=50%", objective=objective, dry_run=True)

@@ -107,7 +107,7 @@ def test_a_rounded_budget_still_offers_the_largest_rank() -> None:
         ("vbmf:", "`vbmf` takes no number"),
         ("size:3", "Unknown rule"),
         ("size:3", "energy:X, ratio:X, rank:X, vbmf, budget:X"),
-        ("budget", "`--budget` takes params=…, nbytes=…, macs=…, latency=…, such as `params=50%`, got ``"),
+        ("budget", "`budget` takes params=…, nbytes=…, macs=…, latency=…, such as `params=50%`, got ``"),
         ("budget:50%", "got `50%`"),
         ("budget:size=50%", "got `size=50%`"),
         ("budget:params=", "such as 50%, 1.2M or 120000, got ``"),
@@ -117,9 +117,9 @@ def test_a_rounded_budget_still_offers_the_largest_rank() -> None:
         ("budget:params=nan", "got `nan`"),
         ("budget:params=1e6", "got `1e6`"),
         ("budget:nbytes=10M", "such as 50%, 10MB or 64KiB, got `10M`"),
-        ("budget:params=100.1%", "`--budget params=100.1%` is more than the whole"),
+        ("budget:params=100.1%", "`budget=params=100.1%` is more than the whole"),
         ("budget:params=10%,20%", "names several budgets"),
-        ("budget:latency=5", "`--budget latency` takes an amount such as 60%, 5ms or 800us, got `5`"),
+        ("budget:latency=5", "`budget=latency` takes an amount such as 60%, 5ms or 800us, got `5`"),
     ],
 )
 def test_numbers_out_of_range_are_usage_errors(text: str, message: str) -> None:

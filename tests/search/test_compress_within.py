@@ -268,10 +268,10 @@ def test_only_and_skip_select_the_layers(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"max_drop": -1}, UsageError, "`--max-drop` takes a number from 0 on, got -1"),
-        ({"max_drop": float("nan")}, UsageError, "`--max-drop` takes a number from 0 on, got nan"),
-        ({"strategy": "greedy"}, UsageError, "`--strategy` takes global, adaptive, .*, got `greedy`"),
-        ({"resume": True}, UsageError, "`--resume` continues the search of a log"),
+        ({"max_drop": -1}, UsageError, "`max_drop` takes a number from 0 on, got -1"),
+        ({"max_drop": float("nan")}, UsageError, "`max_drop` takes a number from 0 on, got nan"),
+        ({"strategy": "greedy"}, UsageError, "`strategy` takes global, adaptive, .*, got `greedy`"),
+        ({"resume": True}, UsageError, "`resume` continues the search of a log"),
         ({"log": "no/folder/log.jsonl"}, LrzipError, "The folder of `no/folder/log.jsonl` does not exist"),
         ({"only": ["nothing"]}, LrzipError, "`--only nothing` matches no layer"),
         ({"model": Classifier()}, LrzipError, "does not fit the model"),
@@ -287,7 +287,7 @@ def test_invalid_input_is_one_line(options: dict[str, Any], error: type, message
 
 def test_a_file_that_is_no_log_is_refused_and_left_unchanged(folder: Path) -> None:
     (folder / "log.jsonl").write_text("a diary\n")
-    with pytest.raises(OutputExists, match="Pass `--resume` to continue it, or `--force` to start again"):
+    with pytest.raises(OutputExists, match="Pass `resume=True` to continue it, or `force=True` to start again"):
         compress(folder, log=folder / "log.jsonl", force=False)
     for option in ("resume", "force"):
         with pytest.raises(LrzipError, match="line 1"):
@@ -311,7 +311,9 @@ def test_nothing_is_written_if_no_network_is_within_the_bound(folder: Path) -> N
         metrics=["tests.search.test_compress_within:exactly"],
         settings=Settings(steps=1, lr=1e-9),
     )
-    with pytest.raises(LrzipError, match=r"No smaller network keeps .* within .*; the best .* has .*\. Raise"):
+    with pytest.raises(
+        LrzipError, match=r"No smaller network keeps .* within .*; the best .* has .*\. Allow more than `max_drop=0`"
+    ):
         compress(folder, max_drop=0, learning=hopeless)
     assert not (folder / "small.pt").exists()
 

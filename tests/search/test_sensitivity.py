@@ -146,11 +146,11 @@ def test_without_labels_the_dense_network_is_the_reference(folder: Path) -> None
 
 
 def test_invalid_input_is_refused(folder: Path) -> None:
-    with pytest.raises(UsageError, match="`--runs` repeats fine-tuning"):
+    with pytest.raises(UsageError, match="`runs` repeats fine-tuning"):
         measure(folder, runs=2)
-    with pytest.raises(UsageError, match="`--runs` takes a number from 1 on, got 0"):
+    with pytest.raises(UsageError, match="`runs` takes a number from 1 on, got 0"):
         measure(folder, runs=0)
-    with pytest.raises(UsageError, match="`--finetune-steps` takes a number from 0 on, got -1"):
+    with pytest.raises(UsageError, match="`finetune_steps` takes a number from 0 on, got -1"):
         measure(folder, finetune_steps=-1)
     x, y = classes()
     with pytest.raises(UsageError, match="There is no validation set"):
