@@ -1,49 +1,53 @@
-"""Analyze: the singular spectrum of every layer, and what it says about compressibility."""
+"""Analyze a checkpoint: the singular values of every layer, and the ranks that follow from them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from lrzip.api.keywords import ANALYZE_GROUPS, AnalyzeOptions
 from lrzip.core.costs import Costs
-from lrzip.core.layers import Keep
+from lrzip.core.declarations import Options, documented
+from lrzip.core.layers import Keep, Layer
+from lrzip.core.options import Inputs, Machine, Network, Opening, Selection, Timing
+from lrzip.core.output_options import Analyzing
 from lrzip.core.plan import SCHEMA, Factorize
-from lrzip.core.progress import Progress, silent
 from lrzip.core.spectrum import Spectrum
 from lrzip.core.version import __version__
 from lrzip.decompositions import DEFAULT_DECOMPOSITION, Decompositions
 from lrzip.formats.open import open_checkpoint
+from lrzip.formats.protocols import Checkpoint
 from lrzip.linalg.svd import Solver
 from lrzip.linalg.vbmf import noise_rank
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.weights import is_parameter
 from lrzip.pipeline.latency import costs_of
-from lrzip.pipeline.profile import profile_of
+from lrzip.pipeline.profile import Profile, profile_of
 from lrzip.pipeline.selection import select
 from lrzip.pipeline.survey import check_device, survey
 from lrzip.ranks import Candidate, Context
 from lrzip.ranks.energy import Energy
 
-DEFAULT_ENERGIES = (0.7, 0.8, 0.9, 0.95, 0.99)
+_DECOMPOSITIONS = Decompositions(DEFAULT_DECOMPOSITION, Solver())
 
 
 @dataclass(frozen=True)
 class LayerAnalysis:
-    """One layer's candidate, with its one spectrum, and the ranks that energies ask for."""
+    """The candidate of a layer with its spectrum, and the ranks for shares of the energy."""
 
     candidate: Candidate
     energy_ranks: Mapping[float, int]
 
     @property
     def noise_rank(self) -> int:
-        """Singular values that stand out from white noise, by variational Bayes; may be 0."""
+        """Number of singular values above white noise, by variational Bayes; may be 0."""
         values = self.candidate.spectra[0]
         return noise_rank(values.values, values.shape).rank
 
     def to_dict(self, *, spectrum: bool) -> dict[str, Any]:
-        """Return the layer as `--json` prints it; numbers that do not exist are None."""
+        """Return the layer as part of the JSON document; numbers that do not exist are None."""
         layer, values = self.candidate.layer, self.candidate.spectra[0]
         document: dict[str, Any] = {
             "name": layer.name,
@@ -69,21 +73,21 @@ class LayerAnalysis:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What a checkpoint holds.
+    """The analysis of a checkpoint.
 
     Attributes:
-        source: The file or folder.
-        format: Its registered name.
-        key: The entry that holds the weights; "" for the file itself.
-        nbytes: Size on disk.
-        parameters: Floating-point elements, without the running statistics of batch norms.
+        source: File or folder.
+        format: Registered name of the format.
+        key: Entry that holds the weights; "" for the file itself.
+        nbytes: Size on disk in bytes.
+        parameters: Number of floating-point elements, without the running statistics of batch norms.
         tensors: Number of tensors.
-        layers: Those that can be factorized, in file order.
-        keep: All other tensors, each with its reason.
-        parameters_at: What would be left of all parameters, by energy.
-        costs_at: What a run of the network would cost, by energy; empty where it is not known how it is run.
-        version: Of lrzip.
-        inferred: Whether what the layers are was inferred from their weights.
+        layers: Layers that can be factorized, in file order.
+        keep: All other tensors, with the reasons to keep them.
+        parameters_at: Number of parameters after factorization, by energy.
+        costs_at: Costs of a run after factorization, by energy; empty if it is not known how to run the network.
+        version: Version of lrzip.
+        inferred: Whether the kinds of layers were inferred from their weights.
     """
 
     source: Path
@@ -100,7 +104,7 @@ class Analysis:
     inferred: bool
 
     def to_dict(self, *, spectrum: bool = False) -> dict[str, Any]:
-        """Return the document that `--json` prints, with all singular values if asked for."""
+        """Return the analysis as a JSON document, with all singular values if requested."""
         run = bool(self.costs_at)
         return {
             "schema": SCHEMA,
@@ -118,56 +122,33 @@ class Analysis:
         }
 
     def _costs_of(self, item: LayerAnalysis) -> dict[str, Any]:
-        """Return what a layer costs to run at the energies at which its factors save."""
+        """Return the costs of a layer at the energies at which its factors save."""
         name = item.candidate.layer.name
         costs = {f"{e:g}": c.layers[name].to_dict() for e, c in self.costs_at.items() if name in c.layers}
         return {"costs_at_energy": costs} if self.costs_at else {}
 
 
-def analyze(
-    path: str | Path,
-    *,
-    energies: Sequence[float] = DEFAULT_ENERGIES,
-    only: Sequence[str] = (),
-    skip: Sequence[str] = (),
-    model: nn.Module | None = None,
-    input_shapes: Sequence[str] = (),
-    latency: bool = False,
-    key: str | None = None,
-    trust: bool = False,
-    device: str = "cpu",
-    progress: Progress = silent,
-) -> Analysis:
-    """Compute the singular spectrum of every layer of a checkpoint, exactly.
+@documented(AnalyzeOptions, *ANALYZE_GROUPS)
+def analyze(path: str | Path, **options: Unpack[AnalyzeOptions]) -> Analysis:
+    """Compute the singular values of every layer of a checkpoint, exactly.
 
     Args:
-        path: A file of torch.save, torch.export, safetensors or ONNX, or a folder, sharded or of transformers.
-        energies: Shares of Σσ², in (0, 1], to say the ranks of.
-        only: Globs of the layers to take. A name in full also settles doubts about what a layer is.
-        skip: Globs of the layers to leave.
-        model: The network that the checkpoint belongs to, which says what its layers are; its weights do not matter.
-        input_shapes: One for each input of the network, such as `1,3,32,32`, to tell what a run of it costs.
-        latency: Measure dense against factorized on this machine, at each energy.
-        key: Which entry of a nested file holds the weights.
-        trust: Allow what would run code from the file.
-        device: Where to compute.
-        progress: Called before each layer.
+        path: File of torch.save, torch.export, safetensors or ONNX, or folder, sharded or of transformers.
+        **options: Keywords as declared in `lrzip.core.options`.
 
     Raises:
-        LrzipError: It could not be done.
+        LrzipError: The checkpoint could not be analyzed.
     """
-    rules = {energy: Energy(energy) for energy in energies}
-    check_device(device)
-    decompositions = Decompositions(DEFAULT_DECOMPOSITION, Solver())
-    with open_checkpoint(Path(path), key=key, trust=trust) as checkpoint:
-        found = profile_of(checkpoint, model, input_shapes, needed=latency)
-        items = select(checkpoint.layers(Architecture.of(model) if model else None), only=only, skip=skip)
-
-        def look(candidate: Candidate, weight: Tensor) -> tuple[Spectrum, ...]:
-            return decompositions.of(candidate.layer).spectra(candidate.layer, weight)
-
-        seen = list(survey(checkpoint, items, decompositions, look, device=device, progress=progress))
-        candidates = [item for item in seen if isinstance(item, Candidate)]
+    given = Options("analyze", AnalyzeOptions, options)
+    rules = {energy: Energy(energy) for energy in given[Analyzing].energies}
+    model, opening, machine = given[Network].model, given[Opening], given[Machine]
+    check_device(machine.device)
+    with open_checkpoint(Path(path), key=opening.key, trust=opening.trust) as checkpoint:
+        latency = given[Timing].latency
+        profile = profile_of(checkpoint, model, given[Inputs].input_shapes, needed=latency)
+        layers = checkpoint.layers(Architecture.of(model) if model else None)
+        items = _surveyed(checkpoint, select(layers, **vars(given[Selection])), machine)
+        candidates = [item for item in items if isinstance(item, Candidate)]
         chosen = {energy: rule.choose(candidates, Context()).ranks for energy, rule in rules.items()}
         parameters = sum(spec.numel for spec in checkpoint.tensors().values() if is_parameter(spec))
         return Analysis(
@@ -178,22 +159,38 @@ def analyze(
             parameters=parameters,
             tensors=len(checkpoint.tensors()),
             layers=[_layer(candidate, chosen) for candidate in candidates],
-            keep=[item for item in seen if isinstance(item, Keep)],
+            keep=[item for item in items if isinstance(item, Keep)],
             parameters_at={energy: parameters - _saved(candidates, ranks) for energy, ranks in chosen.items()},
-            costs_at={
-                energy: costs_of(found, _saving(candidates, ranks, decompositions), latency=latency)
-                for energy, ranks in chosen.items()
-                if found
-            },
+            costs_at=_costs(profile, candidates, chosen, latency=latency),
             version=__version__,
             inferred=model is None and not checkpoint.knows_layers,
         )
 
 
-def _saving(
-    candidates: Sequence[Candidate], ranks: Mapping[str, tuple[int, ...]], decompositions: Decompositions
-) -> Sequence[Factorize]:
-    """Return the layers whose chains save, as decisions."""
+def _surveyed(checkpoint: Checkpoint, items: Sequence[Layer | Keep], machine: Machine) -> Sequence[Candidate | Keep]:
+    """Return layers as candidates with exact spectra."""
+
+    def spectra(candidate: Candidate, weight: Tensor) -> tuple[Spectrum, ...]:
+        return _DECOMPOSITIONS.of(candidate.layer).spectra(candidate.layer, weight)
+
+    return list(survey(checkpoint, items, _DECOMPOSITIONS, spectra, **vars(machine)))
+
+
+def _costs(
+    profile: Profile | None,
+    candidates: Sequence[Candidate],
+    chosen: Mapping[float, Mapping[str, tuple[int, ...]]],
+    *,
+    latency: bool,
+) -> Mapping[float, Costs]:
+    """Return the costs of a run by energy; none if it is not known how to run the network."""
+    if profile is None:
+        return {}
+    return {energy: costs_of(profile, _saving(candidates, ranks), latency=latency) for energy, ranks in chosen.items()}
+
+
+def _saving(candidates: Sequence[Candidate], ranks: Mapping[str, tuple[int, ...]]) -> Sequence[Factorize]:
+    """Return the decisions to factorize the layers that this makes smaller."""
     layers = [
         (candidate.layer, ranks[candidate.layer.name])
         for candidate in candidates
@@ -202,9 +199,9 @@ def _saving(
     return [
         Factorize(
             layer,
-            decompositions.name_for(layer),
+            _DECOMPOSITIONS.name_for(layer),
             rank,
-            decompositions.of(layer).blueprint(layer, rank),
+            _DECOMPOSITIONS.of(layer).blueprint(layer, rank),
             layer.weight.dtype,
         )
         for layer, rank in layers
@@ -216,7 +213,7 @@ def _layer(candidate: Candidate, chosen: Mapping[float, Mapping[str, tuple[int, 
 
 
 def _saved(candidates: Sequence[Candidate], ranks: Mapping[str, tuple[int, ...]]) -> int:
-    """Return the elements that the chains of given ranks do away with, where they save at all."""
+    """Return the number of parameters that factors of given ranks save, in the layers where they do."""
     return sum(
         max(candidate.layer.weight.numel - candidate.parameters(ranks[candidate.layer.name]), 0)
         for candidate in candidates

@@ -7,7 +7,7 @@ from lrzip.api.keywords import COMPRESS_GROUPS, CompressOptions
 from lrzip.api.requests import check_setup, setup_of
 from lrzip.core.declarations import Options, documented
 from lrzip.core.errors import UsageError
-from lrzip.core.options import Factoring, NamedTarget, Selection, Speedup, Target
+from lrzip.core.options import Factoring, LayerRules, NamedTarget, Selection, Speedup, Target
 from lrzip.core.output_options import Writing
 from lrzip.core.report import Report
 from lrzip.formats.files.atomic import check_output
@@ -40,7 +40,9 @@ def compress(path: str | Path, output: str | Path | None = None, **options: Unpa
         LrzipError: Anything else went wrong; nothing is written.
     """
     given = Options("compress", CompressOptions, options)
-    request = request_of(target_of(given[Target], given[NamedTarget]), given[Selection], given[Factoring])
+    request = request_of(
+        target_of(given[Target], given[NamedTarget]), given[Selection], given[Factoring], given[LayerRules].layers
+    )
     setup, writing = setup_of(given), given[Writing]
     check_setup(given)
     _check_budget(request, given)

@@ -13,7 +13,7 @@ from lrzip.api.keywords import CURVE_GROUPS, CurveOptions, MeasuringKeywords
 from lrzip.api.requests import check_setup, setup_of
 from lrzip.core.declarations import Options, documented
 from lrzip.core.errors import UsageError
-from lrzip.core.options import Factoring, Selection
+from lrzip.core.options import Factoring, LayerRules, Selection
 from lrzip.core.plan import SCHEMA
 from lrzip.core.report import Report
 from lrzip.core.version import __version__
@@ -21,7 +21,8 @@ from lrzip.formats.open import open_checkpoint
 from lrzip.formats.protocols import Checkpoint
 from lrzip.pipeline.calibrate import network_of
 from lrzip.pipeline.request import request_of
-from lrzip.pipeline.session import RUN_UNITS, Session, Setup
+from lrzip.pipeline.session import RUN_UNITS, Session
+from lrzip.pipeline.setup import Setup
 from lrzip.ranks.budget import parse_budgets
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def curve(path: str | Path, budgets: str, **options: Unpack[CurveOptions]) -> Cu
     """
     given = Options("curve", CurveOptions, options)
     rules = parse_budgets(budgets)
-    request = request_of(rules[0], given[Selection], given[Factoring])
+    request = request_of(rules[0], given[Selection], given[Factoring], given[LayerRules].layers)
     setup, learning = setup_of(given), given[MeasuringKeywords].learning
     check_setup(given)
     with open_checkpoint(Path(path), key=setup.opening.key, trust=setup.opening.trust) as checkpoint:

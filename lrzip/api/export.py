@@ -1,28 +1,31 @@
-"""Export: a checkpoint in another format, or with its chains multiplied back."""
+"""Export a checkpoint in another format, or with its factors merged."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
+from lrzip.api.keywords import EXPORT_GROUPS, ExportOptions
+from lrzip.core.declarations import Options, documented
 from lrzip.core.errors import LrzipError, UsageError
 from lrzip.core.kinds import ATTENTION, EMBEDDING, TRANSPOSED_CONVOLUTIONS
 from lrzip.core.layers import TensorSpec, by_module
 from lrzip.core.merge import merge
+from lrzip.core.options import Inputs, Network, Opening
+from lrzip.core.output_options import Overwriting
 from lrzip.core.plan import SCHEMA, Entry
 from lrzip.core.report import Difference
 from lrzip.core.stored import DenseLayer, Stored, find_structures
 from lrzip.core.version import __version__
-from lrzip.formats import FORMATS
 from lrzip.formats.files.atomic import check_output
 from lrzip.formats.load import load_into
 from lrzip.formats.open import open_checkpoint
 from lrzip.formats.outputs import not_carried, output_format
-from lrzip.formats.protocols import Checkpoint, Nested
+from lrzip.formats.protocols import Checkpoint, Nested, Runnable
 from lrzip.formats.torch.module import ModuleFile
 from lrzip.formats.torch.program import ProgramFile
 from lrzip.formats.traced import save_onnx, save_pt2
@@ -38,19 +41,19 @@ PROGRAMS = ("onnx", "pt2")
 
 @dataclass(frozen=True)
 class Export:
-    """What an export did.
+    """The result of an export.
 
     Attributes:
-        source: What was read.
-        output: What was written.
+        source: File or folder that was read.
+        output: File or folder that was written.
         target: `safetensors`, `state-dict`, `dense`, `onnx` or `pt2`.
-        tensors: Number of tensors written.
-        chains: Names of the layers that were multiplied back.
-        dropped: Entries of the source that were not carried over, each with its reason.
-        version: Of lrzip.
-        differences: Of a program's outputs from the network's; None if they were not compared.
-        doubtful: Modules left as they are that may be factors of a kind that only the network can tell.
-        fixed: Dimensions of a program that were to be dynamic, but of which the network makes constants.
+        tensors: Number of tensors in the output.
+        chains: Names of the layers whose factors were merged.
+        dropped: Entries of the source that were left out, with reasons.
+        version: Version of lrzip.
+        differences: Differences between the outputs of the program and the network; None if not compared.
+        doubtful: Ambiguous modules, which may be factors of a kind that only the architecture settles.
+        fixed: Dimensions of a program that were requested as dynamic, but are constants in the network.
     """
 
     source: Path
@@ -64,8 +67,13 @@ class Export:
     fixed: Sequence[str] = ()
     doubtful: Sequence[str] = ()
 
+    @property
+    def is_program(self) -> bool:
+        """Whether the output is a program, whose outputs are compared."""
+        return self.target in PROGRAMS
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the document that `--json` prints."""
+        """Return the export as a JSON document."""
         return {
             "schema": SCHEMA,
             "lrzip": self.version,
@@ -81,73 +89,78 @@ class Export:
         }
 
 
-def export(
-    path: str | Path,
-    to: str,
-    output: str | Path | None = None,
-    *,
-    model: nn.Module | None = None,
-    input_shapes: Sequence[str] = (),
-    key: str | None = None,
-    trust: bool = False,
-    force: bool = False,
-) -> Export:
+@documented(ExportOptions, *EXPORT_GROUPS)
+def export(path: str | Path, to: str, output: str | Path | None = None, **options: Unpack[ExportOptions]) -> Export:
     """Write a checkpoint in another format.
 
-    `safetensors` and `state-dict` copy every tensor under its name. `dense` multiplies the chains that `compress` wrote
-    back, in float32 (float64 for float64) and rounded to their dtype, under the names of the original layers, in the
+    `safetensors` and `state-dict` copy every tensor under its name. `dense` merges the factors that `compress` wrote,
+    in float32 (float64 for float64) and rounded to their dtype, under the names of the original layers, in the
     source's own format or the one that the output's suffix names.
 
-    `onnx` and `pt2` put the checkpoint into its network and export the program, in which factorized layers stay
-    operations of their own with small weights. The batch is dynamic. The program appears after it was run beside the
-    network.
+    `onnx` and `pt2` load the checkpoint into its network and export the program, in which factorized layers are
+    operations of their own with small weights. The batch is dynamic. The program is written after its outputs were
+    compared with those of the network, which is changed in place.
 
     Args:
-        path: A file of torch.save, torch.export, safetensors or ONNX, or a folder, sharded or of transformers.
+        path: File of torch.save, torch.export, safetensors or ONNX, or folder, sharded or of transformers.
         to: `safetensors`, `state-dict`, `dense`, `onnx` or `pt2`.
-        output: Where to write; by default beside the source.
-        model: The network that the checkpoint belongs to, changed in place for programs. With it, `dense` also knows
-            the chains of embeddings and transposed convolutions.
-        input_shapes: For a program, one for each input of the network: `1,3,32,32`, or `1,length=128:int64`, in which
-            `length` is dynamic too.
-        key: Which entry of a nested file holds the weights.
-        trust: Allow what would run code from the file.
-        force: Overwrite an existing output.
+        output: File or folder to write; by default beside the source.
+        **options: Keywords as declared in `lrzip.core.options`.
 
     Raises:
-        LrzipError: It could not be done; nothing is written.
+        LrzipError: It could not be exported; nothing is written.
     """
+    given = Options("export", ExportOptions, options)
     if to not in TARGETS:
         raise UsageError(f"`to` must be one of {', '.join(TARGETS)}, got {to}.")
+    model, input_shapes, opening = given[Network].model, given[Inputs].input_shapes, given[Opening]
     source = Path(path)
     destination = Path(output) if output is not None else default_output(source, to)
-    check_output(destination, source, force=force)
+    check_output(destination, source, force=given[Overwriting].force)
     if to in PROGRAMS:
-        return _export_program(source, to, destination, model, input_shapes, key=key, trust=trust)
+        return _export_program(source, to, destination, model, input_shapes, key=opening.key, trust=opening.trust)
     if input_shapes:
-        raise UsageError(f"`--input-shape` says how to run a network, which `--to {to}` does not.")
-    with open_checkpoint(source, key=key, trust=trust) as checkpoint:
-        if to == "dense" and FORMATS[checkpoint.format].is_program:
-            raise LrzipError(f"`{path}` is a program; only weights alone are multiplied back. Keep the dense original.")
-        format_ = _format(destination, to, checkpoint)
-        chains = _chains(checkpoint, model) if to == "dense" else ()
-        doubtful = _doubtful(checkpoint, chains) if to == "dense" and model is None else ()
-        if to == "dense" and not chains:
-            settle = f" `{doubtful[0]}` may be factors; `--model` settles it." if doubtful else " It is dense already."
-            raise LrzipError(f"`{path}` has no factorized layers to multiply back.{settle}")
-        view = checkpoint.bare() if to == "state-dict" and isinstance(checkpoint, Nested) else checkpoint
-        lost = not_carried(format_, view, optimizer=bool(chains))
-        bared = {name: "a bare state_dict has no place for it" for name in checkpoint.others if name not in view.others}
-        layout = _layout(checkpoint.tensors(), chains)
-        with create(destination, view, layout, format_=format_, drop=list(lost)) as writer:
-            for chain in chains:
-                weights = [checkpoint.read(spec.name) for spec in chain.weights]
-                dense = merge(chain.structure, weights, chain.replaced)
-                writer.put(chain.dense_name, dense.to(getattr(torch, chain.weights[0].dtype)))
-    multiplied = [chain.module for chain in chains]
-    dropped = tuple((lost | bared).items())
-    version = __version__
-    return Export(source, destination, to, len(layout), multiplied, dropped, version, doubtful=doubtful)
+        raise UsageError(f"`input_shapes` is for programs; `to={to}` runs no network.")
+    with open_checkpoint(source, key=opening.key, trust=opening.trust) as checkpoint:
+        if to == "dense":
+            return _merge(checkpoint, destination, model)
+        return _copy(checkpoint, destination, to)
+
+
+def _merge(checkpoint: Checkpoint, destination: Path, model: nn.Module | None) -> Export:
+    """Write a checkpoint with the factors of its layers merged."""
+    path = checkpoint.path
+    if isinstance(checkpoint, Runnable):
+        raise LrzipError(f"`{path}` is a program; only factors in weights alone are merged. Keep the dense original.")
+    chains = _chains(checkpoint, model)
+    doubtful = _doubtful(checkpoint, chains) if model is None else ()
+    if not chains:
+        settle = (
+            f" `{doubtful[0]}` may be factors; `model=PKG.MOD:NET` settles it." if doubtful else " It is dense already."
+        )
+        raise LrzipError(f"`{path}` has no factorized layers to merge.{settle}")
+    format_ = _format(destination, "dense", checkpoint)
+    lost = not_carried(format_, checkpoint, optimizer=True)
+    layout = _layout(checkpoint.tensors(), chains)
+    with create(destination, checkpoint, layout, format_=format_, drop=list(lost)) as writer:
+        for chain in chains:
+            weights = [checkpoint.read(spec.name) for spec in chain.weights]
+            dense = merge(chain.structure, weights, chain.replaced)
+            writer.put(chain.dense_name, dense.to(getattr(torch, chain.weights[0].dtype)))
+    merged, dropped = [chain.module for chain in chains], tuple(lost.items())
+    return Export(path, destination, "dense", len(layout), merged, dropped, __version__, doubtful=doubtful)
+
+
+def _copy(checkpoint: Checkpoint, destination: Path, to: str) -> Export:
+    """Write the tensors of a checkpoint unchanged in another format."""
+    format_ = _format(destination, to, checkpoint)
+    view = checkpoint.bare() if to == "state-dict" and isinstance(checkpoint, Nested) else checkpoint
+    lost = not_carried(format_, view, optimizer=False)
+    bared = {name: "a bare state_dict has no place for it" for name in checkpoint.others if name not in view.others}
+    layout = _layout(checkpoint.tensors(), ())
+    with create(destination, view, layout, format_=format_, drop=list(lost)):
+        pass
+    return Export(checkpoint.path, destination, to, len(layout), (), tuple((lost | bared).items()), __version__)
 
 
 def _export_program(
@@ -161,7 +174,7 @@ def _export_program(
     trust: bool,
 ) -> Export:
     if destination.suffix.lower() not in ("", f".{to}"):
-        raise UsageError(f"`--to {to}` writes .{to} files, got `{destination}`.")
+        raise UsageError(f"`to={to}` writes .{to} files, got `{destination}`.")
     traced = _traced(source, to, model, [InputShape.parse(text) for text in input_shapes], key=key, trust=trust)
     differences = save_onnx(traced, destination) if to == "onnx" else save_pt2(traced, destination)
     count = len(traced.program.state_dict)
@@ -171,7 +184,7 @@ def _export_program(
 def _traced(
     source: Path, to: str, model: nn.Module | None, inputs: Sequence[InputShape], *, key: str | None, trust: bool
 ) -> Traced:
-    """Return the program of a checkpoint in its network, or of what a file holds that can be run, with trust."""
+    """Return the program of a checkpoint in its network, or the program that a trusted file holds."""
     if model is None and trust:
         with open_checkpoint(source, key=key, trust=True) as checkpoint:
             if isinstance(checkpoint, ProgramFile):
@@ -181,14 +194,14 @@ def _traced(
         model = load_into(model, source, key=key, trust=trust).eval()
     if model is None or not inputs:
         raise UsageError(
-            f"`--to {to}` needs `--model PKG.MOD:NET` and `--input-shape`, such as `1,3,32,32`; "
-            "a program or a whole module brings its own network, with `--trust`."
+            f"`to={to}` needs `model=PKG.MOD:NET` and `input_shapes=1,3,32,32`; "
+            "a program or a whole module brings its own network, with `trust=True`."
         )
     return trace(model, inputs)
 
 
 def _chains(checkpoint: Checkpoint, model: nn.Module | None) -> Sequence[Stored]:
-    """Return the chains of a checkpoint, by the file's names."""
+    """Return the factorized layers of a checkpoint, by its names."""
     if model is None:
         return find_structures(checkpoint.tensors(), checkpoint.dense_layers)
     architecture = Architecture.of(model)
@@ -199,7 +212,7 @@ def _chains(checkpoint: Checkpoint, model: nn.Module | None) -> Sequence[Stored]
 
 
 def _doubtful(checkpoint: Checkpoint, chains: Sequence[Stored]) -> Sequence[str]:
-    """Return the modules that are no chain as they stand, but would be one of a kind that only the network can tell."""
+    """Return the modules that would be factorized layers if they were of a kind that only the architecture settles."""
     tensors, known = checkpoint.tensors(), {chain.module for chain in chains}
     kinds = (EMBEDDING, ATTENTION, *TRANSPOSED_CONVOLUTIONS.values())
     modules = [dict.fromkeys(by_module(tensors), DenseLayer(kind)) for kind in kinds]
@@ -219,12 +232,12 @@ def _format(destination: Path, to: str, checkpoint: Checkpoint) -> str:
     wanted = {"safetensors": "safetensors", "state-dict": "state_dict", "dense": checkpoint.format}[to]
     found = output_format(destination, wanted)
     if to != "dense" and found != wanted:
-        raise UsageError(f"`--to {to}` does not write {destination.suffix} files, got `{destination}`.")
+        raise UsageError(f"`to={to}` does not write {destination.suffix} files, got `{destination}`.")
     return found
 
 
 def _layout(tensors: Mapping[str, TensorSpec], chains: Sequence[Stored]) -> tuple[Entry, ...]:
-    """Return every tensor of the output: dense weights in the places of first stages, biases under their old names."""
+    """Return every tensor of the output: dense weights in place of first factors, biases under their original names."""
     first = {chain.weights[0].name: chain for chain in chains}
     later = {spec.name for chain in chains for spec in chain.weights[1:]}
     biases = {chain.bias.name: chain.dense_bias_name for chain in chains if chain.bias}

@@ -8,10 +8,11 @@ from lrzip.api.keywords import FACTORIZE_GROUPS, CalibrationKeywords, FactorizeO
 from lrzip.calibration.settings import CalibrationSettings
 from lrzip.core.declarations import Options, documented
 from lrzip.core.errors import UsageError
-from lrzip.core.options import CalibrationData, Factoring, Machine, Selection, Target
+from lrzip.core.options import CalibrationData, Factoring, LayerRules, Machine, Selection, Target
 from lrzip.formats.live import LiveSource
 from lrzip.pipeline.request import request_of, target_of
-from lrzip.pipeline.session import RUN_UNITS, Session, Setup
+from lrzip.pipeline.session import RUN_UNITS, Session
+from lrzip.pipeline.setup import Setup
 
 
 @documented(FactorizeOptions, *FACTORIZE_GROUPS)
@@ -34,7 +35,7 @@ def factorize(model: nn.Module, **options: Unpack[FactorizeOptions]) -> nn.Modul
         LrzipError: Anything else went wrong; `model` is unchanged.
     """
     given = Options("factorize", FactorizeOptions, options)
-    request = request_of(target_of(given[Target]), given[Selection], given[Factoring])
+    request = request_of(target_of(given[Target]), given[Selection], given[Factoring], given[LayerRules].layers)
     if request.unit in RUN_UNITS:
         raise UsageError(
             f"A budget of `{request.unit}` is for `lrzip.compress` with a network and input shapes. Give another."

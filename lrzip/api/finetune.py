@@ -1,17 +1,20 @@
-"""Finetune: train a compressed checkpoint to recover what it lost."""
+"""Fine-tune a compressed checkpoint to recover its accuracy."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from torch import nn
-
+from lrzip.api.keywords import FINETUNE_GROUPS, FinetuneOptions, TrainingKeywords
+from lrzip.core.declarations import Options, documented
 from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.options import Machine, Network, Opening
+from lrzip.core.output_options import Overwriting
 from lrzip.core.plan import SCHEMA, Entry
 from lrzip.core.structure import join
+from lrzip.core.training_options import Batching, DataOptions, FinetuneFiles, FinetuneTeaching, Smoothing
 from lrzip.core.version import __version__
 from lrzip.formats.files.atomic import check_output
 from lrzip.formats.open import open_checkpoint
@@ -24,25 +27,25 @@ from lrzip.training.data.read import Data, read_data
 from lrzip.training.loop import Execution, train
 from lrzip.training.losses import Distillation, TrainingLoss, make_loss
 from lrzip.training.metrics import Scorer
-from lrzip.training.outcomes import Epoch, Outcome, StepCallback
+from lrzip.training.outcomes import Epoch, Outcome
 from lrzip.training.settings import Settings
-from lrzip.training.student import load_student
+from lrzip.training.student import StudentTeacher, load_student
 from lrzip.training.tasks import Task, task_of
 
 
 @dataclass(frozen=True)
 class FinetuneReport:
-    """What a fine-tuning did.
+    """The result of a fine-tuning.
 
     Attributes:
-        source: What was read.
-        output: What was written.
-        task: What was learned.
-        examples: Numbers of examples of the training and the validation set.
-        outcome: Of the training; its `state` is what was written.
-        options: What else decided the result: data, loss, metrics, teacher.
-        dropped: Entries of the source that were not carried over, each with its reason.
-        version: Of lrzip.
+        source: File or folder that was read.
+        output: File or folder that was written.
+        task: The task of the network.
+        examples: Numbers of samples of the training and the validation set.
+        outcome: The training; its `state` was written.
+        options: Other options that decide the result: data, loss, metrics, teacher.
+        dropped: Entries of the source that were left out, with reasons.
+        version: Version of lrzip.
     """
 
     source: Path
@@ -56,26 +59,26 @@ class FinetuneReport:
 
     @property
     def before(self) -> Mapping[str, float]:
-        """Metrics of the validation set before training; empty without one."""
+        """Metrics on the validation set before training; empty without a validation set."""
         return self.outcome.epochs[0].scores
 
     @property
     def after(self) -> Mapping[str, float]:
-        """Metrics of the validation set of what was written."""
+        """Metrics on the validation set of the state that was written."""
         return self.outcome.best.scores
 
     @property
     def trouble(self) -> str | None:
-        """What stopped the training before its end, unless that was asked for, in one line for people."""
-        best = f"what was written is the best state so far, of epoch {self.outcome.best.number}"
+        """Why the training ended early, in one line; None if it did not, or if it was requested."""
+        best = f"the best state so far, of epoch {self.outcome.best.number}, was written"
         if self.outcome.stopped == "interrupted":
             return f"Interrupted after step {self.outcome.steps}; {best}."
         if self.outcome.stopped == "not finite":
-            return f"The loss or its gradient was not finite in step {self.outcome.steps + 1}; {best}. Lower `--lr`."
+            return f"The loss or its gradient was not finite in step {self.outcome.steps + 1}; {best}. Lower `lr`."
         return None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the document that `--json` prints."""
+        """Return the report as a JSON document."""
         outcome, settings = self.outcome, self.outcome.settings
         return {
             "schema": SCHEMA,
@@ -98,116 +101,106 @@ class FinetuneReport:
         }
 
 
+@documented(FinetuneOptions, *FINETUNE_GROUPS)
 def finetune(
-    path: str | Path,
-    output: str | Path | None = None,
-    *,
-    model: nn.Module | None = None,
-    data: str | Data,
-    val: str | None = None,
-    val_fraction: float = 0.1,
-    preparation: Preparation | None = None,
-    image_size: int | None = None,
-    loss: str = "auto",
-    label_smoothing: float = 0.0,
-    metrics: Sequence[str] = (),
-    teacher: str | Path | None = None,
-    distillation: Distillation | None = None,
-    settings: Settings | None = None,
-    device: str = "cpu",
-    workers: int = 0,
-    resume: str | Path | None = None,
-    log: str | Path | None = None,
-    key: str | None = None,
-    trust: bool = False,
-    force: bool = False,
-    watch: StepCallback | None = None,
+    path: str | Path, output: str | Path | None = None, *, data: str | Data, **options: Unpack[FinetuneOptions]
 ) -> FinetuneReport:
-    """Train a checkpoint and write its best state by the validation set, under the same names and in the same format.
+    """Train a checkpoint, and write its best state on the validation set, with the same names and format.
 
-    Test data is never looked at. Under torchrun all processes train together, and the first writes.
+    Test data is not used. Under torchrun all processes train together, and the first one writes.
 
     Args:
         path: A checkpoint, factorized or dense.
-        output: Where to write; by default `small.tuned.pt` beside `small.pt`.
-        model: An instance of the dense architecture, changed in place. A program or a module, which a trusted file
-            holds, can do without: it brings its own, and so must the teacher then.
-        data: As `lrzip.data.read_data` takes it, or its result.
-        val: Where the validation set is, where it is not in `data`.
-        val_fraction: Share of the training set that becomes the validation set where there is no other.
-        preparation: What becomes of inputs before the network gets them.
-        image_size: Side to which images of folders are resized.
-        loss: `auto`, `cross_entropy`, `mse`, `kl` or `pkg.mod:fn`.
-        label_smoothing: Of cross entropy.
-        metrics: `accuracy`, `top5`, `r2`, `rmse`, `mae` or `pkg.mod:fn`; the first selects the best state.
-        teacher: The dense checkpoint, whose outputs are learned too; without labels, alone.
-        distillation: How much it counts.
-        settings: Optimizer, schedule, length and the like.
-        device: Where to compute.
-        workers: Processes that prepare batches.
-        resume: File that the state of the training is kept in. If it exists, training goes on from there.
-        log: File that gets a line of JSON for each epoch.
-        key: Which entry of a nested file holds the weights.
-        trust: Allow what would run code from the files.
-        force: Overwrite an existing output.
-        watch: Called after each step.
+        output: File or folder to write; by default `small.tuned.pt` beside `small.pt`.
+        data: Training data in a form that `lrzip.training.data.read.read_data` accepts, or its result.
+        **options: Keywords as declared in `lrzip.core.training_options`. `model` is an instance of the dense
+            architecture, which is changed in place; programs and modules in trusted files bring their own, as must
+            the teacher then.
 
     Raises:
-        LrzipError: It could not be done; nothing is written.
+        LrzipError: The training failed; nothing is written.
     """
+    given = Options("finetune", FinetuneOptions, options)
     source = Path(path)
     destination = Path(output) if output is not None else default_output(source)
-    check_output(destination, source, force=force)
-    for kept in (resume, log):
-        if kept is not None and not Path(kept).absolute().parent.is_dir():
-            raise LrzipError(f"The folder of `{kept}` does not exist. Create it first.")
-    begun, taught = settings or Settings(), distillation or Distillation()
-    if teacher is None and distillation is not None:
-        raise UsageError("`--temperature`, `--teacher-share` and `--match-layers` say how to learn from a `--teacher`.")
-    _check_format(source, destination, key=key, trust=trust)
-    study = load_student(source, model, Path(teacher) if teacher is not None else None, key=key, trust=trust)
-    student = study.student
-    if taught.layers and not study.modules:
-        raise UsageError(f"`--match-layers` compares outputs of factorized layers, and `{source}` has none to look at.")
-    found = (
-        data
-        if isinstance(data, Data)
-        else read_data(
-            data, val=val, val_fraction=val_fraction, preparation=preparation, image_size=image_size, seed=begun.seed
-        )
+    _check(source, destination, given)
+    teacher = given[FinetuneTeaching].teacher
+    networks = load_student(source, given[Network].model, Path(teacher) if teacher else None, **vars(given[Opening]))
+    found = data if isinstance(data, Data) else _read(data, given)
+    task = task_of(networks.student, found, given[Batching].loss)
+    scorer, loss = Scorer(given[DataOptions].metrics, task), _loss(source, networks, task, given)
+    record = _record(found, scorer, given)
+    counts = len(found.train), len(found.val) if found.val is not None else 0
+    identity = {**record, "checkpoint": network_digest(networks.student), "examples": list(counts)}
+    settings = _settings(given)
+    settings = replace(settings, batch_size=settings.batch(len(found.train)))
+    outcome = train(networks.student, found, loss, scorer, settings, _execution(identity, given))
+    dropped = _write(source, destination, outcome, networks.names, **vars(given[Opening]))
+    return FinetuneReport(source, destination, task, counts, outcome, record, tuple(dropped.items()), __version__)
+
+
+def _check(source: Path, destination: Path, given: Options) -> None:
+    """Refuse files that could not be written, and a weight of a teacher without one, before any work is done."""
+    check_output(destination, source, force=given[Overwriting].force)
+    for file in vars(given[FinetuneFiles]).values():
+        if file is not None and not Path(file).absolute().parent.is_dir():
+            raise LrzipError(f"The folder of `{file}` does not exist. Create it first.")
+    if given[FinetuneTeaching].teacher is None and given[TrainingKeywords].distillation is not None:
+        raise UsageError("`temperature`, `teacher_share` and `match_layers` say how to learn from a `teacher`.")
+    _check_format(source, destination, **vars(given[Opening]))
+
+
+def _settings(given: Options) -> Settings:
+    return given[TrainingKeywords].settings or Settings()
+
+
+def _read(data: str, given: Options) -> Data:
+    options = given[DataOptions]
+    return read_data(
+        data,
+        val=options.val,
+        val_fraction=options.val_fraction,
+        preparation=given[TrainingKeywords].preparation,
+        image_size=options.image_size,
+        seed=_settings(given).seed,
     )
-    task = task_of(student, found, loss)
-    chosen = replace(begun, batch_size=begun.batch(len(found.train)))
-    scorer = Scorer(metrics, task)
-    function = make_loss(loss, task, label_smoothing=label_smoothing)
-    options = {
+
+
+def _loss(source: Path, networks: StudentTeacher, task: Task, given: Options) -> TrainingLoss:
+    """Return the loss of labels, and of the teacher's outputs if there is a teacher."""
+    distillation = given[TrainingKeywords].distillation or Distillation()
+    if distillation.layers and not networks.modules:
+        raise UsageError(f"`match_layers` compares outputs of factorized layers, and `{source}` has none.")
+    function = make_loss(given[Batching].loss, task, label_smoothing=given[Smoothing].label_smoothing)
+    return TrainingLoss(task, function, teacher=networks.teacher, distillation=distillation, modules=networks.modules)
+
+
+def _record(found: Data, scorer: Scorer, given: Options) -> dict[str, Any]:
+    """Return the options that decide the result beside the settings, for reports and for resuming."""
+    keywords, teacher = given[TrainingKeywords], given[FinetuneTeaching].teacher
+    distillation = asdict(keywords.distillation or Distillation()) if teacher is not None else {}
+    preparation = keywords.preparation or Preparation()
+    return {
         "data": found.train.name,
-        "loss": loss,
-        "label_smoothing": label_smoothing,
+        "loss": given[Batching].loss,
+        "label_smoothing": given[Smoothing].label_smoothing,
         "metrics": list(scorer.metrics),
         "teacher": str(teacher) if teacher is not None else None,
-        **(asdict(taught) if teacher is not None else {}),
-        "preparation": {name: list(values) for name, values in vars(preparation or Preparation()).items()},
+        **distillation,
+        "preparation": {name: list(values) for name, values in vars(preparation).items()},
     }
-    examples = len(found.train), len(found.val) if found.val is not None else 0
-    identity = {**options, "checkpoint": network_digest(student), "examples": list(examples)}
-    outcome = train(
-        student,
-        found,
-        TrainingLoss(task, function, teacher=study.teacher, distillation=taught, modules=study.modules),
-        scorer,
-        chosen,
-        Execution(
-            device=device,
-            workers=workers,
-            resume=Path(resume) if resume is not None else None,
-            identity=identity,
-            watch=watch,
-            log=_Log(Path(log)) if log is not None else None,
-        ),
+
+
+def _execution(identity: Mapping[str, Any], given: Options) -> Execution:
+    files = given[FinetuneFiles]
+    return Execution(
+        device=given[Machine].device,
+        workers=given[Batching].workers,
+        resume=Path(files.resume) if files.resume is not None else None,
+        identity=identity,
+        watch=given[TrainingKeywords].watch,
+        log=_Log(Path(files.log)) if files.log is not None else None,
     )
-    dropped = _write(source, destination, outcome, study.names, key=key, trust=trust)
-    return FinetuneReport(source, destination, task, examples, outcome, options, tuple(dropped.items()), __version__)
 
 
 def default_output(source: Path) -> Path:
@@ -228,7 +221,7 @@ def _check_format(source: Path, destination: Path, *, key: str | None, trust: bo
 def _write(
     source: Path, destination: Path, outcome: Outcome, names: Mapping[str, str], *, key: str | None, trust: bool
 ) -> Mapping[str, str]:
-    """Write the source with the tensors of a state in place of its own; return what was left out, with the reasons."""
+    """Write the source with the tensors of a state in place of its own; return the entries left out, with reasons."""
     with open_checkpoint(source, key=key, trust=trust) as checkpoint:
         format_ = output_format(destination, checkpoint.format)
         dropped = not_carried(format_, checkpoint, optimizer=True)
@@ -250,7 +243,7 @@ def _scores(scores: Mapping[str, float]) -> dict[str, float | None]:
 
 
 class _Log:
-    """Appends epochs to a file, one JSON document a line."""
+    """Append epochs to a file, one JSON document per line."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

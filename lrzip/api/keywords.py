@@ -13,6 +13,7 @@ from lrzip.core.options import (
     CalibrationData,
     Factoring,
     Inputs,
+    LayerRules,
     Machine,
     NamedTarget,
     Network,
@@ -137,6 +138,7 @@ class CompressOptions(RuleOptions, PlanningOptions, total=False):
 
 
 PLANNING_GROUPS: tuple[type[Group], ...] = (
+    LayerRules,
     Selection,
     Factoring,
     Network,
@@ -167,7 +169,7 @@ class FactorizeOptions(RuleOptions, FactoringOptions, total=False):
     inplace: bool
 
 
-FACTORIZE_GROUPS = (Target, Selection, Factoring, CalibrationData, CalibrationKeywords, LiveKeywords)
+FACTORIZE_GROUPS = (Target, LayerRules, Selection, Factoring, CalibrationData, CalibrationKeywords, LiveKeywords)
 
 
 class AnalyzeOptions(OpeningOptions, total=False):

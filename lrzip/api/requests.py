@@ -6,7 +6,7 @@ from lrzip.core.declarations import Options
 from lrzip.core.errors import UsageError
 from lrzip.core.options import CalibrationData, Inputs, Machine, Network, Opening, Speedup, Timing
 from lrzip.core.output_options import Overwriting
-from lrzip.pipeline.session import Setup
+from lrzip.pipeline.setup import Setup
 from lrzip.pipeline.survey import check_device
 
 

@@ -1,33 +1,33 @@
 """`lrzip analyze`."""
 
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 from rich.text import Text
 
-from lrzip.cli import options
+from lrzip.cli.checks import check_options
+from lrzip.cli.commands import Given, run_as
 from lrzip.cli.console import (
     costs_text,
     fitting_table,
-    given_options,
     layer_progress,
-    load_network,
-    model_path,
     print_json,
     print_kept,
     printable,
-    refuse,
     set_threads,
     shape_text,
     size_text,
     stdout,
 )
-from lrzip.cli.learning import make_learning
-from lrzip.cli.measuring import measure
+from lrzip.cli.files import checkpoint_path
+from lrzip.cli.measuring import Measurement, measure
+from lrzip.cli.network import load_network
+from lrzip.cli.verbs import ANALYZE
 from lrzip.core.errors import UsageError
+from lrzip.core.options import Threads
+from lrzip.core.output_options import AnalyzeOutputs, Overwriting, Printing
+from lrzip.core.training_options import DataOptions
 
 if TYPE_CHECKING:
     from lrzip.api.analyze import Analysis, LayerAnalysis
@@ -51,153 +51,73 @@ _COLUMNS = {
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
-def analyze(
-    context: typer.Context,
-    model: options.Model = None,
-    energy: Annotated[
-        list[float] | None,
-        options.ranks(
-            "--energy", help="Say the rank for this share of Σσ²; repeatable.", show_default="0.7 0.8 0.9 0.95 0.99"
-        ),
-    ] = None,
-    spectrum: Annotated[bool, options.ranks("--spectrum", help="Give all singular values.")] = False,
-    sort: Annotated[
-        str | None, options.ranks("--sort", metavar="COLUMN", help="Sort by a column, named as in --json.")
-    ] = None,
-    plot: Annotated[
-        Path | None, options.output("--plot", help="Draw the spectra, or the sensitivities, to a .png, .svg or .pdf.")
-    ] = None,
-    report: Annotated[Path | None, options.output("--report", help="Write a page of all this to an .html.")] = None,
-    only: options.Only = None,
-    skip: options.Skip = None,
-    network: options.Network = None,
-    model_arg: options.ModelArg = None,
-    input_shape: options.InputShape = None,
-    latency: Annotated[
-        bool, options.network("--latency", help="Time dense against factorized on this machine.")
-    ] = False,
-    data: options.Data = None,
-    val: options.Val = None,
-    val_fraction: options.ValFraction = 0.1,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    image_size: options.ImageSize = None,
-    metric: options.Metric = None,
-    sensitivity: Annotated[
-        bool,
-        options.sensitivity("--sensitivity", help="Compress each layer alone, and measure what that costs on --data."),
-    ] = False,
-    finetune_steps: Annotated[
-        int, options.sensitivity(help="Steps of a fine-tune after each of these compressions; 0 goes without.")
-    ] = 0,
-    runs: Annotated[int, options.sensitivity(help="Seeds to repeat these fine-tunes with.")] = 1,
-    cache: Annotated[
-        Path | None, options.sensitivity(metavar="FILE", help="Keep what was measured here, and measure nothing twice.")
-    ] = None,
-    augment: options.Augment = None,
-    loss: options.Loss = "auto",
-    teacher: options.Teacher = None,
-    lr: options.Lr = None,
-    batch_size: options.BatchSize = None,
-    amp: options.Amp = "auto",
-    freeze_batchnorm: options.FreezeBatchnorm = False,
-    workers: options.Workers = 0,
-    seed: Annotated[int, options.training(help="Of splits, order, augmentation and dropout.")] = 0,
-    key: options.Key = None,
-    trust: options.Trust = False,
-    device: options.Device = "cpu",
-    threads: options.Threads = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    force: options.Force = False,
-) -> None:
-    """Look at a checkpoint: spectra, energy ranks, condition numbers."""
-    if sort and sort not in _COLUMNS:
-        raise UsageError(f"`--sort` takes one of {', '.join(_COLUMNS)}, got {sort}.")
-    given = given_options(context)
-    if data is None:
-        refuse(given, ("--val", "--metric"), "`{}` goes with `--data`, which is missing.")
-    if not sensitivity:
-        refuse(given, ("--cache", "--runs", "--finetune-steps"), "`{}` goes with `--sensitivity`, which is missing.")
-    if sensitivity and data is None:
-        raise UsageError("`--sensitivity` measures on data: give `--model PKG.MOD:NET` and `--data SPEC`.")
-    if data is not None and network is None:
-        raise UsageError("`--data` is what a network is measured on: give `--model PKG.MOD:NET`.")
-    from lrzip.api.analyze import DEFAULT_ENERGIES, analyze
-    from lrzip.cli.drawing import check_picture, draw_sensitivities, draw_spectra
-    from lrzip.cli.page import check_page, write_page
-
-    set_threads(threads)
-    with model_path(model) as path, layer_progress(quiet=quiet) as progress:
-        if plot:
-            check_picture(plot, path, force=force)
-        if report:
-            check_page(report, path, force=force)
-        built = load_network(network, model_arg)
-        measured = None
-        if data is not None and built is not None:
-            learning = make_learning(
-                data,
-                val=val,
-                val_fraction=val_fraction,
-                preparation=(mean, std, augment),
-                image_size=image_size,
-                loss=loss,
-                metrics=metric,
-                teacher=teacher,
-                settings={
-                    "lr": lr,
-                    "batch_size": batch_size,
-                    "amp": amp,
-                    "freeze_batchnorm": freeze_batchnorm,
-                    "seed": seed,
-                },
-                device=device,
-                workers=workers,
-            )
-            asked = {"energies": energy, "finetune_steps": finetune_steps, "runs": runs} if sensitivity else None
-            measured = measure(
-                path, built, learning, asked, only=only, skip=skip, cache=cache, key=key, trust=trust, quiet=quiet
-            )
-        analysis = analyze(
-            path,
-            energies=energy or DEFAULT_ENERGIES,
-            only=only or (),
-            skip=skip or (),
-            model=built,
-            input_shapes=input_shape or (measured.shapes if measured else ()),
-            latency=latency,
-            key=key,
-            trust=trust,
-            device=device,
-            progress=progress,
-        )
-    document = analysis.to_dict(spectrum=spectrum)
-    document["source"]["path"] = model or "-"
+@run_as(ANALYZE)
+def analyze(given: Given) -> None:
+    """Analyze a checkpoint, and show the result."""
+    outputs = given[AnalyzeOutputs]
+    if outputs.sort and outputs.sort not in _COLUMNS:
+        raise UsageError(f"`sort` takes one of {', '.join(_COLUMNS)}, got {outputs.sort}.")
+    check_options(given)
+    if given[DataOptions].data is not None and given.values["model"] is None:
+        raise UsageError("`data` is what a network is measured on: give `model=PKG.MOD:NET`.")
+    set_threads(given[Threads].threads)
+    analysis, measured = _analyzed(given)
+    document = analysis.to_dict(spectrum=outputs.spectrum)
+    document["source"]["path"] = given.checkpoint or "-"
     document |= measured.to_dict() if measured else {}
     rows = list(zip(document["layers"], analysis.layers, strict=True))
-    if sort:
-        rows = _sorted(rows, sort)
+    if outputs.sort:
+        rows = _sorted(rows, outputs.sort)
         document["layers"] = [row for row, _ in rows]
-    if plot:
-        if measured and measured.sensitivities:
-            draw_sensitivities(measured.sensitivities, plot)
-        else:
-            draw_spectra(analysis, plot)
-    if report:
-        write_page(analysis, document, report)
-    if json:
+    _draw(outputs, analysis, measured, document)
+    if given[Printing].json:
         print_json(document, sys.stdout)
-    else:
-        _print(stdout(), document, [item for _, item in rows], analysis)
-        if measured:
-            measured.show(stdout())
+        return
+    _print(stdout(), document, [item for _, item in rows], analysis)
+    if measured:
+        measured.show(stdout())
+
+
+def _analyzed(given: Given) -> "tuple[Analysis, Measurement | None]":
+    """Return the analysis of a checkpoint, and measurements if there is data."""
+    from lrzip.api.analyze import analyze
+    from lrzip.api.keywords import AnalyzeOptions
+    from lrzip.cli.drawing import check_picture
+    from lrzip.cli.page import check_page
+
+    outputs, force = given[AnalyzeOutputs], given[Overwriting].force
+    with checkpoint_path(given.checkpoint) as path, layer_progress(quiet=given[Printing].quiet) as progress:
+        if outputs.plot:
+            check_picture(outputs.plot, path, force=force)
+        if outputs.report:
+            check_page(outputs.report, path, force=force)
+        network = load_network(given)
+        measured = measure(given, path, network) if given[DataOptions].data is not None and network else None
+        keywords = given.keywords(AnalyzeOptions.__annotations__) | {"model": network, "progress": progress}
+        if measured and "input_shapes" not in keywords:
+            keywords["input_shapes"] = measured.shapes
+        return analyze(path, **keywords), measured
+
+
+def _draw(
+    outputs: AnalyzeOutputs, analysis: "Analysis", measured: "Measurement | None", document: dict[str, Any]
+) -> None:
+    """Write the picture and the page, if they are requested."""
+    from lrzip.cli.drawing import draw_sensitivities, draw_spectra
+    from lrzip.cli.page import write_page
+
+    if outputs.plot and measured and measured.sensitivities:
+        draw_sensitivities(measured.sensitivities, outputs.plot)
+    elif outputs.plot:
+        draw_spectra(analysis, outputs.plot)
+    if outputs.report:
+        write_page(analysis, document, outputs.report)
 
 
 def _sorted(
     rows: list[tuple[dict[str, Any], "LayerAnalysis"]], column: str
 ) -> list[tuple[dict[str, Any], "LayerAnalysis"]]:
-    """Return rows in the order of a column: texts ascending, numbers descending, missing ones last."""
+    """Return rows sorted by a column: texts ascending, numbers descending, missing values last."""
     texts = column in ("name", "kind", "shape")
     present = [row for row in rows if row[0][column] is not None]
     missing = [row for row in rows if row[0][column] is None]
@@ -257,7 +177,7 @@ def _number(value: float | None) -> str:
 
 
 def _sparkline(item: "LayerAnalysis", width: int = 12) -> str:
-    """Return the singular values over σ₁ as a row of blocks."""
+    """Return the singular values, relative to the largest one, as a row of blocks."""
     values = item.candidate.spectra[0].values
     if not float(values[0]):
         return ""

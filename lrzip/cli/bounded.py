@@ -1,8 +1,6 @@
 """`lrzip compress --max-drop`."""
 
-import json as jsonlib
 import sys
-from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +9,16 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from lrzip.cli.console import goes_to_stdout, make_table, model_path, output_path, print_json, printable, stderr, stdout
+from lrzip.cli.commands import Given
+from lrzip.cli.console import make_table, print_json, printable, result_console, result_stream
+from lrzip.cli.files import checkpoint_path, goes_to_stdout, output_path
 from lrzip.cli.learning import score_text, scores_text, training_progress
 from lrzip.cli.reporting import print_report
-from lrzip.formats.files.atomic import atomic_file, check_output
+from lrzip.core.declarations import Declared, declared
+from lrzip.core.options import BOUND, Factoring, Opening, Selection
+from lrzip.core.output_options import CompressOutputs, Destination, Overwriting, Printing
+from lrzip.core.training_options import Bound
+from lrzip.formats.files.atomic import check_output
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,48 +28,80 @@ if TYPE_CHECKING:
     from lrzip.training.learning import Learning
 
 
-def compress_within_bound(
-    model: str | None,
-    output: Path | None,
-    network: "nn.Module | None",
-    learning: "Learning",
-    plot: Path | None,
-    save_plan: Path | None,
-    *,
-    json: bool,
-    quiet: bool,
-    options: Mapping[str, Any],
-) -> "SearchReport":
-    """Compress within a bound, and say what came of it."""
-    from lrzip.cli.drawing import check_picture, draw_search
+def compress_within_bound(given: Given, learning: "Learning", network: "nn.Module | None") -> "SearchReport":
+    """Compress within a bound on the metric, and show the trials and the result.
+
+    Args:
+        given: The command line.
+        learning: Data, metrics and settings of each brief fine-tune.
+        network: The dense architecture.
+    """
+    printing, to_stdout = given[Printing], goes_to_stdout(given[Destination].output, given.checkpoint)
+    found = _searched(given, learning, network, to_stdout=to_stdout)
+    plot = given[CompressOutputs].plot
+    if plot:
+        from lrzip.cli.drawing import draw_search
+
+        draw_search(found, plot)
+    if printing.json:
+        print_json(found.to_dict(), result_stream(to_stdout=to_stdout))
+    elif not printing.quiet:
+        _print(result_console(to_stdout=to_stdout), found)
+    if found.interrupted:
+        print("lrzip: Interrupted; the smallest network so far was written.", file=sys.stderr)
+    return found
+
+
+def _searched(given: Given, learning: "Learning", network: "nn.Module | None", *, to_stdout: bool) -> "SearchReport":
+    """Return the result of a search, with the names that were given."""
+    from lrzip.cli.drawing import check_picture
     from lrzip.search.compress_within import compress_within
 
-    assert network is not None
-    to_stdout = goes_to_stdout(output, model)
-    with model_path(model) as source, output_path(output, to_stdout=to_stdout) as destination:
-        if plot:
-            check_picture(plot, source, force=options["force"])
-        if save_plan:
-            check_output(save_plan, source, force=options["force"])
+    assert network is not None, "the bound needs an architecture"
+    outputs, force = given[CompressOutputs], given[Overwriting].force
+    output, quiet = given[Destination].output, given[Printing].quiet
+    with checkpoint_path(given.checkpoint) as source, output_path(output, to_stdout=to_stdout) as destination:
+        if outputs.plot:
+            check_picture(outputs.plot, source, force=force)
+        if outputs.save_plan:
+            check_output(outputs.save_plan, source, force=force)
         with redirect_stdout(sys.stderr), training_progress(quiet=quiet, label="dense") as (announce, watch):
             found = compress_within(
-                source, destination, model=network, learning=learning, announce=announce, watch=watch, **options
+                source,
+                destination,
+                model=network,
+                learning=learning,
+                announce=announce,
+                watch=watch,
+                **_keywords(given),
             )
     report = found.report
     shown = Path("-") if to_stdout else report.output
-    found = replace(found, report=replace(report, plan=replace(report.plan, source=model or "-"), output=shown))
-    if plot:
-        draw_search(found, plot)
-    if save_plan:
-        with atomic_file(save_plan) as temporary:
-            temporary.write_text(jsonlib.dumps(found.report.plan.to_dict(), indent=2) + "\n", encoding="utf-8")
-    if json:
-        print_json(found.to_dict(), sys.stderr if to_stdout else sys.stdout)
-    elif not quiet:
-        _print(stderr() if to_stdout else stdout(), found)
-    if found.interrupted:
-        print("lrzip: Interrupted; what was written is the smallest network so far.", file=sys.stderr)
-    return found
+    return replace(
+        found, report=replace(report, plan=replace(report.plan, source=given.checkpoint or "-"), output=shown)
+    )
+
+
+def _keywords(given: Given) -> dict[str, Any]:
+    """Return the other keywords of the search; options of factors are those that the bound takes."""
+    bound, how = given[Bound], given[Factoring]
+    factoring = {item.name: getattr(how, item.name) for item in declared(Factoring) if not _is_planned(item)}
+    return {
+        "max_drop": bound.max_drop,
+        "strategy": bound.strategy or "global",
+        "options": factoring,
+        "test": bound.test,
+        "log": bound.log,
+        "resume": bound.resume,
+        **vars(given[Selection]),
+        **vars(given[Opening]),
+        **vars(given[Overwriting]),
+    }
+
+
+def _is_planned(item: Declared) -> bool:
+    """Return whether an option is for plans alone, and not for the search."""
+    return bool(item.option.modes) and BOUND not in item.option.modes
 
 
 def _print(console: Console, found: "SearchReport") -> None:
@@ -75,9 +111,9 @@ def _print(console: Console, found: "SearchReport") -> None:
     print_report(console, found.report)
     before, after = (one.scores[found.metric] for one in (found.dense, found.best))
     change = f"{found.metric} {score_text(found.metric, before)} → {score_text(found.metric, after)}"
-    allowed = f"{found.max_drop:g} {'points' if found.unit != 1 else 'of it'} may be lost"
-    known = f", known to ± {found.standard_error:.2f} points" if found.standard_error is not None else ""
-    text = f"{change} on {found.sample_counts[1]} examples for validation{known} ({allowed}; strategy {found.strategy})"
+    allowed = f"{found.max_drop:g} {'percentage points' if found.unit != 1 else 'of it'} may be lost"
+    known = f", known to ± {found.standard_error:.2f} percentage points" if found.standard_error is not None else ""
+    text = f"{change} on {found.sample_counts[1]} validation samples{known} ({allowed}; strategy {found.strategy})"
     console.print(Text(printable(text)), soft_wrap=True)
     if found.test:
         console.print(Text(printable(f"Test data: {scores_text(found.test[0])} → {scores_text(found.test[1])}")))

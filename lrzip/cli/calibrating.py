@@ -1,54 +1,35 @@
 """Calibration on the command line."""
 
-from collections.abc import Collection
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lrzip.cli.console import refuse
+from lrzip.cli.commands import Given
+from lrzip.core.options import CalibrationData, CalibrationOptions, Factoring
 
 if TYPE_CHECKING:
     from lrzip.calibration.settings import CalibrationSettings
 
 
-_OPTIONS = (
-    *("--calibration-samples", "--calibration-memory", "--correct", "--save-statistics", "--reconstruct"),
-    *("--mean", "--std", "--augment"),
-)
-
-
-def calibration_of(
-    examples: str | None,
-    given: Collection[str],
-    *,
-    samples: int | None,
-    memory: str | None,
-    correct: str | None,
-    save: Path | None,
-    reconstruct: int,
-    preparation: tuple[str | None, str | None, str | None],
-    seed: int,
-) -> "CalibrationSettings | None":
-    """Return what options say of a calibration of some examples, or None without one.
+def calibration_of(given: Given) -> "CalibrationSettings | None":
+    """Return the settings of a calibration, or None without calibration data.
 
     Raises:
-        UsageError: An option makes no sense, or one that goes with examples was given without.
+        UsageError: A value is invalid.
     """
-    if examples is None:
-        refuse(given, _OPTIONS, "`{}` goes with `--calibrate SPEC`, which is missing.")
+    if given[CalibrationData].calibrate is None:
         return None
     from lrzip.calibration.corrections import Corrections
     from lrzip.calibration.settings import CalibrationSettings
+    from lrzip.cli.learning import preparation_of
     from lrzip.ranks.amounts import parse_size
-    from lrzip.training.data.augmentation import Preparation
 
-    settings = CalibrationSettings(
-        preparation=Preparation.parse(*preparation), seed=seed, reconstruct=reconstruct, save=save
+    options = given[CalibrationOptions]
+    memory, correct = options.calibration_memory, options.correct
+    return CalibrationSettings(
+        samples=options.calibration_samples or CalibrationSettings.samples,
+        memory=CalibrationSettings.memory if memory is None else parse_size("--calibration-memory", memory),
+        corrections=None if correct is None else Corrections.parse(correct),
+        preparation=preparation_of(given),
+        seed=given[Factoring].seed,
+        reconstruct=options.reconstruct,
+        save=options.save_statistics,
     )
-    if samples is not None:
-        settings = replace(settings, samples=samples)
-    if memory is not None:
-        settings = replace(settings, memory=parse_size("--calibration-memory", memory))
-    if correct is not None:
-        settings = replace(settings, corrections=Corrections.parse(correct))
-    return settings

@@ -1,52 +1,58 @@
-"""`lrzip compress --budget` with several amounts: plans beside each other."""
+"""`lrzip compress --budget` with several amounts: plans side by side."""
 
 import sys
-from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.text import Text
 
-from lrzip.cli.console import layer_progress, make_table, model_path, print_json, printable, size_text, stdout
+from lrzip.cli.commands import Given
+from lrzip.cli.console import layer_progress, make_table, print_json, printable, size_text, stdout
+from lrzip.cli.files import checkpoint_path
 from lrzip.cli.learning import score_text, scores_text
+from lrzip.core.output_options import CompressOutputs, Overwriting, Printing
 
 if TYPE_CHECKING:
     from lrzip.api.curve import Curve
     from lrzip.core.report import Report
 
 
-def show_curve(
-    model: str | None,
-    budgets: str,
-    plot: Path | None,
-    *,
-    json: bool,
-    quiet: bool,
-    force: bool,
-    options: Mapping[str, Any],
-) -> None:
-    """Plan for several budgets, and show the plans beside each other."""
+def show_curve(given: Given, keywords: dict[str, Any]) -> None:
+    """Plan for several budgets, and show the plans side by side.
+
+    Args:
+        given: The command line.
+        keywords: Keywords of `compress`, with data to measure on.
+    """
     from lrzip.api.curve import curve
+    from lrzip.api.keywords import CurveOptions
     from lrzip.cli.drawing import check_picture, draw_curve
 
-    with model_path(model) as source, layer_progress(quiet=quiet) as progress:
+    plot, printing = given[CompressOutputs].plot, given[Printing]
+    planning = {name: value for name, value in keywords.items() if name in CurveOptions.__annotations__}
+    with checkpoint_path(given.checkpoint) as source, layer_progress(quiet=printing.quiet) as progress:
         if plot:
-            check_picture(plot, source, force=force)
+            check_picture(plot, source, force=given[Overwriting].force)
         with redirect_stdout(sys.stderr):
-            found = replace(curve(source, budgets, progress=progress, **options), source=model or "-")
+            found = curve(source, keywords["budget"], progress=progress, **planning)
+        found = replace(found, source=given.checkpoint or "-")
         if plot:
             draw_curve(found, plot)
-    if json:
+    if printing.json:
         print_json(found.to_dict(), sys.stdout)
-    elif not quiet:
-        rows = _rows(found)
-        stdout().print(make_table(list(rows[0]), [list(row.values()) for row in rows]))
-        if found.dense:
-            scores = f"{scores_text(found.dense.scores)} on {found.dense.examples} examples for validation"
-            stdout().print(Text("\n" + printable(f"The network as it is: {scores}")))
-        stdout().print("\nNothing was written: this was a dry run")
+    elif not printing.quiet:
+        _print(stdout(), found)
+
+
+def _print(console: Console, found: "Curve") -> None:
+    rows = _rows(found)
+    console.print(make_table(list(rows[0]), [list(row.values()) for row in rows]))
+    if found.dense:
+        scores = f"{scores_text(found.dense.scores)} on {found.dense.examples} validation samples"
+        console.print(Text("\n" + printable(f"Dense network: {scores}")))
+    console.print("\nNothing was written: this was a dry run")
 
 
 def _rows(found: "Curve") -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""`--min-ratio` and `--max-error`: what a pipeline refuses."""
+"""Gates: `--min-ratio` and `--max-error`, for pipelines."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def check_gates(report: "Report", min_ratio: float | None, max_error: float | None) -> None:
-    """Say which gates a compression does not pass, and exit with 3 if there are any."""
+    """Print the gates that a compression fails, and exit with 3 if there are any."""
     failures = _failed_gates(report, min_ratio, max_error)
     for failure in failures:
         print(f"lrzip: {failure}", file=sys.stderr)

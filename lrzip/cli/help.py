@@ -1,13 +1,24 @@
-"""Help that lists the options of a command in groups."""
+"""Help with the options of a command by heading."""
 
 from typing import Any
 
 import typer
 from typer.core import TyperCommand
 
+from lrzip.cli.verbs import COMMANDS
+
+_WITH_CHECKPOINT = {command.name for command in COMMANDS if command.required}
+
 
 class Grouped(TyperCommand):
-    """A command whose help has a heading for each group of options, in the order of the first of each."""
+    """A command whose help lists options by heading, in the order of the first option of each."""
+
+    def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """Return the pieces of the usage, with the checkpoint as required if the command declares that."""
+        pieces = super().collect_usage_pieces(ctx)
+        return [
+            piece.strip("[]") if self.name in _WITH_CHECKPOINT and "OPTIONS" not in piece else piece for piece in pieces
+        ]
 
     def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
         """Write arguments and options."""

@@ -1,77 +1,80 @@
-"""Data and training on the command line: what options say, and how progress is drawn."""
+"""Data and training on the command line: their options, progress bars and metrics."""
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields
+from typing import TYPE_CHECKING
 
 from rich import progress as bars
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
+from lrzip.cli.commands import Given
 from lrzip.cli.console import printable
+from lrzip.core.training_options import PreparationOptions
 
 if TYPE_CHECKING:
+    from lrzip.training.data.augmentation import Preparation
     from lrzip.training.learning import Learning
     from lrzip.training.losses import Distillation
     from lrzip.training.outcomes import StepCallback, StepState
+    from lrzip.training.settings import Settings
 
 
 Announce = Callable[[str], None]
 _SHARES = ("accuracy", "top5")
 
 
-def distillation_of(
-    temperature: float | None, share: float | None, layers: float | None = None
-) -> "Distillation | None":
-    """Return how a teacher counts, or None where no option says."""
+def distillation_of(given: Given) -> "Distillation | None":
+    """Return the weights of the teacher's outputs, or None if no option sets them."""
     from lrzip.training.losses import Distillation
 
-    given = {"temperature": temperature, "share": share, "layers": layers}
-    chosen = {name: value for name, value in given.items() if value is not None}
+    names = {"temperature": "temperature", "share": "teacher_share", "layers": "match_layers"}
+    values = {name: given.values.get(option) for name, option in names.items()}
+    chosen = {name: value for name, value in values.items() if value is not None}
     return Distillation(**chosen) if chosen else None
 
 
-def make_learning(
-    data: str,
-    *,
-    preparation: tuple[str | None, str | None, str | None],
-    metrics: Sequence[str] | None,
-    distillation: "Distillation | None" = None,
-    settings: Mapping[str, Any],
-    **others: Any,
-) -> "Learning":
-    """Return what options say of data and training.
-
-    Args:
-        data: Of `--data`.
-        preparation: Of `--mean`, `--std` and `--augment`.
-        metrics: Of `--metric`.
-        distillation: How a teacher counts.
-        settings: Of `lrzip.training.settings.Settings`.
-        others: Of `Learning`, by its names.
-    """
+def preparation_of(given: Given, *, augment: bool = True) -> "Preparation":
+    """Return the changes to inputs that options ask for."""
     from lrzip.training.data.augmentation import Preparation
-    from lrzip.training.learning import Learning
-    from lrzip.training.losses import Distillation
+
+    options = given[PreparationOptions]
+    return Preparation.parse(options.mean, options.std, options.augment if augment else None)
+
+
+def settings_of(given: Given) -> "Settings":
+    """Return the settings of a training."""
     from lrzip.training.settings import Settings
 
+    return Settings(**given.keywords(item.name for item in fields(Settings)))
+
+
+def learning_of(given: Given, *, augment: bool = True) -> "Learning":
+    """Return the data, the metrics and the training that options ask for.
+
+    Args:
+        given: The command line.
+        augment: Whether training images are augmented.
+    """
+    from lrzip.training.learning import Learning
+    from lrzip.training.losses import Distillation
+
     return Learning(
-        data,
-        preparation=Preparation.parse(*preparation),
-        metrics=metrics or (),
-        distillation=distillation or Distillation(),
-        settings=Settings(**settings),
-        **others,
+        **given.keywords(item.name for item in fields(Learning)),
+        preparation=preparation_of(given, augment=augment),
+        distillation=distillation_of(given) or Distillation(),
+        settings=settings_of(given),
     )
 
 
 @contextmanager
 def training_progress(*, quiet: bool, label: str) -> "Iterator[tuple[Announce, StepCallback | None]]":
-    """Yield what names the work at hand and what draws its steps, where standard error is a terminal.
+    """Yield a callback for the name of a training and one for its steps, which draw a bar.
 
-    Nothing is drawn elsewhere, nor by any but the first of several processes.
+    Nothing is drawn unless standard error is a terminal, and only by the first of several processes.
     """
     if quiet or not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
         yield (lambda _: None), None
@@ -105,5 +108,5 @@ def scores_text(scores: Mapping[str, float]) -> str:
 
 
 def score_text(name: str, value: float) -> str:
-    """Return the value of a metric: a share as percentage."""
+    """Return the value of a metric as text; shares as percentages."""
     return f"{100 * value:.2f} %" if name in _SHARES else f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""The `lrzip` command: its verbs, and what becomes of errors."""
+"""The `lrzip` command: its verbs, its errors and its exit codes."""
 
 import os
 import signal
@@ -15,6 +15,7 @@ from lrzip.cli.export import export
 from lrzip.cli.finetune import finetune
 from lrzip.cli.help import Grouped
 from lrzip.cli.messages import about_parameters, with_flags
+from lrzip.cli.verbs import ANALYZE, COMPRESS, EXPORT, FINETUNE
 from lrzip.core.errors import LrzipError, UsageError
 from lrzip.core.version import __version__
 
@@ -29,19 +30,8 @@ app = typer.Typer(
 )
 
 
-app.command(cls=Grouped, epilog="Example: lrzip analyze model.pt --energy 0.9 --sort parameters")(analyze)
-
-
-app.command(cls=Grouped, epilog="Example: lrzip compress model.pt --energy 0.95 --skip conv1 -o small.pt")(compress)
-
-
-app.command(
-    cls=Grouped,
-    epilog="Example: lrzip finetune small.pt --model nets:Net --data images.npz --epochs 3 -o tuned.pt",
-)(finetune)
-
-
-app.command(cls=Grouped, epilog="Example: lrzip export model.lrzip.pt --to dense -o dense.pt")(export)
+for command, run in ((ANALYZE, analyze), (COMPRESS, compress), (FINETUNE, finetune), (EXPORT, export)):
+    app.command(cls=Grouped, epilog=f"Example: {command.example}")(run)
 
 
 def _version(value: bool) -> None:
@@ -60,7 +50,7 @@ def _root(
 
 
 def main() -> NoReturn:
-    """Run the command line; every known error becomes one line on standard error and an exit code."""
+    """Run the command line; print known errors in one line on standard error, and exit with their code."""
     # Threads of torch's OpenMP that wait by spinning slow each other down 20 to 100 times where something else uses a
     # core: eigh of 1024² took 6 to 12 s instead of 0.07 s. Spinning less cost nothing on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -97,6 +87,6 @@ def _fail(message: str, code: int) -> int:
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    """Unwind on SIGTERM, so that temporary files go."""
+    """Unwind on SIGTERM, so that temporary files are removed."""
     del frame
     sys.exit(128 + number)

@@ -1,7 +1,7 @@
-"""What `lrzip analyze --data` measures, and how it is shown."""
+"""Measurements of `lrzip analyze --data`."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,25 +10,30 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
+from lrzip.cli.commands import Given
 from lrzip.cli.console import make_table, printable
-from lrzip.cli.learning import scores_text, training_progress
+from lrzip.cli.learning import Announce, learning_of, scores_text, training_progress
+from lrzip.core.options import Opening, Selection
+from lrzip.core.output_options import Printing
+from lrzip.core.training_options import SensitivityOptions
 
 if TYPE_CHECKING:
     from torch import nn
 
     from lrzip.search.sensitivities import LayerSensitivity, Sensitivities
+    from lrzip.training.bench import Bench
     from lrzip.training.evaluation import Evaluation
-    from lrzip.training.learning import Learning
+    from lrzip.training.outcomes import StepCallback
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What data say of a checkpoint.
+    """Measurements of a checkpoint on data.
 
     Attributes:
-        evaluation: Its metrics.
-        sensitivities: Of its layers, if they were asked for.
-        shapes: Of the inputs, as `--input-shape` takes them.
+        evaluation: Metrics of the checkpoint.
+        sensitivities: Drops of the metric for each layer, if requested.
+        shapes: Shapes of the inputs, in the form of `--input-shape`.
     """
 
     evaluation: "Evaluation"
@@ -36,14 +41,14 @@ class Measurement:
     shapes: Sequence[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what `--json` prints beside the analysis."""
+        """Return the entries that are added to the JSON document of the analysis."""
         found = {"sensitivity": self.sensitivities.to_dict()} if self.sensitivities else {}
         return {"evaluation": self.evaluation.to_dict()} | found
 
     def show(self, console: Console) -> None:
-        """Print it for people."""
+        """Print metrics and sensitivities."""
         scores = scores_text(self.evaluation.scores)
-        console.print(Text(printable(f"{scores} on {self.evaluation.examples} examples for validation")))
+        console.print(Text(printable(f"{scores} on {self.evaluation.examples} validation samples")))
         if self.sensitivities is None:
             return
         rows = [_cells(item, self.sensitivities) for item in self.sensitivities.layers]
@@ -52,45 +57,45 @@ class Measurement:
         console.print(_legend(self.sensitivities), soft_wrap=True)
 
 
-def measure(
-    path: Path,
-    model: "nn.Module",
-    learning: "Learning",
-    asked: Mapping[str, Any] | None,
-    *,
-    only: Sequence[str] | None,
-    skip: Sequence[str] | None,
-    cache: Path | None,
-    key: str | None,
-    trust: bool,
-    quiet: bool,
-) -> Measurement:
-    """Measure a checkpoint on data, and each of its layers if that is asked for; the network is left as it was."""
+def measure(given: Given, path: Path, model: "nn.Module") -> Measurement:
+    """Return metrics of a checkpoint, and of each of its layers alone if requested; the network is unchanged.
+
+    Args:
+        given: The command line.
+        path: The checkpoint.
+        model: Its architecture.
+    """
     import copy
 
-    from lrzip.core.options import Selection
-    from lrzip.search.sensitivity import ENERGIES, sensitivities_of
-    from lrzip.search.variants import Variants
     from lrzip.training.bench import make_bench
-    from lrzip.training.cache import Cache
     from lrzip.training.evaluation import Evaluation, evaluation_of
 
-    with redirect_stdout(sys.stderr), training_progress(quiet=quiet, label="measure") as (announce, watch):
-        bench = make_bench(path, copy.deepcopy(model), learning, distil=asked is not None, key=key, trust=trust)
-        if asked is None:
+    alone, opening = given[SensitivityOptions].sensitivity, given[Opening]
+    with redirect_stdout(sys.stderr), training_progress(quiet=given[Printing].quiet, label="measure") as progress:
+        bench = make_bench(path, copy.deepcopy(model), learning_of(given), distil=alone, **vars(opening))
+        if not alone:
             return Measurement(evaluation_of(bench), None, bench.input_shapes())
-        found = sensitivities_of(
-            bench,
-            Variants(bench.model, Selection(only=only or (), skip=skip or ())),
-            Cache(cache),
-            energies=asked["energies"] or ENERGIES,
-            finetune_steps=asked["finetune_steps"],
-            runs=asked["runs"],
-            announce=announce,
-            watch=watch,
-        )
+        found = _sensitivities(given, bench, *progress)
     evaluation = Evaluation(found.baseline, len(bench.val), bench.task.kind)
     return Measurement(evaluation, found, bench.input_shapes())
+
+
+def _sensitivities(given: Given, bench: "Bench", announce: Announce, watch: "StepCallback | None") -> "Sensitivities":
+    from lrzip.search.sensitivity import ENERGIES, sensitivities_of
+    from lrzip.search.variants import Variants
+    from lrzip.training.cache import Cache
+
+    options = given[SensitivityOptions]
+    return sensitivities_of(
+        bench,
+        Variants(bench.model, given[Selection]),
+        Cache(options.cache),
+        energies=given.values["energies"] or ENERGIES,
+        finetune_steps=options.finetune_steps,
+        runs=options.runs,
+        announce=announce,
+        watch=watch,
+    )
 
 
 def _cells(item: "LayerSensitivity", found: "Sensitivities") -> dict[str, str]:
@@ -115,6 +120,6 @@ def _number(value: float) -> str:
 
 
 def _legend(found: "Sensitivities") -> str:
-    unit = "points" if found.unit != 1 else "its own unit"
+    unit = "percentage points" if found.unit != 1 else "its own unit"
     tuned = f"; tuned: after {found.finetune_steps} steps, over {found.runs} seeds" if found.finetune_steps else ""
     return f"Drops of {found.metric} in {unit}, positive where it gets worse{tuned}."

@@ -1,4 +1,4 @@
-"""What a compression did, for people."""
+"""Print the report of a compression."""
 
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,7 @@ def _table(report: "Report") -> dict[str, list[str]]:
 
 
 def _budget_text(spent: "BudgetUse") -> str:
-    """Return in one line what became of a budget."""
+    """Return the use of a budget in one line."""
     gap = spent.predicted_loss - spent.bound
     proof = (
         "the least possible" if gap <= 1e-9 * spent.predicted_loss else f"at most {gap:.2g} above the least possible"
@@ -52,21 +52,21 @@ def _budget_text(spent: "BudgetUse") -> str:
 
 
 def _calibrated_text(seen: "CalibrationSummary") -> str:
-    """Return in one line by what ranks and factors were chosen, and in another what was too little."""
-    text = f"Calibrated on {seen.count} examples of {printable(seen.examples)}, corrections: {seen.corrections}"
+    """Return a line about a calibration, and another one if there were too few samples."""
+    text = f"Calibrated on {seen.count} samples of {printable(seen.examples)}, corrections: {seen.corrections}"
     if seen.changed:
         text += f"; {len(seen.changed)} other tensors have new values"
     if seen.scarce:
         name, (positions, columns) = next(iter(seen.scarce.items()))
         text += (
-            f"\nFew examples for {len(seen.scarce)} layers, whose factors follow the weight where nothing was seen: "
-            f"`{printable(name)}` was seen in {positions} positions and has {columns} columns"
+            f"\nFew samples for {len(seen.scarce)} layers, whose factors fit the weight in unobserved directions: "
+            f"`{printable(name)}` has {positions} spatial positions and {columns} columns"
         )
     return text
 
 
 def print_report(console: Console, report: "Report") -> None:
-    """Print a report: layers, what stays whole, and totals."""
+    """Print a report: layers, kept tensors and totals."""
     table = _table(report)
     if report.plan.factorize:
         console.print(make_table(list(table), list(zip(*table.values(), strict=True))))

@@ -60,26 +60,37 @@ class NamedTarget:
 
 
 @dataclass(frozen=True)
-class Selection:
-    """Layers to factorize, by glob on their names."""
+class LayerRules:
+    """Rules of some layers."""
 
     heading: ClassVar[str] = "Layers and ranks"
 
     layers: Mapping[str, str] | None = option(
         None,
-        "Rule of the layers that match a glob: energy:0.8, ratio:4, rank:16, vbmf or keep. The last match wins.",
+        "Rule of the layers that match a glob: energy:0.8, ratio:4, rank:16, vbmf or keep; repeatable, and the last "
+        "match wins.",
         flag="--layer",
         metavar="GLOB=RULE",
         modes=PLANS,
         parsed=list[str] | None,
     )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Layers to factorize, by glob on their names."""
+
+    heading: ClassVar[str] = "Layers and ranks"
+
     only: Sequence[str] = option(
         (),
-        "Globs of the layers to factorize. A full name also overrides the reason to skip an ambiguous layer.",
+        "Glob of layers to factorize; repeatable. A full name also overrides the reason to skip an ambiguous layer.",
         metavar="GLOB",
         parsed=list[str] | None,
     )
-    skip: Sequence[str] = option((), "Globs of the layers to leave dense.", metavar="GLOB", parsed=list[str] | None)
+    skip: Sequence[str] = option(
+        (), "Glob of layers to leave dense; repeatable.", metavar="GLOB", parsed=list[str] | None
+    )
 
 
 @dataclass(frozen=True)
@@ -175,7 +186,7 @@ class Inputs:
 
     input_shapes: Sequence[str] = option(
         (),
-        "Shape of each input of the network: 1,3,32,32 or 1,length=128:int64; the batch is dynamic.",
+        "Shape of an input of the network, one for each: 1,3,32,32 or 1,length=128:int64; the batch is dynamic.",
         flag="--input-shape",
         metavar="SIZES",
         modes=PLANS,

@@ -87,8 +87,16 @@ def target_of(*groups: Target | NamedTarget) -> RankRule | Path:
     return parse_rule(name if values[name] is True else f"{name}:{values[name]}")
 
 
-def request_of(target: RankRule | Path, selection: Selection, factoring: Factoring) -> Request:
+def request_of(
+    target: RankRule | Path, selection: Selection, factoring: Factoring, layers: Mapping[str, str] | None = None
+) -> Request:
     """Return a request after checking its options.
+
+    Args:
+        target: Rank rule, or plan file.
+        selection: Layers to factorize.
+        factoring: How ranks and factors are computed.
+        layers: Rules of some layers by pattern, or `keep`.
 
     Raises:
         UsageError: Options contradict each other or are out of range.
@@ -96,22 +104,16 @@ def request_of(target: RankRule | Path, selection: Selection, factoring: Factori
     """
     _check(factoring)
     if isinstance(target, Path):
-        _check_plan_alone(selection, factoring)
-    rules = {p: None if text == "keep" else parse_rule(text) for p, text in (selection.layers or {}).items()}
+        _check_plan_alone(selection, factoring, layers or {})
+    rules = {p: None if text == "keep" else parse_rule(text) for p, text in (layers or {}).items()}
     if any(rule and rule.unit for rule in rules.values()):
         raise UsageError("`layers` takes no budget: there is one for all layers. Give it with `budget`.")
     return Request(target, selection, factoring, rules, objective_of(factoring.objective or DEFAULT_OBJECTIVE))
 
 
-def _check_plan_alone(selection: Selection, factoring: Factoring) -> None:
-    decided = factoring.objective or factoring.round_to is not None or factoring.dtype != "keep"
-    if (
-        decided
-        or selection.layers
-        or selection.only
-        or selection.skip
-        or factoring.decomposition != DEFAULT_DECOMPOSITION
-    ):
+def _check_plan_alone(selection: Selection, factoring: Factoring, layers: Mapping[str, str]) -> None:
+    ranks = factoring.objective or factoring.round_to is not None or layers or selection.only or selection.skip
+    if ranks or factoring.dtype != "keep" or factoring.decomposition != DEFAULT_DECOMPOSITION:
         raise UsageError("`plan` decides on every layer. Edit the plan instead of adding other rules.")
 
 

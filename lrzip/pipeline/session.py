@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -10,12 +10,10 @@ from time import perf_counter
 from torch import Tensor, nn
 
 from lrzip.calibration.result import Calibration
-from lrzip.calibration.settings import CalibrationSettings
 from lrzip.core.costs import Costs
 from lrzip.core.errors import UsageError
 from lrzip.core.factors import Factors
 from lrzip.core.layers import Keep, Layer
-from lrzip.core.options import Machine, Opening
 from lrzip.core.plan import Factorize, Plan
 from lrzip.core.report import LayerResult, Report
 from lrzip.core.version import __version__
@@ -30,7 +28,6 @@ from lrzip.networks.inputs import InputShape
 from lrzip.networks.surgery import assemble
 from lrzip.networks.weights import is_parameter
 from lrzip.pipeline.calibrate import (
-    Examples,
     by_checkpoint_name,
     calibrate_layers,
     calibration_summary,
@@ -46,38 +43,12 @@ from lrzip.pipeline.meters import meter_of
 from lrzip.pipeline.profile import Profile, profile_of
 from lrzip.pipeline.request import Request
 from lrzip.pipeline.scratch import Scratch, scratch_beside
+from lrzip.pipeline.setup import Setup
 from lrzip.pipeline.survey import find_candidates, selected_layers
 from lrzip.ranks import Candidate, Meter, RankRule
 
 RUN_UNITS = ("macs", "latency")
 """Units of budgets that are counted in a run of the network."""
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a session computes with.
-
-    Attributes:
-        model: Architecture of the checkpoint; its weights do not matter.
-        input_shapes: Shape of each input of the network, such as `1,3,32,32`.
-        latency: Whether to time the dense and the factorized network.
-        min_speedup: Speedup below which layers stay dense; None for no limit.
-        calibrate: Calibration data, if any.
-        calibration: How to calibrate.
-        opening: How files of the checkpoint are opened again.
-        machine: Where to compute.
-        force: Whether to overwrite an existing file of statistics.
-    """
-
-    model: nn.Module | None = None
-    input_shapes: Sequence[str] = ()
-    latency: bool = False
-    min_speedup: float | None = None
-    calibrate: Examples | None = None
-    calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
-    opening: Opening = field(default_factory=Opening)
-    machine: Machine = field(default_factory=Machine)
-    force: bool = False
 
 
 class Session:
@@ -131,7 +102,7 @@ class Session:
     @cached_property
     def layers(self) -> Sequence[Layer | Keep]:
         """The selected layers, and all other tensors with the reasons to keep them, in file order."""
-        return selected_layers(self.source, self.request.selection, self.architecture)
+        return selected_layers(self.source, self.request, self.architecture)
 
     @cached_property
     def candidates(self) -> Sequence[Candidate | Keep]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from lrzip.core.errors import LrzipError, UsageError, first_line
 from lrzip.core.layers import Keep, Layer
 from lrzip.core.moments import Statistics
-from lrzip.core.options import Machine, Selection
+from lrzip.core.options import Machine
 from lrzip.core.progress import Progress
 from lrzip.core.spectrum import Spectrum
 from lrzip.core.structure import parameters
@@ -60,17 +60,17 @@ def find_candidates(
 
 
 def selected_layers(
-    source: Source, selection: Selection, architecture: Architecture | None = None
+    source: Source, request: Request, architecture: Architecture | None = None
 ) -> Sequence[Layer | Keep]:
-    """Return the layers that a selection takes, and all other tensors with the reason to keep them.
+    """Return the layers that a request selects, and all other tensors with the reason to keep them.
 
     Raises:
         LrzipError: No layer can be factorized.
         UnknownName: A pattern matches no layer.
     """
-    found = source.layers(architecture)
+    found, selection = source.layers(architecture), request.selection
     refuse_if_hopeless(source, found)
-    return select(found, only=selection.only, skip=selection.skip, named=list(selection.layers or ()))
+    return select(found, only=selection.only, skip=selection.skip, named=list(request.rules))
 
 
 def _reached(layer: Layer, statistics: Statistics) -> Layer | Keep:

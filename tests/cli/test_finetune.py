@@ -107,7 +107,7 @@ def test_a_checkpoint_comes_and_goes_through_pipes(folder: Path) -> None:
     ("options", "code", "message"),
     [
         (("--data", "data.npz"), 2, "finetune needs `--model PKG.MOD:NET`"),
-        (("--model", "tests.support.tasks:Classifier"), 2, "finetune needs `--data SPEC`"),
+        (("--model", "tests.support.tasks:Classifier"), 2, "Missing option '--data'"),
         ((*FAST, "--optimizer", "lion"), 2, "`--optimizer` takes adamw, adam, sgd, got `lion`"),
         ((*FAST, "--lr", "-1"), 2, "`--lr` takes a number above 0"),
         ((*FAST, "--amp", "fp16"), 1, "`--amp fp16` needs a GPU"),

@@ -20,7 +20,7 @@ def test_the_version_is_that_of_the_package() -> None:
 def test_every_command_has_help_with_an_example(command: str) -> None:
     text = run(command, "--help").stdout.decode()
     assert f"Example: lrzip {command} " in text
-    assert "MODEL" in text
+    assert "CHECKPOINT" in text
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,0 +1,49 @@
+"""Check which options go together, by what they declare."""
+
+from lrzip.cli.commands import Given
+from lrzip.core.declarations import Declared
+from lrzip.core.errors import UsageError
+from lrzip.core.options import BOUND, CURVE, PLAN
+
+
+def mode_of(given: Given) -> str:
+    """Return the mode in which `compress` runs."""
+    values = given.values
+    if values["max_drop"] is not None:
+        return BOUND
+    return CURVE if values["dry_run"] and "," in (values["budget"] or "") else PLAN
+
+
+def check_options(given: Given, mode: str | None = None) -> None:
+    """Raise a UsageError for the first option that does not go with the mode, or lacks one that it goes with.
+
+    Args:
+        given: The command line.
+        mode: The mode of `compress`.
+    """
+    options = [item for item in given.command.options if item.name in given.names]
+    for item in options:
+        if mode and item.option.modes and mode not in item.option.modes:
+            raise UsageError(_unfit(item, mode))
+    for item in options:
+        companions = _companions(item, given, mode)
+        if companions and not any(given.values[other.name] for other in companions):
+            missing = " or ".join(f"`{other.usage}`" for other in companions)
+            raise UsageError(f"`{item.flag}` goes with {missing}, which is missing.")
+
+
+def _companions(item: Declared, given: Given, mode: str | None) -> list[Declared]:
+    """Return the options of which one must be given with an option, as far as the mode takes them."""
+    others = [other for other in given.command.options if other.name in item.option.goes_with]
+    return [other for other in others if not (mode and other.option.modes) or mode in other.option.modes]
+
+
+def _unfit(item: Declared, mode: str) -> str:
+    """Return why an option does not go with a mode."""
+    if mode == BOUND:
+        return f"`max_drop` decides on all ranks itself, so it goes without `{item.flag}`."
+    if mode == CURVE and PLAN in item.option.modes:
+        return f"`budget` with several amounts goes without `{item.flag}`. Give one amount, or leave it."
+    if CURVE not in item.option.modes:
+        return f"`{item.flag}` goes with `max_drop=D`, which is missing."
+    return f"`{item.flag}` goes with `max_drop=D`, or with several budgets and `dry_run`; neither is given."
