@@ -195,7 +195,7 @@ def _traced(
     if model is None or not inputs:
         raise UsageError(
             f"`to={to}` needs `model=PKG.MOD:NET` and `input_shapes=1,3,32,32`; "
-            "a program or a whole module brings its own network, with `trust=True`."
+            "a program or a pickled module brings its own network, with `trust=True`."
         )
     return trace(model, inputs)
 

@@ -103,13 +103,13 @@ def _draw(
     outputs: AnalyzeOutputs, analysis: "Analysis", measured: "Measurement | None", document: dict[str, Any]
 ) -> None:
     """Write the picture and the page, if they are requested."""
-    from lrzip.cli.drawing import draw_sensitivities, draw_spectra
+    from lrzip.cli.drawing import draw_sensitivities, draw_spectra, save_picture
     from lrzip.cli.page import write_page
 
     if outputs.plot and measured and measured.sensitivities:
-        draw_sensitivities(measured.sensitivities, outputs.plot)
+        save_picture(draw_sensitivities(measured.sensitivities), outputs.plot)
     elif outputs.plot:
-        draw_spectra(analysis, outputs.plot)
+        save_picture(draw_spectra(analysis), outputs.plot)
     if outputs.report:
         write_page(analysis, document, outputs.report)
 

@@ -40,9 +40,9 @@ def compress_within_bound(given: Given, learning: "Learning", network: "nn.Modul
     found = _searched(given, learning, network, to_stdout=to_stdout)
     plot = given[CompressOutputs].plot
     if plot:
-        from lrzip.cli.drawing import draw_search
+        from lrzip.cli.drawing import draw_search, save_picture
 
-        draw_search(found, plot)
+        save_picture(draw_search(found), plot)
     if printing.json:
         print_json(found.to_dict(), result_stream(to_stdout=to_stdout))
     elif not printing.quiet:

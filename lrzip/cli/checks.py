@@ -26,10 +26,17 @@ def check_options(given: Given, mode: str | None = None) -> None:
         if mode and item.option.modes and mode not in item.option.modes:
             raise UsageError(_unfit(item, mode))
     for item in options:
+        _check_needs(item, given)
         companions = _companions(item, given, mode)
         if companions and not any(given.values[other.name] for other in companions):
             missing = " or ".join(f"`{other.usage}`" for other in companions)
             raise UsageError(f"`{item.flag}` goes with {missing}, which is missing.")
+
+
+def _check_needs(item: Declared, given: Given) -> None:
+    for other in given.command.options:
+        if other.name in item.option.needs and given.values[other.name] is None:
+            raise UsageError(f"`{item.flag}` needs `{other.usage}`.")
 
 
 def _companions(item: Declared, given: Given, mode: str | None) -> list[Declared]:

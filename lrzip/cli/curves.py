@@ -28,7 +28,7 @@ def show_curve(given: Given, keywords: dict[str, Any]) -> None:
     """
     from lrzip.api.curve import curve
     from lrzip.api.keywords import CurveOptions
-    from lrzip.cli.drawing import check_picture, draw_curve
+    from lrzip.cli.drawing import check_picture, draw_curve, save_picture
 
     plot, printing = given[CompressOutputs].plot, given[Printing]
     planning = {name: value for name, value in keywords.items() if name in CurveOptions.__annotations__}
@@ -39,7 +39,7 @@ def show_curve(given: Given, keywords: dict[str, Any]) -> None:
             found = curve(source, keywords["budget"], progress=progress, **planning)
         found = replace(found, source=given.checkpoint or "-")
         if plot:
-            draw_curve(found, plot)
+            save_picture(draw_curve(found), plot)
     if printing.json:
         print_json(found.to_dict(), sys.stdout)
     elif not printing.quiet:

@@ -1,5 +1,6 @@
-"""Pictures of spectra and of curves of plans, with matplotlib where it is installed."""
+"""Pictures of spectra, plans, sensitivities and searches, with matplotlib."""
 
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ _NAMED_LAYERS = 72
 
 
 def check_picture(path: Path, source: Path, *, force: bool) -> None:
-    """Refuse a picture that could not be drawn, before any work is done."""
+    """Refuse a picture that could not be written, before any work is done."""
     if path.suffix.lower() not in _SUFFIXES:
         raise UsageError(f"`--plot` takes a {', '.join(_SUFFIXES)} file, got `{path}`.")
     check_output(path, source, force=force)
@@ -31,7 +32,7 @@ def check_picture(path: Path, source: Path, *, force: bool) -> None:
         raise LrzipError("`--plot` needs matplotlib. Install it with `pip install 'lrzip-nn[plot]'`.")
 
 
-def draw_spectra(analysis: Analysis, path: Path) -> None:
+def draw_spectra(analysis: Analysis) -> "Figure":
     """Draw, for every layer, σᵢ / σ₁ and the energy kept against the rank as a share of the full rank."""
     from matplotlib.figure import Figure
 
@@ -51,11 +52,11 @@ def draw_spectra(analysis: Analysis, path: Path) -> None:
     if 0 < len(analysis.layers) <= _NAMED_LAYERS:
         columns = -(-len(analysis.layers) // 24)
         figure.legend(*kept.get_legend_handles_labels(), loc="outside right upper", fontsize="x-small", ncols=columns)
-    _save(figure, path)
+    return figure
 
 
-def draw_curve(curve: Curve, path: Path) -> None:
-    """Draw the predicted loss of plans against their size, as a share of the whole, and their metric if measured."""
+def draw_curve(curve: Curve) -> "Figure":
+    """Draw the predicted loss of plans against their size relative to the dense network, and their metrics if known."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
@@ -66,7 +67,11 @@ def draw_curve(curve: Curve, path: Path) -> None:
     shares = [100 * budget.used / max(budget.whole, 1) for budget in spent]
     losses = [budget.predicted_loss for budget in spent]
     axes.plot(shares, losses, marker="o", markersize=4, label="predicted loss")
-    axes.set(xlabel=f"{spent[0].unit}, % of the whole", ylabel=f"predicted loss ({spent[0].objective})", ylim=(0, None))
+    axes.set(
+        xlabel=f"{spent[0].unit}, % of the dense network",
+        ylabel=f"predicted loss ({spent[0].objective})",
+        ylim=(0, None),
+    )
     axes.grid(alpha=0.3)
     if curve.dense:
         metric, dense = next(iter(curve.dense.scores.items()))
@@ -77,10 +82,10 @@ def draw_curve(curve: Curve, path: Path) -> None:
         measured.set_ylabel(f"{_label(metric)} on the validation set")
         lines = [*axes.get_lines(), *measured.get_lines()]
         axes.legend(lines, [str(line.get_label()) for line in lines], fontsize="x-small", loc="center right")
-    _save(figure, path)
+    return figure
 
 
-def draw_sensitivities(found: "Sensitivities", path: Path) -> None:
+def draw_sensitivities(found: "Sensitivities") -> "Figure":
     """Draw the drop of the metric for every layer and energy, before and after a fine-tune, with 95 % intervals."""
     from matplotlib.figure import Figure
 
@@ -100,17 +105,17 @@ def draw_sensitivities(found: "Sensitivities", path: Path) -> None:
             errors = [(spread.half_width or 0) / found.unit for spread in spreads]
             heights = [spread.mean / found.unit for spread in spreads]
             parts[1].bar(places, heights, width, yerr=errors, color=shade, label=label, capsize=2)
-    points = " (points)" if found.unit != 1 else ""
+    points = " (percentage points)" if found.unit != 1 else ""
     for axes, title in zip(parts, ("as compressed", f"after {found.finetune_steps} steps"), strict=False):
         axes.set(title=f"Each layer alone, {title}", ylabel=f"drop of {_label(found.metric)}{points}")
         axes.set_xticks(range(len(names)), [_label(name) for name in names], rotation=90, fontsize="x-small")
         axes.axhline(0, color="black", linewidth=0.5)
     parts[0].legend(fontsize="x-small")
-    _save(figure, path)
+    return figure
 
 
-def draw_search(found: "SearchReport", path: Path) -> None:
-    """Draw the metric of all networks that were tried against their size, with the Pareto front and the bound."""
+def draw_search(found: "SearchReport") -> "Figure":
+    """Draw the metric of all trials against their size, with the Pareto front and the bound."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
@@ -123,10 +128,7 @@ def draw_search(found: "SearchReport", path: Path) -> None:
         points = [one for one in found.trials if one.within == within]
         sizes = [one.parameters for one in points]
         axes.scatter(sizes, [one.scores[metric] for one in points], s=16, color=color, label=label)
-    front: list[Trial] = []
-    for one in sorted([dense, *found.trials], key=lambda one: (one.parameters, -sign * one.scores[metric])):
-        if not front or sign * one.scores[metric] > sign * front[-1].scores[metric]:
-            front.append(one)
+    front = pareto_front([dense, *found.trials], lambda one: sign * one.scores[metric])
     axes.step(
         [one.parameters for one in front],
         [one.scores[metric] for one in front],
@@ -144,16 +146,26 @@ def draw_search(found: "SearchReport", path: Path) -> None:
     axes.set(xlabel="parameters", ylabel=f"{_label(metric)} on the validation set", title=f"Strategy: {found.strategy}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="x-small")
-    _save(figure, path)
+    return figure
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def pareto_front(trials: Sequence["Trial"], gain: Callable[["Trial"], float]) -> "list[Trial]":
+    """Return the trials that no smaller or equally large one equals or exceeds in gain, by ascending size."""
+    front: list[Trial] = []
+    for trial in sorted(trials, key=lambda trial: (trial.parameters, -gain(trial))):
+        if not front or gain(trial) > gain(front[-1]):
+            front.append(trial)
+    return front
+
+
+def save_picture(figure: "Figure", path: Path) -> None:
+    """Write a figure in the format that the suffix names."""
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=150)
 
 
 def _label(name: str) -> str:
-    """Return a name that matplotlib takes as it is: no mathematics, no leading underscore that hides it."""
+    """Return a name that matplotlib shows literally: without mathematics, and not hidden by a leading underscore."""
     return "\u200b" * name.startswith("_") + name.replace("$", r"\$")
 
 

@@ -1,4 +1,4 @@
-"""A page of an analysis: one HTML file that needs nothing else."""
+"""A self-contained HTML page of an analysis."""
 
 import html
 import json
@@ -11,7 +11,7 @@ from lrzip.api.analyze import Analysis
 from lrzip.core.errors import UsageError
 from lrzip.formats.files.atomic import atomic_file, check_output
 
-# More points than pixels a line has would only make the file larger.
+# More points than a chart has pixels would only make the file larger.
 _POINTS = 200
 
 
@@ -23,12 +23,12 @@ def check_page(path: Path, source: Path, *, force: bool) -> None:
 
 
 def write_page(analysis: Analysis, document: dict[str, Any], path: Path) -> None:
-    """Write the layers as a sortable table with a chart of their spectra, and what is kept with its reasons.
+    """Write a page with a sortable table of the layers, a chart of their spectra, and the kept tensors with reasons.
 
     Args:
-        analysis: The spectra.
-        document: Its `to_dict()`.
-        path: The file to write.
+        analysis: The analysis.
+        document: The analysis as a JSON document.
+        path: File to write.
     """
     curves = {item.candidate.layer.name: _curve(item.candidate.spectra[0].values.tolist()) for item in analysis.layers}
     data = {**document, "layers": [{**row, "curve": curves[row["name"]]} for row in document["layers"]]}

@@ -37,6 +37,7 @@ class Option:
         minimum: Smallest value, of whole numbers.
         modes: Modes of the command that take the option; empty for all.
         goes_with: Names of options of which one must be given as well.
+        needs: Names of options of which all must be given as well.
         parsed: Type on the command line, where it differs from the type of the field.
     """
 
@@ -49,6 +50,7 @@ class Option:
     minimum: int | None = None
     modes: tuple[str, ...] = ()
     goes_with: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
     parsed: Any = None
 
 

@@ -160,6 +160,7 @@ class Bound:
         "metric. Finds the smallest network within it, with training. Needs `model` and `data`.",
         metavar="D",
         modes=(BOUND,),
+        needs=("model", "data"),
     )
     strategy: str | None = option(
         None,

@@ -62,13 +62,13 @@ def test_what_is_left_out_is_listed(tmp_path: Path) -> None:
 
 def test_a_dense_checkpoint_has_nothing_to_multiply(tmp_path: Path) -> None:
     path = nested(tmp_path)
-    with pytest.raises(LrzipError, match="no factorized layers to multiply back"):
+    with pytest.raises(LrzipError, match="no factorized layers to merge"):
         lrzip.export(path, "dense")
 
 
 def test_targets_and_suffixes_must_agree(tmp_path: Path) -> None:
     path = nested(tmp_path)
-    with pytest.raises(UsageError, match=r"`--to safetensors` does not write \.pt files"):
+    with pytest.raises(UsageError, match=r"`to=safetensors` does not write \.pt files"):
         lrzip.export(path, "safetensors", tmp_path / "x.pt")
     with pytest.raises(UsageError, match="got tflite"):
         lrzip.export(path, "tflite")
@@ -103,8 +103,8 @@ class Affine(nn.Module):
 @pytest.mark.parametrize(
     ("model", "shapes", "message"),
     [
-        (None, ["1,8"], "needs `--model PKG.MOD:NET` and `--input-shape`"),
-        (Affine(), [], "needs `--model"),
+        (None, ["1,8"], "needs `model=PKG.MOD:NET` and `input_shapes="),
+        (Affine(), [], "needs `model="),
         (Affine(), ["1,eight"], "takes sizes such as"),
     ],
 )

@@ -277,7 +277,7 @@ def test_default_outputs_stand_beside_the_source(tmp_path: Path) -> None:
         ({}, {"model": Regressor()}, "does not fit the model"),
         ({}, {"device": "cuda:77"}, "`--device cuda:77` cannot be used"),
         ({}, {"val_fraction": 1.0}, "`--val-fraction` takes a share"),
-        ({}, {"distillation": Distillation()}, "how to learn from a `--teacher`"),
+        ({}, {"distillation": Distillation()}, "how to learn from a `teacher`"),
         ({}, {"label_smoothing": 1.5}, "`--label-smoothing` takes a share"),
     ],
 )
@@ -400,7 +400,7 @@ def test_what_brings_no_network_or_cannot_be_trained_is_said_before_training(fol
         (program, {"output": folder / "x.txt"}, "must end in .pt2"),
         (folder / "small.pt", {"output": folder / "x.pt2", "model": Classifier()}, "holds weights and no program"),
         (program, {"teacher": folder / "dense.pt"}, "holds weights alone"),
-        (program, {"teacher": program, "distillation": Distillation(layers=1.0)}, "has none to look at"),
+        (program, {"teacher": program, "distillation": Distillation(layers=1.0)}, "has none\\."),
         (fixed, {}, r"only in the shape \(5, 12\)\. Export it with a dynamic first dimension"),
         (noisy, {}, "exported in training mode with `aten.scaled_dot_product_attention.default`"),
     ):

@@ -57,7 +57,9 @@ def test_people_get_what_was_tried_and_what_came_of_it(folder: Path) -> None:
     done = run("compress", "dense.pt", *FAST, "--strategy", "adaptive", cwd=folder)
     text = done.stdout.decode()
     assert "layer fc3, rank" in text
-    assert re.search(r"examples for validation, known to ± \d\.\d\d points \(10 points .* strategy adaptive\)", text)
+    assert re.search(
+        r"validation samples, known to ± \d\.\d\d percentage points \(10 percentage points .* strategy adaptive\)", text
+    )
     assert "Wrote dense.lrzip.pt in" in text
     assert done.stderr == b""
     assert run("compress", "dense.pt", *FAST, "-o", "q.pt", "--quiet", cwd=folder).stdout == b""
@@ -80,8 +82,8 @@ def test_a_gate_that_fails_is_3_and_the_output_is_there(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (("--max-drop", "1"), 2, "`--max-drop` measures networks, and needs `--model PKG.MOD:NET`"),
-        (("--max-drop", "1", "--model", "tests.support.tasks:Deep"), 2, "and needs `--data SPEC`"),
+        (("--max-drop", "1"), 2, "`--max-drop` needs `--model PKG.MOD:NET`"),
+        (("--max-drop", "1", "--model", "tests.support.tasks:Deep"), 2, "`--max-drop` needs `--data SPEC`"),
         ((*DATA, "--energy", "0.9"), 2, "`--data` goes with `--max-drop D`, or with several budgets"),
         (("--energy", "0.9", "--lr", "1e-3"), 2, "`--lr` goes with `--max-drop D`, which is missing"),
         (("--energy", "0.9", "--resume"), 2, "`--resume` goes with `--max-drop D`, which is missing"),

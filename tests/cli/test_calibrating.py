@@ -71,8 +71,8 @@ def test_too_few_examples_are_told_by_layer(folder: Path, tmp_path: Path) -> Non
         {"name": "fc2", "positions": 6, "columns": 32},
     ]
     text = run(*few, cwd=folder).stdout.decode().splitlines()
-    (line,) = [line for line in text if line.startswith("Few examples for 2 layers")]
-    assert line.endswith("`fc1` was seen in 6 positions and has 12 columns")
+    (line,) = [line for line in text if line.startswith("Few samples for 2 layers")]
+    assert line.endswith("`fc1` has 6 spatial positions and 12 columns")
 
 
 def test_reconstruction_ends_the_chain(folder: Path, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_pipe_and_a_device_give_the_same_bytes(folder: Path, tmp_path: Path) -
     run("compress", "dense.pt", *options, "--device", "cpu:0", "-o", tmp_path / "a.pt", cwd=folder)
     piped = run("compress", *options, stdin=(folder / "dense.pt").read_bytes(), cwd=folder)
     assert piped.stdout == (tmp_path / "a.pt").read_bytes()
-    assert b"Calibrated on 128 examples of x.npz" in piped.stderr
+    assert b"Calibrated on 128 samples of x.npz" in piped.stderr
 
 
 @pytest.mark.parametrize("steps", ["0", "2"])
@@ -162,8 +162,8 @@ def test_a_curve_is_drawn_and_tabled_with_its_metric(folder: Path, tmp_path: Pat
     rows = [line.split() for line in text.splitlines()]
     assert rows[0][-2:] == ["MACs", "accuracy"]
     assert [row[-1] for row in rows[1:3]] == ["%", "%"]
-    assert "The network as it is: accuracy 100.00 % on 40 examples for validation" in text
-    # The network as it is, a dashed line, stands in the one with a metric only.
+    assert "Dense network: accuracy 100.00 % on 40 validation samples" in text
+    # The dense network is a dashed line, in the picture with a metric only.
     assert ["stroke-dasharray" in picture.read_text() for picture in pictures] == [False, True]
     assert sorted(folder.iterdir()) == before
 

@@ -126,7 +126,7 @@ def test_a_plan_says_what_takes_the_place_of_each_layer(tmp_path: Path) -> None:
     text = run("compress", path, *options, "--dry-run").stdout.decode()
     assert "4, 4" in text
     dense = run("export", tmp_path / "a.ckpt", "--to", "dense", "-o", tmp_path / "dense.pt")
-    assert "2 layers multiplied back" in dense.stdout.decode()
+    assert "2 layers merged" in dense.stdout.decode()
 
 
 def test_a_network_settles_what_layers_are(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_a_curve_of_plans(tmp_path: Path) -> None:
         (["--budget", "params=40%,60%", "--dry-run", "--save-plan", "a.json"], "goes without `--save-plan`"),
         (["--budget", "params=40%,60%", "--dry-run", "--plot", "a.gif"], "`--plot` takes a .png"),
         (["--budget", "params=40%,nbytes=60%", "--dry-run"], "mixes units"),
-        (["--budget", "params=40%", "--plot", "a.png"], "`--plot` draws a curve of plans"),
+        (["--budget", "params=40%", "--plot", "a.png"], "`--plot` goes with `--max-drop D`, or with several budgets"),
         (["--rank-rule", "size:3"], "Unknown rule `size:3`"),
     ],
 )

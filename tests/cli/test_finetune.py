@@ -73,7 +73,7 @@ def test_json_is_one_document(folder: Path) -> None:
 def test_people_get_a_table_and_what_became_of_the_metric(folder: Path) -> None:
     done = run("finetune", "small.pt", *FAST, "--epochs", "1", "-o", "out.pt", "--metric", "accuracy", cwd=folder)
     text = done.stdout.decode()
-    assert "on 40 examples for validation, after epoch 1." in text
+    assert "on 40 validation samples, after epoch 1." in text
     assert "Wrote out.pt after 11 steps in" in text
     assert done.stderr == b""
     assert run("finetune", "small.pt", *FAST, "--epochs", "1", "-o", "q.pt", "--quiet", cwd=folder).stdout == b""

@@ -32,7 +32,7 @@ def test_data_give_metrics_and_the_shape_of_the_inputs(folder: Path) -> None:
     assert document["evaluation"]["metrics"]["accuracy"] > 0.9
     assert document["totals"]["costs_at_energy"]["0.99"]["macs_before"] == 12 * 32 + 32 * 4
     text = run("analyze", "dense.pt", *DATA, cwd=folder).stdout.decode()
-    assert "% on 40 examples for validation" in text
+    assert "% on 40 validation samples" in text
 
 
 def test_a_factorized_checkpoint_is_measured_too(folder: Path, tmp_path: Path) -> None:
@@ -58,18 +58,18 @@ def test_sensitivities_as_table_json_and_picture(folder: Path, tmp_path: Path) -
     lines = (tmp_path / "cache.jsonl").read_text().splitlines()
     assert len(lines) == 1 + 4 + 8
     text = run("analyze", "dense.pt", *DATA, *options, *kept, "--force", cwd=folder).stdout.decode()
-    assert "Drops of accuracy in points, positive where it gets worse; tuned: after 4 steps, over 2 seeds." in text
+    assert "Drops of accuracy in percentage points, positive where it gets worse; tuned: after 4 steps, over 2 seeds." in text
     assert (tmp_path / "cache.jsonl").read_text().splitlines() == lines
 
 
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (("--sensitivity",), 2, "`--sensitivity` measures on data"),
+        (("--sensitivity",), 2, "`--sensitivity` goes with `--data SPEC`, which is missing"),
         (("--data", "data.npz"), 2, "`--data` is what a network is measured on: give `--model PKG.MOD:NET`"),
         ((*DATA, "--runs", "3"), 2, "`--runs` goes with `--sensitivity`"),
         ((*DATA, "--cache", "c.jsonl"), 2, "`--cache` goes with `--sensitivity`"),
-        (("--val", "data.npz"), 2, "`--val` goes with `--data`"),
+        (("--val", "data.npz"), 2, "`--val` goes with `--data SPEC`"),
         ((*DATA, "--metric", "r2"), 2, "`--metric r2` is for regression"),
         ((*DATA, "--val-fraction", "0"), 2, "There is no validation set"),
         ((*DATA, "--sensitivity", "--runs", "3"), 2, "without `--finetune-steps` nothing is random"),

@@ -1,0 +1,55 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lrzip.core.errors import LrzipError
+from lrzip.core.options import Factoring
+from lrzip.formats.live import LiveSource
+from lrzip.pipeline.request import Request
+from lrzip.pipeline.session import Session
+from lrzip.ranks.fixed import FixedRank
+
+
+def session_of(weights: dict[str, Tensor], **options: object) -> Session:
+    """Return a session over bias-free linear layers with given weights."""
+    model = nn.ModuleDict()
+    for name, weight in weights.items():
+        model[name] = nn.Linear(*weight.shape[::-1], bias=False)
+        model[name].weight = nn.Parameter(weight)
+    return Session(LiveSource(model), Request(FixedRank(2), factoring=Factoring(**options)))  # type: ignore[arg-type]
+
+
+def test_equal_weights_of_two_layers_get_different_sketches() -> None:
+    """A sketch depends on the name of its layer, so that errors of layers are independent."""
+    weight = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
+    options = {"svd": "randomized", "oversample": 0, "power_iterations": 0, "tolerance": float("inf")}
+    session = session_of({"a": weight, "b": weight.clone()}, **options)
+    first, second = (factors for _, factors, _ in session.factors(session.plan()))
+    assert not torch.allclose(first.weights[0], second.weights[0])
+
+
+def test_the_same_seed_gives_the_same_factors_whatever_the_order_of_layers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = {name: torch.randn(40, 30, generator=generator) for name in ("a", "b")}
+    found = []
+    for order in (weights, dict(reversed(weights.items()))):
+        session = session_of(order, svd="randomized", tolerance=float("inf"))
+        found.append({decision.layer.name: factors for decision, factors, _ in session.factors(session.plan())})
+    for name in weights:
+        assert torch.equal(found[0][name].weights[0], found[1][name].weights[0])
+
+
+def test_factors_that_overflow_in_their_dtype_are_an_error() -> None:
+    session = session_of({"a": 1e12 * torch.rand(40, 30)}, dtype="float16")
+    with pytest.raises(LrzipError, match="`a` overflows in float16"):
+        list(session.factors(session.plan()))
+
+
+def test_weights_that_become_infinite_after_planning_are_an_error() -> None:
+    weight = torch.rand(40, 30)
+    session = session_of({"a": weight})
+    plan = session.plan()
+    with torch.no_grad():
+        weight[0, 0] = torch.inf
+    with pytest.raises(LrzipError, match="`a` contains NaN or Inf"):
+        list(session.factors(plan))
