@@ -54,7 +54,11 @@ def test_the_signature_and_the_docstring_name_every_keyword(verb: str) -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_unknown_keywords_are_type_errors(verb: str) -> None:
     function = VERBS[verb][0]
-    arguments = {"curve": ["a.pt", "params=5%"], "export": ["a.pt", "dense"], "factorize": [nn.Linear(3, 3)]}
+    arguments: dict[str, list[Any]] = {
+        "curve": ["a.pt", "params=5%"],
+        "export": ["a.pt", "dense"],
+        "factorize": [nn.Linear(3, 3)],
+    }
     needed = {"data": "x.npz"} if verb == "finetune" else {}
     with pytest.raises(TypeError, match=rf"{verb}\(\) got an unexpected keyword argument 'enregy'"):
         function(*arguments.get(verb, ["a.pt"]), enregy=0.9, **needed)

@@ -58,7 +58,10 @@ def test_sensitivities_as_table_json_and_picture(folder: Path, tmp_path: Path) -
     lines = (tmp_path / "cache.jsonl").read_text().splitlines()
     assert len(lines) == 1 + 4 + 8
     text = run("analyze", "dense.pt", *DATA, *options, *kept, "--force", cwd=folder).stdout.decode()
-    assert "Drops of accuracy in percentage points, positive where it gets worse; tuned: after 4 steps, over 2 seeds." in text
+    assert (
+        "Drops of accuracy in percentage points, positive where it gets worse; tuned: after 4 steps, over 2 seeds."
+        in text
+    )
     assert (tmp_path / "cache.jsonl").read_text().splitlines() == lines
 
 

@@ -14,8 +14,10 @@ def session_of(weights: dict[str, Tensor], **options: object) -> Session:
     """Return a session over bias-free linear layers with given weights."""
     model = nn.ModuleDict()
     for name, weight in weights.items():
-        model[name] = nn.Linear(*weight.shape[::-1], bias=False)
-        model[name].weight = nn.Parameter(weight)
+        outputs, inputs = weight.shape
+        layer = nn.Linear(inputs, outputs, bias=False)
+        layer.weight = nn.Parameter(weight)
+        model[name] = layer
     return Session(LiveSource(model), Request(FixedRank(2), factoring=Factoring(**options)))  # type: ignore[arg-type]
 
 
