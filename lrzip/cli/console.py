@@ -14,11 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.table import Table
 from rich.text import Text
 
-from lrzip.core.layers import Keep, Layer
 from lrzip.core.progress import Progress, silent
 
 if TYPE_CHECKING:
     from lrzip.core.costs import Costs
+    from lrzip.core.layers import Keep, Layer
 
 
 # Wider than any table, so that nothing is cut where no terminal limits the width.
@@ -73,7 +73,7 @@ def layer_progress(*, quiet: bool) -> Iterator[Progress]:
     with bars.Progress(*columns, console=Console(file=sys.stderr, highlight=False), transient=True) as drawn:
         tasks: dict[str, bars.TaskID] = {}
 
-        def show(phase: str, layer: Layer, index: int, count: int) -> None:
+        def show(phase: str, layer: "Layer", index: int, count: int) -> None:
             if phase not in tasks:
                 tasks[phase] = drawn.add_task(phase, total=count, layer="")
             drawn.update(tasks[phase], completed=index, layer=printable(layer.name))
@@ -109,7 +109,7 @@ def fitting_table(
     return table, hidden
 
 
-def print_kept(console: Console, keep: Sequence[Keep]) -> None:
+def print_kept(console: Console, keep: Sequence["Keep"]) -> None:
     """Print the tensors that are kept, grouped by reason."""
     groups: dict[str, list[str]] = {}
     for item in keep:

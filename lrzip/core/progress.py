@@ -1,13 +1,15 @@
-"""The callback by which long computations report progress."""
+"""Callbacks that report the progress of work on layers."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from lrzip.core.layers import Layer
+if TYPE_CHECKING:  # imports torch, which the command line does without for its help
+    from lrzip.core.layers import Layer
 
-Progress = Callable[[str, Layer, int, int], None]
-"""Callback before each layer, with the name of the phase, the layer, its index and the number of layers."""
+Progress = Callable[[str, "Layer", int, int], None]
+"""Called before each layer with the phase, the layer, its index and the number of layers."""
 
 
-def silent(phase: str, layer: Layer, index: int, count: int) -> None:
-    """Show no progress."""
+def silent(phase: str, layer: "Layer", index: int, count: int) -> None:
+    """Report nothing."""
     del phase, layer, index, count
