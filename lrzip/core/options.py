@@ -123,7 +123,6 @@ class Factoring:
         "svd",
         "svd, or tucker: k×k convolutions become 1×1, k×k and 1×1, with ranks for output and input channels; other "
         "layers use the SVD.",
-        modes=PLANS,
     )
     svd: str = option(
         "auto", "auto, exact, gram, or a sketch: randomized, subspace, srft, row-extraction, single-pass."

@@ -18,7 +18,8 @@ from lrzip.core.options import Factoring, Opening, Selection
 from lrzip.core.output_options import Overwriting
 from lrzip.formats.files.atomic import check_output
 from lrzip.formats.outputs import default_output
-from lrzip.pipeline.session import Setup, open_session
+from lrzip.pipeline.session import open_session
+from lrzip.pipeline.setup import Setup
 from lrzip.search.keywords import SEARCH_GROUPS, SearchKeywords, SearchOptions
 from lrzip.search.report import SearchReport
 from lrzip.search.states import States

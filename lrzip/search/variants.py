@@ -20,7 +20,8 @@ from lrzip.networks.architecture import Architecture
 from lrzip.networks.surgery import leave_fast_paths, replacement
 from lrzip.networks.weights import is_parameter
 from lrzip.pipeline.request import Request, request_of
-from lrzip.pipeline.session import Session, Setup
+from lrzip.pipeline.session import Session
+from lrzip.pipeline.setup import Setup
 from lrzip.ranks import Candidate
 from lrzip.ranks.budget import Budget
 from lrzip.ranks.fixed import FixedRank

@@ -104,7 +104,6 @@ def test_failed_gates_exit_with_3_after_writing(tmp_path: Path) -> None:
         (["--rank", "2", "--decomposition", "svdd"], "must be one of svd, tucker, got svdd"),
         (["--rank", "2", "--decomposition", "tucker", "--objective", "sensitivity"], "measures ranks of the SVD"),
         (["--plan", "plan.json", "--decomposition", "tucker"], "`--plan` decides on every layer"),
-        (["--max-drop", "1", "--decomposition", "tucker"], "goes without `--decomposition`"),
     ],
 )
 def test_wrong_usage_exits_with_2(options: list[str], message: str, tmp_path: Path) -> None:
