@@ -51,23 +51,23 @@ def test_calibrated_factors_are_balanced(layer: nn.Module) -> None:
     assert torch.allclose(inner, torch.diag(inner.diagonal()), atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize("rank", [2, 5])
-def test_the_output_error_is_that_on_the_damped_moments(rank: int, tmp_path: Path) -> None:
+@NAMES
+@pytest.mark.parametrize("layer", [nn.Linear(20, 30), nn.Conv2d(6, 12, 3, padding=1)], ids=["linear", "convolution"])
+def test_the_output_error_is_that_on_the_damped_moments(name: str, layer: nn.Module, tmp_path: Path) -> None:
     """‖(W − W′)S‖ / ‖WS‖ for SSᵀ = E[xxᵀ] + λ, computed from the factors as they are stored."""
-    model, x = nn.Sequential(nn.Linear(20, 30)).eval(), correlated(300, 20, 2)
+    model = nn.Sequential(layer).eval()
+    x = correlated(256, 20, 2) if isinstance(layer, nn.Linear) else torch.rand(128, 6, 5, 5)
     torch.save(model.state_dict(), tmp_path / "model.pt")
-    report = lrzip.compress(
-        tmp_path / "model.pt", tmp_path / "small.pt", rank=rank, model=model, calibrate=x, calibration=PLAIN
-    )
-    stored = torch.load(tmp_path / "small.pt")
-    weight = model.get_parameter("0.weight").detach().double()
-    missed = weight - stored["0.1.weight"].double() @ stored["0.0.weight"].double()
-    moments = calibration_of(model, x, samples=300).statistics["0"]
-    # 300 samples make 18 batches of 16, so that 12 of them are left out here, and 44 of batches of 128.
+    options: Any = {"rank": 3, "decomposition": name, "model": model, "calibrate": x, "calibration": PLAIN}
+    report = lrzip.compress(tmp_path / "model.pt", tmp_path / "small.pt", **options)
+    lrzip.export(tmp_path / "small.pt", "dense", tmp_path / "dense.pt")
+    weight = model.get_parameter("0.weight").detach().flatten(1).double()
+    missed = weight - torch.load(tmp_path / "dense.pt")["0.weight"].flatten(1).double()
     seen = calibrate(Network(model), x, layers_of(model), PLAIN).statistics["0"]
-    assert (moments.count, seen.count) == (288, 256)
-    second = seen.second[0] + seen.damping * seen.second[0].diagonal().mean() * torch.eye(20)
+    second = seen.second[0] + seen.damping * seen.second[0].diagonal().mean() * torch.eye(weight.shape[1])
     energies = [float(torch.trace(matrix @ second @ matrix.mT)) for matrix in (missed, weight)]
+    assert len(report.results) == 1
+    # Factors and weights are stored in float32.
     assert report.results[0].output_error == pytest.approx((energies[0] / energies[1]) ** 0.5, rel=1e-4)
 
 
