@@ -153,18 +153,13 @@ def _other(total: Node, layer: Node, last: Node) -> Node | None:
 
 
 def _may_come_first(node: Node, layer: Node) -> bool:
-    """Return whether a node can be computed before a layer: it does not depend on it, and no node between mutates."""
+    """Return whether the other operand of a sum can be computed before a layer: no node in between mutates.
+
+    The operand does not depend on the layer, of whose output the sum is the only user.
+    """
     order = {n: index for index, n in enumerate(layer.graph.nodes)}
-    if order[node] < order[layer]:
-        return True
     between = [n for n in layer.graph.nodes if order[layer] <= order[n] <= order[node]]
-    ancestors, pending = set(), [node]
-    while pending:
-        for x in pending.pop().all_input_nodes:
-            if x not in ancestors:
-                ancestors.add(x)
-                pending.append(x)
-    return layer not in ancestors and not any(_mutates(n) for n in between)
+    return not any(_mutates(n) for n in between)
 
 
 def _mutates(node: Node) -> bool:

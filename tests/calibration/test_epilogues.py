@@ -88,7 +88,7 @@ def test_of_two_layers_that_are_added_one_corrects_the_other() -> None:
     assert second.other is None
 
 
-def test_a_branch_that_depends_on_the_layer_is_not_corrected() -> None:
+def test_a_branch_is_not_corrected_by_a_layer_that_it_depends_on() -> None:
     class Nested(Branches):
         def forward(self, x: Tensor) -> Tensor:
             y = self.first(x)

@@ -55,6 +55,7 @@ def test_a_replaced_weight_counts_in_the_compressed_program_alone() -> None:
     for node in run.walk(inputs_of):
         if weight in node.all_input_nodes:
             run.replace(weight, torch.zeros(6, 6))
+            assert torch.equal(run.dense[0][weight], model.get_parameter("second.weight"))
         last = node
     assert last is not None
     assert torch.allclose(run.dense[0][last], model(X))
