@@ -140,7 +140,8 @@ def test_a_network_settles_what_layers_are(tmp_path: Path) -> None:
     done = run("compress", "a.pt", *options, cwd=tmp_path)
     kinds = {row["name"]: (row["kind"], row["shape"]) for row in json.loads(done.stdout)["layers"]}
     assert kinds == {"0": ("conv_transpose2d", [32, 32, 4, 4]), "1": ("conv2d", [48, 16, 3, 3])}
-    assert lrzip.load_into(model, tmp_path / "a.lrzip.pt")
+    loaded = lrzip.load_into(model, tmp_path / "a.lrzip.pt")
+    assert all(isinstance(loaded.get_submodule(name), nn.Sequential) for name in ("0", "1"))
     document = json.loads(run("analyze", "a.pt", *options[2:], cwd=tmp_path).stdout)
     assert [row["matrix"] for row in document["layers"]] == [[32, 512], [24, 144]]
     assert "--model-arg" in error_of(run("compress", "a.pt", "--rank", "2", "--model-arg", "a=1", cwd=tmp_path), 2)

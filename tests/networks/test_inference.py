@@ -1,11 +1,11 @@
+"""Layers are inferred from names and shapes, and kept where they are ambiguous."""
+
 from collections.abc import Mapping
 
 import pytest
 
 from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.networks.inference import infer_layers
-from lrzip.networks.matching import wrapper_prefix
-from lrzip.networks.weights import is_parameter
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -37,7 +37,7 @@ def kept(shapes: Shapes, name: str) -> Keep:
         ({"x.weight": (8, 4, 2, 2, 2)}, "conv3d"),
     ],
 )
-def test_plain_layers_are_known_by_their_shapes(shapes: Shapes, kind: str) -> None:
+def test_plain_layers_are_recognized_by_their_shapes(shapes: Shapes, kind: str) -> None:
     item = infer(shapes)["x"]
     assert isinstance(item, Layer)
     assert str(item.kind) == kind
@@ -56,7 +56,7 @@ def test_plain_layers_are_known_by_their_shapes(shapes: Shapes, kind: str) -> No
         ({"x.weight": (2, 2, 2, 2, 2, 2)}, "6-dimensional"),
     ],
 )
-def test_what_is_no_plain_layer_says_why(shapes: Shapes, reason: str) -> None:
+def test_other_tensors_are_kept_with_the_reason(shapes: Shapes, reason: str) -> None:
     item = kept(shapes, "x")
     assert reason in item.reason
     assert item.override is None
@@ -79,7 +79,7 @@ def test_matrices_of_other_modules_are_kept(name: str, shape: tuple[int, ...], r
 @pytest.mark.parametrize(
     "name", ["embed_tokens", "wte", "transformer.wpe", "word_embeddings", "tok_emb", "emb", "shared", "model.Embedding"]
 )
-def test_embeddings_are_known_by_their_names(name: str) -> None:
+def test_embeddings_are_recognized_by_their_names(name: str) -> None:
     assert kept({f"{name}.weight": (100, 8)}, name).reason == "embedding"
     assert isinstance(infer({f"{name}.weight": (100, 8), f"{name}.bias": (100,)})[name], Layer)
 
@@ -118,7 +118,7 @@ def test_the_output_projection_of_multihead_attention_is_read_directly() -> None
         ({"x.0.weight": (2, 8, 3, 3), "x.1.weight": (16, 2, 1, 1), "x.1.bias": (16,)}, "x.1", "already factorized"),
     ],
 )
-def test_doubts_can_be_settled(shapes: Shapes, name: str, ambiguity: str) -> None:
+def test_ambiguous_layers_are_kept_unless_they_are_named(shapes: Shapes, name: str, ambiguity: str) -> None:
     item = kept(shapes, name)
     assert ambiguity in item.reason
     assert "`--only`" in item.reason
@@ -126,11 +126,11 @@ def test_doubts_can_be_settled(shapes: Shapes, name: str, ambiguity: str) -> Non
     assert item.override.weight.shape == shapes[f"{name}.weight"]
 
 
-def test_ordinary_narrow_convolutions_are_not_taken_for_grouped_ones() -> None:
+def test_narrow_convolutions_are_not_mistaken_for_grouped_ones() -> None:
     shapes = {
-        "stem.weight": (16, 4, 3, 3),  # four input channels that nothing puts out, but it comes first
+        "stem.weight": (16, 4, 3, 3),  # no tensor has four output channels, but it comes first
         "reduce.weight": (4, 16, 1, 1),
-        "expand.weight": (16, 4, 3, 3),  # follows a layer that puts out four
+        "expand.weight": (16, 4, 3, 3),  # follows a layer with four output channels
         "rgb.weight": (16, 3, 3, 3),
         "concat.weight": (16, 20, 1, 1),
     }
@@ -160,29 +160,6 @@ def test_the_root_module_has_a_name() -> None:
     item = infer({"weight": (8, 4), "bias": (8,)})["(root)"]
     assert isinstance(item, Layer)
     assert item.key("0.weight") == "0.weight"
-
-
-@pytest.mark.parametrize(
-    ("names", "trainer", "prefix"),
-    [
-        (["module.a", "module.b"], False, "module."),
-        (["module.a", "b"], False, ""),
-        (["module._orig_mod.a"], False, "module._orig_mod."),
-        (["_orig_mod.module.a"], False, "_orig_mod.module."),
-        (["model.a"], False, ""),
-        (["model.a"], True, "model."),
-        (["module.a", "n_averaged"], False, "module."),
-        ([], True, ""),
-    ],
-)
-def test_wrapper_prefixes(names: list[str], trainer: bool, prefix: str) -> None:
-    assert wrapper_prefix(names, trainer=trainer) == prefix
-
-
-def test_statistics_and_integers_are_no_parameters() -> None:
-    found = specs({"a.weight": (4, 4), "bn.running_mean": (4,), "bn.running_var": (4,)})
-    assert [is_parameter(spec) for spec in found.values()] == [True, False, False]
-    assert not is_parameter(specs({"ids": (4,)}, "int64")["ids"])
 
 
 @pytest.mark.parametrize("other", ["fc.scale", "fc.0.weight", "fc.lora_A.weight", "fc.weight_scale"])

@@ -1,4 +1,4 @@
-"""TorchScript, of which the weights are read."""
+"""The weights of TorchScript programs are read without executing anything."""
 
 import zipfile
 from pathlib import Path
@@ -21,7 +21,7 @@ JIT: Any = torch.jit  # without types
 
 
 class Words(nn.Module):
-    """Shared weights, a buffer that scripting keeps, an attribute that is no buffer, and a recurrence."""
+    """A network with shared weights, a non-persistent buffer, a plain attribute, and a recurrent layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,8 @@ def test_compressing_says_what_to_do_and_that_works(tmp_path: Path) -> None:
     result = lrzip.export(path, "state-dict", tmp_path / "weights.pt")
     assert result.dropped == (("the TorchScript program", "a state_dict has no place for it"),)
     lrzip.compress(tmp_path / "weights.pt", tmp_path / "small.pt", rank=2)
-    assert lrzip.load_into(Net(), tmp_path / "small.pt")
+    loaded = lrzip.load_into(Net(), tmp_path / "small.pt")
+    assert [getattr(loaded, name)[0].weight.shape[0] for name in ("conv1", "conv2", "fc1", "fc2")] == [2] * 4
     with pytest.raises(UnsupportedCheckpoint, match="does not write TorchScript"):
         lrzip.compress(tmp_path / "weights.pt", tmp_path / "small.jit", rank=2)
     with pytest.raises(UnsupportedCheckpoint, match="--key net"):
