@@ -31,6 +31,7 @@ COUNTS = {
     "README.md": (10, 1),
     "docs/architecture.md": (1, 0),
     "docs/benchmarks.md": (0, 0),
+    "docs/cli.md": (0, 0),
     "docs/calibration.md": (2, 0),
     "docs/compression.md": (7, 0),
     "docs/finetuning.md": (2, 0),
