@@ -32,7 +32,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         try:
             runpy.run_path(str(path), run_name="__main__")
         finally:
-            for shared in ("common", "shrinking"):
+            for shared in ("experiment", "shrinking"):
                 sys.modules.pop(shared, None)
         return tmp_path
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from common import Experiment, Measurements, cifar10, fit, say
+from experiment import Experiment, Measurements, cifar10, fit, say
 from matplotlib.figure import Figure
 from shrinking import (
     Published,

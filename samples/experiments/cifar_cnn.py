@@ -15,7 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Experiment, Measurements, accuracy, chosen, cifar10, first, fit, parameters, retrained, say, table
+from experiment import (
+    Experiment,
+    Measurements,
+    accuracy,
+    chosen,
+    cifar10,
+    first,
+    fit,
+    parameters,
+    retrained,
+    say,
+    table,
+)
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 

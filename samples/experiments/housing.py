@@ -14,7 +14,7 @@ from statistics import mean
 
 import numpy as np
 import torch
-from common import Experiment, Measurements, chosen, curve, fit, parameters, say, score, spread, table
+from experiment import Experiment, Measurements, chosen, curve, fit, parameters, say, score, spread, table
 from matplotlib.figure import Figure
 from scipy.stats import ttest_rel
 from torch import Tensor, nn

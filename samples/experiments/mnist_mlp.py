@@ -15,7 +15,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from common import (
+from experiment import (
     Experiment,
     Measurements,
     accuracy,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from common import Experiment, Measurements, cifar10
+from experiment import Experiment, Measurements, cifar10
 from matplotlib.figure import Figure
 from shrinking import (
     Published,

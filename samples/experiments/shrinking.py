@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from time import process_time
 
 import torch
-from common import Measurements, accuracy, first, parameters, say, table
+from experiment import Measurements, accuracy, first, parameters, say, table
 from matplotlib.figure import Figure
 from torch import nn
 

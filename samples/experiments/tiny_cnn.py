@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from common import Experiment, Measurements, accuracy, cifar10, first, fit, parameters, say, table
+from experiment import Experiment, Measurements, accuracy, cifar10, first, fit, parameters, say, table
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 

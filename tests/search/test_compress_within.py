@@ -1,7 +1,4 @@
-import json
 import signal
-from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,16 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import lrzip
-from lrzip.core.errors import LrzipError, OutputExists, UsageError
+from lrzip.core.errors import LrzipError, UsageError
 from lrzip.search.compress_within import compress_within
 from lrzip.search.strategies import STRATEGIES
 from lrzip.search.trial import Trial
 from lrzip.training.learning import Learning
-from lrzip.training.loop import train
 from lrzip.training.metrics import Scorer
 from lrzip.training.settings import Settings
 from tests.support.searches import accuracy, compress
@@ -26,7 +21,6 @@ from tests.support.tasks import (
     Classifier,
     Deep,
     Regressor,
-    TwoConvolutions,
     classes,
     learning_of,
     numbers,
@@ -84,103 +78,6 @@ def test_training_samples_may_select_the_factors(folder: Path) -> None:
 def test_without_a_real_bound_all_ranks_become_one(folder: Path) -> None:
     found = compress(folder, max_drop=100)
     assert found.best.ranks == {"fc1": (1,), "fc2": (1,), "fc3": (1,), "fc4": (1,)}
-
-
-@pytest.mark.parametrize("strategy", ["global", "adaptive", "energy"])
-def test_every_decomposition_can_be_searched(strategy: str, convolutional: Path, tmp_path: Path) -> None:
-    (tmp_path / "dense.pt").write_bytes((convolutional / "dense.pt").read_bytes())
-    options: dict[str, Any] = {"model": TwoConvolutions(), "max_drop": 30, "options": {"decomposition": "tucker"}}
-    found = compress(tmp_path, strategy=strategy, log=tmp_path / "log.jsonl", **options)
-    decisions = {decision.layer.name: decision for decision in found.report.plan.factorize}
-    assert {name: decision.ranks for name, decision in decisions.items()} == found.best.ranks
-    assert len(found.best.ranks["conv2"]) == 2
-    assert {name: decision.decomposition for name, decision in decisions.items()}["conv2"] == "tucker"
-    if "fc" in decisions:
-        assert decisions["fc"].decomposition == "svd"
-    x, y = classes()
-    model = lrzip.load_into(TwoConvolutions(), tmp_path / "small.pt")
-    assert accuracy(model, x[300:], y[300:]) == pytest.approx(found.best.scores["accuracy"], abs=1e-6)
-    assert sum(parameter.numel() for parameter in model.parameters()) == found.best.parameters
-    document = found.to_dict()["search"]["tried"]
-    assert any(isinstance(trial["ranks"].get("conv2"), list) for trial in document)
-    again = compress(tmp_path, "again.pt", strategy=strategy, log=tmp_path / "log.jsonl", resume=True, **options)
-    assert again.trials == [replace(trial, seconds=round(trial.seconds, 3)) for trial in found.trials]
-    assert (tmp_path / "again.pt").read_bytes() == (tmp_path / "small.pt").read_bytes()
-
-
-def test_another_decomposition_is_another_search(convolutional: Path, tmp_path: Path) -> None:
-    (tmp_path / "dense.pt").write_bytes((convolutional / "dense.pt").read_bytes())
-    found = [
-        compress(tmp_path, model=TwoConvolutions(), max_drop=100, options={"decomposition": name})
-        for name in ("svd", "tucker")
-    ]
-    assert found[0].trials[0].key != found[1].trials[0].key
-    assert [len(each.best.ranks["conv2"]) for each in found] == [1, 2]
-
-
-class _Killed(BaseException):
-    pass
-
-
-def _dying(after: int) -> Callable[[Trial], None]:
-    count = 0
-
-    def decided(_: Trial) -> None:
-        nonlocal count
-        count += 1
-        if count == after:
-            raise _Killed
-
-    return decided
-
-
-@pytest.mark.parametrize(("strategy", "after"), [("global", 1), ("global", 3), ("adaptive", 2), ("adaptive", 6)])
-def test_a_killed_and_resumed_search_writes_the_same_bytes_and_repeats_no_trial(
-    strategy: str, after: int, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uninterrupted = compress(folder, "uninterrupted.pt", strategy=strategy)
-    log = folder / "log.jsonl"
-    with pytest.raises(_Killed):
-        compress(folder, "resumed.pt", strategy=strategy, log=log, decided=_dying(after))
-    assert not (folder / "resumed.pt").exists()
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert len([line for line in lines if "parameters" in line]) == after + 1
-    with log.open("a") as file:
-        file.write('{"key": "half a li')
-    trainings = _count_trainings(monkeypatch)
-    resumed = compress(folder, "resumed.pt", strategy=strategy, log=log, resume=True)
-    assert len(trainings) == len([each for each in uninterrupted.trials if each.stopped != "not smaller"]) - after
-    documents = [[trial.to_dict() | {"seconds": 0} for trial in each.trials] for each in (resumed, uninterrupted)]
-    assert documents[0] == documents[1]
-    assert (folder / "resumed.pt").read_bytes() == (folder / "uninterrupted.pt").read_bytes()
-
-
-def test_a_finished_search_is_not_repeated_but_another_seed_is_another_search(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log = folder / "log.jsonl"
-    first = compress(folder, "a.pt", log=log)
-    assert len(list((folder / "log.jsonl.states").iterdir())) == 1
-    trainings = _count_trainings(monkeypatch)
-    again = compress(folder, "b.pt", log=log, resume=True)
-    assert not trainings
-    assert (folder / "a.pt").read_bytes() == (folder / "b.pt").read_bytes()
-    assert again.best.key == first.best.key
-    other = learning_of(*classes(), settings=Settings(epochs=1, batch_size=32, lr=1e-2, seed=1))
-    compress(folder, "c.pt", log=log, resume=True, learning=other)
-    assert trainings
-
-
-def _count_trainings(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    calls: list[object] = []
-    original = train
-
-    def counted(*args: Any, **options: Any) -> Any:
-        calls.append(args)
-        return original(*args, **options)
-
-    monkeypatch.setattr("lrzip.training.bench.train", counted)
-    return calls
 
 
 def test_an_interrupted_search_writes_the_smallest_network_so_far(folder: Path) -> None:
@@ -244,21 +141,6 @@ def test_the_bound_of_a_regression_is_in_units_of_its_metric(tmp_path: Path) -> 
     assert found.drop == pytest.approx(found.best.scores["rmse"] - found.dense.scores["rmse"])
 
 
-def test_names_dtypes_and_formats_are_preserved(folder: Path) -> None:
-    state = torch.load(folder / "dense.pt")["state_dict"]
-    wrapped = {f"module.{name}": tensor.bfloat16() for name, tensor in state.items()}
-    torch.save({"state_dict": wrapped}, folder / "dense.pt")
-    compress(folder, "small.safetensors", skip=["fc1"], max_drop=10)
-    small = load_file(folder / "small.safetensors")
-    assert {tensor.dtype for tensor in small.values()} == {torch.bfloat16}
-    assert "module.fc1.weight" in small
-    assert {name.split(".")[0] for name in small} == {"module"}
-    assert any(name.endswith(".0.weight") for name in small)
-    x, y = classes()
-    # The weights have 8 bits of precision; the search measured the same network in float32.
-    assert accuracy(lrzip.load_into(Deep(), folder / "small.safetensors"), x[300:], y[300:]) > 0.8
-
-
 def test_only_and_skip_select_the_layers(folder: Path) -> None:
     found = compress(folder, only=["fc2", "fc3"], skip=["fc3"], max_drop=10)
     assert [decision.layer.name for decision in found.report.plan.factorize] == ["fc2"]
@@ -283,16 +165,6 @@ def test_invalid_input_is_one_line(options: dict[str, Any], error: type, message
         compress(folder, **options)
     assert "\n" not in str(raised.value)
     assert not (folder / "small.pt").exists()
-
-
-def test_a_file_that_is_no_log_is_refused_and_left_unchanged(folder: Path) -> None:
-    (folder / "log.jsonl").write_text("a diary\n")
-    with pytest.raises(OutputExists, match="Pass `resume=True` to continue it, or `force=True` to start again"):
-        compress(folder, log=folder / "log.jsonl", force=False)
-    for option in ("resume", "force"):
-        with pytest.raises(LrzipError, match="line 1"):
-            compress(folder, log=folder / "log.jsonl", force=option == "force", resume=option == "resume")
-    assert (folder / "log.jsonl").read_text() == "a diary\n"
 
 
 def test_a_factorized_checkpoint_is_refused(tmp_path: Path) -> None:
