@@ -13,7 +13,7 @@ from rich.text import Text
 from lrzip.cli.commands import Given
 from lrzip.cli.console import make_table, printable
 from lrzip.cli.learning import Announce, learning_of, scores_text, training_progress
-from lrzip.core.options import Opening, Selection
+from lrzip.core.options import Factoring, Opening, Selection
 from lrzip.core.output_options import Printing
 from lrzip.core.training_options import SensitivityOptions
 
@@ -88,7 +88,7 @@ def _sensitivities(given: Given, bench: "Bench", announce: Announce, watch: "Ste
     options = given[SensitivityOptions]
     return sensitivities_of(
         bench,
-        Variants(bench.model, given[Selection]),
+        Variants(bench.model, given[Selection], Factoring(decomposition=options.decomposition)),
         Cache(options.cache),
         energies=given.values["energies"] or ENERGIES,
         finetune_steps=options.finetune_steps,

@@ -11,7 +11,7 @@ import torch
 
 from tests.support.schemas import BOUNDED
 from tests.support.shell import error_of, run
-from tests.support.tasks import Deep, classes, write_data, write_trained
+from tests.support.tasks import Deep, TwoConvolutions, classes, write_data, write_trained
 
 DATA = ("--model", "tests.support.tasks:Deep", "--data", "data.npz")
 FAST = (*DATA, "--max-drop", "10", "--epochs", "1", "--batch-size", "32", "--lr", "0.01")
@@ -114,3 +114,16 @@ def test_a_gate_that_fails_is_3_and_the_output_is_there(folder: Path) -> None:
 def test_bad_input_is_one_line(options: tuple[str, ...], code: int, message: str, folder: Path) -> None:
     assert message in error_of(run("compress", "dense.pt", *options, cwd=folder), code)
     assert not (folder / "dense.lrzip.pt").exists()
+
+
+def test_the_search_takes_every_decomposition(folder: Path) -> None:
+    network = ("--model", "tests.support.tasks:TwoConvolutions", "--data", "data.npz", "--decomposition", "tucker")
+    write_trained(folder, TwoConvolutions)
+    bound = ("--max-drop", "40", "--epochs", "1", "--batch-size", "32", "--lr", "0.01", "--save-plan", "plan.json")
+    document = json.loads(run("compress", "dense.pt", *network, *bound, "--json", cwd=folder).stdout)
+    jsonschema.validate(document, BOUNDED)
+    planned = {layer["name"]: layer for layer in json.loads((folder / "plan.json").read_text())["layers"]}
+    assert planned["conv2"]["decomposition"] == "tucker"
+    smallest = min((one for one in document["search"]["tried"] if one["within"]), key=lambda one: one["parameters"])
+    assert smallest["ranks"]["conv2"] == planned["conv2"]["ranks"]
+    assert len(planned["conv2"]["ranks"]) == 2

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.schemas import ANALYZE
 from tests.support.shell import error_of, run
-from tests.support.tasks import classes, write_compressed, write_data, write_trained
+from tests.support.tasks import TwoConvolutions, classes, write_compressed, write_data, write_trained
 
 DATA = ("--model", "tests.support.tasks:Classifier", "--data", "data.npz")
 
@@ -92,3 +92,16 @@ def test_sensitivities_as_table_json_and_picture(folder: Path, tmp_path: Path) -
 )
 def test_bad_input_is_one_line(options: tuple[str, ...], code: int, message: str, folder: Path) -> None:
     assert message in error_of(run("analyze", "dense.pt", *options, cwd=folder), code)
+
+
+def test_sensitivities_take_every_decomposition(folder: Path, tmp_path: Path) -> None:
+    write_trained(tmp_path, TwoConvolutions)
+    options = ("--sensitivity", "--energy", "0.9", "--decomposition", "tucker", "--model")
+    network = (tmp_path / "dense.pt", "--data", "data.npz", *options, "tests.support.tasks:TwoConvolutions")
+    document = json.loads(run("analyze", *network, "--json", cwd=folder).stdout)
+    jsonschema.validate(document, ANALYZE)
+    ranks = {item["name"]: item["rank"] for item in document["sensitivity"]["layers"]}
+    assert [len(ranks[name]) for name in ("conv1", "conv2")] == [2, 2]
+    assert isinstance(ranks["fc"], int)
+    wrong = ("analyze", "dense.pt", *DATA, "--sensitivity", "--decomposition", "cp")
+    assert "`--decomposition` must be one of svd, tucker" in error_of(run(*wrong, cwd=folder), 2)

@@ -36,6 +36,9 @@ COSTS_AT = {"type": "object", "additionalProperties": strict(("latency",), **COS
 
 SCORES = {"type": "object", "additionalProperties": OPTIONAL}
 SPREAD = strict(values=listed(OPTIONAL), mean=OPTIONAL, std=OPTIONAL, ci95=OPTIONAL)
+ONE_OR_SEVERAL = {"anyOf": [COUNT, COUNTS]}
+"""The ranks of a layer: one is an integer, several are a list."""
+
 SENSITIVITY = strict(
     metric=TEXT,
     baseline=SCORES,
@@ -45,7 +48,7 @@ SENSITIVITY = strict(
         strict(
             name=TEXT,
             energy=NUMBER,
-            rank=COUNT,
+            rank=ONE_OR_SEVERAL,
             parameters_before=COUNT,
             parameters_after=COUNT,
             frobenius_norm=NUMBER,
@@ -232,7 +235,7 @@ FINETUNE = strict(
 )
 
 
-RANKS = {"type": "object", "additionalProperties": COUNT}
+RANKS = {"type": "object", "additionalProperties": ONE_OR_SEVERAL}
 TRIED = strict(
     what={"type": "object"},
     parameters=COUNT,
