@@ -197,7 +197,7 @@ def _saving(candidates: Sequence[Candidate], ranks: Mapping[str, tuple[int, ...]
         if candidate.saves(ranks[candidate.layer.name])
     ]
     return [
-        Factorize(
+        Factorize.of(
             layer,
             _DECOMPOSITIONS.name_for(layer),
             rank,

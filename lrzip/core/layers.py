@@ -95,6 +95,22 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Group:
+    """The layers that one decision covers, because they share a dimension; usually a single one.
+
+    Attributes:
+        layers: The layers, in the order in which they run.
+    """
+
+    layers: tuple[Layer, ...]
+
+    @property
+    def name(self) -> str:
+        """Names of the layers, joined by plus signs."""
+        return "+".join(layer.name for layer in self.layers)
+
+
+@dataclass(frozen=True)
 class Keep:
     """A tensor or layer that is left unchanged.
 

@@ -1,98 +1,162 @@
-"""The plan: which layer is factorized how, which stays whole and why, and exactly what will be written."""
+"""The plan: which layers are factorized how, which are left unchanged and why, and exactly what will be written."""
 
 import hashlib
 import json
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from pathlib import Path
 from typing import Any
 
-from lrzip.core.errors import PlanMismatch
 from lrzip.core.kinds import Kind
-from lrzip.core.layers import FACTORIZABLE_DTYPES, Keep, Layer, TensorSpec
+from lrzip.core.layers import FACTORIZABLE_DTYPES, Group, Keep, Layer, TensorSpec
 from lrzip.core.stored import Stored
-from lrzip.core.structure import Leaf, Select, Structure, bias_name, join, leaves, parameters, stages
+from lrzip.core.structure import Leaf, Select, Structure, bias_name, join, leaves, parameters, stages, tensor_names
 
 SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Factorize:
-    """The decision to replace a layer.
+class Replacement:
+    """One layer of a decision, and what replaces it.
 
     Attributes:
         layer: The layer.
-        decomposition: Its registered name.
-        ranks: One rank, or as many as the decomposition has.
-        structure: What replaces the layer, from the decomposition's blueprint.
-        dtype: Of the stored factors.
-        predicted_loss: By the objective, where singular values were looked at.
+        structure: What replaces it, from the decomposition's blueprint; a single stage is the layer in another size.
+        others: Other tensors of the group, such as a bias, that get another shape under their own names, each as it
+            is and as it will be.
     """
 
     layer: Layer
+    structure: Structure
+    others: tuple[tuple[TensorSpec, TensorSpec], ...] = ()
+
+    def weights(self, dtype: str) -> tuple[TensorSpec, ...]:
+        """Return the tensors that are written in place of the layer's weight."""
+        return tuple(self._spec(path, leaf, dtype) for path, leaf in leaves(self.structure))
+
+    def _spec(self, path: str, leaf: Leaf, dtype: str) -> TensorSpec:
+        if isinstance(leaf, Select):
+            return TensorSpec(self.layer.key(join(path, "index")), (leaf.count,), "int64", 8 * leaf.count)
+        name = self.layer.key(join(path, "weight")) if path else self.layer.weight.name
+        return TensorSpec(name, leaf.shape, dtype, FACTORIZABLE_DTYPES[dtype] * prod(leaf.shape))
+
+    def stored(self, module: str, dtype: str) -> Stored:
+        """Return the structure as it is stored under the path of a module."""
+        pairs = zip(tensor_names(self.structure), self.weights(dtype), strict=True)
+        specs = tuple(spec.renamed(join(module, name)) for name, spec in pairs)
+        return Stored(module, self.structure, specs, self.layer.bias, self.layer.stage)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the layer as plan files have it."""
+        layer = self.layer
+        shape = list(layer.weight.shape)
+        return {"name": layer.name, "tensor": layer.weight.name, "kind": str(layer.kind), "shape": shape}
+
+
+@dataclass(frozen=True)
+class Factorize:
+    """The decision to replace the layers of a group, usually a single layer.
+
+    Attributes:
+        replacements: The layers, each with what replaces it.
+        decomposition: Registered name of the decomposition.
+        ranks: One list of ranks for the group, as many as the decomposition has.
+        dtype: Dtype of the stored factors.
+        predicted_loss: Loss that the objective predicts, where spectra were computed.
+    """
+
+    replacements: tuple[Replacement, ...]
     decomposition: str
     ranks: tuple[int, ...]
-    structure: Structure
     dtype: str
     predicted_loss: float | None = field(default=None, compare=False)
 
+    @classmethod
+    def of(
+        cls, layer: Layer, decomposition: str, ranks: tuple[int, ...], structure: Structure, dtype: str
+    ) -> "Factorize":
+        """Return the decision to replace a single layer."""
+        return cls((Replacement(layer, structure),), decomposition, ranks, dtype)
+
+    @property
+    def group(self) -> Group:
+        """The layers that are replaced."""
+        return Group(tuple(replacement.layer for replacement in self.replacements))
+
+    @property
+    def layer(self) -> Layer:
+        """The layer, or the first one of the group."""
+        return self.replacements[0].layer
+
+    @property
+    def structure(self) -> Structure:
+        """What replaces the layer, or the first one of the group."""
+        return self.replacements[0].structure
+
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The weights that are written in place of the layer's."""
-        return tuple(self._output(path, leaf) for path, leaf in leaves(self.structure))
-
-    def _output(self, path: str, leaf: Leaf) -> TensorSpec:
-        if isinstance(leaf, Select):
-            return TensorSpec(self.layer.key(join(path, "index")), (leaf.count,), "int64", 8 * leaf.count)
-        nbytes = FACTORIZABLE_DTYPES[self.dtype] * prod(leaf.shape)
-        return TensorSpec(self.layer.key(join(path, "weight")), leaf.shape, self.dtype, nbytes)
+        """The tensors that are written in place of the weights of the layers."""
+        return tuple(spec for replacement in self.replacements for spec in replacement.weights(self.dtype))
 
     def stored(self, module: str) -> Stored:
-        """Return the structure as it is stored under the path of a module."""
-        names = (spec.name.removeprefix(self.layer.module).removeprefix(".") for spec in self.outputs)
-        specs = tuple(spec.renamed(join(module, name)) for spec, name in zip(self.outputs, names, strict=True))
-        return Stored(module, self.structure, specs, self.layer.bias, self.layer.stage)
+        """Return the structure of the (first) layer as it is stored under the path of a module."""
+        return self.replacements[0].stored(module, self.dtype)
 
     @property
     def parameters_before(self) -> int:
-        """Elements of the layer's weight; the bias is the same before and after."""
-        return self.layer.weight.numel
+        """Number of elements of the tensors that are replaced."""
+        return sum(before.numel for before in self._replaced())
 
     @property
     def parameters_after(self) -> int:
-        """Elements of the weights of the chain."""
-        return parameters(self.structure)
+        """Number of elements of the floating-point tensors that replace them."""
+        others = sum(after.numel for replacement in self.replacements for _, after in replacement.others)
+        return others + sum(parameters(replacement.structure) for replacement in self.replacements)
+
+    @property
+    def nbytes_saved(self) -> int:
+        """Bytes of tensor data that the replacement saves."""
+        others = sum(after.nbytes for replacement in self.replacements for _, after in replacement.others)
+        return sum(before.nbytes for before in self._replaced()) - sum(spec.nbytes for spec in self.outputs) - others
+
+    def _replaced(self) -> list[TensorSpec]:
+        """Return the tensors that others take the places of."""
+        others = [before for replacement in self.replacements for before, _ in replacement.others]
+        return [replacement.layer.weight for replacement in self.replacements] + others
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the decision as the plan file has it."""
+        """Return the decision as plan files have it."""
+        members = [replacement.to_dict() for replacement in self.replacements]
         predicted = {} if self.predicted_loss is None else {"predicted_loss": self.predicted_loss}
-        return {
-            "name": self.layer.name,
-            "tensor": self.layer.weight.name,
-            "kind": str(self.layer.kind),
-            "shape": list(self.layer.weight.shape),
-            "decomposition": self.decomposition,
-            "ranks": list(self.ranks),
-            "dtype": self.dtype,
-            "stages": [list(stage.shape) for stage in stages(self.structure)],
-            "parameters_before": self.parameters_before,
-            "parameters_after": self.parameters_after,
-        } | predicted
+        structures = [replacement.structure for replacement in self.replacements]
+        return (
+            members[0]
+            | {"name": self.group.name}
+            | ({"layers": members} if len(members) > 1 else {})
+            | {
+                "decomposition": self.decomposition,
+                "ranks": list(self.ranks),
+                "dtype": self.dtype,
+                "stages": [list(stage.shape) for structure in structures for stage in stages(structure)],
+                "parameters_before": self.parameters_before,
+                "parameters_after": self.parameters_after,
+            }
+            | predicted
+        )
 
 
 @dataclass(frozen=True)
 class BudgetUse:
-    """What became of a budget.
+    """How a budget was used.
 
     Attributes:
         unit: `params`, `nbytes`, `macs` or `latency`, in nanoseconds.
-        whole: Of the checkpoint as it is.
+        whole: Amount of the dense checkpoint.
         limit: The budget.
-        used: What the plan comes to, with all that stays whole.
-        objective: What was made small.
-        predicted_loss: What that comes to, over the layers that the budget is for.
-        bound: No plan within the budget has less.
+        used: Amount of the compressed checkpoint, including all that is left unchanged.
+        objective: Name of the objective that was minimized.
+        predicted_loss: Its value over the layers that the budget covers.
+        bound: Lower bound on that value for every plan within the budget.
     """
 
     unit: str
@@ -104,7 +168,7 @@ class BudgetUse:
     bound: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the budget as plan files and `--json` have it."""
+        """Return the budget as plan files and JSON documents have it."""
         return {
             "unit": self.unit,
             "whole": self.whole,
@@ -122,9 +186,9 @@ class Entry:
     """One tensor of an output file.
 
     Attributes:
-        spec: What is written.
-        origin: The tensor of the source in whose place it stands.
-        copied: Whether its bytes are those of `origin`; else they are computed.
+        spec: The tensor that is written.
+        origin: Name of the tensor of the source in whose place it stands.
+        copied: Whether its bytes are those of `origin`; otherwise they are computed.
         kind: Kind of the layer that the tensor is a weight of a structure for.
         structure: The structure, if its tensors are computed.
     """
@@ -142,10 +206,10 @@ class Plan:
 
     Attributes:
         factorize: Layers to be replaced.
-        keep: All other tensors, each with its reason.
-        source: Path of the checkpoint, for people.
-        fingerprint: Of the names, shapes and dtypes of the checkpoint's tensors.
-        budget: What became of it, if one decided.
+        keep: All other tensors, each with the reason.
+        source: Path of the checkpoint, for messages.
+        fingerprint: Digest of the names, shapes and dtypes of the checkpoint's tensors.
+        budget: How the budget was used, if there is one.
     """
 
     factorize: tuple[Factorize, ...]
@@ -156,34 +220,42 @@ class Plan:
 
     @property
     def parameters_saved(self) -> int:
-        """Elements that all replacements together do away with."""
+        """Number of elements that all replacements together save."""
         return sum(decision.parameters_before - decision.parameters_after for decision in self.factorize)
 
     @property
     def nbytes_saved(self) -> int:
-        """Bytes of tensor data that all replacements together do away with."""
-        after = sum(spec.nbytes for decision in self.factorize for spec in decision.outputs)
-        return sum(decision.layer.weight.nbytes for decision in self.factorize) - after
+        """Bytes of tensor data that all replacements together save."""
+        return sum(decision.nbytes_saved for decision in self.factorize)
 
     def layout(self, tensors: Mapping[str, TensorSpec], changed: Container[str] = ()) -> tuple[Entry, ...]:
-        """Return every tensor of the output: chains in the places of weights, biases renamed to the last stage.
+        """Return every tensor of the output, in the order of the source.
+
+        The tensors of a structure stand in the place of the weight, and the bias is renamed to that of its last stage.
 
         Args:
-            tensors: Of the source.
-            changed: Names of those, beside the weights of chains, that will have other values.
+            tensors: Tensors of the source.
+            changed: Names of other tensors that get new values.
         """
-        weights = {decision.layer.weight.name: decision for decision in self.factorize}
-        biases = {
-            decision.layer.bias.name: decision.layer.key(bias_name(decision.structure))
+        replaced = {
+            replacement.layer.weight.name: (replacement, decision.dtype)
             for decision in self.factorize
-            if decision.layer.bias
+            for replacement in decision.replacements
         }
+        biases = {
+            replacement.layer.bias.name: replacement.layer.key(bias_name(replacement.structure))
+            for replacement, _ in replaced.values()
+            if replacement.layer.bias
+        }
+        resized = {before.name: after for replacement, _ in replaced.values() for before, after in replacement.others}
         entries: list[Entry] = []
         for name, spec in tensors.items():
-            if name in weights:
-                decision = weights[name]
-                kind, structure = decision.layer.kind, decision.structure
-                entries += [Entry(output, name, False, kind, structure) for output in decision.outputs]
+            if name in replaced:
+                replacement, dtype = replaced[name]
+                kind, structure = replacement.layer.kind, replacement.structure
+                entries += [Entry(output, name, False, kind, structure) for output in replacement.weights(dtype)]
+            elif name in resized:
+                entries.append(Entry(resized[name], name, copied=False))
             else:
                 entries.append(Entry(spec.renamed(biases.get(name, name)), name, copied=name not in changed))
         return tuple(entries)
@@ -202,87 +274,3 @@ def fingerprint(tensors: Mapping[str, TensorSpec]) -> str:
     """Return a digest of the names, shapes and dtypes of tensors, the same for every training run of a network."""
     listing = sorted((spec.name, spec.shape, spec.dtype) for spec in tensors.values())
     return f"sha256:{hashlib.sha256(json.dumps(listing).encode()).hexdigest()}"
-
-
-@dataclass(frozen=True)
-class PlanEntry:
-    """What a plan file says of one layer."""
-
-    decomposition: str
-    ranks: tuple[int, ...]
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class PlanFile:
-    """What counts in a plan file; the rest of it is for people.
-
-    Attributes:
-        choices: By tensor name. A layer that is taken out of the file's list stays whole.
-        kept: Names of the tensors that the file lists as kept.
-        fingerprint: Of the checkpoint it was made for, if it says.
-    """
-
-    choices: Mapping[str, PlanEntry]
-    kept: Sequence[str]
-    fingerprint: str | None
-
-    def mismatch(self, tensors: Mapping[str, TensorSpec]) -> str | None:
-        """Return the first thing in which the checkpoint is not the one the plan was made for."""
-        for name, choice in self.choices.items():
-            if name not in tensors:
-                return f"it has no `{name}`"
-            if tensors[name].shape != choice.shape:
-                return f"`{name}` is {choice.shape} in the plan and {tensors[name].shape} in the checkpoint"
-        if self.fingerprint in (None, fingerprint(tensors)):
-            return None
-        missing = next((name for name in self.kept if name not in tensors), None)
-        return f"it has no `{missing}`" if missing else "the shapes or dtypes of tensors that the plan keeps differ"
-
-
-def read_plan(path: Path) -> PlanFile:
-    """Read a plan file.
-
-    Raises:
-        PlanMismatch: It cannot be read, or is not a plan.
-    """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise PlanMismatch(f"`{path}` is not a readable plan: {error}. Write one with `--save-plan`.") from error
-    if (
-        not isinstance(document, dict)
-        or document.get("schema") != SCHEMA
-        or not isinstance(document.get("layers"), list)
-    ):
-        raise PlanMismatch(f"`{path}` is not a plan of schema {SCHEMA}. Write one with `--save-plan`.")
-    choices: dict[str, PlanEntry] = {}
-    for index, item in enumerate(document["layers"]):
-        tensor, choice = _read_choice(item, f"`{path}`: layers[{index}]")
-        if tensor in choices:
-            raise PlanMismatch(f"`{path}` names `{tensor}` twice. Keep one of them.")
-        choices[tensor] = choice
-    kept = document.get("kept")
-    names = [item.get("tensor") for item in kept if isinstance(item, dict)] if isinstance(kept, list) else []
-    source = document.get("source")
-    return PlanFile(
-        choices,
-        [name for name in names if isinstance(name, str)],
-        source.get("fingerprint") if isinstance(source, dict) else None,
-    )
-
-
-def _read_choice(item: object, where: str) -> tuple[str, PlanEntry]:
-    if not isinstance(item, dict):
-        raise PlanMismatch(f"{where} is not an object.")
-    for key, kind in (("tensor", str), ("decomposition", str), ("ranks", list), ("dtype", str), ("shape", list)):
-        if not isinstance(item.get(key), kind):
-            raise PlanMismatch(f"{where} has no usable `{key}`, got {item.get(key)!r}.")
-    for key in ("ranks", "shape"):
-        if not all(type(number) is int for number in item[key]):
-            raise PlanMismatch(f"{where}: `{key}` takes whole numbers, got {item[key]}.")
-    if item["dtype"] not in FACTORIZABLE_DTYPES:
-        raise PlanMismatch(f"{where}: dtype `{item['dtype']}` is not one of {', '.join(sorted(FACTORIZABLE_DTYPES))}.")
-    choice = PlanEntry(item["decomposition"], tuple(item["ranks"]), item["dtype"], tuple(item["shape"]))
-    return item["tensor"], choice

@@ -7,7 +7,8 @@ from pathlib import Path
 from lrzip.core.errors import PlanMismatch
 from lrzip.core.layers import Keep, Layer
 from lrzip.core.options import Factoring
-from lrzip.core.plan import BudgetUse, Factorize, Plan, PlanEntry, fingerprint, read_plan
+from lrzip.core.plan import BudgetUse, Factorize, Plan, fingerprint
+from lrzip.core.plan_file import PlanEntry, read_plan
 from lrzip.decompositions import DEFAULT_DECOMPOSITION, decomposition_of
 from lrzip.formats.protocols import Source
 from lrzip.networks.architecture import Architecture
@@ -128,7 +129,7 @@ def _decide(candidate: Candidate, ranks: tuple[int, ...] | None, rule: RankRule,
 def _factorize(layer: Layer, ranks: tuple[int, ...], request: Request) -> Factorize:
     decompositions = request.decompositions
     stages, name = decompositions.of(layer).blueprint(layer, ranks), decompositions.name_for(layer)
-    return Factorize(layer, name, ranks, stages, request.dtype or layer.weight.dtype)
+    return Factorize.of(layer, name, ranks, stages, request.dtype or layer.weight.dtype)
 
 
 def _rounded(candidate: Candidate, ranks: tuple[int, ...], factoring: Factoring) -> tuple[int, ...]:
@@ -161,7 +162,7 @@ def _chosen(layer: Layer, choice: PlanEntry, request: Request, path: Path) -> Fa
             f"`{path}` gives `{layer.name}` ranks {list(choice.ranks)}, which save nothing. "
             f"Go down to {_listed(candidate.equal(candidate.break_even_rank))}, or take it out of the plan."
         )
-    return Factorize(
+    return Factorize.of(
         layer, choice.decomposition, choice.ranks, decomposition.blueprint(layer, choice.ranks), choice.dtype
     )
 

@@ -76,7 +76,8 @@ def _clock(found: NetworkProfile, decompositions: Decompositions) -> Meter:
         most = decomposition.max_ranks(layer)
         shares = dict.fromkeys(tuple(max(round(share * rank), 1) for rank in most) for share in _TIMED_SHARES)
         decisions = [
-            Factorize(layer, name, ranks, decomposition.blueprint(layer, ranks), layer.weight.dtype) for ranks in shares
+            Factorize.of(layer, name, ranks, decomposition.blueprint(layer, ranks), layer.weight.dtype)
+            for ranks in shares
         ]
         sizes = [decision.parameters_after for decision in decisions]
         times = [latency for decision in decisions if (latency := layer_latency(found, decision))]

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lrzip.core.errors import LrzipError, PlanMismatch
-from lrzip.core.plan import read_plan
+from lrzip.core.plan_file import read_plan
 from lrzip.formats.open import open_checkpoint
 from tests.support.checkpoints import BUILDERS, NETWORK_BUILDERS, state
 from tests.support.networks import Net, seeded
