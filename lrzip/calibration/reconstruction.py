@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from lrzip.core.factors import Factors, relative_difference
+from lrzip.core.factors import Factors, GroupFactors, relative_difference
 from lrzip.core.plan import Plan
 from lrzip.core.structure import bias_name, join, tensor_names
 from lrzip.networks.surgery import assemble
@@ -60,7 +60,8 @@ def reconstruct(
         steps: Number of training steps.
         seed: Seed of the order and of the augmentation.
     """
-    student = assemble(copy.deepcopy(model), plan, factors, tensors)
+    found = {name: GroupFactors((each,)) for name, each in factors.items()}
+    student = assemble(copy.deepcopy(model), plan, found, tensors)
     unlabelled = samples.unlabelled()
     task = find_task(unlabelled, probe(student, unlabelled))
     settings = Settings(steps=steps, lr=_RATE, freeze_batchnorm=True, seed=seed)

@@ -28,6 +28,6 @@ def _failed_gates(report: "Report", min_ratio: float | None, max_error: float | 
         )
     if max_error is not None and report.max_error is not None and report.max_error > max_error:
         worst = max(report.results, key=lambda result: result.error)
-        name = printable(worst.decision.layer.name)
+        name = printable(worst.decision.group.name)
         failures.append(f"Gate failed: the error of `{name}` is {worst.error:.3f}, `--max-error` allows {max_error:g}.")
     return failures

@@ -16,7 +16,7 @@ def _table(report: "Report") -> dict[str, list[str]]:
     """Return the columns of the table."""
     decisions = report.plan.factorize
     table = {
-        "layer": [decision.layer.name for decision in decisions],
+        "layer": [decision.group.name for decision in decisions],
         "kind": [str(decision.layer.kind) for decision in decisions],
         "shape": [shape_text(decision.layer.weight.shape) for decision in decisions],
         "rank": [", ".join(map(str, decision.ranks)) for decision in decisions],
@@ -31,7 +31,7 @@ def _table(report: "Report") -> dict[str, list[str]]:
     if any(error is not None for error in seen):
         table["of outputs"] = ["" if error is None else f"{error:.4f}" for error in seen]
     if report.costs:
-        costs = [report.costs.layers[decision.layer.name] for decision in decisions]
+        costs = [report.costs.layers[decision.group.name] for decision in decisions]
         table["MACs"] = [f"{cost.macs_before:,}" for cost in costs]
         table["then"] = [f"{cost.macs_after:,}" for cost in costs]
         if report.costs.latency:

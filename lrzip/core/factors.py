@@ -1,6 +1,7 @@
 """The weights that a decomposition computes for a structure, and how far they are from the layer's own."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -37,6 +38,40 @@ class Factors:
     def dense(self, replaced: Stage) -> Tensor:
         """Return the dense product, a weight in the shape of the layer's own; see `lrzip.core.merge.merge`."""
         return merge(self.structure, self.weights, replaced)
+
+
+@dataclass(frozen=True)
+class GroupFactors:
+    """Factors of all layers of a group, usually of a single one.
+
+    Attributes:
+        members: Factors of each layer, in the order of the group.
+        others: Other tensors of the group that change with them, such as biases, by name.
+    """
+
+    members: tuple[Factors, ...]
+    others: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def error(self) -> float:
+        """Largest relative error of a layer."""
+        return max(factors.error for factors in self.members)
+
+    @property
+    def method(self) -> str:
+        """Names of the algorithms that computed them."""
+        return " and ".join(dict.fromkeys(factors.method for factors in self.members))
+
+    @property
+    def excess(self) -> float | None:
+        """Largest bound on the excess error of a layer; None where one was not checked."""
+        bounds = [factors.excess for factors in self.members]
+        return max((bound for bound in bounds if bound is not None), default=None) if None not in bounds else None
+
+    @property
+    def output_error(self) -> float | None:
+        """Largest relative error of the outputs of a layer, where one is known."""
+        return max((f.output_error for f in self.members if f.output_error is not None), default=None)
 
 
 def relative_difference(weight: Tensor, other: Tensor) -> float:

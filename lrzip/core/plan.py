@@ -10,7 +10,18 @@ from typing import Any
 from lrzip.core.kinds import Kind
 from lrzip.core.layers import FACTORIZABLE_DTYPES, Group, Keep, Layer, TensorSpec
 from lrzip.core.stored import Stored
-from lrzip.core.structure import Leaf, Select, Structure, bias_name, join, leaves, parameters, stages, tensor_names
+from lrzip.core.structure import (
+    Leaf,
+    Select,
+    Stage,
+    Structure,
+    bias_name,
+    join,
+    leaves,
+    parameters,
+    stages,
+    tensor_names,
+)
 
 SCHEMA = 1
 
@@ -190,7 +201,7 @@ class Entry:
         origin: Name of the tensor of the source in whose place it stands.
         copied: Whether its bytes are those of `origin`; otherwise they are computed.
         kind: Kind of the layer that the tensor is a weight of a structure for.
-        structure: The structure, if its tensors are computed.
+        structure: The structure, if its tensors are computed; None for a layer that only gets another size.
     """
 
     spec: TensorSpec
@@ -245,7 +256,7 @@ class Plan:
         biases = {
             replacement.layer.bias.name: replacement.layer.key(bias_name(replacement.structure))
             for replacement, _ in replaced.values()
-            if replacement.layer.bias
+            if replacement.layer.bias and not isinstance(replacement.structure, Stage)
         }
         resized = {before.name: after for replacement, _ in replaced.values() for before, after in replacement.others}
         entries: list[Entry] = []
@@ -253,7 +264,8 @@ class Plan:
             if name in replaced:
                 replacement, dtype = replaced[name]
                 kind, structure = replacement.layer.kind, replacement.structure
-                entries += [Entry(output, name, False, kind, structure) for output in replacement.weights(dtype)]
+                parts = None if isinstance(structure, Stage) else structure
+                entries += [Entry(output, name, False, kind, parts) for output in replacement.weights(dtype)]
             elif name in resized:
                 entries.append(Entry(resized[name], name, copied=False))
             else:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lrzip.core.costs import Costs
-from lrzip.core.factors import Factors
+from lrzip.core.factors import GroupFactors
 from lrzip.core.plan import SCHEMA, Factorize, Plan
 
 
@@ -31,7 +31,7 @@ class LayerResult:
     output_error: float | None = None
 
     @classmethod
-    def of(cls, decision: Factorize, factors: Factors, seconds: float) -> "LayerResult":
+    def of(cls, decision: Factorize, factors: GroupFactors, seconds: float) -> "LayerResult":
         """Return the result of a decision from its factors."""
         return cls(decision, factors.error, factors.method, factors.excess, seconds, factors.output_error)
 
@@ -158,7 +158,7 @@ class Report:
             | (self.costs.to_dict() if self.costs else {}),
             "layers": [
                 _layer(decision, results.get(decision.layer.weight.name))
-                | (self.costs.layers[decision.layer.name].to_dict() if self.costs else {})
+                | (self.costs.layers[decision.group.name].to_dict() if self.costs else {})
                 for decision in self.plan.factorize
             ],
             "kept": [{"name": keep.name, "tensor": keep.tensor.name, "reason": keep.reason} for keep in self.plan.keep],

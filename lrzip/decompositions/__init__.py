@@ -1,15 +1,16 @@
-"""Ways to replace a layer by a chain of smaller ones."""
+"""Decompositions: ways to replace a layer, or a group of them, by smaller operations."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
 
-from lrzip.core.factors import Factors
-from lrzip.core.layers import Layer
+from lrzip.core.factors import Factors, GroupFactors
+from lrzip.core.layers import Group, Layer
 from lrzip.core.moments import Moments
+from lrzip.core.plan import Replacement
 from lrzip.core.registry import Registry
 from lrzip.core.spectrum import Spectrum
 from lrzip.core.structure import Structure
@@ -20,14 +21,14 @@ DECOMPOSITIONS = Registry(
     "decomposition", {"svd": "lrzip.decompositions.svd:SVD", "tucker": "lrzip.decompositions.tucker:Tucker"}
 )
 DEFAULT_DECOMPOSITION = "svd"
-"""Takes every kind of layer."""
+"""The decomposition of layers that the one asked for does not take."""
 
 
 class Decomposition(Protocol):
-    """One way to replace a layer; `blueprint` promises the shapes that `factorize` delivers."""
+    """A way to replace a layer. `blueprint` states the shapes of what `factorize` returns."""
 
     def refuse(self, layer: Layer) -> str | None:
-        """Return why it cannot replace this layer, or None."""
+        """Return the reason why it cannot replace this layer, or None."""
         ...
 
     def max_ranks(self, layer: Layer) -> tuple[int, ...]:
@@ -35,11 +36,11 @@ class Decomposition(Protocol):
         ...
 
     def spectra(self, layer: Layer, weight: Tensor, moments: Moments | None = None) -> tuple[Spectrum, ...]:
-        """Return the spectrum of each unfolding of a weight, or of what it makes of its inputs."""
+        """Return the spectrum of each unfolding of a weight, or of its outputs for inputs with given moments."""
         ...
 
     def subspaces(self, layer: Layer, weight: Tensor, rank: int) -> tuple[Subspace, ...]:
-        """Return all singular values and the leading `rank` vectors of each unfolding, or nothing if of no use."""
+        """Return all singular values and the leading `rank` vectors of each unfolding, if `factorize` uses them."""
         ...
 
     def blueprint(self, layer: Layer, ranks: tuple[int, ...]) -> Structure:
@@ -57,20 +58,71 @@ class Decomposition(Protocol):
         subspaces: Sequence[Subspace] = (),
         moments: Moments | None = None,
     ) -> Factors:
-        """Return the chain, stored in `dtype` on the CPU, from subspaces of the same weight where there are some.
+        """Return the factors with the least error of the weight, or of the outputs if moments of the inputs are given.
 
-        It is nearest to the weight, or in what it makes of inputs where their moments are given.
+        Args:
+            layer: The layer.
+            weight: Its weight, on any device.
+            ranks: Ranks of the unfoldings.
+            dtype: Dtype of the stored factors, which are on the CPU.
+            generator: Source of randomness.
+            subspaces: What `subspaces` returned for the same weight, if it was called.
+            moments: Moments of the inputs.
+        """
+        ...
+
+
+@runtime_checkable
+class GroupDecomposition(Protocol):
+    """A way to replace several layers together, because they share a dimension.
+
+    `replacements` states the shapes that `factorize_group` returns. Single layers are refused; plans name the groups.
+    """
+
+    def refuse(self, layer: Layer) -> str:
+        """Return the reason why a single layer is not replaced."""
+        ...
+
+    def refuse_group(self, group: Group) -> str | None:
+        """Return the reason why these layers cannot be replaced together, or None."""
+        ...
+
+    def max_group_ranks(self, group: Group) -> tuple[int, ...]:
+        """Return the largest ranks of the group."""
+        ...
+
+    def replacements(self, group: Group, ranks: tuple[int, ...]) -> tuple[Replacement, ...]:
+        """Return what replaces each layer, and which other tensors get another shape, from shapes alone."""
+        ...
+
+    def factorize_group(
+        self,
+        group: Group,
+        tensors: Mapping[str, Tensor],
+        ranks: tuple[int, ...],
+        *,
+        dtype: torch.dtype,
+        generator: Generator,
+    ) -> GroupFactors:
+        """Return the factors of all layers, stored in `dtype` on the CPU.
+
+        Args:
+            group: The layers.
+            tensors: Their weights and the other tensors that get another shape, by name.
+            ranks: Ranks of the group.
+            dtype: Dtype of the stored factors.
+            generator: Source of randomness.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Decompositions:
-    """The decompositions of all layers: the one of a name for those that it takes, the default one for the rest.
+    """The decompositions of all layers: the named one for those that it takes, the default one for the rest.
 
     Attributes:
         name: Registered name.
-        solver: How factors are computed.
+        solver: Solver of the factors.
     """
 
     name: str
@@ -90,3 +142,9 @@ def decomposition_of(name: str, solver: Solver) -> Decomposition:
     """Return a registered decomposition that computes with a solver."""
     made: Decomposition = DECOMPOSITIONS[name](solver)
     return made
+
+
+def group_decomposition_of(name: str, solver: Solver) -> GroupDecomposition | None:
+    """Return a registered decomposition of groups, or None if it replaces single layers."""
+    made = DECOMPOSITIONS[name](solver)
+    return made if isinstance(made, GroupDecomposition) else None

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
@@ -46,6 +47,20 @@ class Source(Protocol):
     def read(self, name: str) -> Tensor:
         """Read one tensor."""
         ...
+
+
+@runtime_checkable
+class BiasedNodes(Protocol):
+    """Source whose layers are nodes of a graph, which hold biases that are tensors of their own."""
+
+    def bias_of(self, layer: Layer) -> TensorSpec | None:
+        """Return the bias that all nodes with the weight of a layer, and nothing else, use; None if there is none."""
+        ...
+
+
+def with_bias(source: Source, layer: Layer) -> Layer:
+    """Return a layer with its bias, also where the source lists that as a tensor of its own."""
+    return replace(layer, bias=source.bias_of(layer)) if isinstance(source, BiasedNodes) else layer
 
 
 class Checkpoint(Source, Protocol):

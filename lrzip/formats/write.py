@@ -9,10 +9,8 @@ from types import MappingProxyType
 from torch import Tensor
 
 from lrzip.core.errors import LrzipError, UnsupportedCheckpoint
-from lrzip.core.factors import Factors
-from lrzip.core.layers import Layer
-from lrzip.core.plan import Entry, Plan
-from lrzip.core.structure import tensor_names
+from lrzip.core.factors import GroupFactors
+from lrzip.core.plan import Entry, Factorize, Plan
 from lrzip.formats import FORMATS
 from lrzip.formats.outputs import output_format
 from lrzip.formats.protocols import Checkpoint, Format, Writer
@@ -24,10 +22,13 @@ class Rewriter:
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
 
-    def put(self, layer: Layer, factors: Factors) -> None:
-        """Write the structure that replaces a layer."""
-        for name, weight in zip(tensor_names(factors.structure), factors.weights, strict=True):
-            self._writer.put(layer.key(name), weight)
+    def put(self, decision: Factorize, found: GroupFactors) -> None:
+        """Write the factors that a decision puts in the place of layers."""
+        weights = [weight for factors in found.members for weight in factors.weights]
+        for spec, weight in zip(decision.outputs, weights, strict=True):
+            self._writer.put(spec.name, weight)
+        for name, tensor in found.others.items():
+            self._writer.put(name, tensor)
 
 
 @contextmanager

@@ -1,17 +1,17 @@
 """Replace modules of a live network by structures."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from lrzip.core.errors import LrzipError
-from lrzip.core.factors import Factors
+from lrzip.core.factors import GroupFactors
 from lrzip.core.kinds import ATTENTION
 from lrzip.core.plan import Plan
 from lrzip.core.stored import Stored
-from lrzip.core.structure import Chain, Reshape, Select, Stage, Structure, stages, tensor_names
+from lrzip.core.structure import Chain, Reshape, Select, Stage, Structure, bias_name, stages, tensor_names
 from lrzip.networks import modules
 from lrzip.networks.architecture import module_info
 from lrzip.networks.attention import SplitAttention
@@ -141,28 +141,25 @@ def replace_layer(model: nn.Module, stored: Stored, weights: Sequence[Tensor]) -
             inner.get_submodule(name.rpartition(".")[0]).state_dict(keep_vars=True)[name.rpartition(".")[2]].copy_(
                 value
             )
-    for parameter in _weights(inner):
-        parameter.requires_grad_(weight.requires_grad)
+    for name, parameter in inner.named_parameters():
+        parameter.requires_grad_(weight.requires_grad and not name.endswith("bias"))
     if bias is not None:
-        owner = [found for found in inner.modules() if getattr(found, "bias", None) is not None][-1]
-        owner.register_parameter("bias", bias)
+        inner.get_submodule(bias_name(stored.structure).rpartition(".")[0]).register_parameter("bias", bias)
     if not path:
         return module
     model.set_submodule(path, module)
     return model
 
 
-def _weights(module: nn.Module) -> Iterator[nn.Parameter]:
-    return (parameter for name, parameter in module.named_parameters() if not name.endswith("bias"))
-
-
-def assemble(model: nn.Module, plan: Plan, factors: Mapping[str, Factors], tensors: Mapping[str, Tensor]) -> nn.Module:
+def assemble(
+    model: nn.Module, plan: Plan, found: Mapping[str, GroupFactors], tensors: Mapping[str, Tensor]
+) -> nn.Module:
     """Replace the layers of a plan by structures, and change other tensors, in place.
 
     Args:
         model: The network.
         plan: Plan of its layers.
-        factors: Weights of each structure, by the name of the layer.
+        found: Factors of each decision, by the name of its group.
         tensors: New values of other tensors, by their name in the network.
 
     Returns:
@@ -174,9 +171,26 @@ def assemble(model: nn.Module, plan: Plan, factors: Mapping[str, Factors], tenso
             state[name].copy_(tensor)
     result = model
     for decision in plan.factorize:
-        result = replace_layer(result, decision.stored(decision.layer.path), factors[decision.layer.name].weights)
+        made = found[decision.group.name]
+        for replacement, factors in zip(decision.replacements, made.members, strict=True):
+            layer = replacement.layer
+            result = replace_layer(result, replacement.stored(layer.path, decision.dtype), factors.weights)
+        for name, tensor in made.others.items():
+            resize(result, name.removeprefix(decision.layer.module.removesuffix(decision.layer.path)), tensor)
     leave_fast_paths(result)
     return result
+
+
+def resize(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Replace a parameter or buffer of a network by a tensor of another shape."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    old = module.state_dict(keep_vars=True)[leaf]
+    value = tensor.to(old.device, old.dtype)
+    if isinstance(old, nn.Parameter):
+        module.register_parameter(leaf, nn.Parameter(value, old.requires_grad))
+    else:
+        module.register_buffer(leaf, value)
 
 
 def leave_fast_paths(model: nn.Module) -> None:

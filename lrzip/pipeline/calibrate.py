@@ -72,10 +72,13 @@ def fit_factors(
     """Return the work with the factors that a calibration fits, and the other tensors that change with them.
 
     Raises:
-        UsageError: A reconstruction is asked for, and there is no network to train.
+        UsageError: A reconstruction is asked for and there is no network to train, or the plan replaces groups.
     """
     if calibration is None:
         return work, {}
+    joint = next((decision for decision in plan.factorize if len(decision.replacements) > 1), None)
+    if joint is not None:
+        raise UsageError(f"A calibration fits layers one by one, and the plan replaces `{joint.group.name}` together.")
     decisions = {decision.layer.name: decision for decision in plan.factorize}
     fitted = calibration.fit(
         [decision.layer for decision in plan.factorize],
@@ -88,7 +91,7 @@ def fit_factors(
         raise UsageError("`reconstruct` trains a network, so it needs `model=PKG.MOD:NET` and calibration data.")
     from lrzip.calibration.reconstruction import reconstruct  # imports packages for training
 
-    factors = {decision.layer.name: found for decision, found, _ in factorize_all(plan, work, progress)}
+    factors = {decision.layer.name: found.members[0] for decision, found, _ in factorize_all(plan, work, progress)}
     steps, seed = calibration.settings.reconstruct, calibration.settings.seed
     trained = reconstruct(
         calibration.network, plan, factors, fitted.tensors, calibration.samples, steps=steps, seed=seed

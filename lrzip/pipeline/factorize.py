@@ -10,12 +10,12 @@ import torch
 from torch import Generator, Tensor
 
 from lrzip.core.errors import LrzipError
-from lrzip.core.factors import Factors
+from lrzip.core.factors import Factors, GroupFactors
 from lrzip.core.layers import Layer
 from lrzip.core.moments import Moments, Statistics
 from lrzip.core.plan import Factorize, Plan
 from lrzip.core.progress import Progress
-from lrzip.decompositions import decomposition_of
+from lrzip.decompositions import decomposition_of, group_decomposition_of
 from lrzip.formats.protocols import Source
 from lrzip.linalg.blocks.gram import is_finite
 from lrzip.linalg.svd import Solver
@@ -39,24 +39,31 @@ class Work:
     statistics: Statistics = field(default_factory=dict)
     fitted: Mapping[str, Factors] = field(default_factory=dict)
 
-    def load(self, decision: Factorize) -> Tensor:
-        """Read the weight of a layer."""
-        return read_weight(self.checkpoint, decision.layer, self.device)
+    def load(self, decision: Factorize) -> Mapping[str, Tensor]:
+        """Read the tensors that a decision replaces, by name."""
+        weights = {
+            layer.weight.name: read_weight(self.checkpoint, layer, self.device) for layer in decision.group.layers
+        }
+        resized = [before.name for replacement in decision.replacements for before, _ in replacement.others]
+        return weights | {name: self.checkpoint.read(name) for name in resized}
 
-    def factorize(self, decision: Factorize, weight: Tensor) -> tuple[Factors, float]:
-        """Return the factors of a layer, and the seconds they took."""
+    def factorize(self, decision: Factorize, tensors: Mapping[str, Tensor]) -> tuple[GroupFactors, float]:
+        """Return the factors of a decision, and the seconds they took."""
         start = perf_counter()
         layer = decision.layer
-        if layer.name in self.fitted:
-            return self.fitted[layer.name], perf_counter() - start
-        factors = self.fit(decision, weight, self.statistics.get(layer.name))
-        return factors, perf_counter() - start
+        if len(decision.replacements) > 1:
+            found = self._fit_group(decision, tensors)
+        elif layer.name in self.fitted:
+            found = GroupFactors((self.fitted[layer.name],))
+        else:
+            moments = self.statistics.get(layer.name)
+            found = GroupFactors((self.fit(decision, tensors[layer.weight.name], moments),))
+        return found, perf_counter() - start
 
     def fit(self, decision: Factorize, weight: Tensor, moments: Moments | None) -> Factors:
         """Return the factors of a weight in the place of a layer's."""
         layer = decision.layer
-        if not is_finite(weight):
-            raise LrzipError(f"`{layer.name}` contains NaN or Inf. Take it out of the plan.")
+        _check_weight(layer, weight)
         factors = decomposition_of(decision.decomposition, self.solver).factorize(
             layer,
             weight,
@@ -66,18 +73,44 @@ class Work:
             subspaces=self.scratch.take(layer.name, self.device) if self.scratch and not moments else (),
             moments=moments,
         )
-        if not isfinite(factors.error):
-            raise LrzipError(f"`{layer.name}` overflows in {decision.dtype}. Use `--dtype bfloat16` or `--skip` it.")
+        _check_error(factors.error, decision)
         return factors
 
+    def _fit_group(self, decision: Factorize, tensors: Mapping[str, Tensor]) -> GroupFactors:
+        group = decision.group
+        for layer in group.layers:
+            _check_weight(layer, tensors[layer.weight.name])
+        decomposition = group_decomposition_of(decision.decomposition, self.solver)
+        assert decomposition, "plans give groups to decompositions of groups alone"
+        found = decomposition.factorize_group(
+            group,
+            tensors,
+            decision.ranks,
+            dtype=getattr(torch, decision.dtype),
+            generator=_generator(self.seed, group.layers[0]),
+        )
+        _check_error(found.error, decision)
+        return found
 
-def factorize_all(plan: Plan, work: Work, progress: Progress) -> Iterator[tuple[Factorize, Factors, float]]:
+
+def _check_weight(layer: Layer, weight: Tensor) -> None:
+    if not is_finite(weight):
+        raise LrzipError(f"`{layer.name}` contains NaN or Inf. Take it out of the plan.")
+
+
+def _check_error(error: float, decision: Factorize) -> None:
+    if not isfinite(error):
+        name = decision.group.name
+        raise LrzipError(f"`{name}` overflows in {decision.dtype}. Use `--dtype bfloat16` or `--skip` it.")
+
+
+def factorize_all(plan: Plan, work: Work, progress: Progress) -> Iterator[tuple[Factorize, GroupFactors, float]]:
     """Pass 2: yield the factors of the layers of a plan, several in work at a time."""
     results = map_in_order(
         plan.factorize,
         work.load,
         work.factorize,
-        nbytes=lambda decision: memory_of(decision.layer),
+        nbytes=lambda decision: sum(map(memory_of, decision.group.layers)),
         device=work.device,
     )
     for index, decision in enumerate(plan.factorize):

@@ -24,9 +24,9 @@ def costs_of(found: Profile, decisions: Sequence[Factorize], *, latency: bool) -
     """
     network = found if isinstance(found, NetworkProfile) and latency else None
     layers = {
-        decision.layer.name: LayerCost(
-            found.macs_of(decision.layer),
-            found.macs_with(decision.layer, decision.structure),
+        decision.group.name: LayerCost(
+            sum(found.macs_of(layer) for layer in decision.group.layers),
+            sum(found.macs_with(each.layer, each.structure) for each in decision.replacements),
             layer_latency(network, decision) if network else None,
         )
         for decision in decisions
@@ -60,11 +60,12 @@ def keep_slow(found: Profile, plan: Plan, speedup: float) -> Plan:
 
 
 def layer_latency(found: NetworkProfile, decision: Factorize) -> Latency | None:
-    """Return how long a layer and its chain take on an input of the shape it gets; None where it does not run."""
+    """Return the latency of a layer and of its replacement; None where it does not run, and for groups."""
     shape = found.shapes.get(decision.layer.name)
-    if shape is None:
+    if shape is None or len(decision.replacements) > 1:
         return None
-    path, chain = _replacement(found.model, decision)
+    (only,) = decision.replacements
+    path, chain = replacement(only.stored(only.layer.name, decision.dtype), found.model)
     layer = found.model.get_submodule(path)
     if isinstance(layer, nn.MultiheadAttention):
         h = torch.randn(shape)
@@ -77,12 +78,10 @@ def whole_latency(found: NetworkProfile, decisions: Sequence[Factorize]) -> Late
     """Return how long the network takes, and the same with the layers of a plan replaced by chains of any weights."""
     factorized = copy.deepcopy(found.model)
     for decision in decisions:
-        if decision.layer.name in found.shapes:
-            factorized.set_submodule(*_replacement(factorized, decision))
+        for each in decision.replacements:
+            if each.layer.name in found.shapes:
+                stored = each.stored(each.layer.name, decision.dtype)
+                factorized.set_submodule(*replacement(stored, factorized))
     leave_fast_paths(factorized)
     inputs = example_inputs(found.inputs, found.inputs[0].sizes[0])
     return time_alternately(lambda: found.model(*inputs), lambda: factorized(*inputs))
-
-
-def _replacement(model: nn.Module, decision: Factorize) -> tuple[str, nn.Module]:
-    return replacement(decision.stored(decision.layer.name), model)

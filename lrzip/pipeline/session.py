@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lrzip.calibration.result import Calibration
 from lrzip.core.costs import Costs
 from lrzip.core.errors import UsageError
-from lrzip.core.factors import Factors
+from lrzip.core.factors import GroupFactors
 from lrzip.core.layers import Keep, Layer
 from lrzip.core.plan import Factorize, Plan
 from lrzip.core.report import LayerResult, Report
@@ -136,7 +136,7 @@ class Session:
         profile = self.profile
         if isinstance(target, Path):
             plan = load_plan(self.source, target, self.request, self.architecture)
-            self._calibrate([decision.layer for decision in plan.factorize])
+            self._calibrate([layer for decision in plan.factorize for layer in decision.group.layers])
         else:
             candidates = self.candidates
             plan = decide(self.source, candidates, replace(self.request, target=target), self.meter)
@@ -153,7 +153,7 @@ class Session:
         """
         return plan_with(self.source, self.layers, ranks, self.request, reason=reason)
 
-    def factors(self, plan: Plan) -> Iterator[tuple[Factorize, Factors, float]]:
+    def factors(self, plan: Plan) -> Iterator[tuple[Factorize, GroupFactors, float]]:
         """Yield each decision of a plan with its factors and the seconds they took, several computed at a time."""
         return factorize_all(plan, self._fit(plan)[0], self.setup.machine.progress)
 
@@ -173,7 +173,7 @@ class Session:
             raise UsageError(f"`{self.source.path}` holds only weights. Give `model=PKG.MOD:NET`.")
         work, changed = self._fit(plan)
         made = factorize_all(plan, work, self.setup.machine.progress)
-        return assemble(model, plan, {decision.layer.name: factors for decision, factors, _ in made}, changed)
+        return assemble(model, plan, {decision.group.name: factors for decision, factors, _ in made}, changed)
 
     def write(self, plan: Plan, destination: Path, dropped: Mapping[str, str]) -> Report:
         """Write the source with the layers of a plan replaced; return the report.
@@ -191,7 +191,7 @@ class Session:
         results: list[LayerResult] = []
         with rewrite(destination, self.checkpoint, plan, drop=list(dropped), changed=changed) as rewriter:
             for decision, factors, seconds in factorize_all(plan, work, self.setup.machine.progress):
-                rewriter.put(decision.layer, factors)
+                rewriter.put(decision, factors)
                 results.append(LayerResult.of(decision, factors, seconds))
         return self.report(plan, results, output=destination, dropped=dropped, changed=tuple(changed))
 

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from lrzip.core.costs import Costs, Latency, LayerCost
-from lrzip.core.factors import Factors
+from lrzip.core.factors import Factors, GroupFactors
 from lrzip.core.layers import Layer
 from lrzip.core.plan import Factorize, Plan
 from lrzip.core.report import CalibrationSummary, Difference, LayerResult, Report
@@ -13,7 +13,7 @@ from tests.support.candidates import DECOMPOSITIONS, linear_layer
 
 def decision(layer: Layer, rank: int) -> Factorize:
     structure = DECOMPOSITIONS.of(layer).blueprint(layer, (rank,))
-    return Factorize(layer, "svd", (rank,), structure, "float32")
+    return Factorize.of(layer, "svd", (rank,), structure, "float32")
 
 
 FIRST, SECOND, KEPT = linear_layer(30, 20, "a"), linear_layer(40, 50, "b"), linear_layer(4, 4, "c")
@@ -28,7 +28,9 @@ def results() -> tuple[LayerResult, ...]:
     first, second = PLAN.factorize
     exact = Factors(first.structure, (), error=0.25, method="gram", excess=0.0)
     calibrated = Factors(second.structure, (), error=0.5, method="lanczos", output_error=0.125)
-    return LayerResult.of(first, exact, 0.98765), LayerResult.of(second, calibrated, 0.98765)
+    return LayerResult.of(first, GroupFactors((exact,)), 0.98765), LayerResult.of(
+        second, GroupFactors((calibrated,)), 0.98765
+    )
 
 
 def test_parameters_and_ratio_follow_from_the_plan() -> None:

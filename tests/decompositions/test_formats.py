@@ -20,10 +20,10 @@ from lrzip.decompositions import DECOMPOSITIONS, DEFAULT_DECOMPOSITION
 from lrzip.formats import FORMATS
 from tests.support import graphs
 from tests.support.checkpoints import BUILDERS
-from tests.support.decompositions import registered
+from tests.support.decompositions import GROUPS, registered
 
 with registered():
-    ALL = list(DECOMPOSITIONS)
+    ALL = [name for name in DECOMPOSITIONS if name not in GROUPS]
 
 
 class Strided(nn.Module):
@@ -94,19 +94,19 @@ def from_state(path: Path) -> Tensor:
     return out
 
 
-def from_module(path: Path) -> Tensor:
-    out: Tensor = torch.load(path, weights_only=False)(X)
+def from_module(path: Path, x: Tensor = X) -> Tensor:
+    out: Tensor = torch.load(path, weights_only=False)(x)
     return out
 
 
-def from_program(path: Path) -> Tensor:
-    out: Tensor = torch.export.load(path).module()(X)
+def from_program(path: Path, x: Tensor = X) -> Tensor:
+    out: Tensor = torch.export.load(path).module()(x)
     return out
 
 
-def from_onnx(path: Path) -> Tensor:
+def from_onnx(path: Path, x: Tensor = X) -> Tensor:
     (name,) = [value.name for value in onnx.load(path, load_external_data=False).graph.input]
-    (output,) = graphs.run(path, {name: X.numpy()}).values()
+    (output,) = graphs.run(path, {name: x.numpy()}).values()
     return torch.from_numpy(output)
 
 

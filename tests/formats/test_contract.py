@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import lrzip
 from lrzip.core.errors import LrzipError, UnsupportedCheckpoint
-from lrzip.core.factors import Factors
+from lrzip.core.factors import Factors, GroupFactors
 from lrzip.core.layers import Keep, Layer
 from lrzip.core.plan import Plan
 from lrzip.decompositions import DECOMPOSITIONS, DEFAULT_DECOMPOSITION
@@ -327,7 +327,7 @@ def test_a_crash_while_writing_leaves_nothing(case: Case, tmp_path: Path) -> Non
         with pytest.raises(error), rewrite(case.named("out"), source, plan) as rewriter:
             first = plan.factorize[0]
             weights = tuple(torch.zeros(spec.shape, dtype=torch.float32) for spec in first.outputs)
-            rewriter.put(first.layer, Factors(first.structure, weights, 0.0, "none"))
+            rewriter.put(first, GroupFactors((Factors(first.structure, weights, 0.0, "none"),)))
             raise KeyboardInterrupt
     assert sorted(tmp_path.rglob("*")) == listing
     assert digest(case.path) == before

@@ -20,6 +20,7 @@ _MEANINGLESS = re.compile(r"val_\d+|\d+|onnx::\w+|_?v_?\d+|const\w*?_?\d+|/?Cons
 _QUANTIZED = re.compile(r"ConvInteger|MatMulInteger|QLinear\w+|QuantizeLinear|DequantizeLinear|DynamicQuantizeLinear")
 _RECURRENT = ("LSTM", "GRU", "RNN")
 _WEIGHT_INPUT = 1
+_BIAS_INPUT = 2
 
 
 def graphs_of(model: ir.Model, *, functions: bool = False) -> Sequence[ir.Graph]:
@@ -74,6 +75,28 @@ def find_layers(constants: Mapping[str, ir.Value], taken: set[str]) -> Sequence[
         multiple = _CHANNEL_BLOCK if kind.is_convolution else 1
         found.append(Layer(label, label, kind, spec, None, groups, multiple))
     return found
+
+
+def find_bias(constants: Mapping[str, ir.Value], weight: str) -> str | None:
+    """Return the name of the constant that is added to all products with a weight, and used for nothing else.
+
+    It is the third input of Conv and Gemm, or what an Add behind a MatMul adds.
+    """
+    names = {id(value): name for name, value in constants.items()}
+    found = {_added_to(usage.node) for usage in constants[weight].uses()}
+    (added,) = found if len(found) == 1 else (None,)
+    if added is None or id(added) not in names or len(tensor_of(added).shape) != 1:
+        return None
+    return names[id(added)] if len(added.uses()) == len(constants[weight].uses()) else None
+
+
+def _added_to(node: ir.Node) -> ir.Value | None:
+    if node.op_type != "MatMul":
+        return node.inputs[_BIAS_INPUT] if len(node.inputs) > _BIAS_INPUT else None
+    users = [usage.node for usage in node.outputs[0].uses()]
+    if len(users) != 1 or users[0].op_type != "Add":
+        return None
+    return next((value for value in users[0].inputs if value is not node.outputs[0]), None)
 
 
 def integer(node: ir.Node, name: str, default: int) -> int:

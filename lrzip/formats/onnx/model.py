@@ -20,7 +20,7 @@ from lrzip.formats import FORMATS
 from lrzip.formats.onnx.compare import compare, time
 from lrzip.formats.onnx.costs import positions_and_macs
 from lrzip.formats.onnx.data import chunks_of, external_file, spec_of
-from lrzip.formats.onnx.graph import constants_of, find_layers, graphs_of, tensor_of
+from lrzip.formats.onnx.graph import constants_of, find_bias, find_layers, graphs_of, tensor_of
 from lrzip.formats.onnx.observe import observe_model
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.inputs import InputShape
@@ -48,6 +48,8 @@ class OnnxFile:
         self._specs = {name: spec_of(name, tensor) for name, tensor in self._stored.items()}
         self._outcomes: dict[Path, Sequence[Difference] | NotCompared] = {}
         self._layers = find_layers(constants, names_of(model))
+        weights = [item.weight.name for item in self._layers if isinstance(item, Layer)]
+        self._biases = {weight: find_bias(constants, weight) for weight in weights}
 
     def tensors(self) -> Mapping[str, TensorSpec]:
         """Return the specs of the initializers of all graphs and of floating-point Constant nodes, in file order."""
@@ -58,6 +60,11 @@ class OnnxFile:
         if architecture:
             raise UsageError(f"`{self.path}` states itself which layers it has. Leave out `--model`.")
         return self._layers
+
+    def bias_of(self, layer: Layer) -> TensorSpec | None:
+        """Return the bias that all nodes with the weight of a layer, and nothing else, use; None if there is none."""
+        name = self._biases[layer.weight.name]
+        return self._specs[name] if name else None
 
     def read(self, name: str) -> Tensor:
         """Read one tensor."""

@@ -72,21 +72,21 @@ class OnnxWriter:
         self._layers = {item.weight.name: item for item in source.layers() if isinstance(item, Layer)}
         self._tensors: dict[str, list[ir.TensorProtocol]] = {}
         for entry in self._entries.values():
-            weight = self._layers[entry.origin].weight
-            if entry.spec.dtype != weight.dtype and entry.spec.is_floating_point:
+            dtype = source.tensors()[entry.origin].dtype
+            if entry.spec.dtype != dtype and entry.spec.is_floating_point:
                 raise LrzipError(
-                    f"`{weight.name}` is {weight.dtype}, and so are the inputs of its nodes. Leave out `--dtype`."
+                    f"`{entry.origin}` is {dtype}, and so are the inputs of its nodes. Leave out `--dtype`."
                 )
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Write one computed tensor."""
-        origin = self._entries[name].origin
-        layer, weight = self._layers[origin], self._constants[origin]
-        is_transposed = layer.kind.is_stored_transposed and tensor.dim() > 1
-        stored = tensor.mT if is_transposed else tensor
-        dtype = tensor_of(weight).dtype if tensor.is_floating_point() else ir.DataType.INT64
-        spec = TensorSpec(name, tuple(stored.shape), self._entries[name].spec.dtype, stored.nbytes)
-        self._tensors.setdefault(origin, []).append(self._stored(spec, dtype, tensor_bytes(stored)))
+        entry = self._entries[name]
+        # Stages are linear layers with weights (out, in) also where the nodes of the layer take (in, out).
+        is_transposed = entry.structure is not None and self._layers[entry.origin].kind.is_stored_transposed
+        stored = tensor.mT if is_transposed and tensor.dim() > 1 else tensor
+        dtype = tensor_of(self._constants[entry.origin]).dtype if tensor.is_floating_point() else ir.DataType.INT64
+        spec = TensorSpec(name, tuple(stored.shape), entry.spec.dtype, stored.nbytes)
+        self._tensors.setdefault(entry.origin, []).append(self._stored(spec, dtype, tensor_bytes(stored)))
 
     def finish(self) -> bytes:
         """Replace the nodes of layers, copy the external data that is still used, and return the serialized model.
@@ -98,6 +98,8 @@ class OnnxWriter:
             structures = {entry.origin: entry.structure for entry in self._entries.values() if entry.structure}
             for origin, structure in structures.items():
                 self._replace(self._constants[origin], structure, self._tensors[origin])
+            for origin in self._tensors.keys() - structures.keys():
+                self._resize(self._constants[origin], *self._tensors[origin])
             if self._data:
                 self._move_all()
             return bytes(ir.to_proto(self._model).SerializeToString(deterministic=True))
@@ -141,6 +143,19 @@ class OnnxWriter:
             return tensor
         chunks = chunks_of(self._source.path, tensor)
         return self._data.append(spec_of(str(tensor.name), tensor), tensor.dtype, chunks)
+
+    def _resize(self, constant: ir.Value, tensor: ir.TensorProtocol) -> None:
+        """Give a constant another tensor, and forget the shapes of values that were inferred from it."""
+        producer = constant.producer()
+        if producer is not None:
+            producer.attributes["value"] = ir.AttrTensor("value", tensor)
+        else:
+            constant.const_value, constant.shape = tensor, ir.Shape(tensor.shape.numpy())
+        outputs = {id(value) for graph in graphs_of(self._model) for value in graph.outputs}
+        for node in nodes_of(self._model):
+            for value in node.outputs:
+                if id(value) not in outputs:
+                    value.shape = None
 
     def _replace(self, weight: ir.Value, structure: Structure, tensors: Sequence[ir.TensorProtocol]) -> None:
         """Put the nodes of a structure in the place of each node that uses a weight."""

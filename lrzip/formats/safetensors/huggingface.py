@@ -177,6 +177,12 @@ def _chains(source: HuggingFaceFolder, layout: Sequence[Entry]) -> dict[str, Kin
     carried = {_key(module, "0.weight"): (module, layer.kind) for module, layer in (source.dense_layers or {}).items()}
     chains: dict[str, Kind] = {}
     for entry in layout:
+        before = source.tensors()[entry.origin]
+        if entry.spec.name == entry.origin and entry.spec.shape != before.shape:
+            raise LrzipError(
+                f"`{entry.origin}` would get another size than `{_CONFIG}` gives it. Write another format, or take it "
+                "out of the plan."
+            )
         if entry.structure is not None and not _is_low_rank_pair(entry.structure):
             raise LrzipError(
                 f"`{entry.origin.removesuffix('.weight')}` has more than two factors, or a kernel in the second, which "

@@ -6,12 +6,13 @@ Their weights are read without executing anything. With trust the module itself 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from lrzip.core.errors import LrzipError, UnsupportedCheckpoint, UntrustedFile, one_line
+from lrzip.core.errors import UnsupportedCheckpoint, UntrustedFile, one_line
 from lrzip.core.kinds import Kind
 from lrzip.core.layers import Keep, Layer
 from lrzip.core.plan import Entry
@@ -28,7 +29,7 @@ from lrzip.formats.torch.state_dict import save_to
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.build import importable
 from lrzip.networks.recognition import find_layers
-from lrzip.networks.surgery import leave_fast_paths, replace_layer
+from lrzip.networks.surgery import leave_fast_paths, replace_layer, resize
 
 
 class ModuleFile(PickledFile):
@@ -141,19 +142,26 @@ def _rewritten(source: ModuleFile, layout: Sequence[Entry], computed: Mapping[st
     for entry in layout:
         if not entry.copied:
             parts.setdefault(entry.origin, []).append(entry)
+    resized: dict[str, Tensor] = {}
     for name, entries in parts.items():
-        if name in renamed or [entry.spec.name for entry in entries] == [name]:
-            own[name].copy_(computed[entries[0].spec.name])
+        structure, value = entries[0].structure, computed[entries[0].spec.name]
+        if structure is None and own[name].shape == value.shape:
+            own[name].copy_(value)
             continue
-        structure = entries[0].structure
-        if name not in layers or structure is None:
+        if [entry.spec.name for entry in entries] == [name] and name not in layers:
+            resized[name] = value
+            continue
+        if name not in layers:
             raise LrzipError(
                 f"`{name}` is not a layer that factors can replace in a module. Write it with `-o weights.pt`."
             )
         layer = layers[name]
-        bias = layer.bias if layer.bias and layer.bias.name in renamed else None
-        stored = Stored(layer.module, structure, tuple(entry.spec for entry in entries), bias, layer.stage)
+        bias = layer.bias if layer.bias and (structure is None or layer.bias.name in renamed) else None
+        parts_of = structure or replace(layer.stage, shape=tuple(value.shape))
+        stored = Stored(layer.module, parts_of, tuple(entry.spec for entry in entries), bias, layer.stage)
         result = replace_layer(result, stored, [computed[entry.spec.name] for entry in entries])
+    for name, value in resized.items():
+        resize(result, name, value)
     leave_fast_paths(result)
     return result
 

@@ -11,10 +11,12 @@ from typing import IO, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._guards import detect_fake_mode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, OutputSpec, TensorArgument
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule, Node, map_arg
 
+from lrzip.core.errors import LrzipError, one_line
 from lrzip.core.layers import ROOT, Keep, Layer, TensorSpec
 from lrzip.core.plan import Entry
 from lrzip.core.structure import Structure, parents_of_parts
@@ -84,7 +86,9 @@ def rewrite(program: ExportedProgram, layout: Sequence[Entry], computed: Mapping
             continue
         (entry,) = entries
         graph.rename(origin, entry.spec.name)
-        state[entry.spec.name] = old if entry.copied else _alike(computed[entry.spec.name], old)
+        value = state[entry.spec.name] = old if entry.copied else _alike(computed[entry.spec.name], old)
+        if value.shape != old.shape:
+            graph.resize(entry.spec.name, value)
     return graph.program({entry.spec.name: state[entry.spec.name] for entry in layout})
 
 
@@ -156,6 +160,7 @@ class _Graph:
             if spec.kind is InputKind.PARAMETER and isinstance(spec.arg, TensorArgument)
         }
         self._results: dict[str, str] = {}
+        self._is_resized = False
         self._changed = {spec.target for spec in program.graph_signature.output_specs if spec.target}
 
     def obstacle(self, name: str) -> str | None:
@@ -211,8 +216,34 @@ class _Graph:
             if spec.target == name:
                 spec.target = to
 
+    def resize(self, name: str, value: Tensor) -> None:
+        """Give a tensor the shape of another one."""
+        place = next(spec.arg.name for spec in self._specs if spec.target == name)
+        node = next(node for node in self._module.graph.nodes if node.name == place)
+        node.meta["val"] = node.meta["val"].fake_mode.from_tensor(value, static_shapes=True)
+        self._is_resized = True
+
+    def _infer_shapes(self) -> None:
+        """Compute the shapes of all values again."""
+        nodes = [node for node in self._module.graph.nodes if "val" in node.meta]
+        mode = detect_fake_mode([node.meta["val"] for node in nodes])
+        assert mode, "programs have parameters with shapes"
+        for node in nodes:
+            if node.op == "call_function":
+                args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda argument: argument.meta["val"])
+                try:
+                    with mode, torch.no_grad():
+                        node.meta["val"] = node.target(*args, **kwargs)
+                except Exception as error:
+                    raise LrzipError(
+                        f"`{node.target}` in the program takes no other sizes: {one_line(error)}. Take the layers that "
+                        "get smaller out of the plan."
+                    ) from error
+
     def program(self, state: Mapping[str, Tensor]) -> ExportedProgram:
         """Return the program of this graph, which torch verifies."""
+        if self._is_resized:
+            self._infer_shapes()
         self._module.graph.lint()
         self._module.recompile()
         old = self._program

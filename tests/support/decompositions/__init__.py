@@ -1,22 +1,25 @@
 """Decompositions that exist only to show that structures carry more than the product needs: each is one file."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lrzip.decompositions import DECOMPOSITIONS
 
-ADDED: Mapping[str, str] = {
+ADDED: dict[str, str] = {
     "spatial": "tests.support.decompositions.spatial:Spatial",
     "depthwise-sum": "tests.support.decompositions.depthwise_sum:DepthwiseSum",
+}
+GROUPS: dict[str, str] = {
+    "narrow": "tests.support.decompositions.narrow:Narrow",
 }
 
 
 @contextmanager
 def registered() -> Iterator[None]:
     """Add them to the registry."""
-    DECOMPOSITIONS._entries.update(ADDED)
+    DECOMPOSITIONS._entries.update(ADDED | GROUPS)
     try:
         yield
     finally:
-        for name in ADDED:
+        for name in (*ADDED, *GROUPS):
             del DECOMPOSITIONS._entries[name]
