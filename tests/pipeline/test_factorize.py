@@ -27,7 +27,7 @@ def test_equal_weights_of_two_layers_get_different_sketches() -> None:
     options = {"svd": "randomized", "oversample": 0, "power_iterations": 0, "tolerance": float("inf")}
     session = session_of({"a": weight, "b": weight.clone()}, **options)
     first, second = (factors for _, factors, _ in session.factors(session.plan()))
-    assert not torch.allclose(first.weights[0], second.weights[0])
+    assert not torch.allclose(first.members[0].weights[0], second.members[0].weights[0])
 
 
 def test_the_same_seed_gives_the_same_factors_whatever_the_order_of_layers() -> None:
@@ -38,7 +38,7 @@ def test_the_same_seed_gives_the_same_factors_whatever_the_order_of_layers() -> 
         session = session_of(order, svd="randomized", tolerance=float("inf"))
         found.append({decision.layer.name: factors for decision, factors, _ in session.factors(session.plan())})
     for name in weights:
-        assert torch.equal(found[0][name].weights[0], found[1][name].weights[0])
+        assert torch.equal(found[0][name].members[0].weights[0], found[1][name].members[0].weights[0])
 
 
 def test_factors_that_overflow_in_their_dtype_are_an_error() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lrzip.core.errors import UnsupportedCheckpoint, UntrustedFile, one_line
+from lrzip.core.errors import LrzipError, UnsupportedCheckpoint, UntrustedFile, one_line
 from lrzip.core.kinds import Kind
 from lrzip.core.layers import Keep, Layer
 from lrzip.core.plan import Entry
@@ -136,30 +136,28 @@ def _rewritten(source: ModuleFile, layout: Sequence[Entry], computed: Mapping[st
     result = source.load()
     own = result.state_dict()
     layers = {item.weight.name: item for item in source.layers() if isinstance(item, Layer)}
-    biases = {layer.bias.name for layer in layers.values() if layer.bias}
-    renamed = {e.origin: e.spec for e in layout if e.origin in biases and e.origin != e.spec.name}
+    kept_biases = {entry.origin for entry in layout if entry.origin == entry.spec.name}
     parts: dict[str, list[Entry]] = {}
     for entry in layout:
         if not entry.copied:
             parts.setdefault(entry.origin, []).append(entry)
     resized: dict[str, Tensor] = {}
     for name, entries in parts.items():
-        structure, value = entries[0].structure, computed[entries[0].spec.name]
-        if structure is None and own[name].shape == value.shape:
-            own[name].copy_(value)
-            continue
-        if [entry.spec.name for entry in entries] == [name] and name not in layers:
-            resized[name] = value
-            continue
-        if name not in layers:
+        structure, values = entries[0].structure, [computed[entry.spec.name] for entry in entries]
+        if structure is None and own[name].shape == values[0].shape:
+            own[name].copy_(values[0])
+        elif name in layers and (structure or entries[0].spec.name == name):
+            layer = layers[name]
+            bias = layer.bias if layer.bias and (structure is None or layer.bias.name not in kept_biases) else None
+            stage = replace(layer.stage, shape=tuple(values[0].shape))
+            specs = tuple(entry.spec for entry in entries)
+            result = replace_layer(result, Stored(layer.module, structure or stage, specs, bias, layer.stage), values)
+        elif structure is None and entries[0].spec.name == name:
+            resized[name] = values[0]
+        else:
             raise LrzipError(
                 f"`{name}` is not a layer that factors can replace in a module. Write it with `-o weights.pt`."
             )
-        layer = layers[name]
-        bias = layer.bias if layer.bias and (structure is None or layer.bias.name in renamed) else None
-        parts_of = structure or replace(layer.stage, shape=tuple(value.shape))
-        stored = Stored(layer.module, parts_of, tuple(entry.spec for entry in entries), bias, layer.stage)
-        result = replace_layer(result, stored, [computed[entry.spec.name] for entry in entries])
     for name, value in resized.items():
         resize(result, name, value)
     leave_fast_paths(result)
