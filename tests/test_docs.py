@@ -233,6 +233,16 @@ def test_links_lead_somewhere(page: str) -> None:
             assert anchor in _anchors(target), f"{page}: {link}"
 
 
+def test_files_in_code_spans_exist() -> None:
+    spans = [code for page in PAGES for code in inline_code_of(page)]
+    files = [code for code in spans if re.fullmatch(r"(lrzip|tests|samples)/[\w/]+\.py", code)]
+    rooms = [code for code in spans if re.fullmatch(r"(core|linalg|formats|networks|pipeline)/[\w/]+\.py", code)]
+    assert len(files) >= 5
+    assert len(rooms) >= 5
+    paths = [ROOT / file for file in files] + [ROOT / "lrzip" / room for room in rooms]
+    assert [str(path) for path in paths if not path.exists()] == []
+
+
 def test_every_page_is_linked_from_the_readme() -> None:
     links = re.findall(r"\]\((docs/\w+\.md)", prose_of("README.md"))
     assert {page for page in PAGES if page.startswith("docs/")} == set(links)
