@@ -61,6 +61,12 @@ def size_on_disk(path: Path, format_: str) -> int:
     return sum(file.stat().st_size for file in target.files(path))
 
 
+def usage_of(format_: str) -> str | None:
+    """Return how to load an output with factorized layers in a format, or None if nothing is needed."""
+    usage: str | None = FORMATS[format_].usage
+    return usage
+
+
 def output_format(destination: Path, default: str) -> str:
     """Return the registered name of the format that an output's suffix selects, or the default.
 

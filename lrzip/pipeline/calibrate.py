@@ -23,7 +23,7 @@ from lrzip.formats.load import load_into
 from lrzip.formats.protocols import Loadable, Observable, Source
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.matching import match_names
-from lrzip.pipeline.factorize import Work, factorize_all
+from lrzip.pipeline.factorize import Factorizer, factorize_all
 from lrzip.training.data.samples import Samples
 
 Examples = str | Path | Tensor | Samples
@@ -67,36 +67,36 @@ def check_statistics_output(settings: CalibrationSettings, source: Source, *, fo
 
 
 def fit_factors(
-    work: Work, plan: Plan, calibration: Calibration | None, progress: Progress
-) -> tuple[Work, Mapping[str, Tensor]]:
-    """Return the work with the factors that a calibration fits, and the other tensors that change with them.
+    factorizer: Factorizer, plan: Plan, calibration: Calibration | None, progress: Progress
+) -> tuple[Factorizer, Mapping[str, Tensor]]:
+    """Return the factorizer with the factors that a calibration fits, and the other tensors that change with them.
 
     Raises:
         UsageError: A reconstruction is asked for and there is no network to train, or the plan replaces groups.
     """
     if calibration is None:
-        return work, {}
+        return factorizer, {}
     joint = next((decision for decision in plan.factorize if len(decision.replacements) > 1), None)
     if joint is not None:
         raise UsageError(f"A calibration fits layers one by one, and the plan replaces `{joint.group.name}` together.")
     decisions = {decision.layer.name: decision for decision in plan.factorize}
     fitted = calibration.fit(
         [decision.layer for decision in plan.factorize],
-        lambda layer, weight, moments: work.fit(decisions[layer.name], weight, moments),
+        lambda layer, weight, moments: factorizer.fit(decisions[layer.name], weight, moments),
     )
-    work = replace(work, statistics=calibration.statistics, fitted=fitted.factors)
+    factorizer = replace(factorizer, statistics=calibration.statistics, fitted=fitted.factors)
     if not calibration.settings.reconstruct:
-        return work, fitted.tensors
+        return factorizer, fitted.tensors
     if calibration.network is None or calibration.samples is None:
         raise UsageError("`reconstruct` trains a network, so it needs `model=PKG.MOD:NET` and calibration data.")
     from lrzip.calibration.reconstruction import reconstruct  # imports packages for training
 
-    factors = {decision.layer.name: found.members[0] for decision, found, _ in factorize_all(plan, work, progress)}
+    factors = {decision.layer.name: found.members[0] for decision, found, _ in factorize_all(plan, factorizer, progress)}
     steps, seed = calibration.settings.reconstruct, calibration.settings.seed
     trained = reconstruct(
         calibration.network, plan, factors, fitted.tensors, calibration.samples, steps=steps, seed=seed
     )
-    return replace(work, fitted=trained.factors), trained.tensors
+    return replace(factorizer, fitted=trained.factors), trained.tensors
 
 
 def calibration_summary(calibration: Calibration, changed: Iterable[str]) -> CalibrationSummary:

@@ -92,7 +92,8 @@ def load_plan(source: Source, path: Path, request: Request, architecture: Archit
     mismatch = file.mismatch(source.tensors())
     if mismatch:
         raise PlanMismatch(
-            f"`{path}` does not fit `{source.path}`: {mismatch}. Make a new plan with `--dry-run --save-plan`."
+            f"`{path}` does not fit `{source.path}`: {mismatch}. "
+            "Make a new plan with `dry_run=True` and `save_plan=FILE`."
         )
     found = source.layers(architecture)
     named = {_tensor(item).name: _named_layer(item, path) for item in found if _tensor(item).name in file.choices}

@@ -1,4 +1,4 @@
-"""Pass 2: layers are read and factorized, several at a time."""
+"""Pass 2: read and factorize the layers of a plan, several at a time."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -25,13 +25,20 @@ from lrzip.pipeline.survey import memory_of, read_weight
 
 
 @dataclass(frozen=True)
-class Work:
-    """What pass 2 does for each decision: read a layer, and factorize it, by its inputs if their moments are known.
+class Factorizer:
+    """Reads and factorizes the layers of a plan.
 
-    Layers of which there are factors already, by name in `fitted`, get these.
+    Attributes:
+        source: The checkpoint or network.
+        solver: Solver of truncated SVDs.
+        scratch: Subspaces of pass 1; None if there are none.
+        device: Where to compute.
+        seed: Seed of all sketches.
+        statistics: Moments of the inputs of layers, by name; factors then minimize the error of outputs.
+        fitted: Factors that are known already, by layer name.
     """
 
-    checkpoint: Source
+    source: Source
     solver: Solver
     scratch: Scratch | None
     device: str
@@ -42,10 +49,10 @@ class Work:
     def load(self, decision: Factorize) -> Mapping[str, Tensor]:
         """Read the tensors that a decision replaces, by name."""
         weights = {
-            layer.weight.name: read_weight(self.checkpoint, layer, self.device) for layer in decision.group.layers
+            layer.weight.name: read_weight(self.source, layer, self.device) for layer in decision.group.layers
         }
         resized = [before.name for replacement in decision.replacements for before, _ in replacement.others]
-        return weights | {name: self.checkpoint.read(name) for name in resized}
+        return weights | {name: self.source.read(name) for name in resized}
 
     def factorize(self, decision: Factorize, tensors: Mapping[str, Tensor]) -> tuple[GroupFactors, float]:
         """Return the factors of a decision, and the seconds they took."""
@@ -61,7 +68,11 @@ class Work:
         return found, perf_counter() - start
 
     def fit(self, decision: Factorize, weight: Tensor, moments: Moments | None) -> Factors:
-        """Return the factors of a weight in the place of a layer's."""
+        """Return the factors of a given weight for a layer.
+
+        Raises:
+            LrzipError: The weight or its factors are not finite.
+        """
         layer = decision.layer
         _check_weight(layer, weight)
         factors = decomposition_of(decision.decomposition, self.solver).factorize(
@@ -101,17 +112,17 @@ def _check_weight(layer: Layer, weight: Tensor) -> None:
 def _check_error(error: float, decision: Factorize) -> None:
     if not isfinite(error):
         name = decision.group.name
-        raise LrzipError(f"`{name}` overflows in {decision.dtype}. Use `--dtype bfloat16` or `--skip` it.")
+        raise LrzipError(f"`{name}` overflows in {decision.dtype}. Use `dtype=bfloat16` or `skip={name}`.")
 
 
-def factorize_all(plan: Plan, work: Work, progress: Progress) -> Iterator[tuple[Factorize, GroupFactors, float]]:
-    """Pass 2: yield the factors of the layers of a plan, several in work at a time."""
+def factorize_all(plan: Plan, factorizer: Factorizer, progress: Progress) -> Iterator[tuple[Factorize, GroupFactors, float]]:
+    """Yield each decision of a plan with its factors and the seconds they took, several computed at a time."""
     results = map_in_order(
         plan.factorize,
-        work.load,
-        work.factorize,
+        factorizer.load,
+        factorizer.factorize,
         nbytes=lambda decision: sum(map(memory_of, decision.group.layers)),
-        device=work.device,
+        device=factorizer.device,
     )
     for index, decision in enumerate(plan.factorize):
         progress("factorizing", decision.layer, index, len(plan.factorize))
@@ -119,6 +130,6 @@ def factorize_all(plan: Plan, work: Work, progress: Progress) -> Iterator[tuple[
 
 
 def _generator(seed: int, layer: Layer) -> Generator:
-    """Return a source of randomness of this layer alone, so that no result depends on the order of layers."""
+    """Return a generator for one layer, so that no result depends on the order of layers."""
     digest = hashlib.sha256(f"{seed}:{layer.weight.name}".encode()).digest()
     return Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))

@@ -1,4 +1,4 @@
-"""What a budget counts."""
+"""Meters: count the parameters, bytes, multiply-accumulates or nanoseconds that a budget limits."""
 
 from collections.abc import Iterable
 from itertools import accumulate
@@ -12,11 +12,11 @@ from lrzip.core.plan import Factorize
 from lrzip.core.structure import Structure, parameters
 from lrzip.decompositions import Decompositions
 from lrzip.networks.weights import is_parameter
-from lrzip.pipeline.latency import layer_latency, whole_latency
+from lrzip.pipeline.latency import layer_latency, network_latency
 from lrzip.pipeline.profile import NetworkProfile, Profile
 from lrzip.ranks import Meter
 
-# Of the largest rank, at which chains are timed.
+# Shares of the largest ranks at which factors are timed.
 _TIMED_SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -26,16 +26,19 @@ def meter_of(
     decompositions: Decompositions,
     *,
     dtype: str | None = None,
-    found: Profile | None = None,
+    profile: Profile | None = None,
 ) -> Meter:
-    """Return what counts the parameters, the bytes of tensors or the multiply-accumulates of a checkpoint.
+    """Return the meter of a unit.
 
     Args:
-        unit: `params`, `nbytes`, `macs` or `latency`, which is measured here and now.
-        tensors: All of the checkpoint.
-        decompositions: Of the layers that are replaced.
-        dtype: Of the factors, or None for that of each layer.
-        found: A run of the network, for `macs`.
+        unit: `params`, `nbytes`, `macs`, or `latency`, which is measured on this machine.
+        tensors: All tensors of the checkpoint.
+        decompositions: Decomposition of each layer.
+        dtype: Dtype of the factors; None for that of each layer.
+        profile: A run of the network, for `macs` and `latency`.
+
+    Raises:
+        UsageError: Layers are to be timed, and there is no network.
     """
 
     def structure(layer: Layer, ranks: tuple[int, ...] | None) -> Structure:
@@ -49,25 +52,26 @@ def meter_of(
         return FACTORIZABLE_DTYPES[stored] * count(layer, ranks)
 
     def macs(layer: Layer, ranks: tuple[int, ...] | None) -> int:
-        assert found, "a run of the network is asked for before"
-        return found.macs_with(layer, structure(layer, ranks))
+        assert profile, "a unit of runs comes with a profile"
+        return profile.macs_with(layer, structure(layer, ranks))
 
     if unit == "latency":
-        if not isinstance(found, NetworkProfile):
-            raise UsageError("A budget of `latency` times layers. Give `--model PKG.MOD:NET` and `--input-shape`.")
-        return _clock(found, decompositions)
+        if not isinstance(profile, NetworkProfile):
+            raise UsageError("A budget of time measures layers. Give `model=PKG.MOD:NET` and `input_shapes=SIZES`.")
+        return _latency_meter(profile, decompositions)
     if unit == "macs":
-        assert found, "a run of the network is asked for before"
-        return Meter(found.macs, macs)
+        assert profile, "a unit of runs comes with a profile"
+        return Meter(profile.macs, macs)
     if unit == "nbytes":
         return Meter(sum(spec.nbytes for spec in tensors), nbytes)
     return Meter(sum(spec.numel for spec in tensors if is_parameter(spec)), count)
 
 
-def _clock(found: NetworkProfile, decompositions: Decompositions) -> Meter:
-    """Return what times layers, dense and at a few ranks; in between, times are interpolated, and never fall.
+def _latency_meter(profile: NetworkProfile, decompositions: Decompositions) -> Meter:
+    """Return a meter that times layers, dense and at a few ranks, and interpolates between them.
 
-    With several ranks, only equal shares of them are timed, and chains of as many parameters count as equally fast.
+    Interpolated times never decrease with the rank. With several ranks, only equal shares of them are timed, and
+    factors with the same number of parameters count as equally fast.
     """
     curves: dict[str, tuple[int, list[int], list[float]]] = {}
 
@@ -80,8 +84,8 @@ def _clock(found: NetworkProfile, decompositions: Decompositions) -> Meter:
             for ranks in shares
         ]
         sizes = [decision.parameters_after for decision in decisions]
-        times = [latency for decision in decisions if (latency := layer_latency(found, decision))]
-        if not times:  # it does not run on these inputs, so that it takes no time in any form
+        times = [latency for decision in decisions if (latency := layer_latency(profile, decision))]
+        if not times:  # a layer that does not run on these inputs takes no time
             return 0, sizes, [0.0] * len(sizes)
         dense = round(1e9 * median(latency.dense for latency in times))
         return dense, sizes, list(accumulate((1e9 * latency.factorized for latency in times), max))
@@ -95,4 +99,4 @@ def _clock(found: NetworkProfile, decompositions: Decompositions) -> Meter:
         size = parameters(decompositions.of(layer).blueprint(layer, ranks))
         return round(float(np.interp(size, sizes, times)))
 
-    return Meter(round(1e9 * whole_latency(found, ()).dense), cost, affine=False)
+    return Meter(round(1e9 * network_latency(profile, ()).dense), cost, affine=False)

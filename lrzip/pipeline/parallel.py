@@ -1,4 +1,4 @@
-"""Work on many layers at once."""
+"""Process several layers at a time, in bounded memory."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +13,7 @@ from lrzip.core.memory import return_large_blocks
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
 Result = TypeVar("Result")
-# Small items that may wait, done, for a large one before them.
+# Finished small items that may wait for a large one before them, per worker.
 _AHEAD = 8
 
 
@@ -25,18 +25,18 @@ def map_in_order(
     nbytes: Callable[[Item], int],
     device: str,
 ) -> Iterator[Result]:
-    """Yield `work(item, load(item))` for all items, in their order, with several of them in work at a time.
+    """Yield `work(item, load(item))` for all items in their order, several processed at a time.
 
-    On the CPU as many items are in work as torch has threads, each on one thread of its own: LAPACK keeps no second
-    core busy on matrices of this size, and no result depends on the number of threads. A GPU gets one item at a time.
+    On the CPU as many items are processed as torch has threads, each on one thread: LAPACK cannot use a second core
+    on matrices of this size, and no result depends on the number of threads. A GPU gets one item at a time.
 
     Args:
-        items: What to do.
-        load: Called on this thread, one item after the other, when there is room.
+        items: Items to process.
+        load: Called on this thread, in order, when there is room.
         work: Called on other threads.
-        nbytes: Of memory that an item takes. What is in work, or done and waiting for those before it, takes at most
-            as much as the largest item would on each thread.
-        device: `cpu` or another.
+        nbytes: Memory of an item in bytes. Items that are processed or wait for earlier ones take at most as much
+            memory as one largest item per thread.
+        device: `cpu` or another device.
     """
     workers = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
     return_large_blocks()

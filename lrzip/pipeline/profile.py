@@ -1,4 +1,4 @@
-"""Profile one run of a network: what its layers are applied to, and its multiply-accumulates."""
+"""Profile one run of a network: the shapes of inputs, and the multiply-accumulates."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,11 +21,11 @@ from lrzip.networks.inputs import InputShape, run
 
 @dataclass(frozen=True)
 class Site:
-    """What a layer is applied to in a run of the network.
+    """The use of a layer in a run of the network.
 
     Attributes:
-        shape: Of its (last) input.
-        positions: How often each element of its weight is multiplied.
+        shape: Shape of its (last) input.
+        positions: Number of multiplications of each element of its weight.
     """
 
     shape: tuple[int, ...]
@@ -37,8 +37,8 @@ class Profile:
     """One run of a network or program.
 
     Attributes:
-        positions: How often each element of a layer's weight is multiplied, by the layer's name.
-        macs: Multiply-accumulates of the whole: of linear layers, convolutions, attention and recurrent layers.
+        positions: Number of multiplications of each element of a layer's weight, by layer name.
+        macs: Multiply-accumulates of all linear layers, convolutions, attention and recurrent layers.
     """
 
     positions: Mapping[str, Positions]
@@ -55,12 +55,12 @@ class Profile:
 
 @dataclass(frozen=True)
 class NetworkProfile(Profile):
-    """One run of a live network, whose parts can be run again.
+    """One run of a live network, whose layers can be run again.
 
     Attributes:
         model: The network.
-        inputs: What it ran on, at the batch size given.
-        shapes: Of the (last) input of each layer, by module.
+        inputs: Shapes of its inputs, with the given batch size.
+        shapes: Shape of the (last) input of each layer, by layer name.
     """
 
     model: nn.Module
@@ -71,16 +71,16 @@ class NetworkProfile(Profile):
 def profile_of(
     checkpoint: Source, model: nn.Module | None, input_shapes: Sequence[str], *, needed: bool
 ) -> Profile | None:
-    """Return what a run of the network shows, or of the program that a file holds; None where neither is known.
+    """Return the profile of a run of the network, or of the program that a checkpoint holds; None without either.
 
     Args:
-        checkpoint: The file.
+        checkpoint: The checkpoint.
         model: The network.
-        input_shapes: One for each input. A program may know them itself.
-        needed: Whether costs were asked for.
+        input_shapes: Shape of each input. Programs may store them.
+        needed: Whether costs are requested.
 
     Raises:
-        UsageError: They were, and it is not known how to run anything.
+        UsageError: Costs are requested, and there is nothing that can be run.
     """
     if model and input_shapes:
         return profile(model, input_shapes)
@@ -88,13 +88,13 @@ def profile_of(
         return _program_profile(checkpoint, input_shapes, needed=needed or bool(input_shapes))
     if input_shapes or needed:
         raise UsageError(
-            "What a run costs can be told with both `--model PKG.MOD:NET` and `--input-shape`, or of a program."
+            "The costs of a run are known with both `model=PKG.MOD:NET` and `input_shapes=SIZES`, or of a program."
         )
     return None
 
 
 def _program_profile(checkpoint: Runnable, input_shapes: Sequence[str], *, needed: bool) -> Profile | None:
-    """Return what a run of a program shows, or None where that cannot be told and was not asked for."""
+    """Return the profile of a run of a program; None if it cannot be determined and is not needed."""
     try:
         measured = checkpoint.measure([InputShape.parse(text) for text in input_shapes])
     except LrzipError:
@@ -103,21 +103,21 @@ def _program_profile(checkpoint: Runnable, input_shapes: Sequence[str], *, neede
         return None
     if measured is None and needed:
         raise LrzipError(
-            "What a run of this program costs cannot be told: its shapes depend on values, or it is not trusted "
-            "(`--trust`), or it stores no inputs to run it on (`--input-shape`)."
+            "The costs of a run of this program cannot be determined: its shapes depend on values, or it is not "
+            "trusted (`trust=True`), or it stores no inputs to run it on (`input_shapes=SIZES`)."
         )
     return Profile(*measured) if measured else None
 
 
 def profile(model: nn.Module, shapes: Sequence[str]) -> NetworkProfile:
-    """Run a network once and see what its layers are applied to.
+    """Run a network once, and observe the inputs of its layers.
 
     Args:
-        model: In evaluation mode.
-        shapes: One for each input, as `InputShape.parse` takes them.
+        model: The network, in evaluation mode.
+        shapes: Shape of each input, in the syntax of `InputShape.parse`.
 
     Raises:
-        UsageError: A shape is none.
+        UsageError: A shape is malformed.
         LrzipError: The network does not take these shapes.
     """
     inputs = [InputShape.parse(text) for text in shapes]
@@ -167,7 +167,7 @@ def _positions(module: nn.Module, x: Tensor, output: Any) -> Positions:
 
 @contextmanager
 def _without_fast_paths() -> Iterator[None]:
-    """Keep attention from kernels whose products are not seen."""
+    """Disable fused attention, whose products are not counted."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

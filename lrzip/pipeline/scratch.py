@@ -1,4 +1,4 @@
-"""What the first pass found and the second one needs, on disk, since it may be half as large as the checkpoint."""
+"""Keep the subspaces of pass 1 for pass 2 on disk, since they may be half as large as the checkpoint."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from lrzip.linalg.blocks.subspace import Subspace
 
 @dataclass(frozen=True)
 class _Kept:
-    """A subspace without its vectors, and where in the file those are."""
+    """A subspace without its vectors, and the place of the vectors in the file."""
 
     subspace: Subspace
     start: int
@@ -27,7 +27,7 @@ class _Kept:
 
 
 class Scratch:
-    """Subspaces of layers, by name, each of which is taken out once. Safe to use from several threads."""
+    """Subspaces of layers by name, each of which is taken once. Safe to use from several threads."""
 
     def __init__(self, file: BufferedRandom, folder: Path) -> None:
         self._file = file
@@ -37,11 +37,11 @@ class Scratch:
         self._kept: dict[str, list[_Kept]] = {}
 
     def put(self, name: str, subspaces: Sequence[Subspace]) -> None:
-        """Keep the subspaces of a layer: their vectors in a file, all else in memory."""
+        """Keep the subspaces of a layer: vectors in the file, all else in memory."""
         self._kept[name] = [self._put(subspace) for subspace in subspaces]
 
     def take(self, name: str, device: str) -> tuple[Subspace, ...]:
-        """Return the subspaces of a layer, on a device, and forget them; none where none were kept."""
+        """Return the subspaces of a layer on a device, and forget them; none if none were kept."""
         return tuple(
             replace(kept.subspace, vectors=self._vectors(kept).to(device)) for kept in self._kept.pop(name, [])
         )
@@ -72,7 +72,7 @@ class Scratch:
 
 @contextmanager
 def scratch_beside(path: Path) -> Iterator[Scratch]:
-    """Yield a scratch in a nameless file in the folder of a path."""
+    """Yield a scratch in an unnamed file in the folder of a path."""
     folder = path.absolute().parent
     with TemporaryFile(prefix=".lrzip-", dir=folder) as file:
         yield Scratch(file, folder)

@@ -1,4 +1,4 @@
-"""Which layers a command is about: globs on names, and rules for some of them."""
+"""Select layers by globs on their names, and find the rule of a layer."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -13,29 +13,29 @@ Rule = TypeVar("Rule")
 def select(
     found: Sequence[Layer | Keep], *, only: Sequence[str] = (), skip: Sequence[str] = (), named: Iterable[str] = ()
 ) -> Sequence[Layer | Keep]:
-    """Return the same items with the layers that are not selected turned into kept ones.
+    """Return the same items, with the layers that are not selected kept.
 
-    A pattern matches a whole name, without wrapper prefixes, `fnmatch` style. A name in full, without wildcards, in
-    `only` or `named` also settles the doubt about a layer that would be kept for it.
+    A pattern matches the full name, without wrapper prefixes, in the style of `fnmatch`. A full name without wildcards
+    in `only` or `named` also overrides the reason to keep an ambiguous layer.
 
     Args:
         found: All items of a checkpoint.
-        only: Patterns of layers to take; empty takes all.
-        skip: Patterns of layers to leave.
+        only: Patterns of layers to factorize; all layers if it is empty.
+        skip: Patterns of layers to keep.
         named: Patterns of layers that have a rule of their own.
 
     Raises:
-        UnknownName: A pattern matches nothing, or a name in full is of something that cannot be factorized.
+        UnknownName: A pattern matches nothing, or a full name names a tensor that cannot be factorized.
     """
-    for flag, patterns in (("--only", only), ("--skip", skip), ("--layer", named)):
+    for name, patterns in (("only", only), ("skip", skip), ("layers", named)):
         for pattern in patterns:
             if not any(_matches(item, pattern) for item in found):
-                raise UnknownName(f"`{flag} {pattern}` matches no layer. Names are: {_examples(found)}.")
+                raise UnknownName(f"`{name}={pattern}` matches no layer. Names are: {_some_names(found)}.")
     return [_decide(item, only, skip, [*only, *named]) for item in found]
 
 
 def rule_for(layer: Layer, rules: Mapping[str, Rule], default: Rule) -> Rule:
-    """Return the rule of the last pattern that matches a layer, else the default."""
+    """Return the rule of the last pattern that matches a layer, or the default."""
     matching = [rule for pattern, rule in rules.items() if _matches(layer, pattern)]
     return matching[-1] if matching else default
 
@@ -58,6 +58,6 @@ def _matches(item: Layer | Keep, pattern: str) -> bool:
     return fnmatchcase(item.name, pattern)
 
 
-def _examples(found: Sequence[Layer | Keep]) -> str:
+def _some_names(found: Sequence[Layer | Keep]) -> str:
     names = [item.name for item in found if isinstance(item, Layer)] or [item.name for item in found]
     return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")

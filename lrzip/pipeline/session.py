@@ -17,10 +17,9 @@ from lrzip.core.layers import Keep, Layer
 from lrzip.core.plan import Factorize, Plan
 from lrzip.core.report import LayerResult, Report
 from lrzip.core.version import __version__
-from lrzip.formats import FORMATS
 from lrzip.formats.live import LiveSource
 from lrzip.formats.open import open_checkpoint
-from lrzip.formats.outputs import compare, output_format, size_on_disk
+from lrzip.formats.outputs import compare, output_format, size_on_disk, usage_of
 from lrzip.formats.protocols import Checkpoint, Runnable
 from lrzip.formats.write import rewrite
 from lrzip.networks.architecture import Architecture
@@ -37,7 +36,7 @@ from lrzip.pipeline.calibrate import (
     subject_of,
 )
 from lrzip.pipeline.decide import decide, load_plan, plan_with
-from lrzip.pipeline.factorize import Work, factorize_all
+from lrzip.pipeline.factorize import Factorizer, factorize_all
 from lrzip.pipeline.latency import costs_of, keep_slow
 from lrzip.pipeline.meters import meter_of
 from lrzip.pipeline.profile import Profile, profile_of
@@ -123,7 +122,7 @@ class Session:
         request, tensors = self.request, self.source.tensors().values()
         if request.unit is None:
             return None
-        return meter_of(request.unit, tensors, request.decompositions, dtype=request.dtype, found=self.profile)
+        return meter_of(request.unit, tensors, request.decompositions, dtype=request.dtype, profile=self.profile)
 
     def plan(self, target: RankRule | Path | None = None) -> Plan:
         """Return the plan for the target of the request, or for another target with the same unit.
@@ -171,8 +170,8 @@ class Session:
             model = network_of(self.source, self.setup.model, self.setup.opening)
         if model is None:
             raise UsageError(f"`{self.source.path}` holds only weights. Give `model=PKG.MOD:NET`.")
-        work, changed = self._fit(plan)
-        made = factorize_all(plan, work, self.setup.machine.progress)
+        factorizer, changed = self._fit(plan)
+        made = factorize_all(plan, factorizer, self.setup.machine.progress)
         return assemble(model, plan, {decision.group.name: factors for decision, factors, _ in made}, changed)
 
     def write(self, plan: Plan, destination: Path, dropped: Mapping[str, str]) -> Report:
@@ -186,11 +185,11 @@ class Session:
         Raises:
             LrzipError: It could not be written; nothing is left behind.
         """
-        work, tensors = self._fit(plan)
+        factorizer, tensors = self._fit(plan)
         changed = by_checkpoint_name(tensors, self.source, self.architecture)
         results: list[LayerResult] = []
         with rewrite(destination, self.checkpoint, plan, drop=list(dropped), changed=changed) as rewriter:
-            for decision, factors, seconds in factorize_all(plan, work, self.setup.machine.progress):
+            for decision, factors, seconds in factorize_all(plan, factorizer, self.setup.machine.progress):
                 rewriter.put(decision, factors)
                 results.append(LayerResult.of(decision, factors, seconds))
         return self.report(plan, results, output=destination, dropped=dropped, changed=tuple(changed))
@@ -229,7 +228,7 @@ class Session:
             version=__version__,
             differences=differences,
             costs=self._costs(plan, output if results else None),
-            usage=FORMATS[format_].usage if format_ and plan.factorize else None,
+            usage=usage_of(format_) if format_ and plan.factorize else None,
             not_compared=not_compared,
             calibrated=calibration_summary(calibration, changed) if calibration else None,
         )
@@ -250,10 +249,10 @@ class Session:
         self.request = self.request.with_default_objective(self._calibration.objective)
         return self._calibration
 
-    def _fit(self, plan: Plan) -> tuple[Work, Mapping[str, Tensor]]:
+    def _fit(self, plan: Plan) -> tuple[Factorizer, Mapping[str, Tensor]]:
         machine, factoring = self.setup.machine, self.request.factoring
-        work = Work(self.source, self.request.solver, self._scratch, machine.device, factoring.seed)
-        return fit_factors(work, plan, self._calibration, machine.progress)
+        factorizer = Factorizer(self.source, self.request.solver, self._scratch, machine.device, factoring.seed)
+        return fit_factors(factorizer, plan, self._calibration, machine.progress)
 
     def _costs(self, plan: Plan, output: Path | None) -> Costs | None:
         """Return the costs of a run, if it is known; the time of a program is that of its output."""

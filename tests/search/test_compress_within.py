@@ -155,7 +155,7 @@ def test_only_and_skip_select_the_layers(folder: Path) -> None:
         ({"strategy": "greedy"}, UsageError, "`strategy` takes global, adaptive, .*, got `greedy`"),
         ({"resume": True}, UsageError, "`resume` continues the search of a log"),
         ({"log": "no/folder/log.jsonl"}, LrzipError, "The folder of `no/folder/log.jsonl` does not exist"),
-        ({"only": ["nothing"]}, LrzipError, "`--only nothing` matches no layer"),
+        ({"only": ["nothing"]}, LrzipError, "`only=nothing` matches no layer"),
         ({"model": Classifier()}, LrzipError, "does not fit the model"),
         ({"test": "no.npz"}, LrzipError, "`--test no.npz` does not exist"),
     ],
