@@ -91,7 +91,9 @@ def fit_factors(
         raise UsageError("`reconstruct` trains a network, so it needs `model=PKG.MOD:NET` and calibration data.")
     from lrzip.calibration.reconstruction import reconstruct  # imports packages for training
 
-    factors = {decision.layer.name: found.members[0] for decision, found, _ in factorize_all(plan, factorizer, progress)}
+    factors = {
+        decision.layer.name: found.members[0] for decision, found, _ in factorize_all(plan, factorizer, progress)
+    }
     steps, seed = calibration.settings.reconstruct, calibration.settings.seed
     trained = reconstruct(
         calibration.network, plan, factors, fitted.tensors, calibration.samples, steps=steps, seed=seed

@@ -48,9 +48,7 @@ class Factorizer:
 
     def load(self, decision: Factorize) -> Mapping[str, Tensor]:
         """Read the tensors that a decision replaces, by name."""
-        weights = {
-            layer.weight.name: read_weight(self.source, layer, self.device) for layer in decision.group.layers
-        }
+        weights = {layer.weight.name: read_weight(self.source, layer, self.device) for layer in decision.group.layers}
         resized = [before.name for replacement in decision.replacements for before, _ in replacement.others]
         return weights | {name: self.source.read(name) for name in resized}
 
@@ -115,7 +113,9 @@ def _check_error(error: float, decision: Factorize) -> None:
         raise LrzipError(f"`{name}` overflows in {decision.dtype}. Use `dtype=bfloat16` or `skip={name}`.")
 
 
-def factorize_all(plan: Plan, factorizer: Factorizer, progress: Progress) -> Iterator[tuple[Factorize, GroupFactors, float]]:
+def factorize_all(
+    plan: Plan, factorizer: Factorizer, progress: Progress
+) -> Iterator[tuple[Factorize, GroupFactors, float]]:
     """Yield each decision of a plan with its factors and the seconds they took, several computed at a time."""
     results = map_in_order(
         plan.factorize,
