@@ -9,7 +9,7 @@ import torch
 from torch.export import ExportedProgram
 
 from lrzip.calibration.corrections import Corrections
-from lrzip.calibration.data import Examples, batches_of, choose_samples
+from lrzip.calibration.data import CalibrationData, batches_of, choose_samples
 from lrzip.calibration.fisher import fisher_sensitivities
 from lrzip.calibration.result import Calibration
 from lrzip.calibration.sequential import Fitted, Job, fit_in_sequence
@@ -31,7 +31,7 @@ _SENSITIVITY_BATCHES = 2
 
 def calibrate(
     subject: Subject,
-    examples: Examples,
+    data: CalibrationData,
     layers: Sequence[Layer],
     settings: CalibrationSettings,
     *,
@@ -42,7 +42,7 @@ def calibrate(
 
     Args:
         subject: The network or program to run.
-        examples: Calibration data; labels are ignored.
+        data: Calibration data; labels are ignored.
         layers: Layers to observe.
         settings: Number of samples and corrections.
         measured: Whether to measure how some ranks of each layer change the outputs, which takes many runs.
@@ -54,7 +54,7 @@ def calibrate(
             finite.
     """
     settings = replace(settings, batch_size=subject.batch or settings.batch_size)
-    samples = choose_samples(examples, settings)
+    samples = choose_samples(data, settings)
     batches = list(batches_of(samples.unaugmented(), settings, subject.dtype))
     program, corrections = _program(subject, settings.corrections, batches[0], measured=measured)
     with _naming(samples, batches[0]):

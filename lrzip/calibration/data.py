@@ -12,22 +12,22 @@ from lrzip.core.moments import Arguments
 from lrzip.training.data.read import read_inputs
 from lrzip.training.data.samples import Arrays, Samples
 
-Examples = str | Path | Tensor | Samples
-"""Calibration data: a specification as `--calibrate` takes it, a tensor of inputs (n, …), or samples."""
+CalibrationData = str | Path | Tensor | Samples
+"""A specification as `--calibrate` takes it, a tensor of inputs (n, …), or samples."""
 
 
-def choose_samples(examples: Examples, settings: CalibrationSettings) -> Samples:
+def choose_samples(data: CalibrationData, settings: CalibrationSettings) -> Samples:
     """Return the wanted number of samples, chosen at random.
 
     Raises:
         LrzipError: The calibration data cannot be read.
     """
-    if isinstance(examples, str | Path):
-        found = read_inputs(str(examples), preparation=settings.preparation)
-    elif isinstance(examples, Tensor):
-        found = Samples("the calibration data", Arrays(examples, None, settings.preparation))
+    if isinstance(data, str | Path):
+        found = read_inputs(str(data), preparation=settings.preparation)
+    elif isinstance(data, Tensor):
+        found = Samples("the calibration data", Arrays(data, None, settings.preparation))
     else:
-        found = examples
+        found = data
     order = torch.randperm(len(found), generator=Generator().manual_seed(settings.seed))
     return found.subset(order[: settings.samples])
 

@@ -2,11 +2,12 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from lrzip.calibration.sequential import Fitted
 from lrzip.core.factors import Factors, GroupFactors, relative_difference
 from lrzip.core.plan import Plan
 from lrzip.core.structure import bias_name, join, tensor_names
@@ -24,29 +25,7 @@ from lrzip.training.tasks import find_task
 _RATE = 1e-3
 
 
-@dataclass(frozen=True)
-class Reconstructed:
-    """The result of a reconstruction.
-
-    Attributes:
-        factors: Trained factors of the layers of a plan, by name.
-        tensors: Other tensors of the network with new values, by name.
-    """
-
-    factors: Mapping[str, Factors]
-    tensors: Mapping[str, Tensor]
-
-
-def reconstruct(
-    model: nn.Module,
-    plan: Plan,
-    factors: Mapping[str, Factors],
-    tensors: Mapping[str, Tensor],
-    samples: Samples,
-    *,
-    steps: int,
-    seed: int,
-) -> Reconstructed:
+def reconstruct(model: nn.Module, plan: Plan, start: Fitted, samples: Samples, *, steps: int, seed: int) -> Fitted:
     """Train a factorized network to reproduce the outputs of the dense one on calibration data. Labels are ignored.
 
     All parameters are trained; the statistics of batch norms are kept, since there may be few samples.
@@ -54,14 +33,13 @@ def reconstruct(
     Args:
         model: The dense network, in evaluation mode; it is not changed.
         plan: Decisions on its layers.
-        factors: Initial factors, by layer name.
-        tensors: Initial values of other tensors that differ from the dense network, by name.
+        start: Initial factors, and initial values of other tensors that differ from the dense network.
         samples: Calibration data, with the augmentation of its preparation.
         steps: Number of training steps.
         seed: Seed of the order and of the augmentation.
     """
-    found = {name: GroupFactors((each,)) for name, each in factors.items()}
-    student = assemble(copy.deepcopy(model), plan, found, tensors)
+    factors = {name: GroupFactors((each,)) for name, each in start.factors.items()}
+    student = assemble(copy.deepcopy(model), plan, factors, start.tensors)
     unlabelled = samples.unlabelled()
     task = find_task(unlabelled, probe(student, unlabelled))
     settings = Settings(steps=steps, lr=_RATE, freeze_batchnorm=True, seed=seed)
@@ -69,12 +47,10 @@ def reconstruct(
     teacher = copy.deepcopy(model)
     objective = TrainingLoss(task, make_loss("auto", task), teacher=teacher)
     state = train(student, Data(unlabelled, None), objective, Scorer((), task), settings).state
-    return _read_back(model, plan, factors, state)
+    return _read_back(model, plan, start.factors, state)
 
 
-def _read_back(
-    model: nn.Module, plan: Plan, factors: Mapping[str, Factors], state: Mapping[str, Tensor]
-) -> Reconstructed:
+def _read_back(model: nn.Module, plan: Plan, factors: Mapping[str, Factors], state: Mapping[str, Tensor]) -> Fitted:
     """Return the factors and the other changed tensors in the state_dict of a trained network."""
     dense, left = model.state_dict(), dict(state)
     found: dict[str, Factors] = {}
@@ -91,4 +67,4 @@ def _read_back(
         if layer.bias:
             last = join(layer.path, bias_name(decision.structure))
             left[layer.kind.tensor_name(layer.path, "bias")] = left.pop(last)
-    return Reconstructed(found, {name: t for name, t in left.items() if not torch.equal(t, dense[name].cpu())})
+    return Fitted(found, {name: t for name, t in left.items() if not torch.equal(t, dense[name].cpu())})

@@ -33,7 +33,7 @@ Fit = Callable[[Layer, Tensor, Moments], Factors]
 
 @dataclass
 class Fitted:
-    """The result of a calibration.
+    """Fitted factors and the other tensors that change with them.
 
     Attributes:
         factors: Factors by layer name.

@@ -8,7 +8,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from lrzip.calibration.calibrator import calibrate as run_calibration
+from lrzip.calibration.data import CalibrationData
 from lrzip.calibration.result import Calibration
+from lrzip.calibration.sequential import Fitted
 from lrzip.calibration.settings import CalibrationSettings
 from lrzip.calibration.stored import holds_statistics, load_statistics, save_statistics
 from lrzip.calibration.subjects import Network, Stored, Subject
@@ -24,15 +26,11 @@ from lrzip.formats.protocols import Loadable, Observable, Source
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.matching import match_names
 from lrzip.pipeline.factorize import Factorizer, factorize_all
-from lrzip.training.data.samples import Samples
-
-Examples = str | Path | Tensor | Samples
-"""Calibration data: its name, a tensor (n, …) of inputs, or samples."""
 
 
 def calibrate_layers(
     subject: Callable[[], Subject],
-    examples: Examples,
+    data: CalibrationData,
     layers: Sequence[Layer],
     settings: CalibrationSettings,
     *,
@@ -42,7 +40,7 @@ def calibrate_layers(
 
     Args:
         subject: Returns the network or program to run; not called for stored statistics.
-        examples: Calibration data, or a file of statistics.
+        data: Calibration data, or a file of statistics.
         layers: Layers to observe.
         settings: Number of samples, memory and corrections.
         measured: Whether to measure how some ranks of each layer change the outputs of the network.
@@ -50,11 +48,11 @@ def calibrate_layers(
     Raises:
         UsageError: There is no network to run, or stored statistics are to be corrected or saved.
     """
-    if isinstance(examples, str | Path) and holds_statistics(Path(examples)):
+    if isinstance(data, str | Path) and holds_statistics(Path(data)):
         if settings.corrections or settings.save or settings.reconstruct:
-            raise UsageError(f"`{examples}` holds statistics, so there is nothing to run, correct or save.")
-        return load_statistics(Path(examples), layers)
-    found = run_calibration(subject(), examples, layers, settings, measured=measured)
+            raise UsageError(f"`{data}` holds statistics, so there is nothing to run, correct or save.")
+        return load_statistics(Path(data), layers)
+    found = run_calibration(subject(), data, layers, settings, measured=measured)
     if settings.save:
         save_statistics(found, settings.save)
     return found
@@ -95,9 +93,8 @@ def fit_factors(
         decision.layer.name: found.members[0] for decision, found, _ in factorize_all(plan, factorizer, progress)
     }
     steps, seed = calibration.settings.reconstruct, calibration.settings.seed
-    trained = reconstruct(
-        calibration.network, plan, factors, fitted.tensors, calibration.samples, steps=steps, seed=seed
-    )
+    start = Fitted(factors, fitted.tensors)
+    trained = reconstruct(calibration.network, plan, start, calibration.samples, steps=steps, seed=seed)
     return replace(factorizer, fitted=trained.factors), trained.tensors
 
 

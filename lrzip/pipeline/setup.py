@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from lrzip.calibration.data import CalibrationData
 from lrzip.calibration.settings import CalibrationSettings
 from lrzip.core.options import Machine, Opening
-from lrzip.pipeline.calibrate import Examples
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Setup:
     input_shapes: Sequence[str] = ()
     latency: bool = False
     min_speedup: float | None = None
-    calibrate: Examples | None = None
+    calibrate: CalibrationData | None = None
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
     opening: Opening = field(default_factory=Opening)
     machine: Machine = field(default_factory=Machine)

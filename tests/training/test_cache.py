@@ -9,7 +9,7 @@ from tests.support.networks import seeded
 from tests.support.tasks import Classifier, classes, samples_of
 
 
-def test_results_outlive_the_process(tmp_path: Path) -> None:
+def test_documents_outlive_the_process(tmp_path: Path) -> None:
     first = Cache(tmp_path / "r.jsonl")
     first.put("a", {"x": 1})
     first.put("b", {"x": 2})
@@ -20,7 +20,7 @@ def test_results_outlive_the_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("left", range(1, 20))
-def test_a_line_that_was_being_written_is_lost_and_no_other(left: int, tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_lost_and_no_other(left: int, tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     for key in ("a", "b"):
         Cache(path).put(key, {"x": 1})
@@ -33,21 +33,21 @@ def test_a_line_that_was_being_written_is_lost_and_no_other(left: int, tmp_path:
 
 
 @pytest.mark.parametrize("text", ["hello\n", "[1]\n", '{"x": 1}\n', '{"key": 1}\n'])
-def test_another_file_is_refused(text: str, tmp_path: Path) -> None:
+def test_files_with_other_content_are_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_text(text)
     with pytest.raises(LrzipError, match="holds no results of lrzip: see line 1"):
         Cache(tmp_path / "r.jsonl")
     assert (tmp_path / "r.jsonl").read_text() == text
 
 
-def test_a_folder_or_binary_is_refused(tmp_path: Path) -> None:
+def test_folders_and_binary_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "r").write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path, tmp_path / "r"):
         with pytest.raises(LrzipError, match="cannot be read as results"):
             Cache(path)
 
 
-def test_digests_tell_contents_apart() -> None:
+def test_digests_differ_with_contents() -> None:
     model = seeded(Classifier)
     digest = network_digest(model)
     assert digest == network_digest(seeded(Classifier))

@@ -5,7 +5,8 @@ from sklearn import metrics as reference
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError
 
-from lrzip.core.errors import LrzipError
+from lrzip.core.errors import LrzipError, UsageError
+from lrzip.training.batches import Share
 from lrzip.training.data.samples import Arrays, Samples
 from lrzip.training.metrics import Scorer
 from lrzip.training.tasks import CLASSIFICATION, REGRESSION, Task
@@ -22,7 +23,7 @@ def median_error(output: Tensor, target: Tensor) -> Tensor:
 
 
 class Squared(MeanSquaredError):
-    """A metric class of the user's."""
+    """A metric class supplied by the user."""
 
 
 number = 5
@@ -50,13 +51,13 @@ def test_regression_agrees_with_scikit_learn() -> None:
     assert found["mae"] == pytest.approx(reference.mean_absolute_error(TARGETS, prediction), rel=1e-5)
 
 
-def test_functions_see_all_outputs_at_once() -> None:
+def test_functions_get_all_outputs_at_once() -> None:
     found = score(["tests.training.test_metrics:median_error"], NUMBERS)
     expected = float((OUTPUTS[:, 0] - TARGETS).abs().median())
     assert found["tests.training.test_metrics:median_error"] == expected
 
 
-def test_metrics_of_torchmetrics_know_which_way_is_better() -> None:
+def test_the_deciding_metric_says_which_direction_is_better() -> None:
     scorer = Scorer(["tests.training.test_metrics:Squared"], NUMBERS)
     assert not scorer.higher_is_better
     assert scorer.gain({"tests.training.test_metrics:Squared": 2.0}) == -2.0
@@ -67,8 +68,60 @@ def test_metrics_of_torchmetrics_know_which_way_is_better() -> None:
         Scorer(["tests.training.test_metrics:number"], NUMBERS)
 
 
-def test_modes_stay() -> None:
+def test_modes_of_modules_are_restored() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Dropout()).train()
     model[0].eval()
     Scorer([], CLASSES)(model, Samples("data", Arrays(OUTPUTS, LABELS)))
     assert [module.training for module in model.modules()] == [True, False, True]
+
+
+def failing(output: Tensor, target: Tensor) -> Tensor:
+    del output, target
+    raise ValueError("no luck")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("f1", "`--metric` takes accuracy, top5, r2, rmse, mae or"),
+        ("r2", "`--metric r2` is for regression; this is classification, which has accuracy, top5"),
+        ("top5", "`--metric top5` is always 1 for 4 classes"),
+    ],
+)
+def test_metrics_that_do_not_fit_are_refused(spec: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Scorer([spec], Task(CLASSIFICATION, 4, labelled=True))
+
+
+def test_metrics_that_fail_are_named() -> None:
+    with pytest.raises(LrzipError, match=r"test_metrics:failing` failed: ValueError: no luck"):
+        score(["tests.training.test_metrics:failing"], CLASSES)
+
+
+def test_the_target_replaces_labels() -> None:
+    samples = Samples("data", Arrays(OUTPUTS, None))
+    found = Scorer([], CLASSES)(nn.Identity(), samples, target=lambda inputs, _: inputs.argmax(1))
+    assert found == {"accuracy": 1.0}
+    with pytest.raises(LrzipError, match="`data` has no labels"):
+        Scorer([], CLASSES)(nn.Identity(), samples)
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_processes_share_the_samples_and_run_equally_often(count: int) -> None:
+    """A process without samples left runs the network all the same, since sharded weights need all processes."""
+    sizes: list[int] = []
+
+    class Counting(nn.Identity):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+            sizes.append(len(input))
+            return input
+
+    samples = Samples("data", Arrays(OUTPUTS, LABELS))
+    correct, runs = 0.0, []
+    for rank in range(count):
+        sizes.clear()
+        found = Scorer([], CLASSES)(Counting(), samples, batch_size=7, share=Share(rank, count))
+        runs.append(len(sizes))
+        correct += found["accuracy"] * len(range(rank, 50, count))
+    assert len(set(runs)) == 1
+    assert correct == pytest.approx(float((OUTPUTS.argmax(1) == LABELS).sum()), abs=1e-3)

@@ -12,7 +12,7 @@ def test_the_rate_rises_and_then_falls_as_a_cosine() -> None:
     assert factors[9:] == sorted(factors[9:], reverse=True)
 
 
-def test_a_constant_stays() -> None:
+def test_a_constant_schedule_does_not_change_the_rate() -> None:
     assert {rate_factor("constant", step, 50, 0, [1.0, 0.5]) for step in range(50)} == {1.0}
 
 
@@ -22,6 +22,6 @@ def test_a_plateau_of_three_epochs_divides_by_ten() -> None:
     assert rate_factor("plateau", 9, 10, 0, [0.1, 0.5, 0.4, 0.4, 0.5, 0.6]) == 1
 
 
-def test_idle_epochs_are_counted_from_the_first_best() -> None:
+def test_epochs_are_counted_from_the_first_best() -> None:
     assert epochs_since_best([]) == 0
     assert epochs_since_best([1.0, 2.0, 2.0, 1.0]) == 2

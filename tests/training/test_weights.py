@@ -54,24 +54,27 @@ def train(weights: Weights, steps: range) -> None:
 
 @pytest.mark.usefixtures("process")
 @pytest.mark.parametrize("kind", [ReplicatedWeights, ShardedWeights])
-def test_states_that_are_taken_on_continue_bit_for_bit(kind: type[ReplicatedWeights] | type[ShardedWeights]) -> None:
+def test_training_continues_bit_for_bit_from_a_loaded_state(
+    kind: type[ReplicatedWeights] | type[ShardedWeights],
+) -> None:
     once, again = placed(kind), placed(kind)
     train(once, range(3))
     again.load(once.state(), copy.deepcopy(once.optimizer_state()))
     for weights in (once, again):
         train(weights, range(3, 5))
     expected, found = once.state(), again.state()
+    assert expected.keys() == found.keys()
     assert not torch.equal(expected["first.weight"], seeded(Blocks).get_parameter("first.weight"))
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
 
 
 @pytest.mark.usefixtures("process")
-def test_weights_that_are_shared_out_are_trained_as_whole_ones() -> None:
-    """With one process all parts are whole, so that not even the last bit differs."""
-    whole, sharded = placed(ReplicatedWeights), placed(ShardedWeights)
+def test_sharded_weights_are_trained_like_replicated_ones() -> None:
+    """With one process each shard is a full tensor, so that not even the last bit differs."""
+    replicated, sharded = placed(ReplicatedWeights), placed(ShardedWeights)
     assert all(isinstance(parameter, DTensor) for parameter in sharded.network.parameters())
-    for weights in (whole, sharded):
+    for weights in (replicated, sharded):
         train(weights, range(3))
     found = sharded.state()
-    assert list(found) == list(whole.state())
-    assert all(torch.equal(tensor, found[name]) for name, tensor in whole.state().items())
+    assert list(found) == list(replicated.state())
+    assert all(torch.equal(tensor, found[name]) for name, tensor in replicated.state().items())
