@@ -192,7 +192,7 @@ def _paths(model: Any, ranks: Mapping[str, int]) -> dict[str, str]:
     lost = next((name for name in ranks if name not in found), None)
     if lost is not None and (not found or type(model).__name__ in (model.config.architectures or ())):
         raise LrzipError(
-            f"{_WHERE} names `{lost}`, which {type(model).__name__} does not have. Compress again with `--skip {lost}`."
+            f"{_WHERE} names `{lost}`, which {type(model).__name__} does not have. Compress again with `skip={lost}`."
         )
     return found
 
@@ -223,7 +223,7 @@ def _resolver(model: Any) -> Callable[[str], str]:
         if joined:
             raise LrzipError(
                 f"transformers merges `{key}` with other weights, which is impossible with factors. "
-                f"Compress again with `--skip {name}`."
+                f"Compress again with `skip={name}`."
             )
         return str(renamed).removesuffix(".weight")
 
@@ -246,6 +246,6 @@ def _low_rank(path: str, layer: Any, rank: int) -> nn.Module:
         return LowRankConv(layer, info.kind, rank)
     if info.kind not in (LINEAR, LINEAR_TRANSPOSED) or info.reason:
         reason = info.reason or f"{type(layer).__name__}, for which there is no low-rank module"
-        raise LrzipError(f"`{path}` is {reason}. Compress again with `--skip {path}`.")
+        raise LrzipError(f"`{path}` is {reason}. Compress again with `skip={path}`.")
     out, inner = info.kind.channels(layer.weight.shape)
     return LowRankLinear(inner, out, rank, bias=layer.bias is not None, dtype=layer.weight.dtype)

@@ -37,7 +37,7 @@ def check_program(checkpoint: Checkpoint, format_: str, destination: Path, *, fo
         raise UsageError(f"`{checkpoint.path}` is a program, so the name of `{destination}` must end in {wanted}.")
     if force_factorize and not target.is_program:
         raise UsageError(
-            "`--force-factorize` takes a file with a program, such as ONNX: "
+            "`force_factorize` takes a file with a program, such as ONNX: "
             "chains that are not smaller are not found among weights alone."
         )
 

@@ -66,7 +66,7 @@ def _refuse_unrecognizable(destination: Path, source: Checkpoint, layout: Sequen
     if found:
         raise UnsupportedCheckpoint(
             f"`{destination}` cannot distinguish the factors of `{found.spec.name}`, a Conv1D of transformers, from "
-            "those of a linear layer. Write a folder, or `--to dense`."
+            "those of a linear layer. Write a folder, or `to=dense`."
         )
 
 

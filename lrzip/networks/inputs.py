@@ -42,12 +42,12 @@ class InputShape:
             name, equals, size = part.strip().rpartition("=")
             if not size.isdigit() or int(size) < 1 or (equals and not name.isidentifier()):
                 raise UsageError(
-                    f"`--input-shape` takes sizes such as `1,3,32,32` or `1,length=128:int64`, got `{text}`."
+                    f"`input_shapes` takes sizes such as `1,3,32,32` or `1,length=128:int64`, got `{text}`."
                 )
             sizes.append(int(size))
             names.append(name or (None if position else BATCH))
         if not isinstance(getattr(torch, dtype or "float32", None), torch.dtype):
-            raise UsageError(f"`--input-shape {text}`: `{dtype}` is not a dtype of torch.")
+            raise UsageError(f"`input_shapes={text}`: `{dtype}` is not a dtype of torch.")
         return cls(tuple(sizes), tuple(names), dtype or "float32")
 
     def example(self, batch: int, generator: Generator) -> Tensor:
@@ -79,7 +79,7 @@ def run(model: Any, inputs: Sequence[InputShape], *, batch: int = 1) -> list[Ten
     try:
         return outputs_of(model, example_inputs(inputs, batch))
     except Exception as error:
-        shapes = " ".join(f"`--input-shape {','.join(map(str, shape.sizes))}:{shape.dtype}`" for shape in inputs)
+        shapes = " ".join(f"`input_shapes={','.join(map(str, shape.sizes))}:{shape.dtype}`" for shape in inputs)
         raise LrzipError(f"The network does not take {shapes}: {typed_line(error)}.") from error
 
 

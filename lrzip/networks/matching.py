@@ -72,7 +72,7 @@ def _expected_shapes(found: Mapping[str, TensorSpec], architecture: Architecture
         if replaced & architecture.shared.keys():
             raise LrzipError(
                 f"`{stored.module}` shares its weight with another layer of the model. "
-                f"Compress with `--skip {stored.module}`."
+                f"Compress with `skip={stored.module}`."
             )
         expected = {name: shape for name, shape in expected.items() if name not in replaced}
         expected |= {spec.name: spec.shape for spec in (*stored.weights, stored.bias) if spec}

@@ -395,8 +395,8 @@ def test_what_brings_no_network_or_cannot_be_trained_is_said_before_training(fol
     options: dict[str, Any] = {"data": str(folder / "data.npz"), "trust": True}
     for source, change, message in (
         (folder / "small.pt", {}, "holds weights alone"),
-        (program, {"trust": False}, "Pass `--trust`"),
-        (folder / "module.pt", {"trust": False}, "Pass `--trust`"),
+        (program, {"trust": False}, "Pass `trust=True`"),
+        (folder / "module.pt", {"trust": False}, "Pass `trust=True`"),
         (program, {"output": folder / "x.txt"}, "must end in .pt2"),
         (folder / "small.pt", {"output": folder / "x.pt2", "model": Classifier()}, "holds weights and no program"),
         (program, {"teacher": folder / "dense.pt"}, "holds weights alone"),

@@ -46,7 +46,7 @@ def test_outputs_are_listed_in_the_order_of_their_nesting() -> None:
 
 
 def test_a_network_that_does_not_take_the_inputs_is_refused() -> None:
-    with pytest.raises(LrzipError, match=r"does not take `--input-shape 1,9:float32`: RuntimeError"):
+    with pytest.raises(LrzipError, match=r"does not take `input_shapes=1,9:float32`: RuntimeError"):
         run(nn.Linear(8, 8), [InputShape.parse("1,9")])
 
 

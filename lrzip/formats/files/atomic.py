@@ -25,17 +25,19 @@ def check_output(destination: Path, source: Path | None, *, force: bool) -> None
     if not parent.is_dir():
         raise LrzipError(f"The output folder `{parent}` does not exist. Create it first.")
     if not os.access(parent, os.W_OK):
-        raise LrzipError(f"The output folder `{parent}` is not writable. Choose another with `-o`.")
+        raise LrzipError(f"The output folder `{parent}` is not writable. Choose another with `output=PATH`.")
     if not destination.exists() and not destination.is_symlink():
         return
     if source is not None and source.exists() and destination.exists() and destination.samefile(source):
-        raise OutputExists(f"The output `{destination}` is the input. Choose another name with `-o`.")
+        raise OutputExists(f"The output `{destination}` is the input. Choose another with `output=PATH`.")
     if not destination.is_file() and not destination.is_dir():
-        raise LrzipError(f"The output `{destination}` is neither a file nor a folder. Choose another with `-o`.")
+        raise LrzipError(
+            f"The output `{destination}` is neither a file nor a folder. Choose another with `output=PATH`."
+        )
     if source is not None and destination.is_dir() and source.resolve().is_relative_to(destination.resolve()):
-        raise OutputExists(f"The output folder `{destination}` contains the input. Choose another with `-o`.")
+        raise OutputExists(f"The output folder `{destination}` contains the input. Choose another with `output=PATH`.")
     if not force:
-        raise OutputExists(f"`{destination}` exists. Pass `--force` to overwrite it.")
+        raise OutputExists(f"`{destination}` exists. Pass `force=True` to overwrite it.")
 
 
 @contextmanager

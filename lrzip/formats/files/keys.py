@@ -17,4 +17,4 @@ def refuse_key(path: Path, key: str | None, kind: str) -> None:
         UnsupportedCheckpoint: A key was given.
     """
     if key:
-        raise UnsupportedCheckpoint(f"`{path}` is {kind} and has no entries, so `--key {key}` names nothing.")
+        raise UnsupportedCheckpoint(f"`{path}` is {kind} and has no entries, so `key={key}` names nothing.")

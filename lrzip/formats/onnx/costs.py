@@ -55,7 +55,9 @@ def _fix_inputs(path: Path, graph: Any, sizes: Sequence[Sequence[int]]) -> None:
     inputs = [value for value in graph.input if value.name not in constants]
     if sizes and len(sizes) != len(inputs):
         names = ", ".join(f"`{value.name}`" for value in inputs)
-        raise LrzipError(f"`{path}` takes {len(inputs)} inputs, {names}; give `--input-shape` for each, in this order.")
+        raise LrzipError(
+            f"`{path}` takes {len(inputs)} inputs, {names}; give `input_shapes=SIZES` for each, in this order."
+        )
     for number, value in enumerate(inputs):
         dimensions = value.type.tensor_type.shape.dim
         given = sizes[number] if sizes else [size.dim_value or 1 for size in dimensions]

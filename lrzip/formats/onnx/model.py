@@ -58,7 +58,7 @@ class OnnxFile:
     def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
         """Return the layers that can be factorized, and the tensors that are kept with the reason, by the graph."""
         if architecture:
-            raise UsageError(f"`{self.path}` states itself which layers it has. Leave out `--model`.")
+            raise UsageError(f"`{self.path}` states itself which layers it has. Leave out `model`.")
         return self._layers
 
     def bias_of(self, layer: Layer) -> TensorSpec | None:

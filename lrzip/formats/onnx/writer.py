@@ -43,10 +43,12 @@ def write_model(destination: Path, source: OnnxFile, layout: Sequence[Entry]) ->
     for path in (destination, data):
         if path.exists() and any(path.samefile(file) for file in source.data_files):
             raise OutputExists(
-                f"`{destination}` would overwrite `{path}`, data of the input. Choose another with `-o`."
+                f"`{destination}` would overwrite `{path}`, data of the input. Choose another with `output=PATH`."
             )
     if external and (data.is_dir() or (data.exists() and not destination.exists())):
-        raise OutputExists(f"`{data}`, where the tensors of `{destination}` go, exists. Choose another with `-o`.")
+        raise OutputExists(
+            f"`{data}`, where the tensors of `{destination}` go, exists. Choose another with `output=PATH`."
+        )
     with atomic_files(destination) as folder:
         writer = OnnxWriter(source, layout, DataFile(folder / data.name) if external else None)
         try:
@@ -75,7 +77,8 @@ class OnnxWriter:
             dtype = source.tensors()[entry.origin].dtype
             if entry.spec.dtype != dtype and entry.spec.is_floating_point:
                 raise LrzipError(
-                    f"`{entry.origin}` is {dtype}, and so are the inputs of its nodes. Leave out `--dtype`."
+                    f"`{entry.origin}` is {dtype}, and so are the inputs of its nodes. "
+                    f"Leave out `dtype={entry.spec.dtype}`."
                 )
 
     def put(self, name: str, tensor: Tensor) -> None:

@@ -56,7 +56,7 @@ class ModuleFile(PickledFile):
         except Exception as error:
             raise UnsupportedCheckpoint(
                 f"`{self.path}` is a module of class `{self.kind}`, which cannot be loaded: {one_line(error)}. "
-                "Make the class importable, or leave out `--trust`, which gives its state_dict."
+                "Make the class importable, or leave out `trust=True`, which gives its state_dict."
             ) from error
         if not isinstance(module, nn.Module):
             raise UnsupportedCheckpoint(f"`{self.path}` holds `{self.kind}`, which is not a module.")
@@ -71,7 +71,7 @@ class ModuleFile(PickledFile):
         if not self.trust:
             raise UntrustedFile(
                 f"`{self.path}` is a module of class `{self.kind}`, and loading it can execute code from the file. "
-                "Pass `--trust` if you know where it came from, or build the network by `--model`."
+                "Pass `trust=True` if you know where it came from, or build the network by `model=PKG.MOD:NET`."
             )
         return self.load()
 
@@ -156,7 +156,7 @@ def _rewritten(source: ModuleFile, layout: Sequence[Entry], computed: Mapping[st
             resized[name] = values[0]
         else:
             raise LrzipError(
-                f"`{name}` is not a layer that factors can replace in a module. Write it with `-o weights.pt`."
+                f"`{name}` is not a layer that factors can replace in a module. Write it with `output=weights.pt`."
             )
     for name, value in resized.items():
         resize(result, name, value)

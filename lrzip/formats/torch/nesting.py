@@ -49,7 +49,7 @@ def find_weights(path: Path, content: Any, key: str | None) -> tuple[str, ...]:
     if not largest:
         raise UnsupportedCheckpoint(f"`{path}` holds no state_dict. It has: {_listing(content)}.")
     names = ", ".join(".".join(steps) for steps in largest)
-    raise UnsupportedCheckpoint(f"`{path}` holds several state_dicts of one size. Choose with `--key`: {names}.")
+    raise UnsupportedCheckpoint(f"`{path}` holds several state_dicts of one size. Choose with `key=NAME`: {names}.")
 
 
 def _steps_within(value: Any) -> tuple[str, ...] | None:

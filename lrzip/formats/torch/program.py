@@ -69,7 +69,7 @@ class ProgramFile(RawFile):
         if not self.trust:
             raise UntrustedFile(
                 f"`{self.path}` is a program, which must be loaded to be trained, and that can execute code from the "
-                "file. Pass `--trust` if you know where it came from."
+                "file. Pass `trust=True` if you know where it came from."
             )
         return network_of(self.program(), self.path)
 
@@ -143,7 +143,7 @@ class ProgramFile(RawFile):
         if FORMATS[format_].is_program and not self.trust:
             raise UntrustedFile(
                 f"`{self.path}` is a program, and to replace its layers it must be loaded, which can execute code from "
-                "the file. Pass `--trust` if you know where it came from, or write its weights with `-o weights.pt`."
+                "the file. Pass `trust=True` if you know where it came from, or write only weights: `output=weights.pt`."
             )
 
     def _refuse_pickled(self, name: str) -> None:

@@ -28,7 +28,7 @@ def refuse_other_dtypes(source: Checkpoint, layout: Sequence[Entry]) -> None:
         if entry.spec.dtype != before and (entry.structure is None or entry.spec.is_floating_point):
             raise LrzipError(
                 f"`{entry.origin}` is {before}, and `{source.path}` computes in that, so its factors cannot be "
-                f"{entry.spec.dtype}. Leave out `--dtype`."
+                f"{entry.spec.dtype}. Leave out `dtype={entry.spec.dtype}`."
             )
 
 

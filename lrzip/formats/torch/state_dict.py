@@ -201,7 +201,7 @@ def _load(path: Path, *, mmap: bool, trust: bool) -> Any:
             raise
         raise UntrustedFile(
             f"`{path}` holds pickled Python objects, not only tensors: `{found[1]}`. "
-            "Pass `--trust` if you know where it came from: it allows the file to execute code."
+            "Pass `trust=True` if you know where it came from: it allows the file to execute code."
         ) from error
 
 

@@ -59,7 +59,7 @@ def test_outputs_that_cannot_be_are_refused_beforehand(tmp_path: Path) -> None:
         check_output(source, source, force=True)
     with pytest.raises(OutputExists, match="is the input"):
         check_output(tmp_path / "link", source, force=True)
-    with pytest.raises(OutputExists, match="Pass `--force`"):
+    with pytest.raises(OutputExists, match="Pass `force=True`"):
         check_output(other, source, force=False)
     with pytest.raises(LrzipError, match="does not exist"):
         check_output(tmp_path / "no" / "out", source, force=True)

@@ -7,7 +7,7 @@ from lrzip.formats.files.keys import refuse_key
 
 
 def test_a_key_is_refused_by_the_kind_of_the_file() -> None:
-    with pytest.raises(UnsupportedCheckpoint, match=r"`a\.onnx` is ONNX and has no entries, so `--key model` names"):
+    with pytest.raises(UnsupportedCheckpoint, match=r"`a\.onnx` is ONNX and has no entries, so `key=model` names"):
         refuse_key(Path("a.onnx"), "model", "ONNX")
 
 

@@ -73,7 +73,7 @@ def test_weights_and_programs_are_not_confused(tmp_path: Path) -> None:
     torch.save({"fc.weight": torch.rand(16, 16)}, tmp_path / "a.pt")
     with pytest.raises(UsageError, match="holds weights and no program"):
         lrzip.compress(tmp_path / "a.pt", tmp_path / "small.onnx", rank=2)
-    with pytest.raises(UsageError, match="`--force-factorize` takes a file with a program"):
+    with pytest.raises(UsageError, match="`force_factorize` takes a file with a program"):
         lrzip.compress(tmp_path / "a.pt", rank=2, force_factorize=True)
     with pytest.raises(UsageError, match="states itself which layers"):
         lrzip.compress(path, rank=2, model=torch.nn.Linear(2, 2))

@@ -135,7 +135,7 @@ def test_factors_of_a_conv1d_do_not_go_where_they_would_come_back_transposed(tmp
         lrzip.compress(path, tmp_path / "direct.safetensors", rank=3)
     lrzip.compress(path, tmp_path / "small", rank=3)
     for to in ("safetensors", "state-dict"):
-        with pytest.raises(LrzipError, match="Write a folder, or `--to dense`"):
+        with pytest.raises(LrzipError, match="Write a folder, or `to=dense`"):
             lrzip.export(tmp_path / "small", to)
     lrzip.export(tmp_path / "small", "dense", tmp_path / "dense.safetensors")
     assert load_file(tmp_path / "dense.safetensors")["h.0.mlp.c_fc.weight"].shape == (16, 64)

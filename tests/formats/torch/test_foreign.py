@@ -85,7 +85,7 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "another protocol": ("a.pt", lambda: saved({"w": 1}, pickle_protocol=4), "pickled with protocol 4"),
     "no tensors": ("a.pt", lambda: saved({"epoch": 3}), "holds no state_dict. It has: epoch"),
     "list": ("a.pt", lambda: saved([torch.ones(2)]), "holds a list"),
-    "tie": ("a.pt", lambda: saved({k: {"w": torch.ones(2)} for k in "ab"}), "Choose with `--key`: a, b"),
+    "tie": ("a.pt", lambda: saved({k: {"w": torch.ones(2)} for k in "ab"}), "Choose with `key=NAME`: a, b"),
     "compressed member": ("a.pt", recompressed, "compressed member"),
     "two of a name": ("a.pt", lambda: zipped_twice("m/data.pkl"), "two members of the same name"),
     "claims more than it has": ("a.pt", lambda: shortened("data/0"), "damaged or not a checkpoint"),
@@ -129,7 +129,7 @@ def test_what_is_no_checkpoint_is_named(name: str, build: Callable[[], bytes], m
 def test_foreign_classes_are_named_and_need_trust_to_be_written_back(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     torch.save({"state_dict": {"fc.weight": torch.ones(4, 4)}, "args": Custom()}, path)
-    with pytest.raises(UntrustedFile, match=r"not only tensors: `[\w.]*test_foreign\.Custom`\. Pass `--trust`"):
+    with pytest.raises(UntrustedFile, match=r"not only tensors: `[\w.]*test_foreign\.Custom`\. Pass `trust=True`"):
         lrzip.compress(path, tmp_path / "b.pt", rank=1)
     assert not (tmp_path / "b.pt").exists()
     report = lrzip.compress(path, tmp_path / "b.safetensors", rank=1)

@@ -78,7 +78,7 @@ def test_compressing_says_what_to_do_and_that_works(tmp_path: Path) -> None:
     assert [getattr(loaded, name)[0].weight.shape[0] for name in ("conv1", "conv2", "fc1", "fc2")] == [2] * 4
     with pytest.raises(UnsupportedCheckpoint, match="does not write TorchScript"):
         lrzip.compress(tmp_path / "weights.pt", tmp_path / "small.jit", rank=2)
-    with pytest.raises(UnsupportedCheckpoint, match="--key net"):
+    with pytest.raises(UnsupportedCheckpoint, match="`key=net`"):
         open_checkpoint(path, key="net")
 
 

@@ -61,7 +61,7 @@ def test_a_stored_program_brings_its_inputs_and_names_its_batch() -> None:
 @pytest.mark.parametrize(
     ("model", "texts", "message"),
     [
-        (Fixed(), ["1,9"], "The network does not take `--input-shape 1,9:float32`: RuntimeError"),
+        (Fixed(), ["1,9"], "The network does not take `input_shapes=1,9:float32`: RuntimeError"),
         (Fixed(), ["1,8", "1,8"], "The network does not take"),
         (Branches(), ["1,8"], "torch.export cannot follow the network"),
     ],
