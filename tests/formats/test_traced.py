@@ -97,7 +97,7 @@ def test_a_program_becomes_an_onnx_model_with_trust(tmp_path: Path) -> None:
     network, program = seeded(TwoLayers), tmp_path / "a.pt2"
     torch.save(network.state_dict(), tmp_path / "a.pt")
     lrzip.export(tmp_path / "a.pt", "pt2", program, model=network, input_shapes=["1,8"])
-    with pytest.raises(UsageError, match="brings its own network, with `--trust`"):
+    with pytest.raises(UsageError, match="brings its own network, with `trust=True`"):
         lrzip.export(program, "onnx")
     result = lrzip.export(program, "onnx", trust=True)
     assert result.differences

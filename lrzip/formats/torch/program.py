@@ -142,8 +142,8 @@ class ProgramFile(RawFile):
         """Refuse to write a program without trust."""
         if FORMATS[format_].is_program and not self.trust:
             raise UntrustedFile(
-                f"`{self.path}` is a program, and to replace its layers it must be loaded, which can execute code from "
-                "the file. Pass `trust=True` if you know where it came from, or write only weights: `output=weights.pt`."
+                f"`{self.path}` is a program, and to replace its layers it must be loaded, which can execute code "
+                "from the file. Pass `trust=True` if you know its origin, or write only weights: `output=weights.pt`."
             )
 
     def _refuse_pickled(self, name: str) -> None:
