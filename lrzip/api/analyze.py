@@ -9,11 +9,12 @@ from torch import Tensor
 
 from lrzip.api.keywords import ANALYZE_GROUPS, AnalyzeOptions
 from lrzip.core.costs import Costs
+from lrzip.core.decisions import Factorize
 from lrzip.core.declarations import Options, documented
 from lrzip.core.layers import Keep, Layer
 from lrzip.core.options import Inputs, Machine, Network, Opening, Selection, Timing
 from lrzip.core.output_options import Analyzing
-from lrzip.core.plan import SCHEMA, Factorize
+from lrzip.core.plan import SCHEMA
 from lrzip.core.spectrum import Spectrum
 from lrzip.core.version import __version__
 from lrzip.decompositions import DEFAULT_DECOMPOSITION, Decompositions

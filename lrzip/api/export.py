@@ -14,10 +14,11 @@ from lrzip.core.declarations import Options, documented
 from lrzip.core.errors import LrzipError, UsageError
 from lrzip.core.kinds import ATTENTION, EMBEDDING, TRANSPOSED_CONVOLUTIONS
 from lrzip.core.layers import TensorSpec, by_module
+from lrzip.core.layout import Entry
 from lrzip.core.merge import merge
 from lrzip.core.options import Inputs, Network, Opening
 from lrzip.core.output_options import Overwriting
-from lrzip.core.plan import SCHEMA, Entry
+from lrzip.core.plan import SCHEMA
 from lrzip.core.report import Difference
 from lrzip.core.stored import DenseLayer, Stored, find_structures
 from lrzip.core.version import __version__

@@ -10,9 +10,10 @@ from typing import Any, Unpack
 from lrzip.api.keywords import FINETUNE_GROUPS, FinetuneOptions, TrainingKeywords
 from lrzip.core.declarations import Options, documented
 from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.layout import Entry
 from lrzip.core.options import Machine, Network, Opening
 from lrzip.core.output_options import Overwriting
-from lrzip.core.plan import SCHEMA, Entry
+from lrzip.core.plan import SCHEMA
 from lrzip.core.structure import join
 from lrzip.core.training_options import Batching, DataOptions, FinetuneFiles, FinetuneTeaching, Smoothing
 from lrzip.core.version import __version__

@@ -8,7 +8,7 @@ from rich.text import Text
 from lrzip.cli.console import costs_text, make_table, print_kept, printable, shape_text, size_text
 
 if TYPE_CHECKING:
-    from lrzip.core.plan import BudgetUse
+    from lrzip.core.budget_use import BudgetUse
     from lrzip.core.report import CalibrationSummary, Report
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lrzip.core.costs import Costs
+from lrzip.core.decisions import Factorize
 from lrzip.core.factors import GroupFactors
-from lrzip.core.plan import SCHEMA, Factorize, Plan
+from lrzip.core.plan import SCHEMA, Plan
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Generator, Tensor
 
+from lrzip.core.decisions import Replacement
 from lrzip.core.factors import Factors, GroupFactors
 from lrzip.core.layers import Group, Layer
 from lrzip.core.moments import Moments
-from lrzip.core.plan import Replacement
 from lrzip.core.registry import Registry
 from lrzip.core.spectrum import Spectrum
 from lrzip.core.structure import Structure

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lrzip.core.costs import Positions, Timing
 from lrzip.core.layers import Keep, Layer, TensorSpec
+from lrzip.core.layout import Entry
 from lrzip.core.moments import Arguments, Observe
-from lrzip.core.plan import Entry
 from lrzip.core.report import Difference
 from lrzip.core.stored import DenseLayer
 from lrzip.networks.architecture import Architecture

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lrzip.core.plan import Entry
+from lrzip.core.layout import Entry
 from lrzip.formats.protocols import Checkpoint
 from lrzip.formats.write import create
 

@@ -8,9 +8,11 @@ from types import MappingProxyType
 
 from torch import Tensor
 
+from lrzip.core.decisions import Factorize
 from lrzip.core.errors import LrzipError, UnsupportedCheckpoint
 from lrzip.core.factors import GroupFactors
-from lrzip.core.plan import Entry, Factorize, Plan
+from lrzip.core.layout import Entry
+from lrzip.core.plan import Plan
 from lrzip.formats import FORMATS
 from lrzip.formats.outputs import output_format
 from lrzip.formats.protocols import Checkpoint, Format, Writer

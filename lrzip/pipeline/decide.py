@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from lrzip.core.budget_use import BudgetUse
+from lrzip.core.decisions import Factorize
 from lrzip.core.errors import PlanMismatch
 from lrzip.core.layers import Group, Keep, Layer, TensorSpec
 from lrzip.core.options import Factoring
-from lrzip.core.plan import BudgetUse, Factorize, Plan, fingerprint
+from lrzip.core.plan import Plan, fingerprint
 from lrzip.core.plan_file import PlanEntry, read_plan
 from lrzip.decompositions import DEFAULT_DECOMPOSITION, decomposition_of, group_decomposition_of
 from lrzip.formats.protocols import Source, with_bias

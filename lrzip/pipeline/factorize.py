@@ -9,11 +9,12 @@ from time import perf_counter
 import torch
 from torch import Generator, Tensor
 
+from lrzip.core.decisions import Factorize
 from lrzip.core.errors import LrzipError
 from lrzip.core.factors import Factors, GroupFactors
 from lrzip.core.layers import Layer
 from lrzip.core.moments import Moments, Statistics
-from lrzip.core.plan import Factorize, Plan
+from lrzip.core.plan import Plan
 from lrzip.core.progress import Progress
 from lrzip.decompositions import decomposition_of, group_decomposition_of
 from lrzip.formats.protocols import Source

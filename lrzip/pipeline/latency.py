@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from lrzip.core.costs import Costs, Latency, LayerCost
+from lrzip.core.decisions import Factorize
 from lrzip.core.errors import UsageError
 from lrzip.core.layers import Keep
-from lrzip.core.plan import Factorize, Plan
+from lrzip.core.plan import Plan
 from lrzip.networks.inputs import example_inputs
 from lrzip.networks.surgery import leave_fast_paths, replacement
 from lrzip.networks.timing import time_alternately

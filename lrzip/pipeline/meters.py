@@ -6,9 +6,9 @@ from statistics import median
 
 import numpy as np
 
+from lrzip.core.decisions import Factorize
 from lrzip.core.errors import UsageError
 from lrzip.core.layers import FACTORIZABLE_DTYPES, Layer, TensorSpec
-from lrzip.core.plan import Factorize
 from lrzip.core.structure import Structure, parameters
 from lrzip.decompositions import Decompositions
 from lrzip.networks.weights import is_parameter

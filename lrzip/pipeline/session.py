@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from lrzip.calibration.result import Calibration
 from lrzip.core.costs import Costs
+from lrzip.core.decisions import Factorize
 from lrzip.core.errors import UsageError
 from lrzip.core.factors import GroupFactors
 from lrzip.core.layers import Keep, Layer
-from lrzip.core.plan import Factorize, Plan
+from lrzip.core.plan import Plan
 from lrzip.core.report import LayerResult, Report
 from lrzip.core.version import __version__
 from lrzip.formats.live import LiveSource

@@ -10,8 +10,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from lrzip.core.budget_use import BudgetUse
 from lrzip.core.errors import LrzipError, UsageError
-from lrzip.core.plan import BudgetUse
 from lrzip.ranks import Candidate, Choice, Context, Meter
 from lrzip.ranks.amounts import UNITS, parse_amount
 from lrzip.ranks.knapsack import Options, least_cost

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from lrzip.core.budget_use import BudgetUse
 from lrzip.core.layers import Layer
-from lrzip.core.plan import BudgetUse
 from lrzip.ranks.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, Objective
 
 

@@ -4,9 +4,10 @@ from typing import Any
 import pytest
 
 from lrzip.core.costs import Costs, Latency, LayerCost
+from lrzip.core.decisions import Factorize
 from lrzip.core.factors import Factors, GroupFactors
 from lrzip.core.layers import Layer
-from lrzip.core.plan import Factorize, Plan
+from lrzip.core.plan import Plan
 from lrzip.core.report import CalibrationSummary, Difference, LayerResult, Report
 from tests.support.candidates import DECOMPOSITIONS, linear_layer
 

@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lrzip
 from lrzip.core.costs import Latency
+from lrzip.core.decisions import Factorize
 from lrzip.core.errors import LrzipError, UsageError
 from lrzip.core.layers import Layer
-from lrzip.core.plan import Factorize
 from lrzip.formats.live import LiveSource
 from lrzip.formats.onnx.costs import positions_and_macs
 from lrzip.networks.architecture import Architecture

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrzip.core.errors import LrzipError
-from lrzip.core.plan import Entry
+from lrzip.core.layout import Entry
 from lrzip.formats.files.keys import refuse_key
 from lrzip.formats.protocols import Checkpoint, Writer
 

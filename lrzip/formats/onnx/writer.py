@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lrzip.core.errors import LrzipError, OutputExists, UnsupportedCheckpoint, one_line
 from lrzip.core.layers import Layer, TensorSpec
-from lrzip.core.plan import Entry
+from lrzip.core.layout import Entry
 from lrzip.core.structure import Structure
 from lrzip.formats.files.atomic import atomic_files
 from lrzip.formats.files.stream import tensor_bytes

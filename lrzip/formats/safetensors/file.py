@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lrzip.core.errors import UnsupportedCheckpoint
 from lrzip.core.layers import Keep, Layer, TensorSpec
-from lrzip.core.plan import Entry
+from lrzip.core.layout import Entry
 from lrzip.core.stored import DenseLayer
 from lrzip.formats.files.atomic import atomic_file
 from lrzip.formats.files.keys import refuse_key

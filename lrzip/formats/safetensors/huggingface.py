@@ -19,7 +19,7 @@ from torch import Tensor
 from lrzip.core.errors import LrzipError, UnsupportedCheckpoint
 from lrzip.core.kinds import CONVOLUTIONS, LINEAR, LINEAR_TRANSPOSED, Kind, kind_of_shape
 from lrzip.core.layers import Keep, Layer, by_module
-from lrzip.core.plan import Entry
+from lrzip.core.layout import Entry
 from lrzip.core.stored import DenseLayer, find_structures
 from lrzip.core.structure import Chain, Stage, Structure
 from lrzip.formats.files.keys import refuse_key

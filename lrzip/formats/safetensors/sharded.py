@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lrzip.core.errors import LrzipError, UnsupportedCheckpoint
 from lrzip.core.layers import Keep, Layer, TensorSpec
-from lrzip.core.plan import Entry
+from lrzip.core.layout import Entry
 from lrzip.core.stored import DenseLayer
 from lrzip.formats.files.atomic import atomic_folder
 from lrzip.formats.files.keys import refuse_key

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 from lrzip.core.errors import UnsupportedCheckpoint
-from lrzip.core.plan import Entry
+from lrzip.core.layout import Entry
 from lrzip.formats.protocols import Checkpoint, Writer
 from lrzip.formats.torch.saved import opened_pickle
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lrzip.core.errors import LrzipError, UnsupportedCheckpoint, UntrustedFile, one_line
 from lrzip.core.kinds import Kind
 from lrzip.core.layers import Keep, Layer
-from lrzip.core.plan import Entry
+from lrzip.core.layout import Entry
 from lrzip.core.stored import Stored
 from lrzip.formats import FORMATS
 from lrzip.formats.files.atomic import atomic_file

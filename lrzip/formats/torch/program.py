@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from lrzip.core.costs import Positions, Timing
 from lrzip.core.errors import LrzipError, UnsupportedCheckpoint, UntrustedFile, one_line
 from lrzip.core.layers import Keep, Layer
+from lrzip.core.layout import Entry
 from lrzip.core.moments import Arguments, Observe
-from lrzip.core.plan import Entry
 from lrzip.core.report import Difference
 from lrzip.formats import FORMATS
 from lrzip.formats.files.atomic import atomic_file

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lrzip.core.errors import LrzipError
 from lrzip.core.layers import Keep, Layer, TensorSpec
-from lrzip.core.plan import Entry
+from lrzip.core.layout import Entry
 from lrzip.core.stored import DenseLayer
 from lrzip.formats.files.raw import RawTensor, shared
 from lrzip.formats.protocols import Checkpoint

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lrzip.core.errors import UnsupportedCheckpoint, UntrustedFile
 from lrzip.core.layers import Keep, Layer, TensorSpec
-from lrzip.core.plan import Entry
+from lrzip.core.layout import Entry
 from lrzip.core.stored import DenseLayer
 from lrzip.formats.files.archive import checked_members
 from lrzip.formats.files.atomic import atomic_file

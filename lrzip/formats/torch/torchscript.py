@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from lrzip.core.errors import UnsupportedCheckpoint
-from lrzip.core.plan import Entry
+from lrzip.core.layout import Entry
 from lrzip.formats.files.archive import checked_members
 from lrzip.formats.files.inert import Inert
 from lrzip.formats.files.keys import refuse_key

@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Node, map_arg
 
 from lrzip.core.errors import LrzipError, one_line
 from lrzip.core.layers import ROOT, Keep, Layer, TensorSpec
-from lrzip.core.plan import Entry
+from lrzip.core.layout import Entry
 from lrzip.core.structure import Structure, parents_of_parts
 from lrzip.networks.matching import wrapper_prefix
 from lrzip.networks.programs.nodes import replace_call

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor
 
+from lrzip.core.decisions import Replacement
 from lrzip.core.factors import Factors, GroupFactors, relative_difference
 from lrzip.core.layers import FACTORIZABLE_DTYPES, Group, Layer, TensorSpec
-from lrzip.core.plan import Replacement
 from lrzip.linalg.svd import Solver
 
 
