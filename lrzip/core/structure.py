@@ -125,10 +125,20 @@ def tensor_shapes(structure: Structure) -> list[tuple[int, ...]]:
     return [leaf.shape if isinstance(leaf, Stage) else (leaf.count,) for _, leaf in leaves(structure)]
 
 
+def biased_part(structure: Structure, path: str = "") -> tuple[str, Stage | Reshape]:
+    """Return the part that adds the bias of the layer, and its path: the last one, in a sum that of the last branch."""
+    if isinstance(structure, Chain):
+        return biased_part(structure.parts[-1], join(path, str(len(structure.parts) - 1)))
+    if isinstance(structure, Sum):
+        return biased_part(structure.branches[-1], join(path, f"{BRANCHES}.{len(structure.branches) - 1}"))
+    if isinstance(structure, Select):
+        raise TypeError("a structure does not end with a selection of channels")
+    return path, structure
+
+
 def bias_name(structure: Structure) -> str:
-    """Return the name of the bias of a structure: that of its last stage, the last one of a sum's last branch."""
-    last = [path for path, leaf in leaves(structure) if isinstance(leaf, Stage)][-1]
-    return join(last, "bias")
+    """Return the name of the bias of a structure."""
+    return join(biased_part(structure)[0], "bias")
 
 
 def parents_of_parts(names: Iterable[str]) -> set[str]:

@@ -54,11 +54,17 @@ class Reshape(nn.Module):
         view: Sizes of the view.
         order: Permutation of its axes.
         shape: Sizes of the result.
+        bias: Whether a bias is added to the last axis of the result.
     """
 
-    def __init__(self, axes: int, view: Sequence[int], order: Sequence[int], shape: Sequence[int]) -> None:
+    bias: nn.Parameter | None
+
+    def __init__(
+        self, axes: int, view: Sequence[int], order: Sequence[int], shape: Sequence[int], *, bias: bool = False
+    ) -> None:
         super().__init__()
         self.axes, self.view, self.order, self.shape = axes, tuple(view), tuple(order), tuple(shape)
+        self.register_parameter("bias", nn.Parameter(torch.zeros(shape[-1])) if bias else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the rearranged input; leading axes stay."""
@@ -66,4 +72,5 @@ class Reshape(nn.Module):
         moved = x.reshape(*leading, *self.view).permute(
             *range(len(leading)), *(len(leading) + axis for axis in self.order)
         )
-        return moved.reshape(*leading, *self.shape)
+        result = moved.reshape(*leading, *self.shape)
+        return result if self.bias is None else result + self.bias

@@ -11,7 +11,7 @@ from lrzip.core.factors import GroupFactors
 from lrzip.core.kinds import ATTENTION
 from lrzip.core.plan import Plan
 from lrzip.core.stored import Stored
-from lrzip.core.structure import Chain, Reshape, Select, Stage, Structure, bias_name, stages, tensor_names
+from lrzip.core.structure import Chain, Reshape, Select, Stage, Structure, bias_name, biased_part, stages, tensor_names
 from lrzip.networks import modules
 from lrzip.networks.architecture import module_info
 from lrzip.networks.attention import SplitAttention
@@ -68,14 +68,14 @@ def build(stored: Stored, layer: nn.Module) -> nn.Module:
         raise LrzipError(
             f"`{stored.module}` stands for (shape, has bias, groups) {found}, but the model has {expected} there."
         )
-    built = _Builder(layer, stages(stored.structure)[-1] if bias is not None else None).module(stored.structure)
+    built = _Builder(layer, biased_part(stored.structure)[1] if bias is not None else None).module(stored.structure)
     return built.to(weight.device, weight.dtype).train(layer.training)
 
 
 class _Builder:
-    """Builds modules with the attributes of a layer; the last stage gets a bias if the layer has one."""
+    """Builds modules with the attributes of a layer; one part gets a bias if the layer has one."""
 
-    def __init__(self, layer: nn.Module, biased: Stage | None) -> None:
+    def __init__(self, layer: nn.Module, biased: Stage | Reshape | None) -> None:
         self._layer, self._biased = layer, biased
 
     def module(self, structure: Structure) -> nn.Module:
@@ -87,7 +87,8 @@ class _Builder:
         if isinstance(structure, Select):
             return modules.Select(structure.count, 1 if isinstance(self._layer, _Convolution) else -1)
         if isinstance(structure, Reshape):
-            return modules.Reshape(structure.axes, structure.view, structure.order, structure.shape)
+            sizes = (structure.view, structure.order, structure.shape)
+            return modules.Reshape(structure.axes, *sizes, bias=structure is self._biased)
         return modules.Sum([self.module(branch) for branch in structure.branches])
 
     def _stage(self, stage: Stage, *, bias: bool) -> nn.Module:

@@ -22,7 +22,7 @@ from lrzip.decompositions import (
 from lrzip.linalg.svd import Solver
 from lrzip.networks.architecture import module_info
 from lrzip.networks.surgery import build
-from tests.support.decompositions import ADDED, GROUPS, registered
+from tests.support.decompositions import ADDED, GROUPS, REARRANGING, registered
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "linear": (nn.Linear(40, 24), (2, 7, 40)),
@@ -64,7 +64,7 @@ def layer_of(module: nn.Module) -> Layer:
 
 
 with registered():
-    ALL = [name for name in DECOMPOSITIONS if name not in GROUPS]
+    ALL = [name for name in DECOMPOSITIONS if name not in GROUPS | REARRANGING]
     TAKEN = {
         f"{name}-{kind}": (name, case)
         for name in ALL

@@ -7,9 +7,10 @@ import onnx
 import onnx_ir as ir
 
 from lrzip.core.errors import LrzipError
-from lrzip.core.structure import Chain, Reshape, Select, Stage, Structure, Sum, stages
+from lrzip.core.structure import Chain, Reshape, Select, Stage, Structure, Sum, biased_part, stages
 from lrzip.formats.onnx.graph import SCOPES, integer
 
+_BIAS_INPUT = 2
 # From this opset on, Gemm may do without a bias.
 _GEMM_WITHOUT_BIAS = 11
 _SCOPES = (SCOPES, "namespace")
@@ -33,7 +34,7 @@ def replace_use(
         opset: Version of ONNX's own operators in the model.
         name: Makes a name that is not taken from another one.
     """
-    builder = _Builder(node, index, stages(structure)[-1], iter(tensors), opset, name)
+    builder = _Builder(node, index, structure, iter(tensors), opset, name)
     (output,) = node.outputs
     uses = tuple(output.uses())
     result = builder.emit(structure, node.inputs[builder.position])
@@ -56,15 +57,19 @@ class _Builder:
         self,
         node: ir.Node,
         index: int,
-        last: Stage,
+        structure: Structure,
         tensors: Iterator[ir.Value],
         opset: int,
         name: Callable[[str], str],
     ) -> None:
-        self._node, self._last, self._tensors, self._opset, self._name = node, last, tensors, opset, name
+        self._node, self._tensors, self._opset, self._name = node, tensors, opset, name
+        self._last, self._biased = stages(structure)[-1], biased_part(structure)[1]
+        self._rearranges = isinstance(self._biased, Reshape)
         self.position = 1 - index if node.op_type == "MatMul" else 0
         self._op_type, self._attributes = node.op_type, dict(node.attributes)
         self._groups = integer(node, "group", 1)
+        self._bias = node.inputs[_BIAS_INPUT] if len(node.inputs) > _BIAS_INPUT else None
+        self._axes = 2 if node.op_type == "Gemm" else None  # of the input as it is rearranged
         self._behind: ir.Node | None = None
 
     def emit(self, structure: Structure, x: ir.Value | None) -> ir.Value:
@@ -91,6 +96,8 @@ class _Builder:
         return self._op_type in ("Conv", "ConvTranspose")
 
     def _stage(self, stage: Stage, x: ir.Value, weight: ir.Value) -> ir.Value:
+        if self._rearranges:
+            return self._matmul(stage, x, weight)
         op_type = self._op_type
         if self._is_convolution:
             op_type = "ConvTranspose" if stage.kind.is_transposed_convolution else "Conv"
@@ -101,6 +108,15 @@ class _Builder:
         if op_type == "Gemm" and self._opset < _GEMM_WITHOUT_BIAS:
             inputs.append(self._zero(weight))
         return self._insert(op_type, inputs, attributes)
+
+    def _matmul(self, stage: Stage, x: ir.Value, weight: ir.Value) -> ir.Value:
+        """Return the product with the last of several axes, which Gemm does not have."""
+        if integer(self._node, "transB", 0) and self._op_type == "Gemm":
+            weight = self._insert("Transpose", [weight], [ir.AttrInt64s("perm", [1, 0])])
+        if stage is not self._last:
+            return self._insert("MatMul", [x, weight])
+        self._node.resize_inputs(2)
+        return self._reuse("MatMul", x, weight, ())
 
     def _product(self, stage: Stage) -> list[ir.Attr]:
         """Return the attributes of Gemm; those that scale products belong to the last stage alone."""
@@ -131,15 +147,20 @@ class _Builder:
         return found | ({"auto_pad": given["auto_pad"]} if "auto_pad" in given else {})
 
     def _rearrange(self, reshape: Reshape, x: ir.Value) -> ir.Value:
-        if self._op_type != "MatMul" or self.position or x.shape is None:
-            raise LrzipError(f"`{self._node.name}` is {self._op_type}, whose input cannot be rearranged. `--skip` it.")
-        leading = len(x.shape) - reshape.axes
+        scales = [self._attributes[name].as_float() for name in ("alpha", "beta") if name in self._attributes]
+        if self._axes is None and x.shape is not None:
+            self._axes = len(x.shape)
+        if self.position or self._axes is None or set(scales) - {1.0}:
+            raise LrzipError(f"The input of `{self._node.name}` cannot be rearranged. Take its layer out of the plan.")
+        leading = self._axes - reshape.axes
         order = [*range(leading), *(leading + axis for axis in reshape.order)]
         viewed = self._insert("Reshape", [x, self._integers([0] * leading + list(reshape.view))])
         moved = self._insert("Transpose", [viewed], [ir.AttrInt64s("perm", order)])
         result = self._insert("Reshape", [moved, self._integers([0] * leading + list(reshape.shape))])
-        result.shape = ir.Shape([*x.shape[:leading], *reshape.shape])
-        return result
+        self._axes = leading + len(reshape.shape)
+        if self._bias is None or reshape is not self._biased:
+            return result
+        return self._insert("Add", [result, self._bias])
 
     def _reuse(self, op_type: str, x: ir.Value, weight: ir.Value, attributes: Sequence[ir.Attr]) -> ir.Value:
         """Make the replaced node that of the last stage."""

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.fx import Node, map_arg
 
-from lrzip.core.structure import Chain, Reshape, Select, Stage, Structure, Sum, stages
-from lrzip.networks.programs.operators import OPERATORS, bias_of, groups_of
+from lrzip.core.structure import Chain, Reshape, Select, Stage, Structure, Sum, biased_part, stages
+from lrzip.networks.programs.operators import OPERATORS, bias_of
 
 _ATEN = torch.ops.aten
 _CONVOLUTIONS = {1: _ATEN.conv1d.default, 2: _ATEN.conv2d.default, 3: _ATEN.conv3d.default}
@@ -26,7 +26,7 @@ def replace_call(user: Node, structure: Structure, tensors: Sequence[Node]) -> N
     Returns:
         The node that computes what the call did: the call itself, or one behind it.
     """
-    builder = _Builder(user, stages(structure)[-1], iter(tensors))
+    builder = _Builder(user, structure, iter(tensors))
     users = list(user.users)
     result: Node = builder.emit(structure, user.args[OPERATORS[user.target].x])
     if result is not user:
@@ -53,10 +53,11 @@ class _Geometry(NamedTuple):
 class _Builder:
     """Inserts the nodes of one structure around the call that it replaces."""
 
-    def __init__(self, user: Node, last: Stage, tensors: Iterator[Node]) -> None:
-        self._user, self._last, self._tensors = user, last, tensors
+    def __init__(self, user: Node, structure: Structure, tensors: Iterator[Node]) -> None:
+        self._user, self._tensors = user, tensors
+        self._last, self._biased = stages(structure)[-1], biased_part(structure)[1]
         self._operator, self._target, self._args = OPERATORS[user.target], user.target, user.args
-        self._bias, self._groups = bias_of(user), groups_of(user)
+        self._bias = bias_of(user)
         self._behind: Node | None = None
 
     def emit(self, structure: Structure, x: Any) -> Any:
@@ -80,7 +81,7 @@ class _Builder:
 
     def _call(self, stage: Stage, x: Any, weight: Node) -> tuple[Any, tuple[Any, ...]]:
         """Return the operator of a stage and its arguments."""
-        bias = self._bias if stage is self._last else None
+        bias = self._bias if stage is self._biased else None
         if stage.kind.is_indexed:
             return self._target, (weight, *self._args[1:])
         if not stage.kind.is_convolution:
@@ -114,7 +115,10 @@ class _Builder:
         order = [*range(count), *(count + axis for axis in reshape.order)]
         viewed = self._insert(_ATEN.reshape.default, (x, [*leading, *reshape.view]))
         moved = self._insert(_ATEN.permute.default, (viewed, order))
-        return self._insert(_ATEN.reshape.default, (moved, [*leading, *reshape.shape]))
+        result = self._insert(_ATEN.reshape.default, (moved, [*leading, *reshape.shape]))
+        if self._bias is None or reshape is not self._biased:
+            return result
+        return self._insert(_ATEN.add.Tensor, (result, self._bias))
 
     def _reuse(self, target: Any, args: tuple[Any, ...]) -> Node:
         self._behind = self._user

@@ -12,14 +12,18 @@ ADDED: dict[str, str] = {
 GROUPS: dict[str, str] = {
     "narrow": "tests.support.decompositions.narrow:Narrow",
 }
+REARRANGING: dict[str, str] = {
+    "tensor-train": "tests.support.decompositions.tensor_train:TensorTrain",
+}
+"""Its structures are not read again from names and shapes."""
 
 
 @contextmanager
 def registered() -> Iterator[None]:
     """Add them to the registry."""
-    DECOMPOSITIONS._entries.update(ADDED | GROUPS)
+    DECOMPOSITIONS._entries.update(ADDED | GROUPS | REARRANGING)
     try:
         yield
     finally:
-        for name in (*ADDED, *GROUPS):
+        for name in (*ADDED, *GROUPS, *REARRANGING):
             del DECOMPOSITIONS._entries[name]
