@@ -64,7 +64,7 @@ def draw_curve(curve: Curve) -> "Figure":
     budgets = [point.plan.budget for point in curve.points if point.plan.budget]
     order = sorted(range(len(budgets)), key=lambda index: budgets[index].used)
     spent = [budgets[index] for index in order]
-    shares = [100 * budget.used / max(budget.whole, 1) for budget in spent]
+    shares = [100 * budget.used / max(budget.dense, 1) for budget in spent]
     losses = [budget.predicted_loss for budget in spent]
     axes.plot(shares, losses, marker="o", markersize=4, label="predicted loss")
     axes.set(

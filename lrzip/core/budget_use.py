@@ -10,7 +10,7 @@ class BudgetUse:
 
     Attributes:
         unit: `params`, `nbytes`, `macs`, or `latency` in nanoseconds.
-        whole: Amount of the dense checkpoint.
+        dense: Amount of the dense checkpoint.
         limit: The budget.
         used: Amount of the compressed checkpoint, including all that is left unchanged.
         objective: Name of the objective that the ranks minimize.
@@ -19,7 +19,7 @@ class BudgetUse:
     """
 
     unit: str
-    whole: int
+    dense: int
     limit: int
     used: int
     objective: str
@@ -30,7 +30,7 @@ class BudgetUse:
         """Return the budget as it appears in plan files and JSON documents."""
         return {
             "unit": self.unit,
-            "whole": self.whole,
+            "whole": self.dense,
             "limit": self.limit,
             "used": self.used,
             "unused": self.limit - self.used,

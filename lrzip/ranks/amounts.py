@@ -56,7 +56,7 @@ def parse_amount(unit: str, text: str) -> tuple[float, bool]:
     if found[2] != "%":
         return number * suffixes[found[2]], False
     if number > 100:
-        raise UsageError(f"`budget={unit}={text}` is more than the whole. Give at most 100%.")
+        raise UsageError(f"`budget={unit}={text}` is more than all there is. Give at most 100%.")
     return number / 100, True
 
 

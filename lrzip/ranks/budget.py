@@ -70,7 +70,7 @@ class Budget:
         meter = context.meter
         assert meter, "a rule with a unit gets a meter"
         limit = self._limit(meter)
-        fixed = meter.whole - context.saved - sum(meter.cost(candidate.layer, None) for candidate in candidates)
+        fixed = meter.dense - context.saved - sum(meter.cost(candidate.layer, None) for candidate in candidates)
         # Floating-point sums over layers depend on their order, so that order is always the same.
         ordered = sorted(candidates, key=lambda candidate: candidate.layer.name)
         items = [_options(candidate, meter, context) for candidate in ordered]
@@ -81,17 +81,17 @@ class Budget:
         labels = zip(ordered, found.labels, strict=True)
         ranks = {item.layer.name: _ranks_of(item, label) for item, label in labels if label != _DENSE}
         used, name = fixed + found.cost, context.objective.name
-        return Choice(ranks, BudgetUse(self.unit, meter.whole, limit, used, name, found.loss, found.bound))
+        return Choice(ranks, BudgetUse(self.unit, meter.dense, limit, used, name, found.loss, found.bound))
 
     def _limit(self, meter: Meter) -> int:
-        limit = floor(self.amount * meter.whole) if self.is_share else floor(self.amount)
-        if limit > meter.whole:
+        limit = floor(self.amount * meter.dense) if self.is_share else floor(self.amount)
+        if limit > meter.dense:
             noun = UNITS[self.unit].noun
-            raise UsageError(f"`{self}` is more than the whole, which has {meter.whole:,} {noun}. Give less.")
+            raise UsageError(f"`{self}` is more than the dense checkpoint has: {meter.dense:,} {noun}. Give less.")
         return limit
 
     def _unreachable(self, least: int, limit: int, meter: Meter) -> LrzipError:
-        share = ceil(1000 * least / max(meter.whole, 1)) / 10
+        share = ceil(1000 * least / max(meter.dense, 1)) / 10
         return LrzipError(
             f"`{self}` is {limit:,} {UNITS[self.unit].noun}, but all that stays dense and the smallest ranks need "
             f"{least:,}. Give at least {self.unit}={share:g}%."

@@ -13,12 +13,12 @@ class Meter:
     """Count the resource that a budget limits.
 
     Attributes:
-        whole: Amount that the dense checkpoint uses.
+        dense: Amount that the dense checkpoint uses.
         cost: Amount that a layer uses: dense for None, or factorized with given ranks.
         affine: Whether `cost` is affine in each rank. Counts of parameters, bytes and multiply-accumulates are.
     """
 
-    whole: int
+    dense: int
     cost: Callable[[Layer, tuple[int, ...] | None], int]
     affine: bool = True
 

@@ -16,12 +16,13 @@ from lrzip.core.declarations import Options, documented
 from lrzip.core.errors import LrzipError, OutputExists, UsageError
 from lrzip.core.options import Factoring, Opening, Selection
 from lrzip.core.output_options import Overwriting
+from lrzip.core.report import Report
 from lrzip.formats.files.atomic import check_output
 from lrzip.formats.outputs import default_output
 from lrzip.pipeline.session import open_session
 from lrzip.pipeline.setup import Setup
 from lrzip.search.keywords import SEARCH_GROUPS, SearchKeywords, SearchOptions
-from lrzip.search.report import SearchReport
+from lrzip.search.report import SearchReport, search_report
 from lrzip.search.states import States
 from lrzip.search.strategies import STRATEGIES, search
 from lrzip.search.trial import Trial
@@ -65,38 +66,21 @@ def compress_within(
     """
     start = perf_counter()
     given = Options("compress_within", SearchOptions, options)
-    source, how = Path(path), given[SearchKeywords]
+    source, how, opening = Path(path), given[SearchKeywords], given[Opening]
     destination = Path(output) if output is not None else default_output(source)
-    force = given[Overwriting].force
     _check(max_drop, how.strategy)
-    check_output(destination, source, force=force)
-    log = _prepared_log(how.log, resume=how.resume, force=force)
+    check_output(destination, source, force=given[Overwriting].force)
+    log = _prepared_log(how.log, resume=how.resume, force=given[Overwriting].force)
     test_set = read_test(how.test, learning) if how.test is not None else None
-    opening = given[Opening]
     bench = make_bench(source, model, learning, distil=True, key=opening.key, trust=opening.trust)
     trials = _trials(bench, given, max_drop, log)
     best, interrupted = _search(how.strategy, trials)
-    setup = Setup(model=bench.model, opening=opening)
-    with open_session(source, trials.variants.request, setup) as session:
-        report = write_network(session, destination, trials.state(best), best.ranks)
-    scores = _test_scores(trials, best, test_set) if test_set is not None and not interrupted else None
+    report = _write(trials, best, source, destination, opening)
+    test = _test_scores(trials, best, test_set) if test_set is not None and not interrupted else None
     trials.keep(best)
-    return SearchReport(
-        report=replace(report, seconds=perf_counter() - start),
-        strategy=how.strategy,
-        max_drop=max_drop,
-        metric=bench.scorer.first,
-        higher_is_better=bench.scorer.higher_is_better,
-        unit=bench.unit,
-        drop=(trials.gain(trials.dense) - trials.gain(best)) / bench.unit,
-        dense=trials.dense,
-        best=best,
-        trials=trials.history,
-        sample_counts=(len(bench.train), len(bench.val)),
-        test=scores,
-        interrupted=interrupted,
-        log=log,
-    )
+    report = replace(report, seconds=perf_counter() - start)
+    found = search_report(trials, best, report, how.strategy, max_drop)
+    return replace(found, test=test, interrupted=interrupted, log=log)
 
 
 def _trials(bench: Bench, given: Options, max_drop: float, log: Path | None) -> Trials:
@@ -165,6 +149,12 @@ def _nothing_within(trials: Trials) -> LrzipError:
         f"No smaller network keeps {scorer.first} within {allowed:.4g} on the validation set; {reached}. Allow more "
         f"than `max_drop={trials.bound / trials.bench.unit:g}`, or tune for longer than `{length}`."
     )
+
+
+def _write(trials: Trials, best: Trial, source: Path, destination: Path, opening: Opening) -> Report:
+    setup = Setup(model=trials.variants.model, opening=opening)
+    with open_session(source, trials.variants.request, setup) as session:
+        return write_network(session, destination, trials.state(best), best.ranks)
 
 
 def _test_scores(trials: Trials, best: Trial, test_set: Samples) -> tuple[Mapping[str, float], Mapping[str, float]]:

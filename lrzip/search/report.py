@@ -10,6 +10,7 @@ from lrzip.core.numbers import finite
 from lrzip.core.report import Report
 from lrzip.search.strategies import manner_of
 from lrzip.search.trial import Trial
+from lrzip.search.trials import Trials
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,9 @@ class SearchReport:
     best: Trial
     trials: Sequence[Trial]
     sample_counts: tuple[int, int]
-    test: tuple[Mapping[str, float], Mapping[str, float]] | None
-    interrupted: bool
-    log: Path | None
+    test: tuple[Mapping[str, float], Mapping[str, float]] | None = None
+    interrupted: bool = False
+    log: Path | None = None
 
     @property
     def standard_error(self) -> float | None:
@@ -81,6 +82,32 @@ class SearchReport:
                 "tried": [trial.to_dict() for trial in self.trials],
             }
         }
+
+
+def search_report(trials: Trials, best: Trial, report: Report, strategy: str, max_drop: float) -> SearchReport:
+    """Return the report of a search that was not interrupted, without test data.
+
+    Args:
+        trials: All trials.
+        best: The network that was written.
+        report: The report of what was written.
+        strategy: Name of the strategy.
+        max_drop: The bound, as requested.
+    """
+    bench = trials.bench
+    return SearchReport(
+        report=report,
+        strategy=strategy,
+        max_drop=max_drop,
+        metric=bench.scorer.first,
+        higher_is_better=bench.scorer.higher_is_better,
+        unit=bench.unit,
+        drop=(trials.gain(trials.dense) - trials.gain(best)) / bench.unit,
+        dense=trials.dense,
+        best=best,
+        trials=trials.history,
+        sample_counts=(len(bench.train), len(bench.val)),
+    )
 
 
 def _finite(scores: Mapping[str, float]) -> dict[str, float | None]:

@@ -177,7 +177,7 @@ def test_a_module_is_measured_by_itself(folder: Path) -> None:
 
 BAD: dict[str, tuple[tuple[str, ...], int, str]] = {
     "budget-too-small": ((*MODEL, *CALIBRATE, "--budget", "params=1%"), 1, "Give at least params="),
-    "budget-above-all": ((*MODEL, *CALIBRATE, "--budget", "params=120%"), 2, "is more than the whole"),
+    "budget-above-all": ((*MODEL, *CALIBRATE, "--budget", "params=120%"), 2, "Give at most 100%"),
     "mixed-units": ((*CALIBRATE, "--budget", "params=40%,macs=50%", "--dry-run"), 2, "mixes units"),
     "shape": ((*BUDGET, *MODEL, "--calibrate", "narrow.npz"), 1, "does not take the inputs of `narrow.npz`, float32"),
     "dtype": ((*BUDGET, *MODEL, "--calibrate", "whole.npz"), 1, "does not take the inputs of `whole.npz`, int64 (12,)"),

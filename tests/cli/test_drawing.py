@@ -70,7 +70,7 @@ def test_a_curve_has_its_plans_by_size_and_their_metrics(path: Path) -> None:
     budgets = [point.plan.budget for point in found.points if point.plan.budget]
     (axes,) = draw_curve(found).axes
     (line,) = axes.lines
-    expected = sorted((100 * budget.used / budget.whole, budget.predicted_loss) for budget in budgets)
+    expected = sorted((100 * budget.used / budget.dense, budget.predicted_loss) for budget in budgets)
     assert list(zip(numbers(line.get_xdata()), numbers(line.get_ydata()), strict=True)) == expected
     assert len(expected) == 3
     scores = [Evaluation({"r2": score}, 5, "regression") for score in (0.9, 0.7, 0.8)]

@@ -147,8 +147,8 @@ def test_a_budget_of_time_is_met_by_every_decomposition(tmp_path: Path, monkeypa
     assert plan.budget
     saved = 1000 * plan.parameters_saved
     # Times are interpolated between sizes and rounded to nanoseconds, one rounding per layer.
-    assert plan.budget.used == pytest.approx(plan.budget.whole - saved, abs=len(plan.factorize))
-    assert plan.budget.used <= plan.budget.limit == plan.budget.whole // 2
+    assert plan.budget.used == pytest.approx(plan.budget.dense - saved, abs=len(plan.factorize))
+    assert plan.budget.used <= plan.budget.limit == plan.budget.dense // 2
 
 
 def test_latency_is_measured_for_every_layer_and_the_whole(zoo: Path) -> None:

@@ -36,7 +36,7 @@ def test_every_format_meets_its_budget(kind: str, tmp_path: Path) -> None:
     spent = report.plan.budget
     assert spent
     assert spent.used == report.parameters_after <= spent.limit == int(0.6 * report.parameters_before)
-    assert spent.whole == report.parameters_before
+    assert spent.dense == report.parameters_before
     assert spent.predicted_loss == pytest.approx(sum(d.predicted_loss or 0 for d in report.plan.factorize))
 
 
@@ -140,8 +140,8 @@ def test_ranks_are_multiples_unless_no_multiple_saves(path: Path) -> None:
         found = ranks(lrzip.compress(path, budget=f"params={share}%", round_to=4, dry_run=True))
         assert found
         assert all(rank % 4 == 0 for rank in found.values())
-    whole = lrzip.compress(path, rank=1, dry_run=True).parameters_before
-    assert ranks(lrzip.compress(path, budget=f"params={whole - 80}", only=["fc2"], round_to=8, dry_run=True)) == {
+    dense = lrzip.compress(path, rank=1, dry_run=True).parameters_before
+    assert ranks(lrzip.compress(path, budget=f"params={dense - 80}", only=["fc2"], round_to=8, dry_run=True)) == {
         "fc2": 5  # its break-even is 7, and a rank costs 32
     }
 
@@ -211,7 +211,7 @@ def test_objectives_of_a_calibration_are_refused_without_one(objective: str, sai
         ),
         ({"budget": "nbytes=10B"}, r"is 10 bytes of tensors, but all that stays dense .* Give at least nbytes="),
         ({"budget": "params=1"}, "is 1 parameters, but"),
-        ({"budget": "params=1.2M"}, "is more than the whole, which has [0-9,]+ parameters"),
+        ({"budget": "params=1.2M"}, "is more than the dense checkpoint has: [0-9,]+ parameters"),
         ({"budget": "params=50%", "energy": 0.9}, "got `energy` and `budget`"),
         ({"budget": "params=50%", "force_factorize": True}, "`force_factorize` overrides what a budget decides"),
         ({"budget": "params=50%", "min_speedup": 1.0}, "`min_speedup` overrides what a budget decides"),
@@ -240,7 +240,7 @@ def test_the_smallest_budget_named_in_a_message_can_be_met(path: Path) -> None:
     [
         ("params=10%,nbytes=20%", "mixes units"),
         ("params=10%,,20%", "takes an amount such as 50%"),
-        ("params=50%,120%", "more than the whole"),
+        ("params=50%,120%", "Give at most 100%"),
     ],
 )
 def test_malformed_lists_of_budgets_are_usage_errors(budgets: str, message: str, path: Path) -> None:

@@ -117,7 +117,7 @@ def test_a_rounded_budget_still_offers_the_largest_rank() -> None:
         ("budget:params=nan", "got `nan`"),
         ("budget:params=1e6", "got `1e6`"),
         ("budget:nbytes=10M", "such as 50%, 10MB or 64KiB, got `10M`"),
-        ("budget:params=100.1%", "`budget=params=100.1%` is more than the whole"),
+        ("budget:params=100.1%", "`budget=params=100.1%` is more than all there is"),
         ("budget:params=10%,20%", "names several budgets"),
         ("budget:latency=5", "`budget=latency` takes an amount such as 60%, 5ms or 800us, got `5`"),
     ],
