@@ -60,7 +60,7 @@ def build(stored: Stored, layer: nn.Module) -> nn.Module:
     if info.kind is None or info.reason or not isinstance(weight, Tensor):
         raise LrzipError(
             f"`{stored.module}` is {type(layer).__name__} in the model, which a chain cannot replace. "
-            f"Compress again with `--skip {stored.module}`."
+            f"Compress again with `skip={stored.module}`."
         )
     found = (stored.replaced.shape, stored.bias is not None, stored.replaced.groups)
     expected = (tuple(weight.shape), bias is not None, info.groups)

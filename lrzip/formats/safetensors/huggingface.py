@@ -184,9 +184,10 @@ def _chains(source: HuggingFaceFolder, layout: Sequence[Entry]) -> dict[str, Kin
                 "out of the plan."
             )
         if entry.structure is not None and not _is_low_rank_pair(entry.structure):
+            name = entry.origin.removesuffix(".weight")
             raise LrzipError(
-                f"`{entry.origin.removesuffix('.weight')}` has more than two factors, or a kernel in the second, which "
-                "folders of transformers do not support. Leave out `--decomposition`, or `--skip` it."
+                f"`{name}` has more than two factors, or a kernel in the second, which folders of transformers do not "
+                f"support. Leave out `decomposition`, or use `skip={name}`."
             )
         module, _, stage = entry.spec.name.removesuffix(".weight").rpartition(".")
         if entry.kind and stage in ("0", "1"):
