@@ -1,4 +1,4 @@
-"""Decide on the ranks of layers: by rules, by a plan file, or by given ranks."""
+"""Decide on the ranks of layers, by rules or by given ranks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -6,16 +6,11 @@ from pathlib import Path
 
 from lrzip.core.budget_use import BudgetUse
 from lrzip.core.decisions import Factorize
-from lrzip.core.errors import PlanMismatch
-from lrzip.core.layers import Group, Keep, Layer, TensorSpec
+from lrzip.core.layers import Keep, Layer
 from lrzip.core.options import Factoring
 from lrzip.core.plan import Plan, fingerprint
-from lrzip.core.plan_file import PlanEntry, read_plan
-from lrzip.decompositions import DEFAULT_DECOMPOSITION, decomposition_of, group_decomposition_of
-from lrzip.formats.protocols import Source, with_bias
-from lrzip.networks.architecture import Architecture
+from lrzip.formats.protocols import Source
 from lrzip.pipeline.request import Request
-from lrzip.pipeline.survey import candidate_of
 from lrzip.ranks import Candidate, Context, Meter, RankRule
 
 
@@ -78,50 +73,6 @@ def plan_with(
     return plan_of(source, decisions)
 
 
-def load_plan(source: Source, path: Path, request: Request, architecture: Architecture | None = None) -> Plan:
-    """Return the plan in a file, after checking that it fits a checkpoint.
-
-    Args:
-        source: The checkpoint or network.
-        path: The plan file.
-        request: Solver of the factors, and whether ranks that save nothing are accepted.
-        architecture: Architecture of the network, if it is known.
-
-    Raises:
-        PlanMismatch: The file is malformed or does not fit; the message names the first mismatch.
-    """
-    file = read_plan(path)
-    mismatch = file.mismatch(source.tensors())
-    if mismatch:
-        raise PlanMismatch(
-            f"`{path}` does not fit `{source.path}`: {mismatch}. "
-            "Make a new plan with `dry_run=True` and `save_plan=FILE`."
-        )
-    found = source.layers(architecture)
-    named = {_tensor(item).name: _named_layer(item, path) for item in found if _tensor(item).name in file.choices}
-    decisions: list[Factorize | Keep] = []
-    for item in found:
-        name = _tensor(item).name
-        if name not in file.choices:
-            decisions.append(item.kept(f"not in `{path}`") if isinstance(item, Layer) else item)
-        elif name == next(iter(file.choices[name].shapes)):  # of a group, the first layer stands for all
-            decisions.append(_chosen(source, named, file.choices[name], request, path))
-    return plan_of(source, decisions)
-
-
-def _tensor(item: Layer | Keep) -> TensorSpec:
-    return item.weight if isinstance(item, Layer) else item.tensor
-
-
-def _named_layer(item: Layer | Keep, path: Path) -> Layer:
-    """Return the layer that a plan file names, also where only that resolves an ambiguity."""
-    layer = item if isinstance(item, Layer) else item.override
-    if layer is None:
-        reason = item.reason if isinstance(item, Keep) else ""
-        raise PlanMismatch(f"`{path}` names `{_tensor(item).name}`, which is kept: {reason}. Take it out of the plan.")
-    return layer
-
-
 def _saved(decided: Mapping[str, Factorize | Keep], meter: Meter) -> int:
     """Return the amount that decisions save, in the unit of a meter."""
     chains = [decision for decision in decided.values() if isinstance(decision, Factorize)]
@@ -130,11 +81,11 @@ def _saved(decided: Mapping[str, Factorize | Keep], meter: Meter) -> int:
 
 def _decide(candidate: Candidate, ranks: tuple[int, ...] | None, rule: RankRule, request: Request) -> Factorize | Keep:
     layer = candidate.layer
-    break_even = f"break-even is {_listed(candidate.equal(candidate.break_even_rank))}"
+    break_even = f"break-even is {listed(candidate.equal(candidate.break_even_rank))}"
     if ranks is None:
         return layer.kept(f"kept by {rule}" if rule.unit else f"no rank meets {rule}; {break_even}")
     if not (candidate.saves(ranks) or request.factoring.force_factorize):
-        return layer.kept(f"rank {_listed(ranks)} saves nothing; {break_even}")
+        return layer.kept(f"rank {listed(ranks)} saves nothing; {break_even}")
     if not rule.unit:  # a rule with a unit has rounded its ranks itself
         ranks = _rounded(candidate, ranks, request.factoring)
     return replace(_factorize(layer, ranks, request), predicted_loss=request.objective.loss(candidate, ranks))
@@ -154,60 +105,9 @@ def _rounded(candidate: Candidate, ranks: tuple[int, ...], factoring: Factoring)
     return rounded if candidate.saves(rounded) or factoring.force_factorize else ranks
 
 
-def _listed(ranks: tuple[int, ...]) -> str:
+def listed(ranks: tuple[int, ...]) -> str:
+    """Return ranks as text."""
     return ", ".join(map(str, ranks))
-
-
-def _chosen(source: Source, named: Mapping[str, Layer], choice: PlanEntry, request: Request, path: Path) -> Factorize:
-    """Return the decision of a plan file, after checking that its ranks are within bounds and save."""
-    missing = next((name for name in choice.shapes if name not in named), None)
-    if missing is not None:
-        raise PlanMismatch(f"`{path}` names `{missing}`, which belongs to another layer. Take it out of the plan.")
-    layers = tuple(named[name] for name in choice.shapes)
-    if len(layers) > 1:
-        return _chosen_group(Group(tuple(with_bias(source, layer) for layer in layers)), choice, request, path)
-    return _chosen_layer(layers[0], choice, request, path)
-
-
-def _chosen_layer(layer: Layer, choice: PlanEntry, request: Request, path: Path) -> Factorize:
-    decomposition = decomposition_of(choice.decomposition, request.solver)
-    reason = decomposition.refuse(layer)
-    if reason:
-        raise PlanMismatch(
-            f"`{path}` gives `{layer.name}` to {choice.decomposition}, which does not take it: {reason}. "
-            f"Write `{DEFAULT_DECOMPOSITION}` there, or take it out of the plan."
-        )
-    _check_ranks(layer.name, choice.ranks, decomposition.max_ranks(layer), path)
-    candidate = candidate_of(layer, decomposition)
-    if not (candidate.saves(choice.ranks) or request.factoring.force_factorize):
-        raise PlanMismatch(
-            f"`{path}` gives `{layer.name}` ranks {list(choice.ranks)}, which save nothing. "
-            f"Go down to {_listed(candidate.equal(candidate.break_even_rank))}, or take it out of the plan."
-        )
-    return Factorize.of(
-        layer, choice.decomposition, choice.ranks, decomposition.blueprint(layer, choice.ranks), choice.dtype
-    )
-
-
-def _chosen_group(group: Group, choice: PlanEntry, request: Request, path: Path) -> Factorize:
-    decomposition = group_decomposition_of(choice.decomposition, request.solver)
-    reason = decomposition.refuse_group(group) if decomposition else "it replaces one layer at a time"
-    if decomposition is None or reason:
-        raise PlanMismatch(
-            f"`{path}` gives `{group.name}` to {choice.decomposition}, which does not take them together: {reason}. "
-            "Take them out of the plan."
-        )
-    _check_ranks(group.name, choice.ranks, decomposition.max_group_ranks(group), path)
-    replacements = decomposition.replacements(group, choice.ranks)
-    decision = Factorize(replacements, choice.decomposition, choice.ranks, choice.dtype)
-    if decision.parameters_after >= decision.parameters_before and not request.factoring.force_factorize:
-        raise PlanMismatch(f"`{path}` gives `{group.name}` ranks {list(choice.ranks)}, which save nothing.")
-    return decision
-
-
-def _check_ranks(name: str, ranks: Sequence[int], most: Sequence[int], path: Path) -> None:
-    if len(ranks) != len(most) or not all(1 <= r <= m for r, m in zip(ranks, most, strict=True)):
-        raise PlanMismatch(f"`{path}` gives `{name}` ranks {list(ranks)}; they go from 1 to {list(most)}.")
 
 
 def plan_of(source: Source, decisions: Sequence[Factorize | Keep]) -> Plan:

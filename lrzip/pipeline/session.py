@@ -36,10 +36,11 @@ from lrzip.pipeline.calibrate import (
     network_of,
     subject_of,
 )
-from lrzip.pipeline.decide import decide, load_plan, plan_with
+from lrzip.pipeline.decide import decide, plan_with
 from lrzip.pipeline.factorize import Factorizer, factorize_all
 from lrzip.pipeline.latency import costs_of, keep_slow
 from lrzip.pipeline.meters import meter_of
+from lrzip.pipeline.plan_file import load_plan
 from lrzip.pipeline.profile import Profile, profile_of
 from lrzip.pipeline.request import Request
 from lrzip.pipeline.scratch import Scratch, scratch_beside

@@ -1,4 +1,3 @@
-import io
 import json
 import re
 from pathlib import Path
@@ -6,9 +5,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import torch
-from rich.console import Console
 
-from lrzip.cli.console import fitting_table
 from tests.support.checkpoints import BUILDERS, nested
 from tests.support.schemas import ANALYZE
 from tests.support.shell import error_of, run
@@ -101,17 +98,3 @@ def test_names_cannot_command_the_terminal(tmp_path: Path) -> None:
     error = run("analyze", tmp_path / "a.pt", "--skip", "nothing").stderr
     assert b"\x1b" not in error
     assert error.count(b"\n") == 1
-
-
-@pytest.mark.parametrize("width", [60, 80, 100, 200])
-def test_a_narrow_terminal_hides_columns_and_never_cuts_a_name(width: int) -> None:
-    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
-    columns = ["layer", "shape", "rank", "condition", "effective rank", "spectral norm", "decay"]
-    rows = [["encoder.layers.0.attention.query", "768×768", "768", "1.2e+05", "700", "31.4159", "-0.01"]]
-    table, hidden = fitting_table(console, columns, rows, expendable=columns[3:])
-    console.print(table)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "…" not in text
-    assert rows[0][0] in text
-    assert (hidden == []) == (width >= 100)
-    assert hidden == columns[len(columns) - len(hidden) :]

@@ -162,6 +162,6 @@ def test_ctrl_c_writes_the_best_so_far_and_exits_with_130(folder: Path) -> None:
     options = ("--epochs", "100000", "--loss", "my_code:interrupting", "-o", "out.pt")
     done = run("finetune", "small.pt", *FAST, *options, cwd=folder)
     assert done.returncode == 130, done.stderr
-    assert b"lrzip: Interrupted after step 13; what was written is the best state so far" in done.stderr
+    assert b"lrzip: Interrupted after step 13; the best state so far, of epoch" in done.stderr
     assert b"Traceback" not in done.stderr
     assert torch.load(folder / "out.pt")["state_dict"].keys() == torch.load(folder / "small.pt")["state_dict"].keys()

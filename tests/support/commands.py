@@ -1,21 +1,10 @@
-"""Run several `lrzip` commands in one process, so that a group of processes has to be started only once."""
+"""Command lines without a process."""
 
-import json
-import sys
-
-from lrzip.cli.main import main
+from lrzip.cli.commands import Command, Given
 
 
-def run_all(commands: list[list[str]]) -> None:
-    """Run commands, each a list of arguments; stop with the exit code of the first that fails."""
-    for arguments in commands:
-        sys.argv = ["lrzip", *arguments]
-        try:
-            main()
-        except SystemExit as exit_:
-            if exit_.code:
-                raise
-
-
-if __name__ == "__main__":
-    run_all(json.loads(sys.argv[1]))
+def given(command: Command, **values: object) -> Given:
+    """Return the values of a command line, with the defaults for all other options."""
+    defaults = {item.name: None if item.option.parsed else item.default for item in command.options}
+    assert values.keys() <= defaults.keys()
+    return Given(command, "model.pt", defaults | values, frozenset(values))
