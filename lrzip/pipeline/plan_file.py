@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lrzip.core.decisions import Factorize
 from lrzip.core.errors import PlanMismatch
 from lrzip.core.layers import Group, Keep, Layer, TensorSpec
-from lrzip.core.decisions import Factorize
 from lrzip.core.plan import Plan
 from lrzip.core.plan_file import PlanEntry, read_plan
 from lrzip.decompositions import DEFAULT_DECOMPOSITION, decomposition_of, group_decomposition_of
