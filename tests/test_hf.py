@@ -1,4 +1,4 @@
-"""transformers loads what lrzip writes, and refuses it where lrzip is missing."""
+"""transformers loads compressed folders with lrzip, and refuses them without."""
 
 import importlib
 import json
@@ -62,7 +62,7 @@ def quiet() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with each model and what it becomes."""
+    """Return a folder with each model, compressed and dense again."""
     folder = tmp_path_factory.mktemp("models")
     for name in ("bert", "gpt2", "llama"):
         build(name).save_pretrained(folder / name)
@@ -95,7 +95,7 @@ def ranks_of(folder: Path) -> dict[str, int]:
     return dict(json.loads((folder / "config.json").read_text())["quantization_config"]["ranks"])
 
 
-def test_a_compressed_folder_computes_what_the_model_did(name: str, root: Path) -> None:
+def test_a_compressed_folder_computes_the_outputs_of_the_model(name: str, root: Path) -> None:
     model, info = auto(name).from_pretrained(root / f"{name}.lrzip", output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
@@ -105,7 +105,7 @@ def test_a_compressed_folder_computes_what_the_model_did(name: str, root: Path) 
     assert_close(logits(model), logits(auto(name).from_pretrained(root / f"{name}.dense")))
 
 
-def test_it_saves_in_shards_and_comes_back(name: str, root: Path, tmp_path: Path) -> None:
+def test_it_saves_in_shards_and_loads_again(name: str, root: Path, tmp_path: Path) -> None:
     model = auto(name).from_pretrained(root / f"{name}.lrzip")
     model.save_pretrained(tmp_path / "again", max_shard_size="8KB")
     assert len(list((tmp_path / "again").glob("*.safetensors"))) > 1
@@ -144,13 +144,13 @@ def test_base_models_and_heads_take_each_other(name: str, root: Path, tmp_path: 
         assert one.weight_in.equal(other.weight_in)
 
 
-def test_another_head_leaves_out_what_it_does_not_have(root: Path) -> None:
+def test_another_head_ignores_layers_that_it_lacks(root: Path) -> None:
     model = transformers.AutoModelForTokenClassification.from_pretrained(root / "bert.lrzip")
     assert "bert.pooler.dense" in ranks_of(root / "bert.lrzip")
     assert len(model.config.quantization_config.ranks) == 12
 
 
-def test_the_network_itself_says_the_same(name: str, root: Path) -> None:
+def test_the_network_gives_the_same_layers(name: str, root: Path) -> None:
     model = auto(name).from_pretrained(root / name)
     report = lrzip.compress(root / name, rank=RANK, model=model, dry_run=True)
     assert {d.layer.weight.name.removesuffix(".weight") for d in report.plan.factorize} == set(
@@ -160,7 +160,7 @@ def test_the_network_itself_says_the_same(name: str, root: Path) -> None:
         assert any("shared with" in keep.reason for keep in report.plan.keep)
 
 
-def test_chains_load_into_a_live_model(name: str, root: Path) -> None:
+def test_factors_load_into_a_live_model(name: str, root: Path) -> None:
     model = lrzip.load_into(auto(name).from_pretrained(root / name), root / f"{name}.lrzip")
     assert_close(logits(model), logits(auto(name).from_pretrained(root / f"{name}.lrzip")))
 

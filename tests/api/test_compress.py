@@ -175,7 +175,7 @@ def test_an_energy_that_is_met_exactly_gives_the_same_rank_with_and_without_fact
     assert ranks(planned) == ranks(written) == {"fc": expected}
 
 
-def test_a_plan_file_does_what_the_rule_did(path: Path, tmp_path: Path) -> None:
+def test_a_plan_file_gives_the_output_of_its_rule(path: Path, tmp_path: Path) -> None:
     planned = lrzip.compress(path, tmp_path / "rule.pt", energy=0.7)
     (tmp_path / "plan.json").write_text(json.dumps(planned.plan.to_dict()))
     report = lrzip.compress(path, tmp_path / "plan.pt", plan=tmp_path / "plan.json")

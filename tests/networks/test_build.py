@@ -70,7 +70,7 @@ def test_classes_functions_and_networks_are_found(spec: str, arguments: dict[str
         ("my_nets:broken", "could not be built: ValueError: no luck today. Pass its arguments with"),
     ],
 )
-def test_what_cannot_be_built_is_said_in_one_line(spec: str, message: str) -> None:
+def test_networks_that_cannot_be_built_are_refused_in_one_line(spec: str, message: str) -> None:
     with pytest.raises(LrzipError) as caught:
         build(spec)
     assert message in str(caught.value)

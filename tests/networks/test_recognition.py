@@ -51,7 +51,7 @@ def test_without_the_network_layers_are_inferred() -> None:
     assert isinstance(found["stem"], Layer)
     assert isinstance(found["depthwise"], Keep)
     assert found["depthwise"].override
-    assert isinstance(found["words"], Layer)  # whose name does not tell that it is an embedding
+    assert isinstance(found["words"], Layer)  # its name does not reveal that it is an embedding
     assert str(found["words"].kind) == "linear"
 
 

@@ -13,7 +13,7 @@ def compressed(folder: Path, model: nn.Module, **options: object) -> Path:
     return folder / "b.pt"
 
 
-def test_chains_take_the_attributes_of_the_layers_they_replace(tmp_path: Path) -> None:
+def test_stages_take_the_attributes_of_the_layer_they_replace(tmp_path: Path) -> None:
     model = lrzip.load_into(Net(), compressed(tmp_path, seeded(Net)))
     original = Net().conv2
     first, second = model.get_submodule("conv2.0"), model.get_submodule("conv2.1")

@@ -1,4 +1,4 @@
-"""Tiny ONNX models, each with weights of one kind, and what runs them."""
+"""Tiny ONNX models, each with weights of one kind, and a runner for them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

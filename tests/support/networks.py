@@ -1,4 +1,4 @@
-"""Small networks, one for each kind of layer that matters."""
+"""Small networks that together have layers of every kind."""
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class Net(nn.Module):
-    """Convolutions with every attribute that a chain has to keep, batch norm, and linear layers."""
+    """Convolutions with every attribute that factors must inherit, batch norm, and linear layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def seeded(factory: type[nn.Module], seed: int = 0) -> nn.Module:
 
 
 class Zoo(nn.Module):
-    """Layers of every kind, those with factors of exact rank 2, and those that must stay whole."""
+    """Layers of every kind: with weights of exact rank 2, and those that must be kept."""
 
     def __init__(self) -> None:
         super().__init__()

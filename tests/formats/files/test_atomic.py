@@ -18,7 +18,7 @@ def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, OSError])
-def test_an_error_leaves_what_was_there(error: type[BaseException], tmp_path: Path) -> None:
+def test_an_error_leaves_the_old_file(error: type[BaseException], tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.write_text("old")
     with pytest.raises(error), atomic_file(path) as temporary:
@@ -29,7 +29,7 @@ def test_an_error_leaves_what_was_there(error: type[BaseException], tmp_path: Pa
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_an_error_leaves_the_folder_that_was_there(error: type[BaseException], tmp_path: Path) -> None:
+def test_an_error_leaves_the_old_folder(error: type[BaseException], tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.mkdir()
     (path / "a").write_text("old")
@@ -40,7 +40,7 @@ def test_an_error_leaves_the_folder_that_was_there(error: type[BaseException], t
     assert (path / "a").read_text() == "old"
 
 
-def test_a_folder_replaces_the_old_one_whole(tmp_path: Path) -> None:
+def test_a_folder_replaces_the_old_one_completely(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.mkdir()
     (path / "a").write_text("old")
@@ -50,7 +50,7 @@ def test_a_folder_replaces_the_old_one_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_outputs_that_cannot_be_are_refused_beforehand(tmp_path: Path) -> None:
+def test_outputs_that_cannot_be_written_are_refused_beforehand(tmp_path: Path) -> None:
     source, other = tmp_path / "source", tmp_path / "other"
     source.write_text("x")
     other.write_text("x")

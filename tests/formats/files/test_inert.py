@@ -26,7 +26,7 @@ PLAIN = st.recursive(
 
 
 @given(value=PLAIN, protocol=st.integers(0, 4))
-def test_plain_values_are_what_they_were(value: Any, protocol: int) -> None:
+def test_plain_values_are_those_that_pickle_loads(value: Any, protocol: int) -> None:
     data = pickle.dumps(value, protocol=protocol)
     found, handles = read_pickle(data)
     assert handles == []
@@ -47,7 +47,7 @@ def test_objects_are_names_arguments_and_state(protocol: int) -> None:
         assert found["order"].items == {"a": 1}
 
 
-def test_handles_are_kept() -> None:
+def test_persistent_ids_are_recorded() -> None:
     class Pickler(pickle.Pickler):
         def persistent_id(self, item: Any) -> Any:
             return ("storage", 7) if isinstance(item, Namespace) else None
@@ -58,7 +58,7 @@ def test_handles_are_kept() -> None:
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_nothing_runs(protocol: int, tmp_path: Path) -> None:
+def test_nothing_is_executed(protocol: int, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
 
     class Reduced:
@@ -96,7 +96,7 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
         assert not isinstance(error, RecursionError)
 
 
-def test_memo_and_keys_cannot_be_made_to_cost_much() -> None:
+def test_the_cost_of_memo_and_keys_is_bounded() -> None:
     deep = b"(" * 3 + b")" + b"\x85" * 100_000
     assert read_pickle(b"}" + deep[3:] + b"K\x01s.")[0] == {}  # a key of depth 100 000, which is not hashed
     found, _ = read_pickle(b"K\x01r\xff\xff\xff\xff.")  # memo entry 4 294 967 295

@@ -36,7 +36,7 @@ SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
     ),
     data=st.data(),
 )
-def test_whatever_the_order_the_library_reads_it_back(
+def test_the_library_reads_tensors_written_in_any_order(
     layout: dict[str, tuple[tuple[int, ...], str]], data: st.DataObject, tmp_path: Path
 ) -> None:
     layout.pop("__metadata__", None)

@@ -60,7 +60,7 @@ def test_moments_predict_the_norm_of_outputs(model: Any, size: tuple[int, ...], 
     assert predicted == pytest.approx(float(without.square().sum()), rel=1e-4)  # of sums in float32
 
 
-def test_of_transposed_convolutions_channels_are_seen(tmp_path: Path) -> None:
+def test_the_channels_of_transposed_convolutions_are_observed(tmp_path: Path) -> None:
     path = graphs.save(graphs.conv((6, 12, 3, 3), (5, 6), kind="ConvTranspose"), tmp_path / "model.onnx")
     x = torch.randn(2, 6, 5, 6)
     _, seen = seen_in(path, x)

@@ -180,7 +180,7 @@ def test_a_model_of_a_later_opset_is_written_without_a_comparison(tmp_path: Path
     assert onnx.load(tmp_path / "b.onnx").opset_import[0].version == 999
 
 
-def test_a_plan_file_does_what_the_rule_did(tmp_path: Path) -> None:
+def test_a_plan_file_gives_the_output_of_its_rule(tmp_path: Path) -> None:
     path = save(shared(), tmp_path / "a.onnx")
     forced = lrzip.compress(path, tmp_path / "rule.onnx", energy=1.0, force_factorize=True)
     (tmp_path / "plan.json").write_text(json.dumps(forced.plan.to_dict()))

@@ -129,7 +129,7 @@ def test_one_file_has_the_keys_of_a_sequential(tmp_path: Path) -> None:
     assert lrzip.export(tmp_path / "one.safetensors", "dense").chains == ["fc"]
 
 
-def test_factors_of_a_conv1d_do_not_go_where_they_would_come_back_transposed(tmp_path: Path) -> None:
+def test_factors_of_a_conv1d_are_not_written_to_formats_without_kinds(tmp_path: Path) -> None:
     path = gpt2(tmp_path)
     with pytest.raises(LrzipError, match=r"cannot distinguish the factors of `h\.0\.attn\.c_attn\.0\.weight`"):
         lrzip.compress(path, tmp_path / "direct.safetensors", rank=3)
@@ -156,7 +156,7 @@ def test_a_compressed_folder_can_be_compressed_further(tmp_path: Path) -> None:
     assert config_of(tmp_path / "dense") == config_of(path)
 
 
-def test_vocabularies_stay_whole_unless_they_are_untied_and_named(tmp_path: Path) -> None:
+def test_layers_of_the_vocabulary_are_kept_unless_they_are_untied_and_named(tmp_path: Path) -> None:
     shapes = {"embed_tokens.weight": (50, 16), "lm_head.weight": (50, 16), "up.weight": (30, 16)}
     config: dict[str, Any] = {"model_type": "x", "type_vocab_size": 30, "text_config": {"vocab_size": 50}}
     path = folder(tmp_path / "model", shapes, config)
@@ -169,7 +169,7 @@ def test_vocabularies_stay_whole_unless_they_are_untied_and_named(tmp_path: Path
     assert config_of(tmp_path / "model.lrzip")["quantization_config"]["ranks"] == {"lm_head": 2}
 
 
-def test_mixtures_of_experts_and_state_space_mixers_keep_what_is_read_directly(tmp_path: Path) -> None:
+def test_layers_that_are_read_directly_are_kept_in_mixtures_and_mixers(tmp_path: Path) -> None:
     shapes = {
         "l.0.mlp.gate.weight": (4, 16),
         "l.0.mlp.experts.0.up_proj.weight": (30, 16),
@@ -257,7 +257,7 @@ def test_a_file_cannot_become_a_folder_of_transformers(tmp_path: Path) -> None:
         FORMATS["huggingface"].write(tmp_path / "out", source, (), drop=())
 
 
-def test_the_command_says_how_to_load_what_it_wrote(tmp_path: Path) -> None:
+def test_the_command_says_how_to_load_its_output(tmp_path: Path) -> None:
     path = gpt2(tmp_path)
     line = b"To load it: `import lrzip.hf` before `from_pretrained`"
     assert line not in run("compress", path, "--rank", "3", "--dry-run").stdout

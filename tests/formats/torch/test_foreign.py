@@ -114,7 +114,9 @@ def zipped_twice(name: str) -> bytes:
 
 
 @pytest.mark.parametrize(("name", "build", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_is_no_checkpoint_is_named(name: str, build: Callable[[], bytes], message: str, tmp_path: Path) -> None:
+def test_files_that_are_no_checkpoint_are_refused_by_their_kind(
+    name: str, build: Callable[[], bytes], message: str, tmp_path: Path
+) -> None:
     path = tmp_path / name
     path.write_bytes(build())
     with pytest.raises(UnsupportedCheckpoint) as caught:
@@ -153,7 +155,7 @@ def test_tensors_beside_any_object_are_read_without_it(legacy: bool, tmp_path: P
         assert list(checkpoint.others) == list(others)
 
 
-def test_a_hostile_pickle_runs_nothing(tmp_path: Path) -> None:
+def test_a_hostile_pickle_executes_nothing(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return Path.touch, (str(tmp_path / "ran"),)

@@ -107,7 +107,7 @@ def test_with_trust_the_module_itself_is_rewritten(legacy: bool, tmp_path: Path)
         assert torch.equal(tensor, small.state_dict()[name])
 
 
-def test_a_module_that_is_one_layer_becomes_a_chain(tmp_path: Path) -> None:
+def test_a_module_that_is_one_layer_becomes_a_sequential(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pt", nn.Linear(12, 10))
     lrzip.compress(path, tmp_path / "b.pt", rank=2, trust=True)
     small = torch.load(tmp_path / "b.pt", weights_only=False)
@@ -155,7 +155,7 @@ def test_kinds_are_exact_with_trust_only(tmp_path: Path) -> None:
     assert grouped.groups == 4
 
 
-def test_hostile_modules_run_nothing_without_trust(tmp_path: Path) -> None:
+def test_hostile_modules_execute_nothing_without_trust(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
 
     class Evil:
@@ -185,7 +185,7 @@ def test_a_small_file_cannot_unfold_to_a_huge_one(tmp_path: Path) -> None:
         open_checkpoint(path)
 
 
-def test_what_is_no_plain_tensor_is_named(tmp_path: Path) -> None:
+def test_quantized_and_sparse_tensors_of_a_module_are_listed(tmp_path: Path) -> None:
     model = seeded(Net)
     model.register_buffer("sparse", torch.eye(3).to_sparse())
     path = saved(tmp_path / "a.pt", model)

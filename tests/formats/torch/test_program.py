@@ -185,7 +185,7 @@ class Crowded(nn.Module):
         return out
 
 
-def test_names_of_stages_that_are_taken_are_told(tmp_path: Path) -> None:
+def test_a_layer_whose_names_of_stages_are_taken_is_kept_with_the_reason(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pt2", exported(Crowded().eval(), torch.randn(2, 8, 9, 9)))
     report = lrzip.compress(path, tmp_path / "b.pt2", rank=3, decomposition="tucker", trust=True)
     assert [result.decision.layer.name for result in report.results] == ["2"]
@@ -193,7 +193,7 @@ def test_names_of_stages_that_are_taken_are_told(tmp_path: Path) -> None:
 
 
 class Odd(nn.Module):
-    """Weights that a chain cannot stand in for, and a layer that is used twice."""
+    """Weights that factors cannot replace, and a layer that is used twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ class Odd(nn.Module):
         return self.both(x) @ self.matrix, self.left @ x.T + self.both.weight.sum()
 
 
-def test_what_cannot_be_reached_is_kept_with_the_reason(tmp_path: Path) -> None:
+def test_weights_that_are_not_used_by_plain_layers_are_kept_with_the_reason(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pt2", exported(Odd(), torch.randn(3, 12)))
     report = lrzip.compress(path, tmp_path / "b.pt2", rank=2, trust=True)
     reasons = {keep.tensor.name: keep.reason for keep in report.plan.keep}
@@ -351,7 +351,7 @@ def hostile_edits(marker: Path) -> Sequence[Callable[[str, bytes], bytes | None]
 
 
 @pytest.mark.parametrize("way", range(3))
-def test_hostile_programs_run_nothing_without_trust(way: int, zoo: Path, tmp_path: Path) -> None:
+def test_hostile_programs_execute_nothing_without_trust(way: int, zoo: Path, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     path = edited(zoo, tmp_path / "evil.pt2", hostile_edits(marker)[way])
     assert "stem" in {item.candidate.layer.name for item in lrzip.analyze(path).layers}

@@ -51,7 +51,7 @@ def test_a_key_chooses_an_entry_even_with_dots_in_its_name(tmp_path: Path) -> No
         open_checkpoint(path, key="nets.v2")
 
 
-def test_everything_else_comes_out_as_it_went_in(tmp_path: Path) -> None:
+def test_all_other_entries_are_written_unchanged(tmp_path: Path) -> None:
     state: Any = OrderedDict(weights(), **{"bn.weight": torch.rand(4), "fc._extra_state": {"a": [1]}})
     state._metadata = OrderedDict({"": {"version": 1}, "bn": {"version": 2}})
     strided = torch.rand(6, 5).t()
@@ -106,7 +106,7 @@ def test_a_model_attribute_of_a_bare_state_dict_is_no_wrapper(tmp_path: Path) ->
         assert [item.name for item in checkpoint.layers()] == ["model.0", "model.2"]
 
 
-def test_shared_quantized_and_sparse_tensors_stay_whole(tmp_path: Path) -> None:
+def test_shared_quantized_and_sparse_tensors_are_kept(tmp_path: Path) -> None:
     tied = torch.rand(40, 30)
     flat = torch.rand(1800)
     content = {

@@ -67,7 +67,7 @@ def _check(path: Path) -> None:
             assert torch.equal(checkpoint.read(name), tensor)
 
 
-def test_compressing_says_what_to_do_and_that_works(tmp_path: Path) -> None:
+def test_the_advice_for_compressing_a_program_works(tmp_path: Path) -> None:
     path = scripted(seeded(Net), tmp_path / "a.pt")
     with pytest.raises(UnsupportedCheckpoint, match=r"lrzip export .*a\.pt --to state-dict"):
         lrzip.compress(path, tmp_path / "b.pt", rank=2)

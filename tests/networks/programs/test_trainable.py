@@ -46,7 +46,7 @@ def exported(model: nn.Module, *shape: int) -> torch.export.ExportedProgram:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_program_does_what_its_module_does_in_both_modes(training: bool) -> None:
+def test_a_program_computes_the_outputs_of_its_module_in_both_modes(training: bool) -> None:
     """In training it draws the same numbers and updates the same statistics, whichever mode it was exported in."""
     model = seeded(Several).train(training)
     network = network_of(exported(model, 3, 8, 8), Path("a.pt2"))
