@@ -25,7 +25,7 @@ from lrzip.core.version import __version__
 from lrzip.formats.files.atomic import check_output
 from lrzip.formats.load import load_into
 from lrzip.formats.open import open_checkpoint
-from lrzip.formats.outputs import not_carried, output_format
+from lrzip.formats.outputs import not_carried, target_format
 from lrzip.formats.protocols import Checkpoint, Nested, Runnable
 from lrzip.formats.torch.module import ModuleFile
 from lrzip.formats.torch.program import ProgramFile
@@ -133,28 +133,30 @@ def _merge(checkpoint: Checkpoint, destination: Path, model: nn.Module | None) -
     path = checkpoint.path
     if isinstance(checkpoint, Runnable):
         raise LrzipError(f"`{path}` is a program; only factors in weights alone are merged. Keep the dense original.")
-    chains = _chains(checkpoint, model)
-    doubtful = _doubtful(checkpoint, chains) if model is None else ()
-    if not chains:
+    factorized = _factorized(checkpoint, model)
+    ambiguous = _ambiguous(checkpoint, factorized) if model is None else ()
+    if not factorized:
         settle = (
-            f" `{doubtful[0]}` may be factors; `model=PKG.MOD:NET` settles it." if doubtful else " It is dense already."
+            f" `{ambiguous[0]}` may be factors; `model=PKG.MOD:NET` settles it."
+            if ambiguous
+            else " It is dense already."
         )
         raise LrzipError(f"`{path}` has no factorized layers to merge.{settle}")
-    format_ = _format(destination, "dense", checkpoint)
+    format_ = target_format(destination, "dense", checkpoint.format)
     lost = not_carried(format_, checkpoint, optimizer=True)
-    layout = _layout(checkpoint.tensors(), chains)
+    layout = _layout(checkpoint.tensors(), factorized)
     with create(destination, checkpoint, layout, format_=format_, drop=list(lost)) as writer:
-        for chain in chains:
-            weights = [checkpoint.read(spec.name) for spec in chain.weights]
-            dense = merge(chain.structure, weights, chain.replaced)
-            writer.put(chain.dense_name, dense.to(getattr(torch, chain.weights[0].dtype)))
-    merged, dropped = [chain.module for chain in chains], tuple(lost.items())
-    return Export(path, destination, "dense", len(layout), merged, dropped, __version__, doubtful=doubtful)
+        for stored in factorized:
+            weights = [checkpoint.read(spec.name) for spec in stored.weights]
+            dense = merge(stored.structure, weights, stored.replaced)
+            writer.put(stored.dense_name, dense.to(getattr(torch, stored.weights[0].dtype)))
+    merged, dropped = [stored.module for stored in factorized], tuple(lost.items())
+    return Export(path, destination, "dense", len(layout), merged, dropped, __version__, doubtful=ambiguous)
 
 
 def _copy(checkpoint: Checkpoint, destination: Path, to: str) -> Export:
     """Write the tensors of a checkpoint unchanged in another format."""
-    format_ = _format(destination, to, checkpoint)
+    format_ = target_format(destination, to, checkpoint.format)
     view = checkpoint.bare() if to == "state-dict" and isinstance(checkpoint, Nested) else checkpoint
     lost = not_carried(format_, view, optimizer=False)
     bared = {name: "a bare state_dict has no place for it" for name in checkpoint.others if name not in view.others}
@@ -201,7 +203,7 @@ def _traced(
     return trace(model, inputs)
 
 
-def _chains(checkpoint: Checkpoint, model: nn.Module | None) -> Sequence[Stored]:
+def _factorized(checkpoint: Checkpoint, model: nn.Module | None) -> Sequence[Stored]:
     """Return the factorized layers of a checkpoint, by its names."""
     if model is None:
         return find_structures(checkpoint.tensors(), checkpoint.dense_layers)
@@ -212,9 +214,9 @@ def _chains(checkpoint: Checkpoint, model: nn.Module | None) -> Sequence[Stored]
     return find_structures(checkpoint.tensors(), layers)
 
 
-def _doubtful(checkpoint: Checkpoint, chains: Sequence[Stored]) -> Sequence[str]:
+def _ambiguous(checkpoint: Checkpoint, factorized: Sequence[Stored]) -> Sequence[str]:
     """Return the modules that would be factorized layers if they were of a kind that only the architecture settles."""
-    tensors, known = checkpoint.tensors(), {chain.module for chain in chains}
+    tensors, known = checkpoint.tensors(), {stored.module for stored in factorized}
     kinds = (EMBEDDING, ATTENTION, *TRANSPOSED_CONVOLUTIONS.values())
     modules = [dict.fromkeys(by_module(tensors), DenseLayer(kind)) for kind in kinds]
     found = {stored.module for layers in modules for stored in find_structures(tensors, layers)}
@@ -229,19 +231,11 @@ def default_output(source: Path, to: str) -> Path:
     return path.with_name(stem + endings.get(to, f".{to}"))
 
 
-def _format(destination: Path, to: str, checkpoint: Checkpoint) -> str:
-    wanted = {"safetensors": "safetensors", "state-dict": "state_dict", "dense": checkpoint.format}[to]
-    found = output_format(destination, wanted)
-    if to != "dense" and found != wanted:
-        raise UsageError(f"`to={to}` does not write {destination.suffix} files, got `{destination}`.")
-    return found
-
-
-def _layout(tensors: Mapping[str, TensorSpec], chains: Sequence[Stored]) -> tuple[Entry, ...]:
+def _layout(tensors: Mapping[str, TensorSpec], factorized: Sequence[Stored]) -> tuple[Entry, ...]:
     """Return every tensor of the output: dense weights in place of first factors, biases under their original names."""
-    first = {chain.weights[0].name: chain for chain in chains}
-    later = {spec.name for chain in chains for spec in chain.weights[1:]}
-    biases = {chain.bias.name: chain.dense_bias_name for chain in chains if chain.bias}
+    first = {stored.weights[0].name: stored for stored in factorized}
+    later = {spec.name for stored in factorized for spec in stored.weights[1:]}
+    biases = {stored.bias.name: stored.dense_bias_name for stored in factorized if stored.bias}
     entries: list[Entry] = []
     for name, spec in tensors.items():
         if name in first:

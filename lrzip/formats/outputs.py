@@ -77,6 +77,24 @@ def output_format(destination: Path, default: str) -> str:
     return next((name for name in names if suffix in FORMATS[name].suffixes), default)
 
 
+def target_format(destination: Path, to: str, default: str) -> str:
+    """Return the registered name of the format of an export.
+
+    Args:
+        destination: Output, whose suffix names the format.
+        to: `safetensors`, `state-dict`, or `dense`, which has the format of its source.
+        default: Format of the source.
+
+    Raises:
+        UsageError: The suffix names another format than the target.
+    """
+    wanted = {"safetensors": "safetensors", "state-dict": "state_dict"}.get(to)
+    found = output_format(destination, wanted or default)
+    if wanted and found != wanted:
+        raise UsageError(f"`to={to}` does not write {destination.suffix} files, got `{destination}`.")
+    return found
+
+
 def not_carried(format_: str, source: Checkpoint, *, optimizer: bool) -> dict[str, str]:
     """Return the entries beside the tensors that an output will lack, each with the reason.
 

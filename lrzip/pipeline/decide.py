@@ -75,8 +75,8 @@ def plan_with(
 
 def _saved(decided: Mapping[str, Factorize | Keep], meter: Meter) -> int:
     """Return the amount that decisions save, in the unit of a meter."""
-    chains = [decision for decision in decided.values() if isinstance(decision, Factorize)]
-    return sum(meter.cost(chain.layer, None) - meter.cost(chain.layer, chain.ranks) for chain in chains)
+    replaced = [decision for decision in decided.values() if isinstance(decision, Factorize)]
+    return sum(meter.cost(item.layer, None) - meter.cost(item.layer, item.ranks) for item in replaced)
 
 
 def _decide(candidate: Candidate, ranks: tuple[int, ...] | None, rule: RankRule, request: Request) -> Factorize | Keep:

@@ -26,7 +26,7 @@ def test_numbers_of_a_layer_are_those_of_its_spectrum(tmp_path: Path) -> None:
     assert row["decay_rate"] == pytest.approx(-math.log(30) / 2 / 29, rel=1e-4)
 
 
-def test_what_an_energy_would_leave_is_what_compress_leaves(tmp_path: Path) -> None:
+def test_parameters_at_an_energy_are_those_that_compress_writes(tmp_path: Path) -> None:
     path = nested(tmp_path)
     totals = lrzip.analyze(path, energies=[0.5, 0.8]).to_dict()["totals"]
     for energy in (0.5, 0.8):

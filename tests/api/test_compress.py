@@ -47,7 +47,7 @@ def test_factors_are_not_factorized_again(path: Path, tmp_path: Path) -> None:
     assert ranks(named) == {"fc1.0": 1}
 
 
-def test_errors_are_those_of_what_the_file_holds(path: Path, tmp_path: Path) -> None:
+def test_errors_are_those_of_the_stored_factors(path: Path, tmp_path: Path) -> None:
     report = lrzip.compress(path, tmp_path / "small.pt", energy=0.7)
     before, after = (torch.load(p, weights_only=True) for p in (path, tmp_path / "small.pt"))
     assert report.results
@@ -81,7 +81,7 @@ def test_ranks_are_rounded_up_where_that_saves(path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_factors_take_the_dtype_that_is_asked_for(dtype: str, path: Path, tmp_path: Path) -> None:
+def test_factors_have_the_requested_dtype(dtype: str, path: Path, tmp_path: Path) -> None:
     lrzip.compress(path, tmp_path / "small.pt", rank=4, only=["fc1"], dtype=dtype)
     state = torch.load(tmp_path / "small.pt", weights_only=True)
     assert {str(state[f"fc1.{stage}.weight"].dtype) for stage in (0, 1)} == {f"torch.{dtype}"}
@@ -137,7 +137,7 @@ def test_results_do_not_depend_on_other_layers(path: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("svd", METHODS)
-def test_every_method_is_within_the_tolerance_and_says_what_was_used(svd: str, path: Path, tmp_path: Path) -> None:
+def test_every_method_is_within_the_tolerance_and_reported(svd: str, path: Path, tmp_path: Path) -> None:
     report = lrzip.compress(path, tmp_path / "small.pt", rank=4, svd=svd)
     state = torch.load(path, weights_only=True)
     assert report.results
@@ -276,7 +276,7 @@ def test_a_checkpoint_without_layers_is_refused_with_the_commonest_reason(tmp_pa
         lrzip.compress(tmp_path / "a.pt", energy=0.9)
 
 
-def test_the_default_output_stands_beside_the_input(path: Path) -> None:
+def test_the_default_output_is_beside_the_input(path: Path) -> None:
     assert lrzip.compress(path, rank=4).output == path.with_name("net.lrzip.pt")
     with pytest.raises(OutputExists):
         lrzip.compress(path, rank=4)
@@ -338,7 +338,9 @@ def test_a_plan_does_not_bring_non_finite_weights_through(path: Path, tmp_path: 
     ],
     ids=["groups", "linear", "transposed", "pointwise"],
 )
-def test_a_plan_gives_no_layer_to_what_does_not_take_it(module: nn.Module, reason: str, tmp_path: Path) -> None:
+def test_a_plan_cannot_give_a_layer_to_a_decomposition_that_refuses_it(
+    module: nn.Module, reason: str, tmp_path: Path
+) -> None:
     model = nn.Sequential(module)
     torch.save(model.state_dict(), tmp_path / "a.pt")
     plan = lrzip.compress(tmp_path / "a.pt", rank=2, model=model, dry_run=True).plan.to_dict()

@@ -53,7 +53,7 @@ def test_safetensors_and_state_dict_carry_every_tensor(small: Path, tmp_path: Pa
     assert all(isinstance(value, torch.Tensor) for value in two.values())
 
 
-def test_what_is_left_out_is_listed(tmp_path: Path) -> None:
+def test_dropped_entries_are_listed(tmp_path: Path) -> None:
     path = nested(tmp_path)
     for to in ("safetensors", "state-dict"):
         dropped = {name for name, _ in lrzip.export(path, to).dropped}

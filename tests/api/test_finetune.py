@@ -281,7 +281,7 @@ def test_default_outputs_stand_beside_the_source(tmp_path: Path) -> None:
         ({}, {"label_smoothing": 1.5}, "`--label-smoothing` takes a share"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(
+def test_failures_are_one_line(
     change: dict[str, Tensor | None], options: dict[str, Any], message: str, folder: Path
 ) -> None:
     x, y = classes()
@@ -386,7 +386,7 @@ def test_a_module_is_trained_and_stays_a_module(compressed: bool, folder: Path) 
     assert not torch.equal(module.state_dict()["bn.running_mean"], before["bn.running_mean"])
 
 
-def test_what_brings_no_network_or_cannot_be_trained_is_said_before_training(folder: Path) -> None:
+def test_files_without_a_trainable_network_fail_before_training(folder: Path) -> None:
     model = lrzip.load_into(Classifier(), folder / "dense.pt").eval()
     program, fixed = exported(folder / "a.pt2", model), exported(folder / "b.pt2", model, dynamic=False)
     torch.save(model, folder / "module.pt")

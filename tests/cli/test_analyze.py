@@ -61,7 +61,7 @@ def test_sorting(tmp_path: Path) -> None:
     assert "`--sort` takes one of name, kind" in error_of(run("analyze", path, "--sort", "beauty"), 2)
 
 
-def test_energies_are_those_that_are_asked_for(tmp_path: Path) -> None:
+def test_ranks_are_reported_for_the_requested_energies(tmp_path: Path) -> None:
     done = run("analyze", nested(tmp_path), "--energy", "0.5", "--energy", "0.999", "--json")
     assert list(json.loads(done.stdout)["layers"][0]["energy_ranks"]) == ["0.5", "0.999"]
 

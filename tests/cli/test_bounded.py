@@ -53,7 +53,7 @@ def test_json_is_one_document_and_the_log_has_a_line_for_each_network(folder: Pa
     assert {layer["name"]: layer["ranks"][0] for layer in plan["layers"]} == smallest["ranks"]
 
 
-def test_people_get_what_was_tried_and_what_came_of_it(folder: Path) -> None:
+def test_the_table_lists_the_trials_and_the_result(folder: Path) -> None:
     done = run("compress", "dense.pt", *FAST, "--strategy", "adaptive", cwd=folder)
     text = done.stdout.decode()
     assert "layer fc3, rank" in text
@@ -65,7 +65,7 @@ def test_people_get_what_was_tried_and_what_came_of_it(folder: Path) -> None:
     assert run("compress", "dense.pt", *FAST, "-o", "q.pt", "--quiet", cwd=folder).stdout == b""
 
 
-def test_a_checkpoint_comes_and_goes_through_pipes(folder: Path) -> None:
+def test_checkpoints_are_read_from_and_written_to_pipes(folder: Path) -> None:
     done = run("compress", *FAST, stdin=(folder / "dense.pt").read_bytes(), cwd=folder)
     assert done.stdout[:2] == b"PK"
     (folder / "piped.pt").write_bytes(done.stdout)

@@ -47,7 +47,7 @@ def kept(folder: Path) -> tuple[str, ...]:
     return ("--correct", "none", "--save-statistics", str(folder / "seen.safetensors"))
 
 
-def test_json_tells_of_the_calibration(folder: Path, tmp_path: Path) -> None:
+def test_the_json_document_describes_the_calibration(folder: Path, tmp_path: Path) -> None:
     done = run("compress", "dense.pt", *BUDGET, *MODEL, *CALIBRATE, "--json", "-o", tmp_path / "a.pt", cwd=folder)
     assert done.stderr == b""
     document = json.loads(done.stdout)
@@ -62,7 +62,7 @@ def test_json_tells_of_the_calibration(folder: Path, tmp_path: Path) -> None:
     assert [0 < row["output_error"] < row["error"] for row in document["layers"]] == [True]
 
 
-def test_too_few_examples_are_told_by_layer(folder: Path, tmp_path: Path) -> None:
+def test_layers_with_too_few_samples_are_listed(folder: Path, tmp_path: Path) -> None:
     few = ("compress", "dense.pt", *BUDGET, *MODEL, "--calibrate", "few.npz", "-o", tmp_path / "a.pt", "--force")
     document = json.loads(run(*few, "--json", cwd=folder).stdout)
     jsonschema.validate(document, COMPRESS)
@@ -84,7 +84,7 @@ def test_reconstruction_ends_the_chain(folder: Path, tmp_path: Path) -> None:
     assert {"bn.weight", "bn.bias"} <= set(document["calibration"]["changed"])
 
 
-def test_what_was_seen_takes_the_place_of_examples(folder: Path, tmp_path: Path) -> None:
+def test_stored_statistics_replace_calibration_data(folder: Path, tmp_path: Path) -> None:
     options = (*BUDGET, "--calibrate", "seen.safetensors", "-o", tmp_path / "b.pt", "--json")
     document = json.loads(run("compress", "dense.pt", *options, cwd=folder).stdout)
     jsonschema.validate(document, COMPRESS)
@@ -123,7 +123,7 @@ def test_a_module_brings_its_own_network(steps: str, folder: Path, tmp_path: Pat
     assert all(torch.equal(small[name], other[name]) for name in small)
 
 
-def test_a_program_gets_biases_that_make_up_for_means(folder: Path, tmp_path: Path) -> None:
+def test_biases_of_programs_correct_means(folder: Path, tmp_path: Path) -> None:
     done = run(
         "compress", "program.pt2", *BUDGET, *CALIBRATE, "--trust", "--json", "-o", tmp_path / "a.pt2", cwd=folder
     )
@@ -231,7 +231,9 @@ def test_other_files_are_one_line_too(
         (("--reconstruct", "3"), "`--reconstruct` trains a network, so it needs `--model PKG.MOD:NET`"),
     ],
 )
-def test_what_onnx_cannot_have_is_refused(options: tuple[str, ...], message: str, tmp_path: Path) -> None:
+def test_corrections_that_onnx_does_not_support_are_refused(
+    options: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
     path = save(conv((24, 16, 3, 3), (9, 9)), tmp_path / "a.onnx")
     (inputs,) = feeds(path).values()
     np.savez(tmp_path / "x.npz", x=np.repeat(inputs[:1], 4, 0))

@@ -34,7 +34,7 @@ def baked(*arguments: str) -> Given:
     return found[0]
 
 
-def test_values_come_as_groups_with_defaults_for_what_is_not_given() -> None:
+def test_groups_hold_given_values_and_defaults() -> None:
     given = baked("cake", "--name", "a", "--name", "b")
     assert given.checkpoint == "cake"
     assert given.names == {"names"}

@@ -112,7 +112,7 @@ def test_wrong_usage_exits_with_2(options: list[str], message: str, tmp_path: Pa
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_plan_says_what_takes_the_place_of_each_layer(tmp_path: Path) -> None:
+def test_a_plan_names_the_decomposition_of_each_layer(tmp_path: Path) -> None:
     path, plan = nested(tmp_path), tmp_path / "plan.json"
     options = ("--rank", "4", "--decomposition", "tucker", "--only", "conv2", "--only", "fc1")
     done = run("compress", path, *options, "--save-plan", plan, "-o", tmp_path / "a.ckpt", "--json")
@@ -128,7 +128,7 @@ def test_a_plan_says_what_takes_the_place_of_each_layer(tmp_path: Path) -> None:
     assert "2 layers merged" in dense.stdout.decode()
 
 
-def test_a_network_settles_what_layers_are(tmp_path: Path) -> None:
+def test_an_architecture_determines_the_kinds_of_layers(tmp_path: Path) -> None:
     (tmp_path / "nets_of_compress.py").write_text(
         "print('chatty')\nfrom torch import nn\n"
         "def make(width):\n"
@@ -159,7 +159,7 @@ def test_a_network_settles_what_layers_are(tmp_path: Path) -> None:
         (["--key", "weights"], "no entry `weights` of tensors. It has: epoch, state_dict"),
     ],
 )
-def test_what_cannot_be_done_exits_with_1(options: list[str], message: str, tmp_path: Path) -> None:
+def test_failures_exit_with_1(options: list[str], message: str, tmp_path: Path) -> None:
     path = nested(tmp_path)
     assert message in error_of(run("compress", "nested.ckpt", "--rank", "4", *options, cwd=tmp_path), 1)
     assert list(tmp_path.iterdir()) == [path]
@@ -242,7 +242,7 @@ def test_a_terminal_on_stdin_and_no_model_is_a_usage_error() -> None:
     assert "standard input is a terminal" in error_of(done, 2)
 
 
-def test_no_progress_bar_without_a_terminal_whatever_the_environment_says(tmp_path: Path) -> None:
+def test_no_progress_bar_is_drawn_without_a_terminal(tmp_path: Path) -> None:
     command = spawn("compress", nested(tmp_path), "--rank", "4")
     environment = os.environ | {"FORCE_COLOR": "1"}
     done = subprocess.run(command, capture_output=True, env=environment, check=False, timeout=120)

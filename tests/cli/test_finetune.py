@@ -70,7 +70,7 @@ def test_json_is_one_document(folder: Path) -> None:
     assert len((folder / "log.jsonl").read_text().splitlines()) == 3
 
 
-def test_people_get_a_table_and_what_became_of_the_metric(folder: Path) -> None:
+def test_the_table_lists_epochs_and_the_change_of_the_metric(folder: Path) -> None:
     done = run("finetune", "small.pt", *FAST, "--epochs", "1", "-o", "out.pt", "--metric", "accuracy", cwd=folder)
     text = done.stdout.decode()
     assert "on 40 validation samples, after epoch 1." in text
@@ -96,7 +96,7 @@ def test_code_of_the_user_gives_data_loss_and_metric(folder: Path) -> None:
     assert document["after"]["my_code:share_wrong"] < document["before"]["my_code:share_wrong"]
 
 
-def test_a_checkpoint_comes_and_goes_through_pipes(folder: Path) -> None:
+def test_checkpoints_are_read_from_and_written_to_pipes(folder: Path) -> None:
     done = run("finetune", *FAST, "--epochs", "1", stdin=(folder / "small.pt").read_bytes(), cwd=folder)
     assert done.stdout[:2] == b"PK"
     (folder / "piped.pt").write_bytes(done.stdout)
@@ -127,7 +127,7 @@ def test_a_checkpoint_comes_and_goes_through_pipes(folder: Path) -> None:
         (("--model", "tests.support.tasks:Classifier", "--data", "data.npz:test"), 1, "there is no part `test`"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(options: tuple[str, ...], code: int, message: str, folder: Path) -> None:
+def test_failures_are_one_line(options: tuple[str, ...], code: int, message: str, folder: Path) -> None:
     assert message in error_of(run("finetune", "small.pt", *options, cwd=folder), code)
     assert not (folder / "small.tuned.pt").exists()
 

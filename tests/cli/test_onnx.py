@@ -47,7 +47,7 @@ def test_the_difference_of_outputs_is_printed(tmp_path: Path) -> None:
     np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5 * float(np.abs(before).max()))
 
 
-def test_what_was_not_compared_is_said(tmp_path: Path) -> None:
+def test_outputs_that_were_not_compared_are_reported(tmp_path: Path) -> None:
     built = conv((24, 16, 3, 3), (9, 9))
     built.graph.node[0].domain = "ai.onnx"
     built.graph.node.add(op_type="Mine", domain="mine", input=["y"], output=["z"])

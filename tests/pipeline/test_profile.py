@@ -50,7 +50,7 @@ def test_resnet_20_has_the_published_multiply_accumulates() -> None:
     assert profile(seeded(ResNet), ["4,3,32,32"]).macs == 4 * 40_551_040
 
 
-def test_layers_cost_what_their_definitions_say() -> None:
+def test_costs_follow_from_the_definitions_of_layers() -> None:
     model = seeded(Zoo)
     found = profile(model, SHAPES)
     layers = {item.name: item for item in LiveSource(model).layers(Architecture.of(model)) if isinstance(item, Layer)}
@@ -78,7 +78,7 @@ def test_factorized_costs_are_those_of_the_factorized_network(zoo: Path) -> None
     assert report.costs.layers.keys() == {"stem", "grouped", "up", "mix", "words", "head", "attention.in_proj"}
 
 
-def test_stages_before_a_stride_cost_what_they_run_at(tmp_path: Path) -> None:
+def test_factors_before_a_stride_run_at_all_input_positions(tmp_path: Path) -> None:
     model, shapes = seeded(ResNet), ["2,3,32,32"]
     torch.save(model.state_dict(), tmp_path / "a.pt")
     own = {"layers": {"layer[23].0.conv1": "rank:4"}, "decomposition": "tucker"}
@@ -151,7 +151,7 @@ def test_a_budget_of_time_is_met_by_every_decomposition(tmp_path: Path, monkeypa
     assert plan.budget.used <= plan.budget.limit == plan.budget.dense // 2
 
 
-def test_latency_is_measured_for_every_layer_and_the_whole(zoo: Path) -> None:
+def test_latency_is_measured_for_every_layer_and_the_network(zoo: Path) -> None:
     options = {"ratio": 2, "model": seeded(Zoo), "input_shapes": SHAPES, "latency": True, "dry_run": True}
     report = lrzip.compress(zoo, **options)  # type: ignore[arg-type]
     assert report.costs
@@ -172,7 +172,7 @@ def test_layers_that_do_not_get_faster_are_kept(zoo: Path) -> None:
     assert len(always.plan.factorize) == 7
 
 
-def test_the_command_line_tells_costs(tmp_path: Path) -> None:
+def test_the_command_line_reports_costs(tmp_path: Path) -> None:
     (tmp_path / "nets_of_costs.py").write_text(
         "from tests.support.networks import Net, seeded\nmake = lambda: seeded(Net)\n"
     )
@@ -218,7 +218,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_program_tells_what_its_network_does(program: Path, tmp_path: Path) -> None:
+def test_a_program_has_the_profile_of_its_network(program: Path, tmp_path: Path) -> None:
     expected = profile(seeded(Zoo), SHAPES)
     found = lrzip.compress(program, tmp_path / "small.pt2", ratio=2, trust=True, latency=True)
     assert found.costs
@@ -239,7 +239,7 @@ def shape_of(name: str) -> torch.Size:
     return seeded(Zoo).get_parameter(f"{name}.weight").shape
 
 
-def test_an_onnx_model_tells_what_its_network_does(tmp_path: Path) -> None:
+def test_an_onnx_model_has_the_profile_of_its_network(tmp_path: Path) -> None:
     torch.save(seeded(Net).state_dict(), tmp_path / "net.pt")
     lrzip.export(tmp_path / "net.pt", "onnx", model=seeded(Net), input_shapes=["1,3,16,16"])
     expected = profile(seeded(Net), ["1,3,16,16"])

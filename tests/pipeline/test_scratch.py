@@ -8,7 +8,7 @@ from lrzip.pipeline.scratch import scratch_beside
 from tests.support.matrices import slow, with_spectrum
 
 
-def test_subspaces_come_back_once_and_nothing_stays(tmp_path: Path) -> None:
+def test_subspaces_are_returned_once_and_no_file_remains(tmp_path: Path) -> None:
     kept = full_subspace(with_spectrum((30, 20), slow(20)), 5, tolerance=1e-3)
     with scratch_beside(tmp_path / "out.pt") as scratch:
         scratch.put("fc", [kept, kept])
@@ -21,7 +21,7 @@ def test_subspaces_come_back_once_and_nothing_stays(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_stays_after_an_error(tmp_path: Path) -> None:
+def test_no_file_remains_after_an_error(tmp_path: Path) -> None:
     subspace = full_subspace(torch.eye(3), 1, tolerance=1e-3)
     with pytest.raises(KeyboardInterrupt), scratch_beside(tmp_path / "out.pt") as scratch:
         scratch.put("fc", [subspace])

@@ -21,7 +21,7 @@ def taken(**patterns: list[str]) -> list[str]:
     return [item.name for item in select(found(), **patterns) if isinstance(item, Layer)]
 
 
-def test_a_pattern_matches_the_whole_name() -> None:
+def test_a_pattern_matches_the_full_name() -> None:
     assert taken(skip=["conv1"]) == ["layer1.conv1", "fc"]
     assert taken(skip=["*.conv1"]) == ["conv1", "fc"]
     assert taken(only=["*conv1"]) == ["conv1", "layer1.conv1"]
@@ -43,7 +43,7 @@ def test_only_a_name_in_full_settles_a_doubt() -> None:
     assert "depth" in taken(named=["depth"])
 
 
-def test_what_cannot_be_factorized_cannot_be_insisted_on() -> None:
+def test_a_tensor_that_cannot_be_factorized_cannot_be_selected() -> None:
     with pytest.raises(UnknownName, match="`bn` cannot be factorized: a vector"):
         taken(only=["bn"])
 
