@@ -115,4 +115,5 @@ def _parameter(item: Declared) -> Parameter:
 
 def help_of(item: Declared) -> str:
     """Return the description of an option, with flags for the names of options."""
-    return about_parameters(item.option.help).replace("`", "")
+    repeatable = " Repeatable." if item.is_repeatable else ""
+    return about_parameters(item.option.help).replace("`", "") + repeatable

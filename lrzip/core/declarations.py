@@ -4,7 +4,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, get_args, get_origin
 
 Text = TypeVar("Text", bound=Callable[..., Any])
 
@@ -76,6 +76,11 @@ class Declared:
     def flag(self) -> str:
         """The long flag."""
         return self.option.flag or ""
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether the flag may be given several times."""
+        return any(get_origin(kind) is list for kind in get_args(self.option.parsed))
 
     @property
     def usage(self) -> str:

@@ -67,8 +67,7 @@ class LayerRules:
 
     layers: Mapping[str, str] | None = option(
         None,
-        "Rule of the layers that match a glob: energy:0.8, ratio:4, rank:16, vbmf or keep; repeatable, and the last "
-        "match wins.",
+        "Rules of the layers that match globs: energy:0.8, ratio:4, rank:16, vbmf or keep. The last match wins.",
         flag="--layer",
         metavar="GLOB=RULE",
         modes=PLANS,
@@ -84,13 +83,11 @@ class Selection:
 
     only: Sequence[str] = option(
         (),
-        "Glob of layers to factorize; repeatable. A full name also overrides the reason to skip an ambiguous layer.",
+        "Globs of the layers to factorize. A full name also overrides the reason to skip an ambiguous layer.",
         metavar="GLOB",
         parsed=list[str] | None,
     )
-    skip: Sequence[str] = option(
-        (), "Glob of layers to leave dense; repeatable.", metavar="GLOB", parsed=list[str] | None
-    )
+    skip: Sequence[str] = option((), "Globs of the layers to leave dense.", metavar="GLOB", parsed=list[str] | None)
 
 
 @dataclass(frozen=True)
@@ -170,7 +167,7 @@ class NetworkArguments:
 
     model_arg: Sequence[str] = option(
         (),
-        "Argument with which `model` is called; repeatable.",
+        "Arguments with which `model` is called.",
         metavar="NAME=VALUE",
         goes_with=("model",),
         parsed=list[str] | None,
@@ -185,7 +182,7 @@ class Inputs:
 
     input_shapes: Sequence[str] = option(
         (),
-        "Shape of an input of the network, one for each: 1,3,32,32 or 1,length=128:int64; the batch is dynamic.",
+        "Shape of each input of the network: 1,3,32,32 or 1,length=128:int64; the batch is dynamic.",
         flag="--input-shape",
         metavar="SIZES",
         modes=PLANS,

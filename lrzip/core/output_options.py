@@ -68,7 +68,7 @@ class Analyzing:
 
     energies: Sequence[float] = option(
         (0.7, 0.8, 0.9, 0.95, 0.99),
-        "Share of Σσ² for which ranks are reported, in (0, 1]; repeatable.",
+        "Shares of Σσ² for which ranks are reported, in (0, 1].",
         flag="--energy",
         shown="0.7 0.8 0.9 0.95 0.99",
         parsed=list[float] | None,

@@ -12,7 +12,7 @@ class Cooking:
     heading: ClassVar[str] = "Kitchen"
 
     cook_time: float = option(1.5, "Hours in the oven.", metavar="HOURS")
-    dishes: tuple[str, ...] = option((), "Names of dishes.", flag="--dish", heading="Menu")
+    dishes: tuple[str, ...] = option((), "Names of dishes.", flag="--dish", heading="Menu", parsed=list[str] | None)
     helper: object = keyword(None, "Whoever helps.")
 
 
@@ -26,6 +26,7 @@ def test_flags_and_headings_come_from_names_unless_they_are_declared() -> None:
     assert (time.flag, time.heading, time.usage) == ("--cook-time", "Kitchen", "--cook-time HOURS")
     assert (dishes.flag, dishes.heading, dishes.usage) == ("--dish", "Menu", "--dish")
     assert helper.flag == ""
+    assert [item.is_repeatable for item in (time, dishes, helper)] == [False, True, False]
 
 
 def test_a_group_has_the_given_values_and_defaults_for_the_others() -> None:
