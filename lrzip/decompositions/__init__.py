@@ -1,4 +1,4 @@
-"""Decompositions: ways to replace a layer, or a group of them, by smaller operations."""
+"""Decompositions: replace a layer, or a group of layers, by smaller operations."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ DECOMPOSITIONS = Registry(
     "decomposition", {"svd": "lrzip.decompositions.svd:SVD", "tucker": "lrzip.decompositions.tucker:Tucker"}
 )
 DEFAULT_DECOMPOSITION = "svd"
-"""The decomposition of layers that the one asked for does not take."""
+"""Decomposition of the layers that the requested one refuses."""
 
 
 class Decomposition(Protocol):
-    """A way to replace a layer. `blueprint` states the shapes of what `factorize` returns."""
+    """A way to replace a layer. `blueprint` states the shapes of the tensors that `factorize` returns."""
 
     def refuse(self, layer: Layer) -> str | None:
-        """Return the reason why it cannot replace this layer, or None."""
+        """Return the reason why this layer cannot be replaced, or None."""
         ...
 
     def max_ranks(self, layer: Layer) -> tuple[int, ...]:
@@ -36,7 +36,7 @@ class Decomposition(Protocol):
         ...
 
     def spectra(self, layer: Layer, weight: Tensor, moments: Moments | None = None) -> tuple[Spectrum, ...]:
-        """Return the spectrum of each unfolding of a weight, or of its outputs for inputs with given moments."""
+        """Return the spectrum of each unfolding of the weight, or of the outputs for inputs with given moments."""
         ...
 
     def subspaces(self, layer: Layer, weight: Tensor, rank: int) -> tuple[Subspace, ...]:
@@ -66,8 +66,8 @@ class Decomposition(Protocol):
             ranks: Ranks of the unfoldings.
             dtype: Dtype of the stored factors, which are on the CPU.
             generator: Source of randomness.
-            subspaces: What `subspaces` returned for the same weight, if it was called.
-            moments: Moments of the inputs.
+            subspaces: Result of the method `subspaces` for the same weight, if it was called.
+            moments: Moments of the inputs, if known.
         """
         ...
 
@@ -80,7 +80,7 @@ class GroupDecomposition(Protocol):
     """
 
     def refuse(self, layer: Layer) -> str:
-        """Return the reason why a single layer is not replaced."""
+        """Return the reason why a single layer cannot be replaced."""
         ...
 
     def refuse_group(self, group: Group) -> str | None:
@@ -92,7 +92,7 @@ class GroupDecomposition(Protocol):
         ...
 
     def replacements(self, group: Group, ranks: tuple[int, ...]) -> tuple[Replacement, ...]:
-        """Return what replaces each layer, and which other tensors get another shape, from shapes alone."""
+        """Return the structure of each layer and the new shapes of other tensors, from shapes alone."""
         ...
 
     def factorize_group(
@@ -108,7 +108,7 @@ class GroupDecomposition(Protocol):
 
         Args:
             group: The layers.
-            tensors: Their weights and the other tensors that get another shape, by name.
+            tensors: Weights of the layers and all other tensors that get another shape, by name.
             ranks: Ranks of the group.
             dtype: Dtype of the stored factors.
             generator: Source of randomness.
@@ -118,7 +118,7 @@ class GroupDecomposition(Protocol):
 
 @dataclass(frozen=True)
 class Decompositions:
-    """The decompositions of all layers: the named one for those that it takes, the default one for the rest.
+    """The decompositions of all layers: a named one, and the default one for the layers that it refuses.
 
     Attributes:
         name: Registered name.
@@ -130,8 +130,8 @@ class Decompositions:
 
     def name_for(self, layer: Layer) -> str:
         """Return the name of the decomposition that replaces a layer."""
-        takes = self.name != DEFAULT_DECOMPOSITION and decomposition_of(self.name, self.solver).refuse(layer) is None
-        return self.name if takes else DEFAULT_DECOMPOSITION
+        refuses = decomposition_of(self.name, self.solver).refuse(layer) is not None
+        return DEFAULT_DECOMPOSITION if refuses else self.name
 
     def of(self, layer: Layer) -> Decomposition:
         """Return the decomposition that replaces a layer."""
@@ -139,7 +139,7 @@ class Decompositions:
 
 
 def decomposition_of(name: str, solver: Solver) -> Decomposition:
-    """Return a registered decomposition that computes with a solver."""
+    """Return a registered decomposition with a solver."""
     made: Decomposition = DECOMPOSITIONS[name](solver)
     return made
 

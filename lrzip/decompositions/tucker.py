@@ -1,8 +1,8 @@
-"""Three stages by Tucker-2: a 1×1 convolution to fewer channels, the kernel between these, a 1×1 one to all channels.
+"""Three stages by Tucker-2: a 1×1 convolution to fewer channels, a k×k convolution between these, and a 1×1 one back.
 
-Input and output channels of a k×k convolution get a rank each; the kernel, with stride, padding and dilation, keeps its
-size (Kim et al. 2016, 'Compression of deep convolutional neural networks for fast and low power mobile applications',
-section 3.1). Where all kernels are of one element, this would be the truncated SVD with a stage too many.
+Input and output channels of a k×k convolution get a rank each; the middle stage keeps kernel size, stride, padding and
+dilation (Kim et al. 2016, 'Compression of deep convolutional neural networks for fast and low power mobile
+applications', section 3.1). Pointwise convolutions are refused: a truncated SVD replaces them by one stage less.
 """
 
 from collections.abc import Sequence
@@ -31,13 +31,13 @@ class Tucker:
     """Tucker-2 of convolutions with a kernel. Its ranks are those of output and input channels, in this order.
 
     Attributes:
-        solver: Not used: it is for truncated SVDs.
+        solver: Solver of truncated SVDs; not used.
     """
 
     solver: Solver
 
     def refuse(self, layer: Layer) -> str | None:
-        """Return a reason for all that is no convolution with a kernel, and for groups."""
+        """Refuse all layers but convolutions with a kernel, transposed ones, and convolutions in groups."""
         if not layer.kind.is_plain_convolution:
             return "no convolution"
         if layer.groups > 1:
@@ -47,21 +47,22 @@ class Tucker:
     def max_ranks(self, layer: Layer) -> tuple[int, ...]:
         """Return the smaller sides of the unfoldings along output and input channels."""
         out, inner, *kernel = layer.weight.shape
-        points = prod(kernel)
-        return min(out, inner * points), min(inner, out * points)
+        size = prod(kernel)
+        return min(out, inner * size), min(inner, out * size)
 
     def spectra(self, layer: Layer, weight: Tensor, moments: Moments | None = None) -> tuple[Spectrum, ...]:
         """Return the spectra along output and input channels, exact to the precision of the weight's dtype.
 
-        With moments, that along output channels is exact for these inputs; that along input channels takes those of
-        different places in the kernel for uncorrelated and alike, and is scaled to the same energy.
+        With moments, they are spectra of the outputs. The one along output channels is exact. The one along input
+        channels treats inputs at different positions of the kernel as uncorrelated and identically distributed, and is
+        scaled to the same energy.
         """
         del layer
         unfoldings = _unfoldings(weight)
         if moments is None:
             values = [singular_values(unfolding).cpu() for unfolding in unfoldings]
         else:
-            values = _seen_values(weight, moments)
+            values = _output_values(weight, moments)
         eps = torch.finfo(compute_dtype(weight.dtype)).eps
         return tuple(
             Spectrum(found, (unfolding.shape[0], unfolding.shape[1]), eps)
@@ -69,7 +70,7 @@ class Tucker:
         )
 
     def subspaces(self, layer: Layer, weight: Tensor, rank: int) -> tuple[Subspace, ...]:
-        """Return nothing: the bases depend on each other's ranks."""
+        """Return no subspaces: the basis along each mode depends on the rank along the other."""
         del layer, weight, rank
         return ()
 
@@ -77,12 +78,12 @@ class Tucker:
         """Return the three stages: (in rank, in, 1, 1), (out rank, in rank, k, k) and (out, out rank, 1, 1)."""
         out, inner, *kernel = layer.weight.shape
         outer_rank, inner_rank = ranks
-        points, none = (1,) * len(kernel), (False,) * len(kernel)
+        pointwise, fixed = (1,) * len(kernel), (False,) * len(kernel)
         return Chain(
             (
-                Stage(layer.kind, (inner_rank, inner, *points), 1, none),
+                Stage(layer.kind, (inner_rank, inner, *pointwise), 1, fixed),
                 Stage(layer.kind, (outer_rank, inner_rank, *kernel), 1, layer.stage.axes),
-                Stage(layer.kind, (out, outer_rank, *points), 1, none),
+                Stage(layer.kind, (out, outer_rank, *pointwise), 1, fixed),
             )
         )
 
@@ -97,14 +98,14 @@ class Tucker:
         subspaces: Sequence[Subspace] = (),
         moments: Moments | None = None,
     ) -> Factors:
-        """Return the three stages, with scales spread evenly over them.
+        """Return the three stages, with equal norms.
 
-        The best factors are not known, as they are of a matrix. Their error is at least the tail of either spectrum,
-        and that bounds by how much the error here exceeds it, where there are no moments.
+        Unlike those of a matrix, the best factors are not known. Their error is at least the tail of either spectrum;
+        without moments, this bounds the excess error of the factors returned.
         """
         del generator, subspaces
         outer_rank, inner_rank = ranks
-        tensor, second = weight.flatten(2), _damped(moments) if moments else None
+        tensor, second = weight.flatten(2), _damped_moment(moments) if moments else None
         if second is None:
             found = balanced(tucker2(tensor, (outer_rank, inner_rank)))
         else:
@@ -117,8 +118,8 @@ class Tucker:
         error = relative_difference(weight, dense)
         if second is None:
             return Factors(structure, weights, error, "orthogonal-iteration", _excess(weight, found, ranks))
-        seen = _energy(weight, second)
-        output_error = sqrt(_energy(weight - dense, second) / seen) if seen else 0.0
+        squared = _output_energy(weight, second)
+        output_error = sqrt(_output_energy(weight - dense, second) / squared) if squared else 0.0
         return Factors(structure, weights, error, "alternating-least-squares", output_error=output_error)
 
 
@@ -128,7 +129,7 @@ def _unfoldings(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _excess(weight: Tensor, found: Tucker2, ranks: tuple[int, ...]) -> float:
-    """Return a bound on the error over that of the best factors of these ranks, less 1."""
+    """Return an upper bound on error / (error of the best factors of these ranks) - 1."""
     energy = float(weight.double().square().sum())
     product = torch.einsum("rsp,mr,ns->mnp", found.core, found.outer, found.inner)
     squared = float((weight.double().flatten(2) - product).square().sum())
@@ -139,22 +140,22 @@ def _excess(weight: Tensor, found: Tucker2, ranks: tuple[int, ...]) -> float:
     return max(float((squared / max(least, attainable(weight.dtype, energy))) ** 0.5) - 1, 0.0)
 
 
-def _damped(moments: Moments) -> Tensor:
-    """Return the second moment of the inputs, with a share of its mean in all directions."""
+def _damped_moment(moments: Moments) -> Tensor:
+    """Return the second moment of the inputs plus a share of its mean times the identity, positive definite."""
     (second,) = moments.second
     added = moments.damping * (float(second.diagonal().mean()) or 1.0)
     damped: Tensor = second + added * torch.eye(len(second), dtype=second.dtype)
     if not torch.linalg.cholesky_ex(damped).info:
         return damped
-    # Of inputs with a mean that is large beside their spread, float32 products leave negative eigenvalues.
+    # Where the mean of the inputs is large compared to their spread, sums in float32 leave negative eigenvalues.
     values, vectors = torch.linalg.eigh(second)
     positive: Tensor = (vectors * (values.clamp(min=0) + added)) @ vectors.mT
     return positive
 
 
-def _seen_values(weight: Tensor, moments: Moments) -> list[Tensor]:
-    """Return the singular values of both unfoldings of what a weight makes of its inputs; see `spectra`."""
-    second, (outer, inner) = _damped(moments), _unfoldings(weight.double().cpu())
+def _output_values(weight: Tensor, moments: Moments) -> list[Tensor]:
+    """Return the singular values of the outputs for both unfoldings; see `Tucker.spectra`."""
+    second, (outer, inner) = _damped_moment(moments), _unfoldings(weight.double().cpu())
     roots = torch.linalg.cholesky(channel_moment(second, len(inner)))
     grams = outer @ second @ outer.mT, gram(inner.mT @ roots, dtype=torch.float64)
     squares = [torch.linalg.eigvalsh(square).flip(0).clamp(min=0) for square in grams]
@@ -163,7 +164,7 @@ def _seen_values(weight: Tensor, moments: Moments) -> list[Tensor]:
     return [(values * scale).sqrt()[: min(unfolding.shape)] for values, scale, unfolding in found]
 
 
-def _energy(weight: Tensor, second: Tensor) -> float:
+def _output_energy(weight: Tensor, second: Tensor) -> float:
     """Return E‖Wx‖²."""
     matrix = weight.flatten(1).to(second)
     return float(((matrix @ second) * matrix).sum())
