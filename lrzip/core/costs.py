@@ -1,4 +1,4 @@
-"""Costs of running layers and networks: multiply-accumulates and seconds."""
+"""Costs of one run of layers and networks: multiply-accumulates and seconds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,17 +22,17 @@ class Latency:
         return self.dense / self.factorized
 
     def to_dict(self) -> dict[str, float]:
-        """Return both times in milliseconds, as JSON documents have them."""
+        """Return both times in milliseconds, as they appear in JSON documents."""
         return {"dense_ms": round(1e3 * self.dense, 4), "factorized_ms": round(1e3 * self.factorized, 4)}
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Latency of a program.
+    """Latencies of a program and its layers.
 
     Attributes:
-        network: Of the program.
-        layers: Of its layers by name, where they can be timed separately.
+        network: Latency of the program.
+        layers: Latencies of layers by name, where they can be timed separately.
     """
 
     network: Latency
@@ -41,14 +41,14 @@ class Timing:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """Costs of a layer before and after its replacement: multiply-accumulates in one run, and latency if measured."""
+    """Costs of a layer before and after its replacement: multiply-accumulates of a run, and latency if measured."""
 
     macs_before: int
     macs_after: int
     latency: Latency | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the costs as JSON documents have them."""
+        """Return the costs as they appear in JSON documents."""
         macs = {"macs_before": self.macs_before, "macs_after": self.macs_after}
         return macs | ({"latency": self.latency.to_dict()} if self.latency else {})
 
@@ -70,7 +70,7 @@ class Costs:
         return replace(self, layers=layers, latency=timing.network)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the totals as JSON documents have them."""
+        """Return the totals as they appear in JSON documents."""
         return LayerCost(self.macs_before, self.macs_after, self.latency).to_dict()
 
 
@@ -79,8 +79,8 @@ class Positions:
     """Numbers of spatial positions at which a layer is applied, over all of its calls in a run.
 
     Attributes:
-        counts: (2^d,) for d spatial axes. Bit a of an index says whether axis a has the size of the layer's outputs
-            rather than that of its inputs; so the first count is that of the inputs, and the last that of the outputs.
+        counts: 2^d numbers for d spatial axes. Bit a of an index is set if axis a has the size of the layer's outputs
+            instead of that of its inputs. So the first number is that of the inputs, the last one that of the outputs.
     """
 
     counts: tuple[int, ...]
@@ -90,7 +90,7 @@ class Positions:
         """Return the positions of one call.
 
         Args:
-            repeats: Number of inputs: the batch size, times all axes that are not channels of a linear layer.
+            repeats: Batch size; for linear layers, the product of all axes but that of the channels.
             inputs: Sizes of the input along its d spatial axes.
             outputs: Sizes of the output along them.
         """
@@ -119,44 +119,53 @@ class Positions:
         return Positions(tuple(map(add, self.counts, other.counts)))
 
     def at(self, strided: Sequence[bool]) -> int:
-        """Return the number of positions where some axes have been strided over already."""
+        """Return the number of positions where some axes already have the size of the outputs.
+
+        Args:
+            strided: For each spatial axis, whether a stage has strided along it.
+        """
         return self.counts[sum(1 << axis for axis, done in enumerate(strided) if done)]
 
 
 def macs(structure: Structure, positions: Positions | None) -> int:
     """Return the multiply-accumulates of a structure in a run; zero for a layer that does not run.
 
-    A weight is multiplied once at each position of its stage's outputs, or of its inputs for transposed convolutions.
-    Embeddings multiply nothing.
+    Each element of a weight is multiplied once at each position of the outputs of its stage, or of the inputs for
+    transposed convolutions. Embeddings have no multiplications.
     """
     if positions is None:
         return 0
     axes = len(positions.counts).bit_length() - 1
-    return _macs(structure, positions, _Place((False,) * axes))[0]
+    return _macs(structure, positions, _Extent((False,) * axes))[0]
 
 
-class _Place(NamedTuple):
-    """Where in a structure values are: the axes that have been strided over, and rows of features per position."""
+class _Extent(NamedTuple):
+    """Extent of the values between two parts of a structure.
+
+    Attributes:
+        strided: For each spatial axis, whether it has the size of the layer's outputs.
+        rows: Rows of features at each position, more than one after a `Reshape`.
+    """
 
     strided: tuple[bool, ...]
     rows: int = 1
 
 
-def _macs(structure: Structure, positions: Positions, place: _Place) -> tuple[int, _Place]:
+def _macs(structure: Structure, positions: Positions, extent: _Extent) -> tuple[int, _Extent]:
     if isinstance(structure, Reshape):
-        return 0, place._replace(rows=prod(structure.shape[:-1]))
+        return 0, extent._replace(rows=prod(structure.shape[:-1]))
     if isinstance(structure, Select):
-        return 0, place
+        return 0, extent
     if isinstance(structure, Chain):
         total = 0
         for part in structure.parts:
-            count, place = _macs(part, positions, place)
+            count, extent = _macs(part, positions, extent)
             total += count
-        return total, place
+        return total, extent
     if isinstance(structure, Sum):
-        found = [_macs(branch, positions, place) for branch in structure.branches]
+        found = [_macs(branch, positions, extent) for branch in structure.branches]
         return sum(count for count, _ in found), found[0][1]
-    after = tuple(done or takes for done, takes in zip(place.strided, structure.axes, strict=True))
-    times = positions.at(place.strided if structure.kind.is_transposed_convolution else after)
-    count = 0 if structure.kind.is_indexed else prod(structure.shape) * times * place.rows
-    return count, place._replace(strided=after)
+    after = tuple(done or takes for done, takes in zip(extent.strided, structure.axes, strict=True))
+    times = positions.at(extent.strided if structure.kind.is_transposed_convolution else after)
+    count = 0 if structure.kind.is_indexed else prod(structure.shape) * times * extent.rows
+    return count, extent._replace(strided=after)

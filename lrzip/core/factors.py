@@ -1,4 +1,4 @@
-"""The weights that a decomposition computes for a structure, and how far they are from the layer's own."""
+"""Factors: the weights of a structure that replaces a layer, and their errors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,14 +18,14 @@ class Factors:
     """Weights of a structure that approximates a layer.
 
     Attributes:
-        structure: What replaces the layer.
+        structure: Structure that replaces the layer.
         weights: Tensors of its stages and selections in the order of `lrzip.core.structure.leaves`, in the dtype in
             which they are stored, on the CPU. The layer's bias belongs to the last stage.
-        error: Relative Frobenius error of the dense product against the layer's weight, measured on what is stored.
+        error: Relative Frobenius error of the dense product of the stored tensors.
         method: Name of the algorithm that computed them.
-        excess: Upper bound on error / (error of the best factors of these ranks) - 1, before rounding to the stored
-            dtype; None where it was not checked. With moments of the inputs, the errors are those of the outputs.
-        output_error: Relative error of the outputs, ‖(W − W′)X‖_F / ‖WX‖_F, where moments of the inputs are given.
+        excess: Upper bound on error / (least error of these ranks) - 1, before rounding to the stored dtype; None if it
+            was not checked. With moments of the inputs, both errors are those of the outputs.
+        output_error: Relative error of the outputs, ‖(W − W′)X‖_F / ‖WX‖_F, if moments of the inputs X are given.
     """
 
     structure: Structure

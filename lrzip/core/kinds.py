@@ -49,7 +49,7 @@ class Kind:
 
     @property
     def is_regression(self) -> bool:
-        """Whether outputs are the product of the unfolded weight with inputs that are seen position by position.
+        """Whether the outputs at each position are the product of the unfolded weight with a vector of inputs.
 
         This does not hold for embeddings, whose inputs are indices, nor for transposed convolutions, whose outputs
         overlap.
@@ -68,7 +68,7 @@ class Kind:
 
     @property
     def pointwise(self) -> "Kind":
-        """The kind of a layer that mixes the channels of the same inputs at each position by itself."""
+        """The kind of a layer that mixes channels at each position of the same inputs: 1×1 convolution or linear."""
         return CONVOLUTIONS[self.spatial] if self.spatial else LINEAR
 
     def kernel(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -81,15 +81,15 @@ class Kind:
         return (second, first) if self.inputs_first else (first, second)
 
     def shape(self, outputs: int, inputs: int, kernel: tuple[int, ...] = ()) -> tuple[int, ...]:
-        """Return the shape of a weight with so many outputs and inputs per group."""
+        """Return the shape of a weight with given numbers of outputs and of inputs per group."""
         return (inputs, outputs, *kernel) if self.inputs_first else (outputs, inputs, *kernel)
 
     def outputs_first(self, weight: Tensor) -> Tensor:
-        """Return a view (out, in / groups, *kernel) of a weight, or a weight as it is stored of such a view."""
+        """Return a view of a weight as (out, in / groups, *kernel), or of such a tensor in the layout of the kind."""
         return weight.transpose(0, 1) if self.inputs_first else weight
 
     def unfold(self, weight: Tensor, groups: int) -> Tensor:
-        """Return a weight as (groups, outputs, columns), by which inputs are multiplied.
+        """Return the matrices of all groups (groups, outputs, columns) that inputs are multiplied by.
 
         Args:
             weight: Weight of a layer whose kind `is_regression`.
@@ -98,7 +98,7 @@ class Kind:
         return torch.stack(self.outputs_first(weight).flatten(1).chunk(groups))
 
     def fold(self, matrices: Tensor, like: Tensor) -> Tensor:
-        """Return (groups, outputs, columns) as a weight in the shape and dtype of another; the inverse of `unfold`."""
+        """Undo `unfold`: return (groups, outputs, columns) as a weight with the shape and dtype of `like`."""
         matrix = matrices.flatten(0, 1)
         return (matrix.mT if self.inputs_first else matrix.reshape(like.shape)).to(like.dtype)
 
@@ -138,5 +138,5 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
 
 
 def kind_of_shape(shape: tuple[int, ...]) -> Kind | None:
-    """Return the linear layer or convolution that a weight of this shape belongs to if nothing else is known."""
+    """Return the kind of a weight by its number of axes alone: linear layer or convolution; None for others."""
     return LINEAR if len(shape) == 2 else CONVOLUTIONS.get(len(shape) - 2)

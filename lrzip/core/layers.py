@@ -1,4 +1,4 @@
-"""Contents of a checkpoint: tensors, the layers they belong to, and what is left unchanged."""
+"""Contents of a checkpoint: tensors, layers that can be factorized, and tensors that are left unchanged."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ FACTORIZABLE_DTYPES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
 ROOT = "(root)"
-"""Name of the layer that is a network by itself."""
+"""Name of a layer that is itself the network."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Layer:
     """A layer that can be factorized.
 
     Attributes:
-        name: Name that users see and globs match: the module's path without wrapper prefixes.
+        name: Name in tables and patterns: the path of the module without wrapper prefixes.
         module: Path of the module in the file, with its prefixes; "" for the root module.
         kind: Layout of the weight.
         weight: The weight tensor.
@@ -82,15 +82,15 @@ class Layer:
 
     @property
     def input_size(self) -> int:
-        """Number of rows or columns of the unfolding of one group that inputs are multiplied by."""
+        """Size of the axis of one group's unfolding that is multiplied by inputs."""
         return self.matrix_shape[0 if self.kind.inputs_first else 1]
 
     def kept(self, reason: str) -> "Keep":
-        """Return the layer as one that is left unchanged, for a reason."""
+        """Return the layer as left unchanged for a reason."""
         return Keep(self.name, self.weight, reason)
 
     def key(self, suffix: str) -> str:
-        """Return the tensor name of `suffix` (such as `0.weight`) inside this layer's module, as the file has it."""
+        """Return the name in the file of a tensor (such as `0.weight`) below this layer's module."""
         return join(self.module, suffix)
 
 
@@ -115,10 +115,10 @@ class Keep:
     """A tensor or layer that is left unchanged.
 
     Attributes:
-        name: Name that users see.
+        name: Name in tables and patterns.
         tensor: The tensor.
         reason: Why it is left unchanged.
-        override: The layer that `--only NAME` makes of it where the reason is an ambiguity that the user can resolve.
+        override: Layer as which it is factorized if `only` names it, where the reason is an ambiguity.
     """
 
     name: str
@@ -128,7 +128,7 @@ class Keep:
 
 
 def by_module(tensors: Mapping[str, TensorSpec]) -> Mapping[str, Mapping[str, TensorSpec]]:
-    """Return, for every module path that names imply, the tensors below it by the rest of their names."""
+    """Return the tensors below each module path that occurs in names, by the remainder of their names."""
     modules: dict[str, dict[str, TensorSpec]] = {}
     for name, spec in tensors.items():
         parts = name.split(".")

@@ -13,7 +13,7 @@ def merge(structure: Structure, weights: Sequence[Tensor], replaced: Stage) -> T
     """Return the dense weight of a structure.
 
     Args:
-        structure: What replaces a layer. Along each spatial axis at most one stage of a chain has a kernel.
+        structure: The structure. Along each spatial axis, at most one stage of a chain has a kernel.
         weights: Tensors of its stages and selections, in the order of `leaves`.
         replaced: The layer that the structure replaces.
 
@@ -30,18 +30,18 @@ def merge(structure: Structure, weights: Sequence[Tensor], replaced: Stage) -> T
 
 
 class _Identity:
-    """The linear map that changes nothing, which is formed only where it has to be."""
+    """The identity as a linear map, whose weight is formed only where it is needed."""
 
     def __init__(self, replaced: Stage, dtype: torch.dtype) -> None:
         self._inputs = replaced.inputs // replaced.groups
         self._groups, self._spatial, self._dtype = replaced.groups, replaced.kind.spatial, dtype
 
     def formed(self) -> Tensor:
-        """Return the map as a weight (in, in, 1, …)."""
+        """Return the weight (in, in, 1, …)."""
         return torch.eye(self._inputs, dtype=self._dtype)[..., *(None,) * self._spatial]
 
     def followed_by(self, stage: Stage, weight: Tensor) -> Tensor:
-        """Return the map of a first stage, block by block where it has more groups than the layer it replaces."""
+        """Return the weight of a first stage, block-diagonal where it has more groups than the replaced layer."""
         blocks = stage.groups // self._groups
         if blocks == 1:
             return weight

@@ -48,7 +48,7 @@ class Plan:
         return lay_out(self.factorize, tensors, changed)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the document that `--save-plan` writes."""
+        """Return the document of a plan file."""
         return {
             "schema": SCHEMA,
             "source": {"path": self.source, "fingerprint": self.fingerprint},

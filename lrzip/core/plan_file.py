@@ -1,4 +1,4 @@
-"""Plan files, which users read, edit and pass back."""
+"""Plan files: JSON documents that users read, edit and pass back."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -30,13 +30,12 @@ class PlanEntry:
 
 @dataclass(frozen=True)
 class PlanFile:
-    """The parts of a plan file that decide; all others inform readers.
+    """The parts of a plan file that determine the output; all others are informative.
 
     Attributes:
-        choices: Decisions by the name of each tensor that they replace. A layer that is taken out of the file's list is
-            left unchanged.
+        choices: Decisions by the name of each weight that they replace. Layers that are not listed are left unchanged.
         kept: Names of the tensors that the file lists as kept.
-        fingerprint: Fingerprint of the checkpoint it was made for, if it has one.
+        fingerprint: Fingerprint of the checkpoint that the plan was made for, if the file has one.
     """
 
     choices: Mapping[str, PlanEntry]
@@ -44,7 +43,7 @@ class PlanFile:
     fingerprint: str | None
 
     def mismatch(self, tensors: Mapping[str, TensorSpec]) -> str | None:
-        """Return the first difference from the checkpoint that the plan was made for, or None."""
+        """Return the first difference of a checkpoint from the one that the plan was made for, or None."""
         for name, choice in self.choices.items():
             if name not in tensors:
                 return f"it has no `{name}`"
@@ -60,7 +59,7 @@ def read_plan(path: Path) -> PlanFile:
     """Read a plan file.
 
     Raises:
-        PlanMismatch: It cannot be read, or is not a plan.
+        PlanMismatch: The file cannot be read or is not a plan.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -107,7 +106,7 @@ def _read_choice(item: object, where: str) -> PlanEntry:
 
 
 def _checked(item: object, where: str, types: Mapping[str, type]) -> dict[str, Any]:
-    """Return an object of a plan file, whose fields have these types."""
+    """Return an object of a plan file after checking the types of its fields."""
     if not isinstance(item, dict):
         raise PlanMismatch(f"{where} is not an object.")
     for key, type_ in types.items():

@@ -1,4 +1,4 @@
-"""The report of a compression, by layer and in total."""
+"""The report of a compression: results by layer and in total."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from lrzip.core.plan import SCHEMA, Plan
 
 @dataclass(frozen=True)
 class LayerResult:
-    """The result of replacing one layer.
+    """The result of one decision.
 
     Attributes:
         decision: Decision of the plan.
-        error: Relative Frobenius error of the stored factors.
+        error: Relative Frobenius error of the stored factors; for a group, the largest.
         method: Method that computed the factors.
-        excess: Bound on the error over the optimal error, minus 1; None if it was not checked.
+        excess: Upper bound on error / (least error of these ranks) - 1; None if it was not checked.
         seconds: Wall time of reading and factorizing.
         output_error: Relative error of the outputs of the layer on calibration data; None without calibration.
     """
@@ -39,7 +39,7 @@ class LayerResult:
 
 @dataclass(frozen=True)
 class Difference:
-    """Change of an output of the program, on random inputs of the declared shapes.
+    """Change of an output of a program on random inputs of the declared shapes.
 
     Attributes:
         output: Name of the output.
@@ -52,20 +52,20 @@ class Difference:
     relative: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the difference as `--json` prints it."""
+        """Return the difference as it appears in JSON documents."""
         return {"output": self.output, "absolute": self.absolute, "relative": self.relative}
 
 
 @dataclass(frozen=True)
 class CalibrationSummary:
-    """Summary of the calibration by which ranks and factors were chosen.
+    """Summary of the calibration that ranks and factors are based on.
 
     Attributes:
         examples: Name of the calibration data.
         count: Number of samples.
         corrections: Applied corrections, in the syntax of `--correct`.
         changed: Names of the tensors with changed values, besides the weights of factorized layers.
-        scarce: By name, for layers with fewer inputs than columns of their weight: both numbers.
+        scarce: Numbers of inputs and of columns of the weight, by name, of layers with fewer inputs than columns.
     """
 
     examples: str
@@ -75,8 +75,10 @@ class CalibrationSummary:
     scarce: Mapping[str, tuple[int, int]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the calibration as `--json` prints it."""
-        scarce = [{"name": name, "positions": seen, "columns": size} for name, (seen, size) in self.scarce.items()]
+        """Return the summary as it appears in JSON documents."""
+        scarce = [
+            {"name": name, "positions": inputs, "columns": columns} for name, (inputs, columns) in self.scarce.items()
+        ]
         return {
             "examples": self.examples,
             "count": self.count,
@@ -88,11 +90,11 @@ class CalibrationSummary:
 
 @dataclass(frozen=True)
 class Report:
-    """Report of a compression, or of a dry run if `results` is empty.
+    """Report of a compression, or of a dry run, which has no results.
 
     Attributes:
-        plan: The plan that was followed.
-        results: One result per replaced layer, in the order of the plan; empty for a dry run.
+        plan: The plan.
+        results: One result for each decision of the plan, in any order; empty for a dry run.
         output: File or folder that was written, if any.
         parameters_before: Floating-point elements of the source, without the running statistics of batch norms.
         nbytes_before: Size of the source on disk.
@@ -134,11 +136,11 @@ class Report:
 
     @property
     def max_error(self) -> float | None:
-        """Largest relative Frobenius error of any replaced layer."""
+        """Largest relative Frobenius error of a replaced layer; None for a dry run."""
         return max((result.error for result in self.results), default=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the document that `--json` prints."""
+        """Return the JSON document."""
         results = {result.decision.layer.weight.name: result for result in self.results}
         return {
             "schema": SCHEMA,
@@ -158,7 +160,7 @@ class Report:
             | ({"budget": self.plan.budget.to_dict()} if self.plan.budget else {})
             | (self.costs.to_dict() if self.costs else {}),
             "layers": [
-                _layer(decision, results.get(decision.layer.weight.name))
+                _layer_document(decision, results.get(decision.layer.weight.name))
                 | (self.costs.layers[decision.group.name].to_dict() if self.costs else {})
                 for decision in self.plan.factorize
             ],
@@ -169,7 +171,7 @@ class Report:
         } | ({"calibration": self.calibrated.to_dict()} if self.calibrated else {})
 
 
-def _layer(decision: Factorize, result: LayerResult | None) -> dict[str, Any]:
+def _layer_document(decision: Factorize, result: LayerResult | None) -> dict[str, Any]:
     document = decision.to_dict()
     del document["stages"]
     if result:

@@ -1,4 +1,4 @@
-"""Stored structures: what replaces layers in a checkpoint, read again from the names and shapes of tensors."""
+"""Stored structures: replacements of layers in a checkpoint, recognized by the names and shapes of tensors."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from lrzip.core.structure import BRANCHES, Chain, Select, Stage, Structure, Sum,
 
 @dataclass(frozen=True)
 class DenseLayer:
-    """What is known of a layer that a stored structure may replace.
+    """Known properties of a layer that a stored structure may replace.
 
     Attributes:
-        kind: Its kind.
-        shape: Shape of its dense weight, if that is known.
-        groups: Its groups, where the shape is known.
+        kind: Kind of the layer.
+        shape: Shape of its dense weight, if known.
+        groups: Number of groups, if the shape is known.
     """
 
     kind: Kind
@@ -30,8 +30,8 @@ class Stored:
     """A structure in a checkpoint.
 
     Attributes:
-        module: Path of the layer's module, as the tensors have it.
-        structure: What replaces the layer.
+        module: Path of the layer's module in the names of the tensors.
+        structure: The structure.
         weights: Tensors of its stages and selections, in the order of `lrzip.core.structure.leaves`.
         bias: Bias of its last stage, if it has one.
         replaced: The layer as a single stage.
@@ -86,7 +86,7 @@ _Tree: TypeAlias = TensorSpec | tuple[str, list["_Tree"]]
 def _stored(module: str, under: Mapping[str, TensorSpec], layer: DenseLayer | None) -> Stored | None:
     if all("." not in name for name in under):
         return None
-    # Where a structure does not fit the layer of an architecture, callers say so if they are told what it replaces.
+    # A structure that does not fit the layer of the architecture is still returned, so that callers can report both.
     guesses = [layer] if layer is None or layer.shape is None else [layer, DenseLayer(layer.kind)]
     found = (_read(module, under, guess) for guess in guesses)
     return next((stored for stored in found if stored), None)
@@ -109,7 +109,7 @@ def _read(module: str, under: Mapping[str, TensorSpec], layer: DenseLayer | None
 
 
 def _tree(names: Mapping[str, TensorSpec]) -> _Tree:
-    """Return the expression that the names of tensors spell."""
+    """Return the expression that the names of tensors describe."""
     if "weight" in names and names.keys() <= {"weight", "bias"}:
         return names["weight"]
     if names.keys() == {"index"}:
@@ -147,7 +147,7 @@ class _Reader:
 
     @classmethod
     def of(cls, tree: _Tree, layer: DenseLayer | None) -> "_Reader":
-        """Return a reader of an expression, given what is known of the layer."""
+        """Return a reader of an expression for a layer."""
         weights = _weights_of(tree)
         shapes = [spec.shape for spec in weights]
         if not weights or len({(len(spec.shape), spec.dtype) for spec in weights}) > 1:
@@ -178,7 +178,7 @@ class _Reader:
         return structure
 
     def _read(self, tree: _Tree, channels: int | None, axes: tuple[bool, ...]) -> tuple[Structure, int]:
-        """Return a structure and its number of outputs, given the number of its inputs and the axes it strides."""
+        """Return a structure and its number of outputs, given its number of inputs and the axes that it strides."""
         if isinstance(tree, TensorSpec):
             return self._select(tree, channels) if _is_index(tree) else self._stage(tree, channels, axes)
         name, parts = tree
@@ -197,7 +197,7 @@ class _Reader:
         return Chain(tuple(read)), channels
 
     def _carrier(self, parts: Sequence[_Tree], axis: int) -> int:
-        """Return the part with a kernel along an axis; where none has one, the first with any kernel."""
+        """Return the index of the part with a kernel along an axis, or else of the first one with any kernel."""
         kernels = [[self._kind.kernel(spec.shape) for spec in _weights_of(part)] for part in parts]
         along = [index for index, shapes in enumerate(kernels) if any(shape[axis] > 1 for shape in shapes)]
         if len(along) > 1:
@@ -235,7 +235,7 @@ class _Reader:
 
 
 def _groups_of(tree: _Tree, kind: Kind) -> int:
-    """Return the groups of a layer by the shapes of two stages: a pointwise one that takes fewer channels than come."""
+    """Return the groups of a layer by the shapes of two stages: the second one takes the channels of one group."""
     weights = _weights_of(tree)
     if kind.groups > 1 or len(weights) != 2 or kind.inputs_first or kind is LINEAR:
         return kind.groups

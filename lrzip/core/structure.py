@@ -21,11 +21,11 @@ class Stage:
     """One linear layer, embedding or convolution.
 
     Attributes:
-        kind: Its kind.
-        shape: Shape of its weight, as its kind lays it out.
-        groups: Groups of channels that are mixed among themselves only.
-        axes: For each spatial axis, whether the stage takes the replaced layer's stride, padding and dilation along it;
-            along the others its kernel has size 1.
+        kind: Kind of the layer.
+        shape: Shape of the weight, in the layout of the kind.
+        groups: Number of groups of channels.
+        axes: For each spatial axis, whether the stage inherits the replaced layer's stride, padding and dilation along
+            it; along the others, its kernel has size 1.
     """
 
     kind: Kind
@@ -60,7 +60,7 @@ class Sum:
 
 @dataclass(frozen=True)
 class Select:
-    """A choice of input channels; which ones is a stored tensor, `index` (count,) int64.
+    """A selection of input channels, whose numbers are a stored tensor `index` (count,) int64.
 
     Attributes:
         count: Number of channels that are kept.
@@ -142,7 +142,7 @@ def bias_name(structure: Structure) -> str:
 
 
 def parents_of_parts(names: Iterable[str]) -> set[str]:
-    """Return the paths of the modules that have, by the names of tensors, something where parts of structures go."""
+    """Return the paths of modules below which names of tensors have an index or `branches`, as in structures."""
     found: set[str] = set()
     for name in names:
         parts = name.split(".")
@@ -151,5 +151,5 @@ def parents_of_parts(names: Iterable[str]) -> set[str]:
 
 
 def join(path: str, name: str) -> str:
-    """Return the path of something below a module, whose own path may be empty."""
+    """Return a dotted path below another one, which may be empty."""
     return f"{path}.{name}" if path else name

@@ -39,9 +39,9 @@ def decide(source: Source, items: Sequence[Candidate | Keep], request: Request, 
         choice = rule.choose(candidates, Context(meter, saved, request.factoring.round_to, request.objective))
         spent = choice.budget or spent
         for candidate in candidates:
-            name = candidate.layer.name
+            name = candidate.group.name
             decided[name] = _decide(candidate, choice.ranks.get(name), rule, request)
-    decisions = [item if isinstance(item, Keep) else decided[item.layer.name] for item in items]
+    decisions = [item if isinstance(item, Keep) else decided[item.group.name] for item in items]
     return replace(plan_of(source, decisions), budget=spent)
 
 

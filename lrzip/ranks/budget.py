@@ -72,14 +72,14 @@ class Budget:
         limit = self._limit(meter)
         fixed = meter.dense - context.saved - sum(meter.cost(candidate.layer, None) for candidate in candidates)
         # Floating-point sums over layers depend on their order, so that order is always the same.
-        ordered = sorted(candidates, key=lambda candidate: candidate.layer.name)
+        ordered = sorted(candidates, key=lambda candidate: candidate.group.name)
         items = [_options(candidate, meter, context) for candidate in ordered]
         least = fixed + least_cost(items)
         if least > limit:
             raise self._unreachable(least, limit, meter)
         found = context.objective.allocate(items, limit - fixed)
         labels = zip(ordered, found.labels, strict=True)
-        ranks = {item.layer.name: _ranks_of(item, label) for item, label in labels if label != _DENSE}
+        ranks = {item.group.name: _ranks_of(item, label) for item, label in labels if label != _DENSE}
         used, name = fixed + found.cost, context.objective.name
         return Choice(ranks, BudgetUse(self.unit, meter.dense, limit, used, name, found.loss, found.bound))
 

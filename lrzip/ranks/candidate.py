@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lrzip.core.layers import Layer
+from lrzip.core.layers import Group, Layer
 from lrzip.core.moments import MeasuredChanges
 from lrzip.core.spectrum import Spectrum
 
@@ -27,6 +27,11 @@ class Candidate:
     spectra: tuple[Spectrum, ...] = ()
     fisher: float | None = None
     measured: MeasuredChanges | None = None
+
+    @property
+    def group(self) -> Group:
+        """The layers that the ranks are chosen for: the one layer."""
+        return Group((self.layer,))
 
     def saves(self, ranks: tuple[int, ...]) -> bool:
         """Return whether the factors have fewer elements than the dense weight."""

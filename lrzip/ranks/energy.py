@@ -32,7 +32,7 @@ class Energy:
         """Return the smallest ranks that keep the share."""
         del context
         ranks = {
-            candidate.layer.name: tuple(spectrum.rank_for_energy(self.share) for spectrum in candidate.spectra)
+            candidate.group.name: tuple(spectrum.rank_for_energy(self.share) for spectrum in candidate.spectra)
             for candidate in candidates
         }
         return Choice(ranks)

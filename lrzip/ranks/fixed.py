@@ -32,4 +32,4 @@ class FixedRank:
     def choose(self, candidates: Sequence[Candidate], context: Context) -> Choice:
         """Return the rank for each layer."""
         del context
-        return Choice({candidate.layer.name: candidate.equal(int(self.rank)) for candidate in candidates})
+        return Choice({candidate.group.name: candidate.equal(int(self.rank)) for candidate in candidates})

@@ -33,4 +33,4 @@ class Ratio:
         """Return the largest ranks; layers whose factors of rank 1 are too large have none."""
         del context
         found = [(item, item.largest_rank(int(item.layer.weight.numel / self.ratio))) for item in candidates]
-        return Choice({item.layer.name: item.equal(rank) for item, rank in found if rank})
+        return Choice({item.group.name: item.equal(rank) for item, rank in found if rank})

@@ -31,7 +31,7 @@ class VBMF:
         """Return the estimated ranks."""
         del context
         ranks = {
-            candidate.layer.name: tuple(
+            candidate.group.name: tuple(
                 max(noise_rank(spectrum.values, spectrum.shape).rank, 1) for spectrum in candidate.spectra
             )
             for candidate in candidates

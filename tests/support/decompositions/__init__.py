@@ -1,4 +1,7 @@
-"""Decompositions that exist only to show that structures carry more than the product needs: each is one file."""
+"""Decompositions for tests of structures and groups that the decompositions of the product do not need.
+
+Each is one file, like those in `lrzip/decompositions`, and supports neither solvers nor calibration.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,18 +12,20 @@ ADDED: dict[str, str] = {
     "spatial": "tests.support.decompositions.spatial:Spatial",
     "depthwise-sum": "tests.support.decompositions.depthwise_sum:DepthwiseSum",
 }
+"""Decompositions of single layers."""
 GROUPS: dict[str, str] = {
     "narrow": "tests.support.decompositions.narrow:Narrow",
 }
+"""Decompositions of groups of layers."""
 REARRANGING: dict[str, str] = {
     "tensor-train": "tests.support.decompositions.tensor_train:TensorTrain",
 }
-"""Its structures are not read again from names and shapes."""
+"""Decompositions whose structures cannot be recognized by the names and shapes of tensors."""
 
 
 @contextmanager
 def registered() -> Iterator[None]:
-    """Add them to the registry."""
+    """Register all of them."""
     DECOMPOSITIONS._entries.update(ADDED | GROUPS | REARRANGING)
     try:
         yield

@@ -1,4 +1,7 @@
-"""A pair of linear layers around an element-wise function, with fewer hidden units: those with the largest weights."""
+"""Two linear layers around an element-wise function, with fewer hidden units: those with the largest weights.
+
+The result has no factors. The first weight loses rows, its bias loses elements, and the second weight loses columns.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,22 +23,21 @@ class Narrow:
         return f"`{layer.name}` alone: it takes pairs of layers"
 
     def refuse_group(self, group: Group) -> str | None:
-        kinds = {layer.kind.name for layer in group.layers}
-        if len(group.layers) != 2 or not kinds <= {"linear", "linear_transposed"}:
+        if len(group.layers) != 2 or not all(_is_linear(layer) for layer in group.layers):
             return "not a pair of linear layers"
         first, second = group.layers
-        return None if self._hidden(first) == second.stage.inputs else "their hidden units differ"
+        return None if first.stage.outputs == second.stage.inputs else "their hidden units differ"
 
     def max_group_ranks(self, group: Group) -> tuple[int, ...]:
-        return (self._hidden(group.layers[0]),)
+        return (group.layers[0].stage.outputs,)
 
     def replacements(self, group: Group, ranks: tuple[int, ...]) -> tuple[Replacement, ...]:
         first, second = group.layers
-        (rank,) = ranks
-        narrow = replace(first.stage, shape=first.kind.shape(rank, first.stage.inputs))
-        behind = replace(second.stage, shape=second.kind.shape(second.stage.outputs, rank))
-        biases = [(first.bias, self._resized(first.bias, rank))] if first.bias else []
-        return Replacement(first, narrow, tuple(biases)), Replacement(second, behind)
+        (units,) = ranks
+        before = replace(first.stage, shape=first.kind.shape(units, first.stage.inputs))
+        after = replace(second.stage, shape=second.kind.shape(second.stage.outputs, units))
+        biases = ((first.bias, _shortened(first.bias, units)),) if first.bias else ()
+        return Replacement(first, before, biases), Replacement(second, after)
 
     def factorize_group(
         self,
@@ -47,21 +49,24 @@ class Narrow:
         generator: Generator,
     ) -> GroupFactors:
         del generator
-        first = group.layers[0]
-        dense = [layer.kind.outputs_first(tensors[layer.weight.name]) for layer in group.layers]
-        units = dense[0].norm(dim=1).argsort(descending=True)[: ranks[0]].sort().values
-        kept = dense[0][units], dense[1][:, units]
+        (count,) = ranks
+        (first, second), replacements = group.layers, self.replacements(group, ranks)
+        weight = first.kind.outputs_first(tensors[first.weight.name])  # (hidden, in)
+        units = weight.norm(dim=1).argsort(descending=True)[:count].sort().values
         members = []
-        for layer, weight, whole, each in zip(group.layers, kept, dense, self.replacements(group, ranks), strict=True):
-            filled = torch.zeros_like(whole)
-            filled[(units,) if layer is first else (slice(None), units)] = weight
-            stored = layer.kind.outputs_first(weight).to(dtype).contiguous()
-            members.append(Factors(each.structure, (stored,), relative_difference(whole, filled), "largest units"))
-        others = {first.bias.name: tensors[first.bias.name][units].to(dtype)} if first.bias else {}
-        return GroupFactors(tuple(members), others)
+        for layer, axis, replacement in zip((first, second), (0, 1), replacements, strict=True):
+            dense = layer.kind.outputs_first(tensors[layer.weight.name])
+            kept = dense.index_select(axis, units)
+            error = relative_difference(dense, torch.zeros_like(dense).index_copy(axis, units, kept))
+            stored = layer.kind.outputs_first(kept).to(dtype).contiguous()
+            members.append(Factors(replacement.structure, (stored,), error, "largest units"))
+        biases = {first.bias.name: tensors[first.bias.name][units].to(dtype)} if first.bias else {}
+        return GroupFactors(tuple(members), biases)
 
-    def _hidden(self, first: Layer) -> int:
-        return first.stage.outputs
 
-    def _resized(self, bias: TensorSpec, size: int) -> TensorSpec:
-        return TensorSpec(bias.name, (size,), bias.dtype, FACTORIZABLE_DTYPES[bias.dtype] * size)
+def _is_linear(layer: Layer) -> bool:
+    return layer.kind.name in ("linear", "linear_transposed")
+
+
+def _shortened(bias: TensorSpec, size: int) -> TensorSpec:
+    return TensorSpec(bias.name, (size,), bias.dtype, FACTORIZABLE_DTYPES[bias.dtype] * size)

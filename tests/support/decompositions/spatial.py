@@ -1,4 +1,7 @@
-"""Two stages along one axis each: k×1 to `rank` channels, then 1×k (Tai et al. 2016, section 2.1)."""
+"""Two stages with a kernel along one axis each: k×1 to `rank` channels, then 1×k (Tai et al. 2016, section 2.1).
+
+The truncated SVD of the unfolding (in · height, out · width) is W ≈ UΣVᵀ = (U√Σ)(√ΣVᵀ), which gives both kernels.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,22 +30,22 @@ class Spatial:
         return None
 
     def max_ranks(self, layer: Layer) -> tuple[int, ...]:
-        return (min(self._shape(layer)),)
+        return (min(_unfolded_shape(layer)),)
 
     def spectra(self, layer: Layer, weight: Tensor, moments: Moments | None = None) -> tuple[Spectrum, ...]:
         assert moments is None
-        values = torch.linalg.svdvals(self._matrix(weight).double()).cpu()
-        return (Spectrum(values, self._shape(layer), torch.finfo(torch.float32).eps),)
+        values = torch.linalg.svdvals(_unfold(weight)).cpu()
+        return (Spectrum(values, _unfolded_shape(layer), torch.finfo(torch.float32).eps),)
 
     def subspaces(self, layer: Layer, weight: Tensor, rank: int) -> tuple[Subspace, ...]:
         del layer, weight, rank
         return ()
 
     def blueprint(self, layer: Layer, ranks: tuple[int, ...]) -> Chain:
-        out, inner, height, width = layer.weight.shape
+        outputs, inputs, height, width = layer.weight.shape
         (rank,) = ranks
-        first = Stage(layer.kind, (rank, inner, height, 1), 1, (True, False))
-        return Chain((first, Stage(layer.kind, (out, rank, 1, width), 1, (False, True))))
+        vertical = Stage(layer.kind, (rank, inputs, height, 1), axes=(True, False))
+        return Chain((vertical, Stage(layer.kind, (outputs, rank, 1, width), axes=(False, True))))
 
     def factorize(
         self,
@@ -57,21 +60,23 @@ class Spatial:
     ) -> Factors:
         del generator, subspaces
         assert moments is None
-        out, inner, height, width = layer.weight.shape
+        outputs, inputs, height, width = layer.weight.shape
         (rank,) = ranks
-        u, s, vh = torch.linalg.svd(self._matrix(weight).double(), full_matrices=False)
+        u, s, vh = torch.linalg.svd(_unfold(weight), full_matrices=False)
         root = s[:rank].sqrt()
-        vertical = (u[:, :rank] * root).mT.reshape(rank, inner, height, 1)
-        horizontal = (root[:, None] * vh[:rank]).mT.reshape(out, width, rank).permute(0, 2, 1)[:, :, None]
-        weights = tuple(part.to(dtype).contiguous() for part in (vertical, horizontal))
+        vertical = (u[:, :rank] * root).mT.reshape(rank, inputs, height, 1)
+        horizontal = (root[:, None] * vh[:rank]).reshape(rank, outputs, 1, width).transpose(0, 1)
         structure = self.blueprint(layer, ranks)
+        weights = tuple(factor.to(dtype).contiguous() for factor in (vertical, horizontal))
         error = relative_difference(weight, merge(structure, weights, layer.stage).to(weight))
         return Factors(structure, weights, error, "exact")
 
-    def _shape(self, layer: Layer) -> tuple[int, int]:
-        out, inner, height, width = layer.weight.shape
-        return inner * height, out * width
 
-    def _matrix(self, weight: Tensor) -> Tensor:
-        """Return the unfolding (in · height, out · width)."""
-        return weight.permute(1, 2, 0, 3).flatten(2).flatten(0, 1)
+def _unfolded_shape(layer: Layer) -> tuple[int, int]:
+    outputs, inputs, height, width = layer.weight.shape
+    return inputs * height, outputs * width
+
+
+def _unfold(weight: Tensor) -> Tensor:
+    """Return the unfolding (in · height, out · width) of a weight (out, in, height, width), in float64."""
+    return weight.double().permute(1, 2, 0, 3).flatten(2).flatten(0, 1)
