@@ -1,14 +1,12 @@
-import json
 from math import inf
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 import lrzip
-from lrzip.core.errors import LrzipError, OutputExists, PlanMismatch, UnknownName, UsageError
+from lrzip.core.errors import LrzipError, OutputExists, UsageError
 from lrzip.formats.outputs import default_output
 from lrzip.linalg.svd import METHODS
 from tests.support.checkpoints import nested, safetensors
@@ -175,77 +173,6 @@ def test_an_energy_that_is_met_exactly_gives_the_same_rank_with_and_without_fact
     assert ranks(planned) == ranks(written) == {"fc": expected}
 
 
-def test_a_plan_file_gives_the_output_of_its_rule(path: Path, tmp_path: Path) -> None:
-    planned = lrzip.compress(path, tmp_path / "rule.pt", energy=0.7)
-    (tmp_path / "plan.json").write_text(json.dumps(planned.plan.to_dict()))
-    report = lrzip.compress(path, tmp_path / "plan.pt", plan=tmp_path / "plan.json")
-    assert report.plan.factorize == planned.plan.factorize
-    assert (tmp_path / "plan.pt").read_bytes() == (tmp_path / "rule.pt").read_bytes()
-
-
-def edited(path: Path, tmp_path: Path, change: Any) -> Path:
-    document = lrzip.compress(path, rank=4, dry_run=True).plan.to_dict()
-    change(document)
-    (tmp_path / "plan.json").write_text(json.dumps(document))
-    return tmp_path / "plan.json"
-
-
-def test_a_plan_can_be_edited(path: Path, tmp_path: Path) -> None:
-    def change(document: Any) -> None:
-        document["layers"][0]["ranks"] = [2]
-        del document["layers"][1]
-
-    report = lrzip.compress(path, plan=edited(path, tmp_path, change), dry_run=True)
-    assert ranks(report) == {"conv1": 2, "fc1": 4, "fc2": 4}
-    assert reasons(report)["conv2"].startswith("not in `")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda d: d["layers"][2].update(shape=[20, 99]), r"`fc1\.weight` is \(20, 99\) in the plan and \(20, 576\)"),
-        (lambda d: d["layers"][2].update(tensor="fc9.weight"), r"it has no `fc9\.weight`"),
-        (lambda d: d["layers"][2].update(ranks=[21]), r"ranks \[21\]; they go from 1 to \[20\]"),
-        (lambda d: d["layers"][2].update(ranks=[0]), "go from 1"),
-        (lambda d: d["layers"][2].update(ranks=[4, 4]), "go from 1"),
-        (lambda d: d["layers"][2].update(ranks=[20]), "save nothing. Go down to 19"),
-        (lambda d: d["layers"][2].update(ranks=[4.0]), "whole numbers"),
-        (lambda d: d["layers"][2].update(ranks=[True]), "whole numbers"),
-        (lambda d: d["layers"][2].update(dtype="int8"), "dtype `int8`"),
-        (lambda d: d["layers"][2].pop("ranks"), "no usable `ranks`"),
-        (lambda d: d["layers"].append(d["layers"][0]), "twice"),
-        (lambda d: d["layers"].append(3), "not an object"),
-        (lambda d: d.update(schema=2), "not a plan of schema 1"),
-        (lambda d: d.update(layers={}), "not a plan"),
-        (lambda d: d["source"].update(fingerprint="sha256:0"), "that the plan keeps differ"),
-        (
-            lambda d: (d["source"].update(fingerprint="sha256:0"), d["kept"].append({"tensor": "gone.weight"})),
-            r"it has no `gone\.weight`",
-        ),
-    ],
-)
-def test_a_plan_that_does_not_fit_is_refused_with_the_first_mismatch(
-    change: Any, message: str, path: Path, tmp_path: Path
-) -> None:
-    plan = edited(path, tmp_path, change)
-    with pytest.raises(PlanMismatch, match=message):
-        lrzip.compress(path, tmp_path / "b.pt", plan=plan)
-    assert not (tmp_path / "b.pt").exists()
-
-
-def test_a_plan_with_an_unknown_decomposition_is_refused(path: Path, tmp_path: Path) -> None:
-    plan = edited(path, tmp_path, lambda d: d["layers"][0].update(decomposition="svdd"))
-    with pytest.raises(UnknownName, match=r"Unknown decomposition `svdd`. Choose one of: svd"):
-        lrzip.compress(path, plan=plan, dry_run=True)
-
-
-def test_a_plan_that_is_no_json_is_refused(path: Path, tmp_path: Path) -> None:
-    for content in (b"{", b"\xff\xfe", b"[" * 100_000):
-        (tmp_path / "plan.json").write_bytes(content)
-        with pytest.raises(PlanMismatch, match="not a readable plan"):
-            lrzip.compress(path, plan=tmp_path / "plan.json", dry_run=True)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -316,38 +243,6 @@ def test_convolutions_of_one_and_three_dimensions_survive(tmp_path: Path) -> Non
     x = torch.randn(2, 12, 8, generator=torch.Generator().manual_seed(0))
     factored, dense = lrzip.load_into(Sound(), tmp_path / "b.pt"), lrzip.load_into(Sound(), tmp_path / "c.pt")
     torch.testing.assert_close(factored(x), dense(x), rtol=1e-4, atol=1e-5)
-
-
-def test_a_plan_does_not_bring_non_finite_weights_through(path: Path, tmp_path: Path) -> None:
-    plan = edited(path, tmp_path, len)
-    state = torch.load(path, weights_only=True)
-    state["fc1.weight"][0, 0] = float("nan")
-    torch.save(state, path)
-    with pytest.raises(LrzipError, match="`fc1` contains NaN or Inf"):
-        lrzip.compress(path, tmp_path / "b.pt", plan=plan)
-    assert not (tmp_path / "b.pt").exists()
-
-
-@pytest.mark.parametrize(
-    ("module", "reason"),
-    [
-        (nn.Conv2d(16, 32, 3, groups=2), "a convolution in groups"),
-        (nn.Linear(16, 32), "no convolution"),
-        (nn.ConvTranspose2d(16, 32, 3), "no convolution"),
-        (nn.Conv2d(16, 32, 1), "a convolution without a kernel"),
-    ],
-    ids=["groups", "linear", "transposed", "pointwise"],
-)
-def test_a_plan_cannot_give_a_layer_to_a_decomposition_that_refuses_it(
-    module: nn.Module, reason: str, tmp_path: Path
-) -> None:
-    model = nn.Sequential(module)
-    torch.save(model.state_dict(), tmp_path / "a.pt")
-    plan = lrzip.compress(tmp_path / "a.pt", rank=2, model=model, dry_run=True).plan.to_dict()
-    plan["layers"][0] |= {"decomposition": "tucker", "ranks": [4, 4]}
-    (tmp_path / "plan.json").write_text(json.dumps(plan))
-    with pytest.raises(PlanMismatch, match=f"to tucker, which does not take it: {reason}"):
-        lrzip.compress(tmp_path / "a.pt", plan=tmp_path / "plan.json", model=model, dry_run=True)
 
 
 def test_each_rank_is_rounded_as_far_as_it_goes(tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
+"""Plan files, from the document to the plan."""
+
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import lrzip
-from lrzip.core.errors import PlanMismatch
+from lrzip.core.errors import LrzipError, PlanMismatch, UnknownName
 from tests.support.networks import Net, seeded
 
 
@@ -17,65 +19,122 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "net.pt"
 
 
-def edited(path: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
-    """Return a plan file of rank 4, after editing the document."""
+def test_a_plan_file_gives_the_output_of_its_rule(path: Path, tmp_path: Path) -> None:
+    planned = lrzip.compress(path, tmp_path / "rule.pt", energy=0.7)
+    (tmp_path / "plan.json").write_text(json.dumps(planned.plan.to_dict()))
+    report = lrzip.compress(path, tmp_path / "plan.pt", plan=tmp_path / "plan.json")
+    assert report.plan.factorize == planned.plan.factorize
+    assert (tmp_path / "plan.pt").read_bytes() == (tmp_path / "rule.pt").read_bytes()
+
+
+def edited(path: Path, tmp_path: Path, change: Any) -> Path:
+    """Return a plan file of rank 4 after a change of its document."""
     document = lrzip.compress(path, rank=4, dry_run=True).plan.to_dict()
-    edit(document)
-    (path.parent / "plan.json").write_text(json.dumps(document))
-    return path.parent / "plan.json"
+    change(document)
+    (tmp_path / "plan.json").write_text(json.dumps(document))
+    return tmp_path / "plan.json"
 
 
-def test_a_plan_is_followed_to_the_byte(path: Path, tmp_path: Path) -> None:
-    lrzip.compress(path, tmp_path / "a.pt", rank=4)
-    lrzip.compress(path, tmp_path / "b.pt", plan=edited(path, lambda _: None))
-    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+def test_a_plan_can_be_edited(path: Path, tmp_path: Path) -> None:
+    def change(document: Any) -> None:
+        document["layers"][0]["ranks"] = [2]
+        del document["layers"][1]
 
-
-def test_layers_that_are_taken_out_stay_dense(path: Path) -> None:
-    plan = edited(path, lambda document: document["layers"].pop(0))
-    report = lrzip.compress(path, plan=plan, dry_run=True)
-    assert [decision.group.name for decision in report.plan.factorize] == ["conv2", "fc1", "fc2"]
-    assert {keep.name: keep.reason for keep in report.plan.keep}["conv1"] == f"not in `{plan}`"
-
-
-def test_ranks_that_save_nothing_are_taken_only_if_forced(path: Path) -> None:
-    def full(document: dict[str, Any]) -> None:
-        document["layers"][2]["ranks"] = [min(document["layers"][2]["shape"])]
-
-    with pytest.raises(PlanMismatch, match=r"gives `fc1` ranks \[\d+\], which save nothing\. Go down to \d+"):
-        lrzip.compress(path, plan=edited(path, full), dry_run=True)
+    report = lrzip.compress(path, plan=edited(path, tmp_path, change), dry_run=True)
+    ranks = {decision.group.name: decision.ranks for decision in report.plan.factorize}
+    assert ranks == {"conv1": (2,), "fc1": (4,), "fc2": (4,)}
+    assert {keep.name: keep.reason for keep in report.plan.keep}["conv2"].startswith("not in `")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ranks": [0]}, r"gives `conv1` ranks \[0\]; they go from 1 to \[\d+\]"),
-        ({"ranks": [4, 4]}, r"gives `conv1` ranks \[4, 4\]"),
-        ({"decomposition": "tucker", "ranks": [4, 3]}, None),
-        ({"shape": [1, 2]}, "does not fit .* in the plan and .* in the checkpoint. Make a new plan with"),
-        ({"tensor": "nothing.weight"}, "does not fit .*: it has no `nothing.weight`"),
+        (lambda d: d["layers"][2].update(shape=[20, 99]), r"`fc1\.weight` is \(20, 99\) in the plan and \(20, 576\)"),
+        (lambda d: d["layers"][2].update(tensor="fc9.weight"), r"it has no `fc9\.weight`"),
+        (lambda d: d["layers"][2].update(ranks=[21]), r"ranks \[21\]; they go from 1 to \[20\]"),
+        (lambda d: d["layers"][2].update(ranks=[0]), "go from 1"),
+        (lambda d: d["layers"][2].update(ranks=[4, 4]), "go from 1"),
+        (lambda d: d["layers"][2].update(ranks=[20]), "save nothing. Go down to 19"),
+        (lambda d: d["layers"][2].update(ranks=[4.0]), "whole numbers"),
+        (lambda d: d["layers"][2].update(ranks=[True]), "whole numbers"),
+        (lambda d: d["layers"][2].update(dtype="int8"), "dtype `int8`"),
+        (lambda d: d["layers"][2].pop("ranks"), "no usable `ranks`"),
+        (lambda d: d["layers"].append(d["layers"][0]), "twice"),
+        (lambda d: d["layers"].append(3), "not an object"),
+        (lambda d: d.update(schema=2), "not a plan of schema 1"),
+        (lambda d: d.update(layers={}), "not a plan"),
+        (lambda d: d["source"].update(fingerprint="sha256:0"), "that the plan keeps differ"),
+        (
+            lambda d: (d["source"].update(fingerprint="sha256:0"), d["kept"].append({"tensor": "gone.weight"})),
+            r"it has no `gone\.weight`",
+        ),
     ],
 )
-def test_a_plan_must_fit_its_checkpoint(change: dict[str, Any], message: str | None, path: Path) -> None:
-    plan = edited(path, lambda document: document["layers"][0].update(change))
-    if message is None:
-        assert lrzip.compress(path, plan=plan, dry_run=True).plan.factorize[0].ranks == (4, 3)
-        return
+def test_a_plan_that_does_not_fit_is_refused_with_the_first_mismatch(
+    change: Any, message: str, path: Path, tmp_path: Path
+) -> None:
+    plan = edited(path, tmp_path, change)
     with pytest.raises(PlanMismatch, match=message):
+        lrzip.compress(path, tmp_path / "b.pt", plan=plan)
+    assert not (tmp_path / "b.pt").exists()
+
+
+def test_a_plan_with_an_unknown_decomposition_is_refused(path: Path, tmp_path: Path) -> None:
+    plan = edited(path, tmp_path, lambda d: d["layers"][0].update(decomposition="svdd"))
+    with pytest.raises(UnknownName, match=r"Unknown decomposition `svdd`. Choose one of: svd"):
         lrzip.compress(path, plan=plan, dry_run=True)
 
 
-def test_a_decomposition_may_refuse_a_layer(path: Path) -> None:
-    plan = edited(path, lambda document: document["layers"][2].update({"decomposition": "tucker"}))
-    with pytest.raises(PlanMismatch, match=r"gives `fc1` to tucker, which does not take it: .* Write `svd` there"):
-        lrzip.compress(path, plan=plan, dry_run=True)
+def test_a_plan_that_is_no_json_is_refused(path: Path, tmp_path: Path) -> None:
+    for content in (b"{", b"\xff\xfe", b"[" * 100_000):
+        (tmp_path / "plan.json").write_bytes(content)
+        with pytest.raises(PlanMismatch, match="not a readable plan"):
+            lrzip.compress(path, plan=tmp_path / "plan.json", dry_run=True)
 
 
-def test_a_kept_tensor_cannot_be_named(path: Path) -> None:
+def test_a_plan_does_not_bring_non_finite_weights_through(path: Path, tmp_path: Path) -> None:
+    plan = edited(path, tmp_path, len)
+    state = torch.load(path, weights_only=True)
+    state["fc1.weight"][0, 0] = float("nan")
+    torch.save(state, path)
+    with pytest.raises(LrzipError, match="`fc1` contains NaN or Inf"):
+        lrzip.compress(path, tmp_path / "b.pt", plan=plan)
+    assert not (tmp_path / "b.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (nn.Conv2d(16, 32, 3, groups=2), "a convolution in groups"),
+        (nn.Linear(16, 32), "no convolution"),
+        (nn.ConvTranspose2d(16, 32, 3), "no convolution"),
+        (nn.Conv2d(16, 32, 1), "a convolution without a kernel"),
+    ],
+    ids=["groups", "linear", "transposed", "pointwise"],
+)
+def test_a_plan_cannot_give_a_layer_to_a_decomposition_that_refuses_it(
+    module: nn.Module, reason: str, tmp_path: Path
+) -> None:
+    model = nn.Sequential(module)
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    plan = lrzip.compress(tmp_path / "a.pt", rank=2, model=model, dry_run=True).plan.to_dict()
+    plan["layers"][0] |= {"decomposition": "tucker", "ranks": [4, 4]}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(PlanMismatch, match=f"to tucker, which does not take it: {reason}"):
+        lrzip.compress(tmp_path / "a.pt", plan=tmp_path / "plan.json", model=model, dry_run=True)
+
+
+def test_a_plan_may_name_another_decomposition(path: Path, tmp_path: Path) -> None:
+    plan = edited(path, tmp_path, lambda d: d["layers"][0].update(decomposition="tucker", ranks=[4, 3]))
+    decision = lrzip.compress(path, plan=plan, dry_run=True).plan.factorize[0]
+    assert (decision.decomposition, decision.ranks) == ("tucker", (4, 3))
+
+
+def test_a_kept_tensor_cannot_be_named(path: Path, tmp_path: Path) -> None:
     def name_a_bias(document: dict[str, Any]) -> None:
         document["layers"][0] |= {"tensor": "bn1.weight", "shape": [16]}
 
     tensors = torch.load(path, weights_only=True)
     torch.save(tensors | {"bn1.weight": torch.rand(16)}, path)
     with pytest.raises(PlanMismatch, match=r"names `bn1\.weight`, which is kept: a vector\. Take it out of the plan"):
-        lrzip.compress(path, plan=edited(path, name_a_bias), dry_run=True)
+        lrzip.compress(path, plan=edited(path, tmp_path, name_a_bias), dry_run=True)
