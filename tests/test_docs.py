@@ -18,6 +18,7 @@ import typer.main
 
 import lrzip
 from lrzip.cli.main import app
+from tests.support.graphs import model, node, save, weight
 from tests.support.pages import PAGES, ROOT, Command, blocks_of, inline_code_of, pipelines_of, prose_of
 from tests.support.recipes import recipes
 from tests.support.shell import run
@@ -74,16 +75,18 @@ def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(folder / "test.npz", x=images[128:], y=labels[128:])
     np.savez(folder / "inputs.npz", x=images[:64])
 
-    lrzip.export(folder / "model.pt", "onnx", folder / "model.onnx", model=dense, input_shapes=["1,1,8,8"])
+    nodes = [node("Flatten", "x", "flat"), node("Gemm", "flat layer.weight", transB=1)]
+    low_rank = {"layer.weight": weight(48, 4) @ weight(4, 64)}
+    save(model(nodes, {"x": ["batch", 1, 8, 8]}, {"y": 2}, low_rank), folder / "model.onnx")
     batch = torch.export.Dim("batch", min=1, max=64)
     torch.export.save(torch.export.export(dense, (images[:2],), dynamic_shapes=({0: batch},)), folder / "net.pt2")
     config = transformers.BertConfig(
         vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
     )
-    model = transformers.BertModel(config)
-    for layer in (module for module in model.modules() if isinstance(module, torch.nn.Linear)):
+    encoder = transformers.BertModel(config)
+    for layer in (module for module in encoder.modules() if isinstance(module, torch.nn.Linear)):
         torch.nn.init.constant_(layer.weight, 0.1)  # of rank 1, so that every energy saves parameters
-    model.save_pretrained(folder / "folder")
+    encoder.save_pretrained(folder / "folder")
     return folder
 
 
