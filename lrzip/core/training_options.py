@@ -172,7 +172,11 @@ class Bound:
     epochs: int = option(3, "Passes over the training set in each brief fine-tune.", modes=(BOUND,))
     steps: int | None = option(None, "Steps of each brief fine-tune, instead of epochs.", modes=(BOUND,))
     log: Path | None = option(
-        None, "File to which a line of JSON is appended for each trial.", metavar="FILE", modes=(BOUND,)
+        None,
+        "File to which a line of JSON is appended for each trial. The folder FILE.states beside it holds the networks "
+        "that later trials start from, and finally the smallest one within the bound.",
+        metavar="FILE",
+        modes=(BOUND,),
     )
     resume: bool = option(False, "Continue from the trials in `log`.", modes=(BOUND,))
 

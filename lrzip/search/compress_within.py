@@ -17,6 +17,7 @@ from lrzip.core.errors import LrzipError, OutputExists, UsageError
 from lrzip.core.options import Factoring, Opening, Selection
 from lrzip.core.output_options import Overwriting
 from lrzip.core.report import Report
+from lrzip.core.training_options import Bound
 from lrzip.formats.files.atomic import check_output
 from lrzip.formats.outputs import default_output
 from lrzip.pipeline.session import open_session
@@ -24,7 +25,7 @@ from lrzip.pipeline.setup import Setup
 from lrzip.search.keywords import SEARCH_GROUPS, SearchKeywords, SearchOptions
 from lrzip.search.report import SearchReport, search_report
 from lrzip.search.states import States
-from lrzip.search.strategies import STRATEGIES, search
+from lrzip.search.strategies import DEFAULT_STRATEGY, STRATEGIES, search
 from lrzip.search.trial import Trial
 from lrzip.search.trials import Callbacks, Interrupted, Trials
 from lrzip.search.variants import Variants
@@ -58,7 +59,7 @@ def compress_within(
         max_drop: Largest allowed loss of the metric: percentage points of accuracy, or units of any other metric.
         model: An instance of the dense architecture, modified in place.
         learning: Data, metrics and settings of one brief fine-tuning.
-        **options: Keywords as declared in `lrzip.search.keywords`.
+        **options: Keywords as declared in `lrzip.core.training_options.Bound` and `lrzip.search.keywords`.
 
     Raises:
         UsageError: The options contradict each other or are out of range.
@@ -66,20 +67,21 @@ def compress_within(
     """
     start = perf_counter()
     given = Options("compress_within", SearchOptions, options)
-    source, how, opening = Path(path), given[SearchKeywords], given[Opening]
+    source, bound, opening = Path(path), given[Bound], given[Opening]
+    strategy = bound.strategy or DEFAULT_STRATEGY
     destination = Path(output) if output is not None else default_output(source)
-    _check(max_drop, how.strategy)
+    _check(max_drop, strategy)
     check_output(destination, source, force=given[Overwriting].force)
-    log = _prepared_log(how.log, resume=how.resume, force=given[Overwriting].force)
-    test_set = read_test(how.test, learning) if how.test is not None else None
+    log = _prepared_log(bound.log, resume=bound.resume, force=given[Overwriting].force)
+    test_set = read_test(bound.test, learning) if bound.test is not None else None
     bench = make_bench(source, model, learning, distil=True, key=opening.key, trust=opening.trust)
     trials = _trials(bench, given, max_drop, log)
-    best, interrupted = _search(how.strategy, trials)
+    best, interrupted = _search(strategy, trials)
     report = _write(trials, best, source, destination, opening)
     test = _test_scores(trials, best, test_set) if test_set is not None and not interrupted else None
     trials.keep(best)
     report = replace(report, seconds=perf_counter() - start)
-    found = search_report(trials, best, report, how.strategy, max_drop)
+    found = search_report(trials, best, report, strategy, max_drop)
     return replace(found, test=test, interrupted=interrupted, log=log)
 
 

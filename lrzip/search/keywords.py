@@ -9,17 +9,17 @@ from lrzip.api.keywords import OpeningOptions
 from lrzip.core.declarations import keyword
 from lrzip.core.options import Opening, Selection
 from lrzip.core.output_options import Overwriting
+from lrzip.core.training_options import Bound
 from lrzip.search.trial import Trial
 from lrzip.training.outcomes import StepCallback
 
 
 @dataclass(frozen=True)
 class SearchKeywords:
-    """Settings and callbacks of a search."""
+    """Settings and callbacks of a search that exist only in Python."""
 
     heading: ClassVar[str] = "Within a bound"
 
-    strategy: str = keyword("global", "One of `lrzip.search.strategies.STRATEGIES`.")
     options: Mapping[str, Any] | None = keyword(
         None, "How ranks and factors are computed, as keywords of `lrzip.factorize`, such as `decomposition`."
     )
@@ -28,13 +28,6 @@ class SearchKeywords:
         "Whether unlabeled samples of the training set determine factors, and ranks within a budget. That may take "
         "longer than a brief fine-tuning, which recovers much of the difference.",
     )
-    test: str | None = keyword(None, "Test set, evaluated once, after all decisions.")
-    log: str | Path | None = keyword(
-        None,
-        "File to which a line of JSON is appended for each trial. The folder `LOG.states` beside it holds the networks "
-        "that later trials start from, and finally the best one.",
-    )
-    resume: bool = keyword(False, "Continue from the trials in `log`.")
     announce: Callable[[str], None] | None = keyword(None, "Callback before each fine-tuning, with a description.")
     watch: StepCallback | None = keyword(None, "Callback after each step of fine-tuning.")
     decided: Callable[[Trial], None] | None = keyword(None, "Callback with each trial.")
@@ -43,7 +36,7 @@ class SearchKeywords:
 class SearchOptions(OpeningOptions, total=False):
     """Keywords of `lrzip.compress_within`."""
 
-    strategy: str
+    strategy: str | None
     only: Sequence[str]
     skip: Sequence[str]
     options: Mapping[str, Any] | None
@@ -57,4 +50,4 @@ class SearchOptions(OpeningOptions, total=False):
     decided: Callable[[Trial], None] | None
 
 
-SEARCH_GROUPS = (SearchKeywords, Selection, Opening, Overwriting)
+SEARCH_GROUPS = (Bound, SearchKeywords, Selection, Opening, Overwriting)

@@ -23,6 +23,8 @@ STRATEGIES: Mapping[str, str] = {
 }
 """A description of each strategy, by its name."""
 
+DEFAULT_STRATEGY = "global"
+
 _MANNERS: Mapping[str, float] = {"conservative": 1.0, "moderate": 3.0, "aggressive": 5.0}
 
 

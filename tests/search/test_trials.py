@@ -106,7 +106,7 @@ def test_a_note_is_computed_once(trials: Trials) -> None:
     assert len(calls) == 2
 
 
-def test_callbacks_are_told_of_each_trial(folder: Path) -> None:
+def test_callbacks_are_called_for_each_trial(folder: Path) -> None:
     announced: list[str] = []
     decided: list[object] = []
     trials = trials_of(folder)
