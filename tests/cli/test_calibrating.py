@@ -212,7 +212,7 @@ def test_bad_input_is_one_line(options: tuple[str, ...], code: int, message: str
 OTHER_FILES: dict[str, tuple[str, tuple[str, ...], int, str]] = {
     "transformers": ("huggingface", CALIBRATE, 2, "`huggingface` holds only weights"),
     "untrusted-module": ("module.pt", CALIBRATE, 1, "Pass `--trust` if you know where it came from"),
-    "untrusted-program": ("program.pt2", CALIBRATE, 1, "Pass `--trust` if you know where it came from"),
+    "untrusted-program": ("program.pt2", CALIBRATE, 1, "Pass `--trust` if you know its origin"),
     "another-network": ("huggingface", ("--calibrate", "seen.safetensors"), 1, "is of another network: `fc1` has"),
 }
 
