@@ -64,13 +64,13 @@ def read_plan(path: Path) -> PlanFile:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise PlanMismatch(f"`{path}` is not a readable plan: {error}. Write one with `--save-plan`.") from error
+        raise PlanMismatch(f"`{path}` is not a readable plan: {error}. Write one with `save_plan=FILE`.") from error
     if (
         not isinstance(document, dict)
         or document.get("schema") != SCHEMA
         or not isinstance(document.get("layers"), list)
     ):
-        raise PlanMismatch(f"`{path}` is not a plan of schema {SCHEMA}. Write one with `--save-plan`.")
+        raise PlanMismatch(f"`{path}` is not a plan of schema {SCHEMA}. Write one with `save_plan=FILE`.")
     choices: dict[str, PlanEntry] = {}
     for index, item in enumerate(document["layers"]):
         choice = _read_choice(item, f"`{path}`: layers[{index}]")

@@ -97,9 +97,9 @@ def split_product(matrix: Tensor, found: TruncatedSVD, dtype: torch.dtype) -> Pr
 def projected_product(matrix: Tensor, subspace: Subspace, rank: int, dtype: torch.dtype) -> Product:
     """Return the product A V Vᵀ, the projection of a matrix to its leading `rank` singular vectors.
 
-    One factor is X = V√Σ, rounded to the stored dtype. The other one is Y = A X / Σ, computed from the rounded X, so
-    that it compensates for the rounding of X. The error is computed as ‖A − YXᵀ‖² = ‖A‖² − 2⟨AX, Y⟩ + ⟨YᵀY, XᵀX⟩,
-    which needs no second product of the size of A, unless it is too small for a difference of these sums.
+    One factor is X = V√Σ, rounded to the stored dtype; the other one is Y = A X / Σ. The error is computed as
+    ‖A − YXᵀ‖² = ‖A‖² − 2⟨AX, Y⟩ + ⟨YᵀY, XᵀX⟩, which needs no second product of the size of A. Where it is too small for
+    a difference of these sums, the error is measured on the product itself.
 
     Args:
         matrix: A (m, n); for m < n, the roles of rows and columns are exchanged.
