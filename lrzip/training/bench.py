@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from lrzip.core.errors import LrzipError, UsageError
 from lrzip.core.stored import find_structures
 from lrzip.core.version import __version__
-from lrzip.formats import FORMATS
 from lrzip.formats.load import load_into
 from lrzip.formats.open import open_checkpoint
+from lrzip.formats.protocols import Runnable
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.matching import match_names
 from lrzip.training.cache import key_of, network_digest, samples_digest
@@ -165,7 +165,7 @@ def make_bench(
 def _require_dense(path: Path, model: nn.Module, *, key: str | None, trust: bool) -> None:
     """Refuse a program, which cannot be trained, and a checkpoint that is factorized already."""
     with open_checkpoint(path, key=key, trust=trust) as checkpoint:
-        if FORMATS[checkpoint.format].is_program:
+        if isinstance(checkpoint, Runnable):
             raise LrzipError(
                 f"`{path}` is a program, which cannot be fine-tuned. Give the weights that it was exported from."
             )

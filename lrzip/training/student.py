@@ -11,10 +11,9 @@ from torch.fx import GraphModule
 from lrzip.core.errors import LrzipError, UsageError
 from lrzip.core.kinds import ATTENTION
 from lrzip.core.stored import find_structures
-from lrzip.formats import FORMATS
 from lrzip.formats.load import load_into
 from lrzip.formats.open import open_checkpoint
-from lrzip.formats.protocols import Loadable
+from lrzip.formats.protocols import Loadable, Runnable
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.matching import match_names
 
@@ -90,6 +89,6 @@ def _contained_network(path: Path, *, key: str | None, trust: bool) -> nn.Module
     with open_checkpoint(path, key=key, trust=trust) as checkpoint:
         if isinstance(checkpoint, Loadable):
             return checkpoint.network()
-    if FORMATS[checkpoint.format].is_program:
+    if isinstance(checkpoint, Runnable):
         raise LrzipError(f"`{path}` is a program, which cannot be trained. Finetune the weights, then export them.")
     raise UsageError(f"finetune needs `--model PKG.MOD:NET`: `{path}` holds weights alone.")
