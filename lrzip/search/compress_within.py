@@ -10,7 +10,7 @@ from typing import Unpack
 
 from torch import nn
 
-from lrzip.api.keywords import CalibrationKeywords, FactorizeOptions
+from lrzip.api.keywords import CalibrationKeywords
 from lrzip.calibration.settings import CalibrationSettings
 from lrzip.core.declarations import Options, documented
 from lrzip.core.errors import LrzipError, OutputExists, UsageError
@@ -22,7 +22,7 @@ from lrzip.formats.files.atomic import check_output
 from lrzip.formats.outputs import default_output
 from lrzip.pipeline.session import open_session
 from lrzip.pipeline.setup import Setup
-from lrzip.search.keywords import SEARCH_GROUPS, SearchKeywords, SearchOptions
+from lrzip.search.keywords import SEARCH_GROUPS, SearchKeywords, SearchOptions, VariantOptions
 from lrzip.search.report import SearchReport, search_report
 from lrzip.search.states import States
 from lrzip.search.strategies import DEFAULT_STRATEGY, STRATEGIES, search
@@ -49,14 +49,13 @@ def compress_within(
 ) -> SearchReport:
     """Compress a dense checkpoint as far as a bound on its validation metric allows, with fine-tuning on the way.
 
-    Networks are factorized, tuned (by distillation from the dense network, and by labels if there are any) and
-    measured, each once. The tensors of the smallest one within the bound are written. Test data is used once, at the
-    end.
+    Each factorized network is tuned (by distillation, and by labels if there are any) and measured once. The tensors of
+    the smallest one within the bound are written. Test data is used once, at the end.
 
     Args:
         path: The checkpoint.
         output: The file or folder to write; by default `model.lrzip.pt` beside `model.pt`.
-        max_drop: Largest allowed loss of the metric: percentage points of accuracy, or units of any other metric.
+        max_drop: Largest loss of the metric, in percentage points of accuracy or units of any other metric.
         model: An instance of the dense architecture, modified in place.
         learning: Data, metrics and settings of one brief fine-tuning.
         **options: Keywords as declared in `lrzip.core.training_options.Bound` and `lrzip.search.keywords`.
@@ -68,11 +67,8 @@ def compress_within(
     start = perf_counter()
     given = Options("compress_within", SearchOptions, options)
     source, bound, opening = Path(path), given[Bound], given[Opening]
-    strategy = bound.strategy or DEFAULT_STRATEGY
-    destination = Path(output) if output is not None else default_output(source)
-    _check(max_drop, strategy)
-    check_output(destination, source, force=given[Overwriting].force)
-    log = _prepared_log(bound.log, resume=bound.resume, force=given[Overwriting].force)
+    strategy = _checked_strategy(bound, max_drop)
+    destination, log = _checked_paths(source, output, bound, given[Overwriting])
     test_set = read_test(bound.test, learning) if bound.test is not None else None
     bench = make_bench(source, model, learning, distil=True, key=opening.key, trust=opening.trust)
     trials = _trials(bench, given, max_drop, log)
@@ -80,15 +76,15 @@ def compress_within(
     report = _write(trials, best, source, destination, opening)
     test = _test_scores(trials, best, test_set) if test_set is not None and not interrupted else None
     trials.keep(best)
-    report = replace(report, seconds=perf_counter() - start)
-    found = search_report(trials, best, report, strategy, max_drop)
+    found = search_report(trials, best, replace(report, seconds=perf_counter() - start), strategy, max_drop)
     return replace(found, test=test, interrupted=interrupted, log=log)
 
 
 def _trials(bench: Bench, given: Options, max_drop: float, log: Path | None) -> Trials:
     """Return the trials of a search, before the first one."""
     how = given[SearchKeywords]
-    factoring = Options("factorize", FactorizeOptions, {"seed": bench.learning.settings.seed, **(how.options or {})})
+    options = {"seed": bench.learning.settings.seed, **(how.options or {})}
+    factoring = Options("options of compress_within", VariantOptions, options)
     variants = Variants(
         bench.model,
         given[Selection],
@@ -101,26 +97,37 @@ def _trials(bench: Bench, given: Options, max_drop: float, log: Path | None) -> 
     return Trials(bench, variants, Cache(log), states, max_drop * bench.unit, callbacks)
 
 
-def _check(max_drop: float, strategy: str) -> None:
+def _checked_strategy(bound: Bound, max_drop: float) -> str:
+    strategy = bound.strategy or DEFAULT_STRATEGY
     if not (isfinite(max_drop) and max_drop >= 0):
         raise UsageError(f"`max_drop` takes a number from 0 on, got {max_drop:g}.")
     if strategy not in STRATEGIES:
         raise UsageError(f"`strategy` takes {', '.join(STRATEGIES)}, got `{strategy}`.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("`max_drop` runs in one process. Start it without torchrun.")
+    return strategy
 
 
-def _prepared_log(log: str | Path | None, *, resume: bool, force: bool) -> Path | None:
+def _checked_paths(
+    source: Path, output: str | Path | None, bound: Bound, overwriting: Overwriting
+) -> tuple[Path, Path | None]:
+    """Return the paths of the output and of the log, if there is one, which the search may write."""
+    destination = Path(output) if output is not None else default_output(source)
+    check_output(destination, source, force=overwriting.force)
+    return destination, _prepared_log(bound, overwriting)
+
+
+def _prepared_log(bound: Bound, overwriting: Overwriting) -> Path | None:
     """Return the path of the log, after deleting an existing one that is not to be resumed."""
-    if log is None:
-        if resume:
+    if bound.log is None:
+        if bound.resume:
             raise UsageError("`resume` continues the search of a log. Give it with `log`.")
         return None
-    path = Path(log)
+    path = Path(bound.log)
     if not path.absolute().parent.is_dir():
         raise LrzipError(f"The folder of `{path}` does not exist. Create it first.")
-    if path.exists() and not resume:
-        if not force:
+    if path.exists() and not bound.resume:
+        if not overwriting.force:
             raise OutputExists(f"`{path}` exists. Pass `resume=True` to continue it, or `force=True` to start again.")
         Cache(path)  # refuses a file that is not a log
         path.unlink()

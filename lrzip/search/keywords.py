@@ -1,11 +1,12 @@
 """Keywords of `compress_within`, as types and as declared options."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, TypedDict
 
 from lrzip.api.keywords import OpeningOptions
+from lrzip.calibration.settings import CalibrationSettings
 from lrzip.core.declarations import keyword
 from lrzip.core.options import Opening, Selection
 from lrzip.core.output_options import Overwriting
@@ -14,13 +15,27 @@ from lrzip.search.trial import Trial
 from lrzip.training.outcomes import StepCallback
 
 
+class VariantOptions(TypedDict, total=False):
+    """Keywords of `lrzip.factorize` that hold for every network of a search."""
+
+    objective: str | None
+    round_to: int | None
+    decomposition: str
+    svd: str
+    oversample: int
+    power_iterations: int
+    tolerance: float
+    seed: int
+    calibration: CalibrationSettings | None
+
+
 @dataclass(frozen=True)
 class SearchKeywords:
     """Settings and callbacks of a search that exist only in Python."""
 
     heading: ClassVar[str] = "Within a bound"
 
-    options: Mapping[str, Any] | None = keyword(
+    options: VariantOptions | None = keyword(
         None, "How ranks and factors are computed, as keywords of `lrzip.factorize`, such as `decomposition`."
     )
     calibrate: bool = keyword(
@@ -39,7 +54,7 @@ class SearchOptions(OpeningOptions, total=False):
     strategy: str | None
     only: Sequence[str]
     skip: Sequence[str]
-    options: Mapping[str, Any] | None
+    options: VariantOptions | None
     calibrate: bool
     test: str | None
     log: str | Path | None

@@ -198,3 +198,8 @@ def exactly(output: Tensor, target: Tensor) -> Tensor:
 
 
 _FIRST: dict[str, Tensor] = {}
+
+
+def test_a_keyword_that_the_search_decides_itself_is_refused(folder: Path) -> None:
+    with pytest.raises(TypeError, match=r"options of compress_within\(\) got an unexpected keyword argument 'energy'"):
+        compress(folder, options={"energy": 0.9})
