@@ -13,7 +13,7 @@ def chains(**shapes: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     return {stored.module: stored.replaced.shape for stored in find_structures(specs)}
 
 
-def test_chains_are_known_by_keys_and_shapes() -> None:
+def test_chains_are_recognized_by_names_and_shapes() -> None:
     assert chains(a_x_0_weight=(2, 30), a_x_1_weight=(40, 2), a_x_1_bias=(40,)) == {"a.x": (40, 30)}
     assert chains(x_0_weight=(2, 8, 3, 3), x_1_weight=(16, 2, 1, 1)) == {"x": (16, 8, 3, 3)}
     assert chains(x_0_weight=(2, 30), x_1_weight=(3, 2), x_2_weight=(40, 3)) == {"x": (40, 30)}
@@ -31,7 +31,7 @@ def test_chains_are_known_by_keys_and_shapes() -> None:
         {"x_0_weight": (2, 30), "x_2_weight": (40, 2)},  # an activation between them
         {"x_0_weight": (2, 30), "x_0_bias": (2,), "x_1_weight": (40, 2)},
         {"x_0_weight": (3, 30), "x_1_weight": (40, 2)},
-        {"x_0_weight": (20, 30), "x_1_weight": (40, 20)},  # larger than its product: somebody's own two layers
+        {"x_0_weight": (20, 30), "x_1_weight": (40, 20)},  # larger than its product: two layers of the network itself
         {"x_0_weight": (2, 30), "x_1_weight": (40, 2), "x_1_scale": (40,)},
         {"x_0_weight": (2, 8, 3, 3), "x_1_weight": (16, 2, 3, 3)},
         {"x_0_weight": (2, 8, 3, 3), "x_1_weight": (16, 2)},
@@ -46,7 +46,7 @@ def test_other_sequences_are_no_chains(shapes: dict[str, tuple[int, ...]]) -> No
     assert chains(**shapes) == {}
 
 
-def test_kinds_that_only_an_architecture_tells() -> None:
+def test_embeddings_and_transposed_layers_are_recognized_only_with_an_architecture() -> None:
     shapes: dict[str, list[tuple[int, ...]]] = {
         "e": [(100, 4), (32, 4)],
         "t": [(4, 16, 1, 1), (4, 24, 2, 2)],
@@ -94,13 +94,13 @@ def test_a_stage_of_one_input_channel_after_several_is_depthwise() -> None:
     assert found.replaced == Stage(KINDS["conv2d"], (20, 16, 3, 3), 1, (True, True))
 
 
-def test_a_first_depthwise_stage_is_known_by_the_shape_of_the_layer() -> None:
+def test_a_first_depthwise_stage_is_recognized_by_the_shape_of_the_layer() -> None:
     shapes = {"x.0.weight": (16, 1, 3, 3), "x.1.weight": (20, 16, 1, 1)}
     found = stored_in(shapes, DenseLayer(KINDS["conv2d"], (20, 8, 3, 3)))
     assert [stage.groups for stage in stages(found.structure)] == [8, 1]
 
 
-def test_a_structure_of_another_shape_than_the_layer_is_still_one() -> None:
+def test_a_structure_of_another_shape_than_the_layer_is_returned() -> None:
     shapes: dict[str, tuple[int, ...]] = {"x.0.weight": (2, 30), "x.1.weight": (40, 2)}
     assert stored_in(shapes, DenseLayer(KINDS["linear"], (41, 30))).replaced.shape == (40, 30)
     shapes = {"x.0.weight": (4, 16, 3, 3), "x.1.weight": (24, 4, 1, 1)}
@@ -108,7 +108,7 @@ def test_a_structure_of_another_shape_than_the_layer_is_still_one() -> None:
     assert grouped.replaced.groups == 1, "each group of a layer in groups is factorized by itself"
 
 
-def test_sums_and_selections_are_spelled_by_names() -> None:
+def test_sums_and_selections_are_recognized_by_names() -> None:
     shapes: dict[str, tuple[int, ...]] = {
         "x.branches.0.0.weight": (2, 12),
         "x.branches.0.1.weight": (30, 2),

@@ -1,4 +1,4 @@
-"""What every registered decomposition promises, for every kind of layer it takes."""
+"""Properties of every registered decomposition, for every kind of layer that it replaces."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -87,14 +87,14 @@ def chains_in(structure: Structure) -> list[Chain]:
     return [structure] if isinstance(structure, Chain) else [chain for part in parts for chain in chains_in(part)]
 
 
-def test_every_decomposition_is_tried_on_every_kind_it_takes() -> None:
+def test_every_decomposition_replaces_some_layer() -> None:
     assert set(ADDED) < set(ALL)
     assert {name for name, _ in TAKEN.values()} == set(ALL)
     assert {f"spatial-{kind}" for kind in ("conv2d", "conv2d-dilated", "conv2d-reflect")} < set(TAKEN)
 
 
 def some_case(name: str) -> nn.Module:
-    """Return a layer that a decomposition takes, with a smooth weight."""
+    """Return a layer that a decomposition replaces."""
     return next(case[0] for taken, case in TAKEN.values() if taken == name)
 
 
@@ -110,7 +110,9 @@ def error_of(layer: Layer, weight: Tensor, factors: Factors) -> float:
 
 
 @CASES
-def test_the_blueprint_is_what_factorize_delivers(name: str, case: tuple[nn.Module, tuple[int, ...]]) -> None:
+def test_the_blueprint_has_the_shapes_that_factorize_returns(
+    name: str, case: tuple[nn.Module, tuple[int, ...]]
+) -> None:
     layer, weight = layer_of(case[0]), case[0].get_parameter("weight").detach()
     ranks = tuple(max(rank // 2, 1) for rank in make(name).max_ranks(layer))
     for dtype in FACTORIZABLE_DTYPES:
@@ -129,7 +131,7 @@ def test_full_rank_reconstructs(name: str, case: tuple[nn.Module, tuple[int, ...
 
 
 @CASES
-def test_the_error_is_that_of_what_is_stored(name: str, case: tuple[nn.Module, tuple[int, ...]]) -> None:
+def test_the_error_is_that_of_the_stored_factors(name: str, case: tuple[nn.Module, tuple[int, ...]]) -> None:
     layer, weight = layer_of(case[0]), case[0].get_parameter("weight").detach()
     ranks = tuple(max(rank // 2, 1) for rank in make(name).max_ranks(layer))
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -199,7 +201,7 @@ def test_factors_are_balanced(name: str) -> None:
 
 
 @NAMES
-def test_a_zero_weight_is_met_exactly(name: str) -> None:
+def test_a_zero_weight_is_reproduced_exactly(name: str) -> None:
     module = some_case(name)
     layer, weight = layer_of(module), torch.zeros_like(module.get_parameter("weight"))
     factors = factorize(name, layer, weight, tuple(1 for _ in make(name).max_ranks(layer)))
@@ -219,7 +221,7 @@ def test_no_error_is_below_the_tail_of_an_unfolding(name: str, case: tuple[nn.Mo
         assert factors.error <= max(tails) * (1 + factors.excess) * (1 + 1e-4) + 1e-6
 
 
-def test_the_rest_of_a_network_goes_to_the_default() -> None:
+def test_layers_that_are_refused_are_replaced_by_the_default() -> None:
     names = {kind: Decompositions("tucker", Solver()).name_for(layer_of(case[0])) for kind, case in LAYERS.items()}
     taken = {kind for kind, name in names.items() if name == "tucker"}
     assert taken == {"conv1d", "conv2d", "conv2d-dilated", "conv2d-reflect", "conv3d"}

@@ -119,7 +119,7 @@ CASES: Mapping[str, tuple[Callable[[Path], Path], Callable[[Path], Tensor]]] = {
 
 
 def plan_for(path: Path, pair: tuple[str, str] = ("fc1", "fc2"), **changes: Any) -> Path:
-    """Write a plan file that makes a pair of layers narrower, as a person would from one that lrzip wrote."""
+    """Write a plan file that makes a pair of layers narrower, as a user would from one that lrzip wrote."""
     saved = path.parent / "saved.json"
     report = lrzip.compress(path, rank=1, dry_run=True, trust=True)
     document = report.plan.to_dict()
@@ -130,7 +130,7 @@ def plan_for(path: Path, pair: tuple[str, str] = ("fc1", "fc2"), **changes: Any)
     return saved
 
 
-def test_every_format_that_is_written_is_here() -> None:
+def test_every_format_that_is_written_has_a_case() -> None:
     assert set(FORMATS) == set(CASES) | REFUSED
 
 
@@ -180,7 +180,7 @@ def test_the_report_has_one_row_for_the_pair(tmp_path: Path) -> None:
         (("fc1", "fc2"), {"layers": [{"tensor": "fc1.weight", "shape": [20]}]}, "fc1.weight` is "),
     ],
 )
-def test_a_group_that_cannot_be_is_one_line(
+def test_a_group_that_cannot_be_replaced_is_refused_in_one_line(
     pair: tuple[str, str], changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     path = safetensors(tmp_path)

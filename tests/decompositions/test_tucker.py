@@ -75,11 +75,13 @@ def test_moments_of_the_inputs_lower_the_error_of_the_outputs() -> None:
     assert plain.output_error is None
 
 
-def test_moments_with_negative_eigenvalues_are_made_positive() -> None:
+def test_directions_with_negative_moments_count_as_damped() -> None:
     moments = correlated_moments(LAYER.input_size)
     values, vectors = torch.linalg.eigh(moments.second[0])
     values[0] = -2 * moments.damping * values.mean()
     indefinite = Moments(((vectors * values) @ vectors.mT)[None], moments.first, moments.count)
-    found = factorize(WEIGHT, (6, 5), indefinite)
-    assert found.output_error
-    assert 0 < found.output_error < 1
+    gains = torch.arange(1.0, 19)
+    weight = (gains.double()[:, None] * vectors[:, 0]).reshape(WEIGHT.shape)
+    (outer, _) = TUCKER.spectra(LAYER, weight, indefinite)
+    damping = float(moments.damping * values.mean())
+    assert float(outer.values[0]) == pytest.approx(float(gains.norm()) * damping**0.5, rel=1e-6)
