@@ -26,7 +26,7 @@ def build(spec: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
         UsageError: `spec` has no colon.
         LrzipError: The name cannot be imported or called, or the result is not an nn.Module.
     """
-    factory = locate(spec, "--model")
+    factory = locate(spec, "model")
     if isinstance(factory, nn.Module):
         return factory.eval()
     if not callable(factory):
@@ -42,12 +42,12 @@ def build(spec: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
     return made.eval()
 
 
-def locate(spec: str, option: str) -> Any:
+def locate(spec: str, parameter: str) -> Any:
     """Import the object that `pkg.mod:name` names, which executes the code of its module.
 
     Args:
         spec: Name, also importable from the working directory. Dots after the colon access attributes.
-        option: Option that the name was given for, for messages.
+        parameter: Parameter that the name was given for, for messages.
 
     Raises:
         UsageError: `spec` has no colon.
@@ -55,7 +55,7 @@ def locate(spec: str, option: str) -> Any:
     """
     module_name, colon, path = spec.partition(":")
     if not (module_name and colon and path):
-        raise UsageError(f"`{option}` takes `pkg.mod:Net`, a module and a class or function in it, got `{spec}`.")
+        raise UsageError(f"`{parameter}` takes `pkg.mod:Net`, a module and a class or function in it, got `{spec}`.")
     return _lookup(spec, _import(spec, module_name), path)
 
 

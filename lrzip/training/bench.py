@@ -88,7 +88,7 @@ class Bench:
         return _UNITS.get(self.scorer.first, 1.0)
 
     def input_shapes(self) -> tuple[str, ...]:
-        """Return the inputs of one sample as `--input-shape` takes them; none if they are named."""
+        """Return the inputs of one sample as `input_shapes` takes them; none if they are named."""
         inputs, _ = self.val.fetch([0])
         leaves = inputs if isinstance(inputs, tuple | list) else (inputs,)
         if not all(isinstance(leaf, Tensor) for leaf in leaves):
@@ -154,7 +154,7 @@ def make_bench(
         teacher = copy.deepcopy(model)
     data = learning.data if isinstance(learning.data, Data) else _read(learning.data, learning)
     if data.val is None or not len(data.val):
-        raise UsageError("There is no validation set. Give `--val SPEC`, or a `--val-fraction` above 0.")
+        raise UsageError("There is no validation set. Give `val=SPEC`, or a `val_fraction` above 0.")
     task = task_of(model, data, learning.loss)
     images = use_channels_last(copy.deepcopy(model), data.train)
     amp = precision(learning.settings.amp, learning.device, images=images)

@@ -67,12 +67,12 @@ def evaluation_of(bench: Bench) -> Evaluation:
 
 
 def read_test(spec: str, learning: Learning) -> Samples:
-    """Return the samples that `--test` names: the part `test`, or the only part.
+    """Return the samples of a test set: its part `test`, or the only one.
 
     Raises:
         UsageError: There are several parts, none of which is called `test`.
     """
-    parts = read_parts(spec, preparation=learning.preparation, image_size=learning.image_size, option="--test")
+    parts = read_parts(spec, preparation=learning.preparation, image_size=learning.image_size, parameter="test")
     if "test" not in parts and len(parts) > 1:
-        raise UsageError(f"`--test {spec}` has the parts {', '.join(parts)}. Name one, such as `{spec}:test`.")
+        raise UsageError(f"`test={spec}` has the parts {', '.join(parts)}. Name one, such as `{spec}:test`.")
     return parts.get("test", next(iter(parts.values()))).unaugmented()

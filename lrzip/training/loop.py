@@ -110,7 +110,7 @@ def _plan(data: Data, settings: Settings, accelerator: Accelerator) -> _Plan:
     wanted = settings.batch(len(data.train))
     size = wanted // share.count * share.count
     if not size or (settings.batch_size or 0) % share.count:
-        raise UsageError(f"`--batch-size {wanted}` cannot be shared by {share.count} processes.")
+        raise UsageError(f"`batch_size={wanted}` cannot be shared by {share.count} processes.")
     per_epoch = len(data.train) // size
     return _Plan(size, per_epoch, settings.steps or settings.epochs * per_epoch, share)
 

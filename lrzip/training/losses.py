@@ -33,16 +33,16 @@ def make_loss(spec: str, task: Task, *, label_smoothing: float = 0.0) -> LossFun
         UsageError: There is no such loss, or it does not fit the task.
     """
     if not 0 <= label_smoothing < 1:
-        raise UsageError(f"`--label-smoothing` takes a share from 0 to below 1, got {label_smoothing:g}.")
+        raise UsageError(f"`label_smoothing` takes a share from 0 to below 1, got {label_smoothing:g}.")
     if ":" in spec:
-        function: LossFunction = locate(spec, "--loss")
+        function: LossFunction = locate(spec, "loss")
         return function
     if spec not in LOSSES:
-        raise UsageError(f"`--loss` takes {', '.join(LOSSES)} or `pkg.mod:fn`, got `{spec}`.")
+        raise UsageError(f"`loss` takes {', '.join(LOSSES)} or `pkg.mod:fn`, got `{spec}`.")
     is_classification = task.kind == CLASSIFICATION
     name = spec if spec != "auto" else "cross_entropy" if is_classification else "mse"
     if task.labelled and (name == "cross_entropy") != is_classification:
-        raise UsageError(f"`--loss {name}` does not fit the data, which is {task.kind}.")
+        raise UsageError(f"`loss={name}` does not fit the data, which is {task.kind}.")
     if name == "cross_entropy":
         return lambda output, target: F.cross_entropy(
             class_first(output, target), target, label_smoothing=label_smoothing
@@ -71,11 +71,11 @@ class Distillation:
 
     def __post_init__(self) -> None:
         if self.temperature is not None and not self.temperature > 0:
-            raise UsageError(f"`--temperature` takes a number above 0, got {self.temperature:g}.")
+            raise UsageError(f"`temperature` takes a number above 0, got {self.temperature:g}.")
         if not 0 < self.share <= 1:
-            raise UsageError(f"`--teacher-share` takes a share above 0 up to 1, got {self.share:g}.")
+            raise UsageError(f"`teacher_share` takes a share above 0 up to 1, got {self.share:g}.")
         if not self.layers >= 0:
-            raise UsageError(f"`--match-layers` takes a weight from 0 on, got {self.layers:g}.")
+            raise UsageError(f"`match_layers` takes a weight from 0 on, got {self.layers:g}.")
 
 
 class TrainingLoss:
@@ -102,7 +102,7 @@ class TrainingLoss:
         modules: Sequence[str] = (),
     ) -> None:
         if teacher is None and not task.labelled:
-            raise UsageError("The data has no labels. Give the dense checkpoint as `--teacher` to learn from.")
+            raise UsageError("The data has no labels. Give the dense checkpoint as `teacher` to learn from.")
         self._task, self._loss, self.teacher = task, loss, teacher
         self._distillation = distillation or Distillation()
         self._modules = modules if teacher is not None and self._distillation.layers else ()

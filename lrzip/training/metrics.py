@@ -143,18 +143,18 @@ def make_metric(name: str, task: Task) -> Metric:
         LrzipError: The code of the user is no metric.
     """
     if ":" in name:
-        found = locate(name, "--metric")
+        found = locate(name, "metrics")
         made = found() if isinstance(found, type) else found
         if not callable(made):
             raise LrzipError(f"`{name}` is {type(made).__name__}, not a function or a torchmetrics Metric.")
         return made if isinstance(made, Metric) else FunctionMetric(made)
     if name not in METRICS:
-        raise UsageError(f"`--metric` takes {', '.join(METRICS)} or `pkg.mod:fn`, got `{name}`.")
+        raise UsageError(f"`metrics` takes {', '.join(METRICS)} or `pkg.mod:fn`, got `{name}`.")
     if METRICS[name] != task.kind:
         fitting = ", ".join(other for other, kind in METRICS.items() if kind == task.kind)
-        raise UsageError(f"`--metric {name}` is for {METRICS[name]}; this is {task.kind}, which has {fitting}.")
+        raise UsageError(f"`metrics={name}` is for {METRICS[name]}; this is {task.kind}, which has {fitting}.")
     if name == "top5" and task.classes <= _TOP:
-        raise UsageError(f"`--metric top5` is always 1 for {task.classes} classes. Choose `accuracy`.")
+        raise UsageError(f"`metrics=top5` is always 1 for {task.classes} classes. Choose `accuracy`.")
     if METRICS[name] == CLASSIFICATION:
         top = _TOP if name == "top5" else 1
         return MulticlassAccuracy(task.classes, top_k=top, average="micro", validate_args=False)
@@ -192,7 +192,7 @@ def _call(name: str, function: Callable[[], Any]) -> Any:
         return function()
     except Exception as error:
         raise LrzipError(
-            f"`--metric {name}` failed: {typed_line(error)}. It takes all outputs and all labels, and returns one "
+            f"`metrics={name}` failed: {typed_line(error)}. It takes all outputs and all labels, and returns one "
             "number."
         ) from error
 

@@ -27,7 +27,7 @@ def make_accelerator(device: str, amp: str) -> Accelerator:
     if checked.type == "cuda" and checked.index is not None and "LOCAL_RANK" not in os.environ:
         torch.cuda.set_device(checked)
     if amp == "fp16" and checked.type == "cpu":
-        raise LrzipError("`--amp fp16` needs a GPU. On the CPU there is `--amp bf16`.")
+        raise LrzipError("`amp=fp16` needs a GPU. On the CPU there is `amp=bf16`.")
     return Accelerator(cpu=checked.type == "cpu", mixed_precision=amp)
 
 
@@ -61,7 +61,7 @@ def _checked_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except Exception as error:
-        raise LrzipError(f"`--device {name}` cannot be used: {first_line(error)}.") from error
+        raise LrzipError(f"`device={name}` cannot be used: {first_line(error)}.") from error
     return device
 
 

@@ -105,7 +105,7 @@ def load_state(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None
     if not path.exists():
         return None
     if path.is_dir():
-        raise LrzipError(f"`--resume {path}` is a folder. Give the name of a file.")
+        raise LrzipError(f"`resume={path}` is a folder. Give the name of a file.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -114,7 +114,7 @@ def load_state(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None
         ) from error
     if not isinstance(state, dict) or state.keys() != _KEYS or state["lrzip_training"] != _VERSION:
         raise LrzipError(
-            f"`{path}` is not the state of a training by this version of lrzip. Give `--resume` another name."
+            f"`{path}` is not the state of a training by this version of lrzip. Choose another file with `resume=FILE`."
         )
     for name in dict.fromkeys([*identity, *state["settings"]]):
         then, now = state["settings"].get(name), identity.get(name)

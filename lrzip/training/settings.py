@@ -73,26 +73,26 @@ class Settings:
         return _DECAYS[self.optimizer] if self.weight_decay is None else self.weight_decay
 
     def _check_names(self) -> None:
-        for option, value, known in (
-            ("--optimizer", self.optimizer, OPTIMIZERS),
-            ("--schedule", self.schedule, SCHEDULES),
-            ("--amp", self.amp, PRECISIONS),
+        for name, value, known in (
+            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("schedule", self.schedule, SCHEDULES),
+            ("amp", self.amp, PRECISIONS),
         ):
             if value not in known:
-                raise UsageError(f"`{option}` takes {', '.join(known)}, got `{value}`.")
+                raise UsageError(f"`{name}` takes {', '.join(known)}, got `{value}`.")
         if self.shard and self.amp == "fp16":
-            raise UsageError("`--shard` computes in bf16 or float32. Leave out `--amp fp16`.")
+            raise UsageError("`shard=True` computes in bf16 or float32. Leave out `amp=fp16`.")
 
     def _check_numbers(self) -> None:
-        for option, count in (("--epochs", self.epochs), ("--batch-size", self.batch_size), ("--steps", self.steps)):
+        for name, count in (("epochs", self.epochs), ("batch_size", self.batch_size), ("steps", self.steps)):
             if count is not None and count < 1:
-                raise UsageError(f"`{option}` takes a whole number from 1 on, got {count}.")
-        for option, number in (("--weight-decay", self.weight_decay), ("--clip", self.clip)):
+                raise UsageError(f"`{name}` takes a whole number from 1 on, got {count}.")
+        for name, number in (("weight_decay", self.weight_decay), ("clip", self.clip)):
             if number is not None and not number >= 0:
-                raise UsageError(f"`{option}` takes a number from 0 on, got {number:g}.")
+                raise UsageError(f"`{name}` takes a number from 0 on, got {number:g}.")
         if self.lr is not None and not self.lr > 0:
-            raise UsageError(f"`--lr` takes a number above 0, got {self.lr:g}.")
+            raise UsageError(f"`lr` takes a number above 0, got {self.lr:g}.")
         if not 0 <= self.warmup <= 1:
-            raise UsageError(f"`--warmup` takes a share of the steps from 0 to 1, got {self.warmup:g}.")
+            raise UsageError(f"`warmup` takes a share of the steps from 0 to 1, got {self.warmup:g}.")
         if self.patience is not None and self.patience < 1:
-            raise UsageError(f"`--patience` takes a number of epochs from 1 on, got {self.patience}.")
+            raise UsageError(f"`patience` takes a number of epochs from 1 on, got {self.patience}.")

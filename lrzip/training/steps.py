@@ -78,7 +78,7 @@ class Stepper:
         except LrzipError:
             raise
         except torch.OutOfMemoryError as error:
-            raise LrzipError(f"The device is out of memory in step {step + 1}. Lower `--batch-size`.") from error
+            raise LrzipError(f"The device is out of memory in step {step + 1}. Lower `batch_size=N`.") from error
         except Exception as error:
             raise LrzipError(f"Step {step + 1}, on inputs {described(inputs)}: {typed_line(error)}.") from error
         return loss
@@ -88,8 +88,8 @@ def _check_loss(loss: Any) -> None:
     if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
         what = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise LrzipError(
-            f"The loss, {what}, is no scalar tensor that depends on weights which can be trained. Check `--loss`, and "
-            "`requires_grad` in the network."
+            f"The loss, {what}, is no scalar tensor that depends on weights which can be trained. "
+            "Check `loss=pkg.mod:fn`, and `requires_grad` in the network."
         )
 
 

@@ -91,4 +91,4 @@ def _contained_network(path: Path, *, key: str | None, trust: bool) -> nn.Module
             return checkpoint.network()
     if isinstance(checkpoint, Runnable):
         raise LrzipError(f"`{path}` is a program, which cannot be trained. Finetune the weights, then export them.")
-    raise UsageError(f"finetune needs `--model PKG.MOD:NET`: `{path}` holds weights alone.")
+    raise UsageError(f"finetune needs `model=PKG.MOD:NET`: `{path}` holds weights alone.")

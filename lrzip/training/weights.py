@@ -62,7 +62,7 @@ def place(model: nn.Module, settings: Settings, accelerator: Accelerator) -> Wei
     if not settings.shard:
         return ReplicatedWeights(model, settings, accelerator)
     if accelerator.num_processes == 1:
-        raise UsageError("`--shard` shards the weights across processes, but there is one. Start it with torchrun.")
+        raise UsageError("`shard=True` shards the weights across processes, but there is one. Start it with torchrun.")
     return ShardedWeights(model, settings, accelerator)
 
 

@@ -205,17 +205,17 @@ def test_default_outputs_stand_beside_the_source(tmp_path: Path) -> None:
         ),
         ({"y": torch.zeros(400, 2, dtype=torch.int64)}, {}, r"has classes of shape \(2,\) for a sample, but"),
         ({"x": torch.zeros(400, 11)}, {}, r"does not take the inputs of .*, float32 \(11,\)"),
-        ({"y": None}, {}, "no labels. Give the dense checkpoint as `--teacher`"),
-        ({}, {"loss": "mse"}, "`--loss mse` does not fit the data, which is classification"),
-        ({}, {"loss": "hinge"}, "`--loss` takes auto, "),
-        ({}, {"metrics": ["r2"]}, "`--metric r2` is for regression; this is classification, which has accuracy, top5"),
-        ({}, {"metrics": ["top5"]}, "`--metric top5` is always 1 for 4 classes"),
-        ({}, {"metrics": ["f1"]}, "`--metric` takes accuracy, "),
+        ({"y": None}, {}, "no labels. Give the dense checkpoint as `teacher`"),
+        ({}, {"loss": "mse"}, "`loss=mse` does not fit the data, which is classification"),
+        ({}, {"loss": "hinge"}, "`loss` takes auto, "),
+        ({}, {"metrics": ["r2"]}, "`metrics=r2` is for regression; this is classification, which has accuracy, top5"),
+        ({}, {"metrics": ["top5"]}, "`metrics=top5` is always 1 for 4 classes"),
+        ({}, {"metrics": ["f1"]}, "`metrics` takes accuracy, "),
         ({}, {"model": Regressor()}, "does not fit the model"),
-        ({}, {"device": "cuda:77"}, "`--device cuda:77` cannot be used"),
-        ({}, {"val_fraction": 1.0}, "`--val-fraction` takes a share"),
+        ({}, {"device": "cuda:77"}, "`device=cuda:77` cannot be used"),
+        ({}, {"val_fraction": 1.0}, "`val_fraction` takes a share"),
         ({}, {"distillation": Distillation()}, "how to learn from a `teacher`"),
-        ({}, {"label_smoothing": 1.5}, "`--label-smoothing` takes a share"),
+        ({}, {"label_smoothing": 1.5}, "`label_smoothing` takes a share"),
     ],
 )
 def test_failures_are_one_line(
@@ -244,7 +244,7 @@ def test_a_teacher_needs_labels_for_validation_alone(folder: Path) -> None:
     report = tune(folder, teacher=folder / "dense.pt", settings=Settings(steps=1), **options)
     model = lrzip.load_into(Classifier(), folder / "small.pt").eval()
     assert report.before["accuracy"] == pytest.approx(float((model(x[:40]).argmax(1) == y[:40]).float().mean()))
-    with pytest.raises(LrzipError, match=r"no labels\. Give the dense checkpoint as `--teacher`"):
+    with pytest.raises(LrzipError, match=r"no labels\. Give the dense checkpoint as `teacher`"):
         tune(folder, **options)
 
 

@@ -144,7 +144,7 @@ def test_patience_ends_a_training_without_progress() -> None:
 
 def test_batches_that_processes_cannot_share_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("accelerate.Accelerator.num_processes", 5)
-    with pytest.raises(UsageError, match="`--batch-size 24` cannot be shared by 5 processes"):
+    with pytest.raises(UsageError, match="`batch_size=24` cannot be shared by 5 processes"):
         fit(seeded(Convolutional), labelled_images(), Settings(epochs=1, batch_size=24))
 
 

@@ -89,10 +89,10 @@ def test_classes_may_come_last_as_in_language_models() -> None:
 @pytest.mark.parametrize(
     ("spec", "task", "options", "message"),
     [
-        ("hinge", CLASSES, {}, "`--loss` takes auto, cross_entropy, mse, kl or"),
-        ("mse", CLASSES, {}, "`--loss mse` does not fit the data, which is classification"),
-        ("cross_entropy", NUMBERS, {}, "`--loss cross_entropy` does not fit the data, which is regression"),
-        ("auto", CLASSES, {"label_smoothing": 1.0}, "`--label-smoothing` takes a share"),
+        ("hinge", CLASSES, {}, "`loss` takes auto, cross_entropy, mse, kl or"),
+        ("mse", CLASSES, {}, "`loss=mse` does not fit the data, which is classification"),
+        ("cross_entropy", NUMBERS, {}, "`loss=cross_entropy` does not fit the data, which is regression"),
+        ("auto", CLASSES, {"label_smoothing": 1.0}, "`label_smoothing` takes a share"),
     ],
 )
 def test_losses_that_do_not_fit_are_refused(spec: str, task: Task, options: dict[str, float], message: str) -> None:

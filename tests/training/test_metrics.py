@@ -83,9 +83,9 @@ def failing(output: Tensor, target: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("f1", "`--metric` takes accuracy, top5, r2, rmse, mae or"),
-        ("r2", "`--metric r2` is for regression; this is classification, which has accuracy, top5"),
-        ("top5", "`--metric top5` is always 1 for 4 classes"),
+        ("f1", "`metrics` takes accuracy, top5, r2, rmse, mae or"),
+        ("r2", "`metrics=r2` is for regression; this is classification, which has accuracy, top5"),
+        ("top5", "`metrics=top5` is always 1 for 4 classes"),
     ],
 )
 def test_metrics_that_do_not_fit_are_refused(spec: str, message: str) -> None:

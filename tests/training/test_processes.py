@@ -63,7 +63,7 @@ def test_one_process_cannot_shard(tmp_path: Path) -> None:
 def test_half_precision_on_the_cpu_and_missing_devices_are_refused() -> None:
     with pytest.raises(LrzipError, match="needs a GPU"):
         make_accelerator("cpu", "fp16")
-    with pytest.raises(LrzipError, match="`--device nowhere` cannot be used"):
+    with pytest.raises(LrzipError, match="`device=nowhere` cannot be used"):
         make_accelerator("nowhere", "no")
 
 

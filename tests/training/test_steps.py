@@ -94,5 +94,5 @@ def test_memory_that_runs_out_is_named() -> None:
         del output, target
         raise torch.OutOfMemoryError
 
-    with pytest.raises(LrzipError, match=r"out of memory in step 1. Lower `--batch-size`"):
+    with pytest.raises(LrzipError, match=r"out of memory in step 1. Lower `batch_size=N`"):
         stepper_of(seeded(Classifier), exhausting).take(classes(32), 0, 0.1)

@@ -54,7 +54,7 @@ def test_the_projections_of_attention_are_not_compared(tmp_path: Path) -> None:
 
 
 def test_weights_need_their_architecture(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"finetune needs `--model PKG\.MOD:NET`"):
+    with pytest.raises(UsageError, match=r"finetune needs `model=PKG\.MOD:NET`"):
         load_student(write_compressed(tmp_path), None, None)
 
 

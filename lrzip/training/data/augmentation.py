@@ -32,28 +32,28 @@ class Preparation:
 
     @classmethod
     def parse(cls, mean: str | None, std: str | None, augment: str | None) -> "Preparation":
-        """Return the preparation of options such as `--mean 0.5,0.5,0.5 --std 0.2 --augment crop,flip`.
+        """Parse a preparation from texts such as `0.5,0.5,0.5`, `0.2` and `crop,flip`.
 
         Raises:
-            UsageError: An option is not a list of numbers or names in its range.
+            UsageError: A text is not a list of numbers or names in its range.
         """
         names = tuple(name.strip() for name in augment.split(",")) if augment else ()
         for name in names:
             if name not in AUGMENTATIONS:
-                raise UsageError(f"`--augment` takes {', '.join(AUGMENTATIONS)}, got `{name}`.")
-        deviations = _numbers("--std", std)
+                raise UsageError(f"`augment` takes {', '.join(AUGMENTATIONS)}, got `{name}`.")
+        deviations = _numbers("std", std)
         if any(value <= 0 for value in deviations):
-            raise UsageError(f"`--std` takes numbers above 0, got `{std}`.")
-        return cls(_numbers("--mean", mean), deviations, names)
+            raise UsageError(f"`std` takes numbers above 0, got `{std}`.")
+        return cls(_numbers("mean", mean), deviations, names)
 
 
-def _numbers(option: str, text: str | None) -> tuple[float, ...]:
+def _numbers(name: str, text: str | None) -> tuple[float, ...]:
     try:
         numbers = tuple(float(part) for part in text.split(",")) if text else ()
     except ValueError as error:
-        raise UsageError(f"`{option}` takes numbers such as `0.5,0.4,0.4`, got `{text}`.") from error
+        raise UsageError(f"`{name}` takes numbers such as `0.5,0.4,0.4`, got `{text}`.") from error
     if not all(isfinite(number) for number in numbers):
-        raise UsageError(f"`{option}` takes finite numbers, got `{text}`.")
+        raise UsageError(f"`{name}` takes finite numbers, got `{text}`.")
     return numbers
 
 

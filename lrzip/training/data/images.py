@@ -43,7 +43,7 @@ class ImageFiles:
             if image.size != self._shape:
                 raise LrzipError(
                     f"`{self._paths[number]}` is {image.size[0]}×{image.size[1]} and `{self._paths[0]}` "
-                    f"{self._shape[0]}×{self._shape[1]}. Give `--image-size`."
+                    f"{self._shape[0]}×{self._shape[1]}. Give `image_size=PIXELS`."
                 )
         width, height = self._shape
         flat = [torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8) for image in images]

@@ -35,7 +35,7 @@ def read_data(
     image_size: int | None = None,
     seed: int = 0,
 ) -> Data:
-    """Return the training and the validation set that `--data` and `--val` name. A test part is refused.
+    """Return the training and the validation set of a specification. A test part is refused.
 
     Args:
         spec: `file.npz`, `.safetensors` or `.pt` with arrays `x` and `y`, or `train_x`, `train_y`, `val_x`, `val_y`; a
@@ -50,17 +50,17 @@ def read_data(
         seed: Seed of the split.
 
     Raises:
-        UsageError: An option is out of range, or names a test part.
+        UsageError: A parameter is out of range, or names a test part.
         LrzipError: The data cannot be read or cannot be trained on.
     """
     if not 0 <= val_fraction < 1:
-        raise UsageError(f"`--val-fraction` takes a share from 0 to below 1, got {val_fraction:g}.")
+        raise UsageError(f"`val_fraction` takes a share from 0 to below 1, got {val_fraction:g}.")
     preparation = preparation or Preparation()
     parts = read_parts(spec, preparation=preparation, image_size=image_size)
-    train = _selected(spec, parts, "train", "--data")
+    train = _selected(spec, parts, "train", "data")
     if val is not None:
-        others = read_parts(val, preparation=preparation, image_size=image_size, option="--val")
-        return Data(train, _selected(val, others, "val", "--val").unaugmented())
+        others = read_parts(val, preparation=preparation, image_size=image_size, parameter="val")
+        return Data(train, _selected(val, others, "val", "val").unaugmented())
     if "val" in parts:
         return Data(train, parts["val"].unaugmented())
     return _split(train, val_fraction, seed)
@@ -77,17 +77,17 @@ def _split(train: Samples, val_fraction: float, seed: int) -> Data:
 
 
 def read_inputs(spec: str, *, preparation: Preparation) -> Samples:
-    """Return the samples that `--calibrate` names, with a specification as `read_data` takes it.
+    """Return the calibration samples of a specification as `read_data` takes it.
 
     Raises:
         LrzipError: They cannot be read, or are a test part.
     """
-    parts = read_parts(spec, preparation=preparation, option="--calibrate")
-    return _selected(spec, parts, "train", "--calibrate")
+    parts = read_parts(spec, preparation=preparation, parameter="calibrate")
+    return _selected(spec, parts, "train", "calibrate")
 
 
 def read_parts(
-    spec: str, *, preparation: Preparation, image_size: int | None = None, option: str = "--data"
+    spec: str, *, preparation: Preparation, image_size: int | None = None, parameter: str = "data"
 ) -> dict[str, Samples]:
     """Return all parts of a specification by name, `train`, `val` or `test`, or the one that it selects.
 
@@ -95,7 +95,7 @@ def read_parts(
         spec: Specification as `read_data` takes it.
         preparation: Normalization and augmentation of the inputs of files.
         image_size: Side in pixels to which images of folders are resized.
-        option: Name of the option for messages.
+        parameter: Name of the parameter that the specification was given for, for messages.
 
     Raises:
         LrzipError: The data cannot be read.
@@ -108,10 +108,12 @@ def read_parts(
         return _prepared(spec, _one_or_all(spec, read_arrays(path), part), preparation)
     if ":" in spec and not path.exists():
         if preparation != Preparation():
-            raise UsageError(f"`{spec}` is code: let it normalize and augment, without `--mean`, `--std`, `--augment`.")
-        return _from_code(spec, option)
+            raise UsageError(f"`{spec}` is code: let it normalize and augment, without `mean`, `std`, `augment`.")
+        return _from_code(spec, parameter)
     if not path.exists():
-        raise LrzipError(f"`{option} {spec}` does not exist. Give a file of arrays, a folder, or `pkg.mod:callable`.")
+        raise LrzipError(
+            f"`{parameter}={spec}` does not exist. Give a file of arrays, a folder, or `pkg.mod:callable`."
+        )
     raise LrzipError(
         f"`{path}` is not data that lrzip reads. Give .npz, .safetensors, .pt, a folder, or `pkg.mod:callable`."
     )
@@ -134,18 +136,18 @@ def _prepared(spec: str, parts: dict[str, Arrays], preparation: Preparation) -> 
     return {part: Samples(spec, arrays.prepared(preparation)) for part, arrays in parts.items()}
 
 
-def _selected(spec: str, parts: dict[str, Samples], wanted: str, option: str) -> Samples:
+def _selected(spec: str, parts: dict[str, Samples], wanted: str, parameter: str) -> Samples:
     """Return the wanted part, or the first one that is not test data."""
     if wanted in parts:
         return parts[wanted]
     usable = [part for part in parts if part != "test"]
     if not usable:
-        raise UsageError(f"`{option} {spec}` is test data, which must not influence the result. Give another part.")
+        raise UsageError(f"`{parameter}={spec}` is test data, which must not influence the result. Give another part.")
     return parts[usable[0]]
 
 
-def _from_code(spec: str, option: str) -> dict[str, Samples]:
-    found = locate(spec, option)
+def _from_code(spec: str, parameter: str) -> dict[str, Samples]:
+    found = locate(spec, parameter)
     try:
         made = found() if callable(found) and not isinstance(found, Dataset | DataLoader) else found
     except Exception as error:

@@ -55,10 +55,10 @@ def test_only_images_are_augmented() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("1,x", None, None), "`--mean` takes numbers such as"),
-        ((None, "0.2,0", None), "`--std` takes numbers above 0"),
-        (("nan", None, None), "`--mean` takes finite numbers"),
-        ((None, None, "crop,spin"), "`--augment` takes crop, flip, got `spin`"),
+        (("1,x", None, None), "`mean` takes numbers such as"),
+        ((None, "0.2,0", None), "`std` takes numbers above 0"),
+        (("nan", None, None), "`mean` takes finite numbers"),
+        ((None, None, "crop,spin"), "`augment` takes crop, flip, got `spin`"),
     ],
 )
 def test_options_out_of_range_are_refused(options: tuple[str | None, ...], message: str) -> None:

@@ -48,7 +48,7 @@ def test_parts_with_different_classes_are_refused(tmp_path: Path) -> None:
 def test_images_of_other_sizes_and_damaged_ones_are_named(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "images")
     Image.new("RGB", (5, 5)).save(folder / "cat" / "2.png")
-    with pytest.raises(LrzipError, match=r"2\.png` is 5×5 and .* 8×6. Give `--image-size`"):
+    with pytest.raises(LrzipError, match=r"2\.png` is 5×5 and .* 8×6. Give `image_size=PIXELS`"):
         read_images(folder, None)["train"].fetch(torch.arange(5), 0, None)
     (folder / "cat" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\nnot quite")
     with pytest.raises(LrzipError, match=r"2\.png` cannot be read as an image"):

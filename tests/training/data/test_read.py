@@ -102,9 +102,9 @@ def test_parts_are_found_and_selected(tmp_path: Path) -> None:
 def test_test_data_is_refused_for_training_and_calibration(tmp_path: Path) -> None:
     x, y = classes(30)
     spec = str(write_data(tmp_path / "d.npz", test_x=x, test_y=y))
-    with pytest.raises(UsageError, match=r"`--data .*` is test data"):
+    with pytest.raises(UsageError, match=r"`data=.*` is test data"):
         read_data(spec)
-    with pytest.raises(UsageError, match=r"`--calibrate .*` is test data"):
+    with pytest.raises(UsageError, match=r"`calibrate=.*` is test data"):
         read_inputs(spec, preparation=Preparation())
     assert list(read_parts(spec, preparation=Preparation())) == ["test"]
 
@@ -128,7 +128,7 @@ def test_code_may_return_a_loader_and_a_validation_set() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("gone.npz", "`--data gone.npz` does not exist"),
+        ("gone.npz", "`data=gone.npz` does not exist"),
         (f"{HERE}:gone", "has no `gone`"),
         (f"{HERE}:failing", "failed: ValueError: no luck"),
         (f"{HERE}:endless", "gave Endless; it takes a Dataset with a length"),
@@ -144,7 +144,7 @@ def test_unusable_specifications_are_refused_in_one_line(spec: str, message: str
 
 
 def test_a_fraction_out_of_range_is_refused() -> None:
-    with pytest.raises(UsageError, match="`--val-fraction` takes a share"):
+    with pytest.raises(UsageError, match="`val_fraction` takes a share"):
         read_data("data.npz", val_fraction=1.0)
 
 
