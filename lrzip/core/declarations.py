@@ -34,7 +34,7 @@ class Option:
         heading: Heading in the help, where it is not that of the group.
         metavar: Placeholder of the value.
         shown: Default as the help shows it, where the value of the field does not say it.
-        minimum: Smallest value, of whole numbers.
+        minimum: Smallest value of an integer.
         modes: Modes of the command that take the option; empty for all.
         goes_with: Names of options of which one must be given as well.
         needs: Names of options of which all must be given as well.

@@ -1,4 +1,4 @@
-"""Options of planning, factorizing and writing, by group. See `lrzip.core.declarations` for what is derived from them.
+"""Options of planning, factorizing and writing, by group. See `lrzip.core.declarations` for their use.
 
 The modes of `compress` are one plan, a curve of plans for several budgets, and a search within a bound on the metric.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PLAN, CURVE, BOUND = "plan", "curve", "bound"
 PLANS = (PLAN, CURVE)
-"""Modes that plan by rules; the search within a bound decides on ranks itself."""
+"""Modes that plan by rank rules; the search within a bound chooses ranks itself."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Target:
 
 @dataclass(frozen=True)
 class NamedTarget:
-    """Other targets, of which or of the rank rules exactly one is given."""
+    """Targets other than rank rules; exactly one target or rank rule is given."""
 
     heading: ClassVar[str] = "Layers and ranks"
 
@@ -61,7 +61,7 @@ class NamedTarget:
 
 @dataclass(frozen=True)
 class LayerRules:
-    """Rules of some layers."""
+    """Rank rules of single layers."""
 
     heading: ClassVar[str] = "Layers and ranks"
 
@@ -274,7 +274,7 @@ class Opening:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where to compute."""
+    """Device of the computation."""
 
     heading: ClassVar[str] = "Network and file"
 

@@ -34,7 +34,7 @@ class Overwriting:
 
 @dataclass(frozen=True)
 class Writing:
-    """What `compress` writes."""
+    """Files that `compress` writes."""
 
     heading: ClassVar[str] = "Output"
 
@@ -62,7 +62,7 @@ class CompressOutputs:
 
 @dataclass(frozen=True)
 class Analyzing:
-    """What `analyze` computes."""
+    """Layers and ranks that `analyze` reports."""
 
     heading: ClassVar[str] = "Layers and ranks"
 
@@ -77,7 +77,7 @@ class Analyzing:
 
 @dataclass(frozen=True)
 class AnalyzeOutputs:
-    """What `analyze` prints and draws."""
+    """Tables and plots of `analyze`."""
 
     heading: ClassVar[str] = "Output"
 
@@ -89,7 +89,7 @@ class AnalyzeOutputs:
 
 @dataclass(frozen=True)
 class Exporting:
-    """What `export` writes."""
+    """Files that `export` writes."""
 
     heading: ClassVar[str] = "Output"
 
@@ -98,7 +98,7 @@ class Exporting:
 
 @dataclass(frozen=True)
 class Printing:
-    """What goes to the terminal."""
+    """Output on the terminal."""
 
     heading: ClassVar[str] = "Output"
 

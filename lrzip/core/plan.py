@@ -58,6 +58,6 @@ class Plan:
 
 
 def fingerprint(tensors: Mapping[str, TensorSpec]) -> str:
-    """Return a digest of the names, shapes and dtypes of tensors; their values and their order have no influence."""
+    """Return a digest of the names, shapes and dtypes of tensors, which does not depend on their order or values."""
     listing = sorted((spec.name, spec.shape, spec.dtype) for spec in tensors.values())
     return f"sha256:{hashlib.sha256(json.dumps(listing).encode()).hexdigest()}"

@@ -13,7 +13,7 @@ class Registry(Mapping[str, Any]):
     Listing the names imports nothing, so that `--help` stays fast.
 
     Args:
-        noun: What the entries are, for messages.
+        noun: Noun for an entry in messages.
         entries: Location of each object by name.
     """
 

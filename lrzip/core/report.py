@@ -141,7 +141,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document."""
-        results = {result.decision.layer.weight.name: result for result in self.results}
+        results = {result.decision.group.name: result for result in self.results}
         return {
             "schema": SCHEMA,
             "lrzip": self.version,
@@ -160,7 +160,7 @@ class Report:
             | ({"budget": self.plan.budget.to_dict()} if self.plan.budget else {})
             | (self.costs.to_dict() if self.costs else {}),
             "layers": [
-                _layer_document(decision, results.get(decision.layer.weight.name))
+                _layer_document(decision, results.get(decision.group.name))
                 | (self.costs.layers[decision.group.name].to_dict() if self.costs else {})
                 for decision in self.plan.factorize
             ],

@@ -14,19 +14,19 @@ def test_moments_do_not_depend_on_pieces(monkeypatch: pytest.MonkeyPatch, piece:
     sums = Sums(12, 1, outputs=5)
     for part, goal in zip(torch.split(x, 100), torch.split(t, 100), strict=True):
         sums.add(Inputs(LINEAR, (part,)), (goal,))
-    seen, targets = sums.moments(), sums.targets()
+    found, targets = sums.moments(), sums.targets()
     exact, goal = x.double(), t.double()
     # Elements are float32 sums of at most a hundred products of size 10.
-    assert torch.allclose(seen.second[0], exact.mT @ exact / 500, rtol=1e-5)
-    assert torch.allclose(seen.first[0], exact.mean(0))
+    assert torch.allclose(found.second[0], exact.mT @ exact / 500, rtol=1e-5)
+    assert torch.allclose(found.first[0], exact.mean(0))
     assert torch.allclose(targets.cross[0], goal.mT @ exact / 500, atol=1e-4)
     assert torch.allclose(targets.first[0], goal.mean(0))
     covariance = torch.cov(exact.mT, correction=0)
-    assert torch.allclose(seen.centered.second[0], covariance, atol=1e-4)
+    assert torch.allclose(found.centered.second[0], covariance, atol=1e-4)
     assert torch.allclose(
-        targets.minus(targets.first, seen).cross[0], (goal - goal.mean(0)).mT @ exact / 500, atol=1e-4
+        targets.minus(targets.first, found).cross[0], (goal - goal.mean(0)).mT @ exact / 500, atol=1e-4
     )
-    assert seen.count == 500
+    assert found.count == 500
 
 
 def test_sums_of_millions_of_small_numbers_are_precise() -> None:
@@ -43,11 +43,11 @@ def test_groups_with_the_same_inputs_have_the_same_moments() -> None:
     x = torch.randn(50, 6)
     sums = Sums(6, 3)
     sums.add(Inputs(ATTENTION, (x, x, x)))
-    seen = sums.moments()
-    assert torch.equal(seen.second[0], seen.second[2])
+    found = sums.moments()
+    assert torch.equal(found.second[0], found.second[2])
     other = Sums(6, 1)
     other.add(Inputs(LINEAR, (x,)))
-    assert torch.equal(other.moments().second[0], seen.second[1])
+    assert torch.equal(other.moments().second[0], found.second[1])
 
 
 def test_moments_of_indices_are_their_relative_frequencies() -> None:

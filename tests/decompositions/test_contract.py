@@ -53,14 +53,14 @@ def make(name: str) -> Decomposition:
 def layer_of(module: nn.Module) -> Layer:
     weight = module.get_parameter("weight")
     bias = getattr(module, "bias", None)
-    what = module_info(module)
-    assert what.kind
+    info = module_info(module)
+    assert info.kind
     specs = [
         TensorSpec(f"x.{leaf}", tuple(t.shape), "float32", t.numel() * 4) if t is not None else None
         for leaf, t in (("weight", weight), ("bias", bias))
     ]
     assert specs[0]
-    return Layer("x", "x", what.kind, specs[0], specs[1], what.groups)
+    return Layer("x", "x", info.kind, specs[0], specs[1], info.groups)
 
 
 with registered():

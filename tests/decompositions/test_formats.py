@@ -1,4 +1,4 @@
-"""Every decomposition in every format: the written network computes what the dense products of its factors do."""
+"""Every decomposition in every format: the written network and the merged dense one have the same outputs."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +27,7 @@ with registered():
 
 
 class Strided(nn.Module):
-    """Convolutions with all that may be along an axis, in different sizes along each."""
+    """Convolutions whose kernel, stride, padding and dilation differ between axes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ CASES: Mapping[str, tuple[Callable[[Path], Path], Callable[[Path], Tensor]]] = {
     "onnx": (onnx_model, from_onnx),
 }
 REFUSED = {"foreign", "torchscript", "huggingface"}
-"""Formats that are never written, and folders of transformers, which hold pairs of factors alone."""
+"""Formats that are never written, and folders of transformers, which hold only pairs of factors."""
 
 
 @pytest.fixture(autouse=True)
@@ -140,13 +140,13 @@ def merged(report: Report, read: Callable[[str], Tensor]) -> nn.Module:
     return network
 
 
-def test_every_format_that_is_written_is_here() -> None:
+def test_every_format_that_is_written_has_a_case() -> None:
     assert set(FORMATS) == set(CASES) | REFUSED
 
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_the_written_network_computes_what_the_products_of_the_factors_do(
+def test_the_written_network_has_the_outputs_of_the_merged_one(
     name: str, case: tuple[Callable[[Path], Path], Callable[[Path], Tensor]], tmp_path: Path
 ) -> None:
     build, run = case
@@ -178,7 +178,7 @@ def test_the_multiply_accumulates_are_those_of_the_built_network(name: str, tmp_
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name != DEFAULT_DECOMPOSITION])
-def test_folders_of_transformers_hold_pairs_with_a_pointwise_second_stage_alone(name: str, tmp_path: Path) -> None:
+def test_folders_of_transformers_hold_only_pairs_with_a_pointwise_second_stage(name: str, tmp_path: Path) -> None:
     path = BUILDERS["huggingface"](tmp_path)
     with pytest.raises(LrzipError, match=r"`(conv\d)` .* use `skip=\1`"):
         lrzip.compress(path, tmp_path / "out", decomposition=name, rank=2)
