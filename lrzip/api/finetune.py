@@ -15,7 +15,7 @@ from lrzip.core.options import Machine, Network, Opening
 from lrzip.core.output_options import Overwriting
 from lrzip.core.plan import SCHEMA
 from lrzip.core.structure import join
-from lrzip.core.training_options import Batching, DataOptions, FinetuneFiles, FinetuneTeaching, Smoothing
+from lrzip.core.training_options import Batching, DataOptions, FinetuneFiles, FinetuneTeacher, Smoothing
 from lrzip.core.version import __version__
 from lrzip.formats.files.atomic import check_output
 from lrzip.formats.open import open_checkpoint
@@ -125,7 +125,7 @@ def finetune(
     source = Path(path)
     destination = Path(output) if output is not None else default_output(source)
     _check(source, destination, given)
-    teacher = given[FinetuneTeaching].teacher
+    teacher = given[FinetuneTeacher].teacher
     networks = load_student(source, given[Network].model, Path(teacher) if teacher else None, **vars(given[Opening]))
     found = data if isinstance(data, Data) else _read(data, given)
     task = task_of(networks.student, found, given[Batching].loss)
@@ -146,7 +146,7 @@ def _check(source: Path, destination: Path, given: Options) -> None:
     for file in vars(given[FinetuneFiles]).values():
         if file is not None and not Path(file).absolute().parent.is_dir():
             raise LrzipError(f"The folder of `{file}` does not exist. Create it first.")
-    if given[FinetuneTeaching].teacher is None and given[TrainingKeywords].distillation is not None:
+    if given[FinetuneTeacher].teacher is None and given[TrainingKeywords].distillation is not None:
         raise UsageError("`temperature`, `teacher_share` and `match_layers` say how to learn from a `teacher`.")
     _check_format(source, destination, **vars(given[Opening]))
 
@@ -178,7 +178,7 @@ def _loss(source: Path, networks: StudentTeacher, task: Task, given: Options) ->
 
 def _record(found: Data, scorer: Scorer, given: Options) -> dict[str, Any]:
     """Return the options that decide the result beside the settings, for reports and for resuming."""
-    keywords, teacher = given[TrainingKeywords], given[FinetuneTeaching].teacher
+    keywords, teacher = given[TrainingKeywords], given[FinetuneTeacher].teacher
     distillation = asdict(keywords.distillation or Distillation()) if teacher is not None else {}
     preparation = keywords.preparation or Preparation()
     return {

@@ -25,7 +25,7 @@ from lrzip.core.options import (
 )
 from lrzip.core.output_options import Analyzing, Overwriting, Writing
 from lrzip.core.progress import Progress, silent
-from lrzip.core.training_options import Batching, DataOptions, FinetuneFiles, FinetuneTeaching, Smoothing
+from lrzip.core.training_options import Batching, DataOptions, FinetuneFiles, FinetuneTeacher, Smoothing
 
 if TYPE_CHECKING:  # these import packages for training
     from lrzip.training.data.augmentation import Preparation
@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # these import packages for training
 
 @dataclass(frozen=True)
 class CalibrationKeywords:
-    """How to use calibration data."""
+    """Settings of the calibration."""
 
     heading: ClassVar[str] = "Calibration"
 
@@ -226,7 +226,7 @@ FINETUNE_GROUPS = (
     DataOptions,
     Batching,
     Smoothing,
-    FinetuneTeaching,
+    FinetuneTeacher,
     FinetuneFiles,
     TrainingKeywords,
     Opening,

@@ -1,1 +1,1 @@
-"""Calibration: ranks and factors chosen by the activations of layers on calibration data, one correction a file."""
+"""Calibration: ranks and factors chosen by the activations of layers on calibration data."""

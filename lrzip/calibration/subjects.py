@@ -1,4 +1,4 @@
-"""What a calibration runs: a live network, or a program in a file."""
+"""Subjects of a calibration, which runs them: live networks, and programs in files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

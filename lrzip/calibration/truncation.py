@@ -25,7 +25,7 @@ _ENERGIES = (0.5, 0.8, 0.95)
 
 @dataclass(frozen=True)
 class Truncation:
-    """How layers are truncated to be measured.
+    """Settings for truncating layers to measure how the network's outputs change.
 
     Attributes:
         decomposition: A decomposition with one rank, since changes are interpolated over one rank

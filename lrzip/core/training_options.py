@@ -120,7 +120,7 @@ class StepOptions:
 
 
 @dataclass(frozen=True)
-class Teaching:
+class Teacher:
     """The teacher of a brief training."""
 
     heading: ClassVar[str] = "Training"
@@ -219,7 +219,7 @@ class Smoothing:
 
 
 @dataclass(frozen=True)
-class FinetuneTeaching:
+class FinetuneTeacher:
     """The teacher of a fine-tune."""
 
     heading: ClassVar[str] = "Training"

@@ -17,7 +17,7 @@ from lrzip.ranks.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, Objective, obj
 
 @dataclass(frozen=True)
 class Request:
-    """What to factorize, to which ranks, and how.
+    """A request to factorize selected layers to the ranks of a rule or of a plan file.
 
     Attributes:
         target: Rule for the layers that no pattern of `rules` matches, or a plan file that decides on every layer.

@@ -12,7 +12,7 @@ from lrzip.core.options import Machine, Opening
 
 @dataclass(frozen=True)
 class Setup:
-    """What a session computes with.
+    """The network, the data and the machine that a session computes with.
 
     Attributes:
         model: Architecture of the checkpoint; its weights do not matter.

@@ -1,4 +1,4 @@
-"""How sensitive the metric is to the compression of single layers."""
+"""Sensitivity of the metric to the compression of single layers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -35,13 +35,13 @@ _SAVE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Execution:
-    """Where a training runs, what it resumes from and what it reports to.
+    """The device, the resume file and the callbacks of a training.
 
     Attributes:
         device: Device to compute on.
         workers: Number of processes that prepare batches; with 0, the training process prepares them.
         resume: File that the state is saved in. If it exists, training resumes from it.
-        identity: What else must be equal to resume, by name, beside the settings.
+        identity: Values, by name, that must be equal to resume, beside the settings.
         watch: Called after each step.
         log: Called after each evaluation.
     """

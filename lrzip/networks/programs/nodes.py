@@ -36,7 +36,7 @@ def replace_call(user: Node, structure: Structure, tensors: Sequence[Node]) -> N
 
 
 class _Geometry(NamedTuple):
-    """How a convolution moves over its input: sizes for each axis, or a mode of padding."""
+    """Stride, padding and dilation of a convolution: a size for each axis, or a mode of padding."""
 
     stride: list[int]
     padding: list[int] | str
