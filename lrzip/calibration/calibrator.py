@@ -116,10 +116,10 @@ def _program(
     requested = corrections not in (None, Corrections())
     if not subject.correctable:
         if requested:
-            raise UsageError("`--correct` is for networks (`--model PKG.MOD:NET`) and `.pt2` programs. Leave it out.")
+            raise UsageError("`correct` is for networks (`model=PKG.MOD:NET`) and `.pt2` programs. Leave it out.")
         if measured:
             raise UsageError(
-                "`--objective sensitivity` is for networks (`--model PKG.MOD:NET`) and `.pt2` programs. Choose another."
+                "`objective=sensitivity` is for networks (`model=PKG.MOD:NET`) and `.pt2` programs. Choose another."
             )
         return None, Corrections()
     try:

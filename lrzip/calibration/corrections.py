@@ -34,10 +34,10 @@ class Corrections:
         names = [] if text == "none" else [name.strip() for name in text.split(",")]
         for name in names:
             if name not in known:
-                raise UsageError(f"`--correct` takes none, or some of {', '.join(known)}, got `{name}`.")
+                raise UsageError(f"`correct` takes none, or some of {', '.join(known)}, got `{name}`.")
         found = cls(**dict.fromkeys(names, True))
         if (found.residual or found.refit or found.response) and not found.sequential:
-            raise UsageError("`--correct`: `residual`, `refit` and `response` go with `sequential`. Add it.")
+            raise UsageError("`correct`: `residual`, `refit` and `response` go with `sequential`. Add it.")
         return found
 
     def __str__(self) -> str:

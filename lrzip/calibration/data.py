@@ -13,7 +13,7 @@ from lrzip.training.data.read import read_inputs
 from lrzip.training.data.samples import Arrays, Samples
 
 CalibrationData = str | Path | Tensor | Samples
-"""A specification as `--calibrate` takes it, a tensor of inputs (n, …), or samples."""
+"""A specification as `calibrate` takes it, a tensor of inputs (n, …), or samples."""
 
 
 def choose_samples(data: CalibrationData, settings: CalibrationSettings) -> Samples:

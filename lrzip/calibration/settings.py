@@ -45,8 +45,8 @@ class CalibrationSettings:
                     f"The {name.replace('_', ' ')} of a calibration must be at least 1, got {getattr(self, name)}."
                 )
         if self.save and self.save.suffix != ".safetensors":
-            raise UsageError(f"`--save-statistics` takes a .safetensors file, got `{self.save}`.")
+            raise UsageError(f"`save_statistics` takes a .safetensors file, got `{self.save}`.")
         if self.reconstruct < 0:
             raise UsageError(f"`reconstruct` takes a number of steps, got {self.reconstruct}.")
         if self.preparation.augment and not self.reconstruct:
-            raise UsageError("`--augment` is for what is trained. With `--calibrate` it goes with `--reconstruct`.")
+            raise UsageError("`augment` is for what is trained. With `calibrate` it goes with `reconstruct`.")

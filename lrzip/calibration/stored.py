@@ -55,7 +55,9 @@ def load_statistics(path: Path, layers: Sequence[Layer]) -> Calibration:
                 )
             found[layer.name] = _moments(second, first, document["layers"][layer.name])
     if not found:
-        raise LrzipError(f"`{path}` has statistics of none of these layers. Calibrate again, with `--save-statistics`.")
+        raise LrzipError(
+            f"`{path}` has statistics of none of these layers. Calibrate again, with `save_statistics=FILE`."
+        )
     return Calibration(str(path), document["count"], layers, found)
 
 

@@ -63,7 +63,7 @@ class CalibrationSummary:
     Attributes:
         examples: Name of the calibration data.
         count: Number of samples.
-        corrections: Applied corrections, in the syntax of `--correct`.
+        corrections: Applied corrections, in the syntax of `correct`.
         changed: Names of the tensors with changed values, besides the weights of factorized layers.
         scarce: Numbers of inputs and of columns of the weight, by name, of layers with fewer inputs than columns.
     """

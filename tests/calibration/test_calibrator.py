@@ -239,8 +239,8 @@ def test_corrections_need_a_program_of_torch() -> None:
 
     model = nn.Sequential(nn.Linear(12, 12)).eval()
     for settings, measured, message in (
-        (settings_of("bias"), False, "`--correct` is for networks"),
-        (PLAIN, True, "`--objective sensitivity` is for networks"),
+        (settings_of("bias"), False, "`correct` is for networks"),
+        (PLAIN, True, "`objective=sensitivity` is for networks"),
     ):
         with pytest.raises(UsageError, match=message):
             calibrate(Uncorrectable(model), torch.rand(40, 12), layers_of(model), settings, measured=measured)

@@ -6,7 +6,7 @@ from lrzip.core.errors import UsageError
 
 @pytest.mark.parametrize("text", ["bias,biases", "residual", "refit,bias", "bias,response", ""])
 def test_unknown_names_and_missing_requirements_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="`--correct`"):
+    with pytest.raises(UsageError, match="`correct`"):
         Corrections.parse(text)
 
 

@@ -17,7 +17,7 @@ from lrzip.training.data.augmentation import Preparation
         ({"memory": 0}, "The memory of a calibration must be at least 1"),
         ({"save": Path("statistics.pt")}, r"takes a \.safetensors file, got `statistics.pt`"),
         ({"reconstruct": -1}, "`reconstruct` takes a number of steps, got -1"),
-        ({"preparation": Preparation(augment=("flip",))}, "goes with `--reconstruct`"),
+        ({"preparation": Preparation(augment=("flip",))}, "goes with `reconstruct`"),
     ],
 )
 def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:

@@ -113,7 +113,7 @@ def test_a_budget_is_spent_where_inputs_are(tmp_path: Path) -> None:
 
 def test_corrections_are_refused(tmp_path: Path) -> None:
     path = graphs.save(chain("batch"), tmp_path / "model.onnx")
-    with pytest.raises(LrzipError, match="`--correct` is for networks"):
+    with pytest.raises(LrzipError, match="`correct` is for networks"):
         lrzip.compress(
             path, rank=4, calibrate=low_rank(4000), calibration=CalibrationSettings(corrections=Corrections(bias=True))
         )
@@ -121,7 +121,7 @@ def test_corrections_are_refused(tmp_path: Path) -> None:
 
 def test_measurements_are_refused(tmp_path: Path) -> None:
     path = graphs.save(chain("batch"), tmp_path / "model.onnx")
-    with pytest.raises(LrzipError, match="`--objective sensitivity` is for networks"):
+    with pytest.raises(LrzipError, match="`objective=sensitivity` is for networks"):
         lrzip.compress(path, budget="params=70%", objective="sensitivity", calibrate=low_rank(4000), dry_run=True)
 
 
