@@ -30,7 +30,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     root = str(Path(lrzip.__file__).parents[1])
     done = subprocess.run(
-        [*launcher, "tests.support.commands", json.dumps(commands)],
+        [*launcher, "tests.support.command_group", json.dumps(commands)],
         check=False,
         capture_output=True,
         cwd=root,
