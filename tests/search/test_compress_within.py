@@ -157,7 +157,7 @@ def test_only_and_skip_select_the_layers(folder: Path) -> None:
         ({"log": "no/folder/log.jsonl"}, LrzipError, "The folder of `no/folder/log.jsonl` does not exist"),
         ({"only": ["nothing"]}, LrzipError, "`only=nothing` matches no layer"),
         ({"model": Classifier()}, LrzipError, "does not fit the model"),
-        ({"test": "no.npz"}, LrzipError, "`--test no.npz` does not exist"),
+        ({"test": "no.npz"}, LrzipError, "`test=no.npz` does not exist"),
     ],
 )
 def test_invalid_input_is_one_line(options: dict[str, Any], error: type, message: str, folder: Path) -> None:

@@ -155,7 +155,7 @@ def test_invalid_input_is_refused(folder: Path) -> None:
     x, y = classes()
     with pytest.raises(UsageError, match="There is no validation set"):
         measure(folder, learning=learning_of(x, y).__class__(Data(samples_of(x, y), None)))
-    with pytest.raises(UsageError, match="`--metric r2` is for regression"):
+    with pytest.raises(UsageError, match="`metrics=r2` is for regression"):
         measure(folder, learning=learning_of(x, y, metrics=["r2"]))
     with pytest.raises(LrzipError, match="has the label 2 in row 2, but the network has 2 classes"):
         measure(folder, model=_two_classes(), learning=learning_of(x, y))
