@@ -1,1 +1,1 @@
-"""Calibration: ranks and factors chosen by the activations of layers on calibration data."""
+"""Calibration: ranks and factors chosen from the activations of layers on calibration data."""

@@ -45,12 +45,12 @@ def calibrate(
         data: Calibration data; labels are ignored.
         layers: Layers to observe.
         settings: Number of samples and corrections.
-        measured: Whether to measure how some ranks of each layer change the outputs, which takes many runs.
-        decomposition: Decomposition of one rank to measure with; by default the SVD.
+        measured: Whether to measure how the outputs change at several ranks of each layer, which takes many runs.
+        decomposition: Decomposition with one rank per layer, for these measurements; by default the SVD.
 
     Raises:
         UsageError: Corrections or measurements are requested that the subject does not allow.
-        LrzipError: The calibration data cannot be read, the network does not take it, or inputs of layers are not
+        LrzipError: The calibration data cannot be read, the network does not accept it, or inputs of layers are not
             finite.
     """
     settings = replace(settings, batch_size=subject.batch or settings.batch_size)
@@ -86,7 +86,7 @@ def _with_program(
     batches: Sequence[Arguments],
     truncation: Truncation | None,
 ) -> Calibration:
-    """Return a calibration with what takes a program: sensitivities, measured changes if wanted, and corrections."""
+    """Return a calibration with all that requires a program: sensitivities, measured changes, and corrections."""
     samples, statistics = calibration.samples, calibration.statistics
     assert samples is not None, "a program was run on samples"
     named = {subject.weight_name(layer): layer for layer in calibration.layers if layer.name in statistics}

@@ -1,4 +1,4 @@
-"""The corrections that a calibration makes, beside choosing factors by the inputs of layers."""
+"""The corrections that a calibration makes, besides fitting factors to the inputs of layers."""
 
 from dataclasses import dataclass, fields
 
@@ -10,11 +10,11 @@ class Corrections:
     """Corrections of errors of the factors. Those that change targets require `sequential`.
 
     Attributes:
-        bias: Errors of the mean are corrected in the layer's bias, or in the running mean of a batch norm after it.
-        sequential: Layers are fitted to dense outputs, given their inputs in the compressed network.
-        residual: A layer whose output is added to another branch corrects the errors of that branch.
-        refit: Layers that stay dense are refitted too, unless they are skipped by name.
-        response: A layer before a ReLU is fitted to the output of the ReLU.
+        bias: Correct errors of the mean in the layer's bias, or in the running mean of a batch norm after it.
+        sequential: Fit layers to their dense outputs, given their inputs in the compressed network.
+        residual: Let a layer whose output is added to another branch correct the errors of that branch.
+        refit: Refit layers that stay dense too, unless they are skipped by name.
+        response: Fit a layer before a ReLU to the output of the ReLU.
     """
 
     bias: bool = False
@@ -25,7 +25,7 @@ class Corrections:
 
     @classmethod
     def parse(cls, text: str) -> "Corrections":
-        """Return the corrections of a list of names such as `sequential,bias`; `none` is none.
+        """Parse a comma-separated list of corrections such as `sequential,bias`, or `none`.
 
         Raises:
             UsageError: A name is unknown, or requires another.

@@ -1,4 +1,4 @@
-"""Calibration data: a random choice of samples, as the arguments of calls of a network."""
+"""Calibration data: samples chosen at random, as arguments for calls of a network."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,7 +33,7 @@ def choose_samples(data: CalibrationData, settings: CalibrationSettings) -> Samp
 
 
 def batches_of(samples: Samples, settings: CalibrationSettings, dtype: torch.dtype | None) -> Iterator[Arguments]:
-    """Yield batches of one size, since a program may take no other; the remaining samples are dropped.
+    """Yield batches of one size, since a program may accept no other; the remaining samples are dropped.
 
     Args:
         samples: Calibration data.

@@ -1,4 +1,4 @@
-"""Epilogues of layers: a batch norm, the addition of another branch, and a ReLU, of which each may be missing."""
+"""Epilogues of layers: a batch norm, the addition of another branch, and a ReLU, each of them optional."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ class Epilogue:
 def inverse(scale: Tensor) -> Tensor:
     """Return the inverse of the scale of a batch norm, and 0 for dead channels.
 
-    The inverse of the scale of a dead channel would blow up errors that the norm makes vanish.
+    In a dead channel, the inverse of the scale would amplify errors that the norm suppresses.
     """
     return torch.where(scale.abs() > _DEAD * scale.abs().max(), 1 / scale, 0)
 
@@ -82,8 +82,8 @@ def find_epilogues(calls: Iterable[Node], *, residual: bool) -> dict[Node, Epilo
     """Return the epilogues of calls of layers.
 
     Args:
-        calls: Nodes of the calls, in the order of the graph. Of two that are added to each other, only the first one
-            gets the other one as `other`.
+        calls: Nodes of the calls, in the order of the graph. If the outputs of two calls are added, only the epilogue
+            of the first one includes the addition.
         residual: Whether to look for the addition of another branch.
     """
     found: dict[Node, Epilogue] = {}
@@ -100,7 +100,7 @@ def find_epilogues(calls: Iterable[Node], *, residual: bool) -> dict[Node, Epilo
 
 
 def _through_norm(node: Node) -> tuple[Node | None, Node]:
-    """Return the batch norm after a layer, if there is one, and the last node of it and of identities."""
+    """Return the batch norm after a layer, if there is one, and the last node of the norm and of identities."""
     norm, last = None, node
     while len(last.users) == 1:
         user = next(iter(last.users))
@@ -140,7 +140,7 @@ def _has_channels(layer: Node) -> bool:
 
 
 def _other(total: Node, layer: Node, last: Node) -> Node | None:
-    """Return what is added to a layer's output, if it has the same shape and does not depend on the layer."""
+    """Return the node that is added to a layer's output, if it has the same shape and may be computed first."""
     if total.target not in _SUMS or len(total.args) != 2 or total.kwargs:
         return None
     others = [x for x in total.args if x is not last]
@@ -153,9 +153,9 @@ def _other(total: Node, layer: Node, last: Node) -> Node | None:
 
 
 def _may_come_first(node: Node, layer: Node) -> bool:
-    """Return whether the other operand of a sum can be computed before a layer: no node in between mutates.
+    """Return whether the other operand of a sum can be computed before a layer: no node in between mutates a value.
 
-    The operand does not depend on the layer, of whose output the sum is the only user.
+    The operand does not depend on the layer, since the sum is the only user of its output.
     """
     order = {n: index for index, n in enumerate(layer.graph.nodes)}
     between = [n for n in layer.graph.nodes if order[layer] <= order[n] <= order[node]]

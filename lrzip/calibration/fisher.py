@@ -78,7 +78,7 @@ def _run(
 
 
 def _gradients(outputs: Sequence[Tensor], calls: Sequence[Tensor], generator: Generator) -> Sequence[Tensor | None]:
-    """Return the gradients of ⟨z, v⟩ by the outputs of layers."""
+    """Return the gradients of ⟨z, v⟩ with respect to the outputs of layers."""
     with torch.enable_grad():
         products = [(x * torch.randn(x.shape, generator=generator).to(x)).sum() for x in outputs]
         if not products or not calls:

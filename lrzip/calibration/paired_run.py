@@ -34,7 +34,7 @@ class PairedRun:
         self.compressed: list[dict[Node, Any]] = [dict(zip(placeholders, run, strict=True)) for run in runs]
 
     def walk(self, needs: Callable[[Node], Sequence[Node]]) -> Iterator[Node]:
-        """Yield each node after it was computed in the dense program and before it is in the compressed one.
+        """Yield each node after it is computed in the dense program and before it is computed in the compressed one.
 
         Args:
             needs: Returns the nodes whose values must be present, in both programs, when a node is yielded.

@@ -28,12 +28,12 @@ class Affine:
 
 @dataclass(frozen=True)
 class Regression:
-    """Ridge regression of an affine map, drawn to the dense layer.
+    """Ridge regression of an affine map, regularized towards the dense layer.
 
     Attributes:
         inputs: Moments of the inputs.
-        prior: The dense layer, to which the weight is drawn, and whose constants are kept unless they are free.
-        free: Whether constants are fitted too. Otherwise an error of the mean counts like any other.
+        prior: The dense layer, towards which the weight is regularized. Its constants are kept unless `free`.
+        free: Whether constants are fitted too. Otherwise errors of the mean are minimized along with all others.
     """
 
     inputs: Moments
@@ -42,7 +42,7 @@ class Regression:
 
     @property
     def about(self) -> Moments:
-        """The moments that weigh errors of the weight: centered if constants are free."""
+        """The moments by which errors of the weight are weighted: centered if constants are free."""
         return self.inputs.centered if self.free else self.inputs
 
     def matrices(self, targets: Targets) -> Tensor:

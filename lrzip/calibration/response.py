@@ -2,7 +2,7 @@
 
 ‖r(t) − r(Wx + c)‖² with r = ReLU is minimized by alternation: an auxiliary z takes the place of Wx + c,
 λ‖z − (Wx + c)‖² is added, and z, element by element, and (W, c), by regression, are solved for in turn. Errors where
-both sides are negative cost nothing, so that more of the rank is left for the rest.
+both arguments are negative cost nothing, so the rank is available for the others.
 """
 
 from collections.abc import Callable, Iterable

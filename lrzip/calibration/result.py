@@ -1,4 +1,4 @@
-"""The result of observing a network on calibration data, and the factors that follow from it."""
+"""The result of observing a network on calibration data, from which factors are fitted."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,7 +55,7 @@ class Calibration:
 
     @property
     def scarce(self) -> Mapping[str, tuple[int, int]]:
-        """The layers observed at fewer positions than their weight has columns: both numbers, by name."""
+        """For each layer observed at fewer positions than its weight has columns, these two numbers."""
         sizes = {layer.name: layer.input_size for layer in self.layers if not layer.kind.is_indexed}
         counts = {name: moments.count for name, moments in self.statistics.items()}
         return {name: (counts[name], size) for name, size in sizes.items() if counts.get(name, size) < size}

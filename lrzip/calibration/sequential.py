@@ -53,7 +53,7 @@ class Job:
         factorize: Names of the layers to factorize; the others stay dense and are refitted.
         fit: Computes factors.
         statistics: Moments in the dense network, for layers that cannot be fitted in sequence.
-        corrections: What may be changed.
+        corrections: Corrections to make.
         positions: Approximate number of spatial positions per layer that are used.
     """
 
@@ -124,8 +124,8 @@ class _Fitter:
         """Find the weight of a layer in the compressed program."""
         layer, old = call.layer, self._dense_weight(call)
         if len(call.weight.users) > 1 or not layer.kind.is_regression:
-            # Several calls have several targets, and the outputs of the other kinds are not products with inputs by
-            # spatial position, so these layers are factorized on their own.
+            # A weight with several users has several targets, and outputs of kinds that are not regressions are not
+            # products with inputs at each position, so these layers are factorized independently.
             if layer.name in self._job.factorize:
                 self._put_factors(call, self._job.fit(layer, old, self._job.statistics[layer.name]))
             return
@@ -151,7 +151,7 @@ class _Fitter:
         name = call.layer.name
         before = self.found.factors.get(name)
         self._put(call, better.matrices, regression.about)
-        if before:  # the refined weight has its rank already, so that its factors have no error of their own
+        if before:  # the refined weight already has this rank, so its factors add no error
             self.found.factors[name] = replace(self.found.factors[name], output_error=before.output_error)
         return better
 
@@ -241,10 +241,10 @@ class _Fitter:
         self._run.replace(node, changed)
 
     def _shift(self, epilogue: Epilogue) -> Callable[[Tensor], None] | None:
-        """Return a function that corrects the mean of a layer's outputs W′x, or None if nothing may or can do so.
+        """Return a function that corrects the mean of a layer's outputs W′x, or None if that is not wanted or possible.
 
-        The function takes the constants c of W′x + c, and changes the layer's bias to c, or the running mean of the
-        batch norm by what the layer's own bias lacks of c.
+        The function takes the constants c of W′x + c. It sets the layer's bias to c, or subtracts the difference
+        between c and the layer's bias from the running mean of the batch norm.
         """
         if not self._job.corrections.bias:
             return None

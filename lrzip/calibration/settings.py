@@ -20,7 +20,7 @@ class CalibrationSettings:
         batch_size: Samples per batch.
         corrections: Corrections to make; None for all that are possible.
         preparation: Normalization of the inputs of files. Its augmentation applies to the reconstruction only.
-        positions: Approximate number of spatial positions per layer to use over all samples; of images, every few rows.
+        positions: Approximate number of spatial positions per layer to use over all samples, by skipping rows.
         memory: Bytes that second moments may take at a time; layers that need more are observed in several passes.
         seed: Seed of the choice of samples.
         reconstruct: Number of training steps that bring the outputs of the factorized network close to the dense ones

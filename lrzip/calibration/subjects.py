@@ -1,4 +1,4 @@
-"""Subjects of a calibration, which runs them: live networks, and programs in files."""
+"""Subjects that a calibration runs: live networks, and programs in files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Subject(Protocol):
         ...
 
     def program(self, arguments: Arguments) -> ExportedProgram:
-        """Return that program, traced on arguments like these."""
+        """Return that program; a live network is traced with the arguments."""
         ...
 
     def weight_name(self, layer: Layer) -> str:
@@ -105,7 +105,7 @@ class Stored:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """None: the file does not say."""
+        """None, since the file does not state it."""
         return None
 
     @property

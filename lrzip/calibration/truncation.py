@@ -52,7 +52,7 @@ class Truncation:
         return tuple(sorted({min(spectrum.rank_for_energy(energy), most) for energy in _ENERGIES} - {0}))
 
     def weight(self, layer: Layer, weight: Tensor, rank: int) -> Tensor:
-        """Return the dense weight of the factors of some rank."""
+        """Return the dense weight of the factors of a rank."""
         found = self.decomposition.factorize(
             layer,
             weight,
@@ -80,7 +80,7 @@ class Truncation:
 def measure_output_changes(
     program: ExportedProgram, layers: Mapping[str, Layer], batches: Sequence[Arguments], truncation: Truncation
 ) -> dict[str, MeasuredChanges]:
-    """Return the mean squared changes of the outputs of a program when one layer alone has some ranks.
+    """Return the mean squared changes of the outputs of a program when one layer at a time is truncated.
 
     Args:
         program: The program, in evaluation mode.

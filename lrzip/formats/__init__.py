@@ -4,7 +4,7 @@ from lrzip.core.registry import Registry
 
 FORMATS = Registry(
     "format",
-    {  # asked in this order whether they match a path
+    {  # tested in this order for whether they match a path
         "foreign": "lrzip.formats.torch.foreign:FORMAT",
         "huggingface": "lrzip.formats.safetensors.huggingface:FORMAT",
         "sharded-safetensors": "lrzip.formats.safetensors.sharded:FORMAT",

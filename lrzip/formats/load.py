@@ -17,8 +17,9 @@ Module = TypeVar("Module", bound=nn.Module)
 def load_into(model: Module, path: str | Path, *, key: str | None = None, trust: bool = False) -> Module:
     """Load a compressed checkpoint into the dense network that it was made from, in place.
 
-    Each layer that is stored as factors is replaced by an `nn.Sequential` with the stride, padding, dilation, device
-    and dtype of the layer. Then the state_dict is loaded with `strict=True`. A dense checkpoint is loaded unchanged.
+    Each layer that is stored as factors is replaced by a module of these factors, usually an `nn.Sequential`, with the
+    stride, padding, dilation, device and dtype of the layer. Then the state_dict is loaded with `strict=True`. A dense
+    checkpoint is loaded unchanged.
 
     Args:
         model: Instance of the original class; its weights are overwritten.

@@ -51,7 +51,7 @@ class Source(Protocol):
 
 @runtime_checkable
 class BiasedNodes(Protocol):
-    """Source whose layers are nodes of a graph, which hold biases that are tensors of their own."""
+    """A source whose layers are nodes of a graph, and which lists their biases as separate tensors."""
 
     def bias_of(self, layer: Layer) -> TensorSpec | None:
         """Return the bias that all nodes with the weight of a layer, and nothing else, use; None if there is none."""
@@ -59,7 +59,7 @@ class BiasedNodes(Protocol):
 
 
 def with_bias(source: Source, layer: Layer) -> Layer:
-    """Return a layer with its bias, also where the source lists that as a tensor of its own."""
+    """Return a layer with its bias, even if the source lists the bias as a separate tensor."""
     return replace(layer, bias=source.bias_of(layer)) if isinstance(source, BiasedNodes) else layer
 
 
@@ -118,7 +118,7 @@ class Checkpoint(Source, Protocol):
 
 @runtime_checkable
 class Nested(Protocol):
-    """A checkpoint that may hold its state_dict inside of other entries."""
+    """A checkpoint that may hold its state_dict inside other entries."""
 
     def bare(self) -> Checkpoint:
         """Return a view of the same tensors without the entries around them."""
@@ -234,7 +234,7 @@ class Format(Protocol):
         is_program: Whether outputs are executable programs, which can be written only from a program of this format.
         holds_entries: Whether files can hold entries beside the tensors, such as the epoch or an optimizer's state.
         holds_metadata: Whether files can hold strings that describe them.
-        stores_kinds: Whether files tell the kinds of their factorized layers, so that the factors of a transposed
+        stores_kinds: Whether files record the kinds of their factorized layers, so that the factors of a transposed
             linear layer are not mistaken for those of a linear layer.
     """
 

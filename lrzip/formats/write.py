@@ -25,7 +25,7 @@ class Rewriter:
         self._writer = writer
 
     def put(self, decision: Factorize, found: GroupFactors) -> None:
-        """Write the factors that a decision puts in the place of layers."""
+        """Write the factors that replace the layers of a decision."""
         weights = [weight for factors in found.members for weight in factors.weights]
         for spec, weight in zip(decision.outputs, weights, strict=True):
             self._writer.put(spec.name, weight)
@@ -61,7 +61,7 @@ def create(
 
 
 def _refuse_unrecognizable(destination: Path, source: Checkpoint, layout: Sequence[Entry]) -> None:
-    """Refuse factors of transposed linear layers, which an output without kinds would present as linear."""
+    """Refuse factors of transposed linear layers, which, without their kind, would be taken for linear ones."""
     stored = {f"{module}.0.weight": layer.kind for module, layer in (source.dense_layers or {}).items()}
     kinds = ((entry, entry.kind or stored.get(entry.spec.name)) for entry in layout)
     found = next((entry for entry, kind in kinds if kind and kind.is_stored_transposed), None)

@@ -1,1 +1,1 @@
-"""Linear algebra: tensors in, tensors out. Drivers for callers are here, their building blocks in `blocks`."""
+"""Linear algebra on tensors: the public functions, built from the parts in `lrzip.linalg.blocks`."""

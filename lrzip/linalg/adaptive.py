@@ -1,4 +1,4 @@
-"""Fixed-precision problem: orthonormal bases that grow until a given error is reached, for unknown rank."""
+"""Fixed-precision approximation: orthonormal bases that grow until the error is at most a given tolerance."""
 
 from dataclasses import dataclass
 from math import pi, sqrt
@@ -10,10 +10,10 @@ from lrzip.linalg.blocks.orthogonal import ensure_orthogonal, orthonormalize
 from lrzip.linalg.blocks.scaling import UnitScaled, unit_scaled
 from lrzip.linalg.blocks.sketches import gaussian
 
-# Residuals below this many eps of a column or a matrix are rounding.
+# Residuals below this many eps times the norm of the column or matrix are rounding errors.
 _ROUNDING = 10
-# Below this many eps of ‖A‖², a difference of sums of squares no longer gives the error to 1 % (Yu, Gu & Li 2018,
-# theorem 3: √(4 · unit roundoff / 0.01), which is 2e-7 of ‖A‖ in float64 and 5e-3 in float32).
+# A squared error below this many eps · ‖A‖² is not accurate to 1 % as a difference of sums of squares (Yu, Gu & Li
+# 2018, theorem 3: errors below √(4 · unit roundoff / 0.01) ‖A‖, which is 2e-7 ‖A‖ in float64 and 5e-3 ‖A‖ in float32).
 _TRUSTED = 200
 # Rows of the residual that are formed at a time.
 _BLOCK_ROWS = 1024
@@ -42,8 +42,8 @@ def adaptive_range(matrix: Tensor, tolerance: float, *, probes: int = 10, genera
     Halko, Martinsson & Tropp (2011), algorithm 4.2, with every new vector orthogonalized twice. `probes` products
     (I − QQᵀ)Aω bound the error at every size (lemma 4.1), and the oldest one becomes the next vector of the basis.
 
-    Errors below some 80 eps ‖A‖_F are invisible behind rounding: with a smaller tolerance the basis stops growing
-    there, as further vectors would be noise.
+    Errors below about 80 eps ‖A‖_F cannot be distinguished from rounding errors. With a smaller tolerance the basis
+    stops growing there, since further vectors would be noise.
 
     Args:
         matrix: Real and finite, shape (m, n), float32 or float64.
@@ -53,8 +53,8 @@ def adaptive_range(matrix: Tensor, tolerance: float, *, probes: int = 10, genera
 
     Returns:
         q (m, l) with orthonormal columns, in the dtype and on the device of `matrix`; l = 0 if ‖A‖₂ itself is at most
-        the tolerance, and at most min(m, n). l exceeds the smallest possible size, by more for slower decay of the
-        spectrum.
+        the tolerance, and at most min(m, n). l exceeds the smallest possible size, the more the slower the spectrum
+        decays.
     """
     scaled = unit_scaled(matrix)
     residuals = scaled @ _gaussian(matrix, probes, generator)  # (m, probes)
@@ -81,7 +81,7 @@ def randqb_ei(matrix: Tensor, *, error: float, block: int = 16, power_iterations
 
     The difference is summed in float64, but b carries the rounding of its dtype: errors below √(200 eps), 5e-3 in
     float32, cannot be computed in this way (theorem 3), and the residual is formed instead, by blocks of rows. Errors
-    below 10 eps are rounding; with a smaller `error` the basis stops growing there.
+    below 10 eps are rounding errors; with a smaller `error` the basis stops growing there.
 
     Args:
         matrix: Real and finite, shape (m, n), float32 or float64.
@@ -115,15 +115,15 @@ def randqb_ei(matrix: Tensor, *, error: float, block: int = 16, power_iterations
 def rank_for_energy(qb: QB, share: float) -> int:
     """Return the smallest rank r ≥ 1 with Σ_{i≤r} σᵢ(b)² ≥ share · ‖A‖_F².
 
-    Since σᵢ(b) ≤ σᵢ(A), it is never below the rank for the spectrum of A itself, and the leading r singular triplets of
-    q b keep that share of A.
+    Since σᵢ(b) ≤ σᵢ(A), r is never below the rank found from the spectrum of A itself, and the leading r singular
+    triplets of q b keep that share of ‖A‖_F².
 
     Args:
         qb: A factorization whose error is at most √(1 − share).
         share: Above 0 and below 1.
 
     Raises:
-        ValueError: The factorization does not contain that share of A at any rank.
+        ValueError: The factorization does not reach that share of ‖A‖_F² at any rank.
     """
     values = torch.linalg.svdvals(qb.b / (qb.norm or 1.0))
     energies = torch.cumsum(values.double().square(), 0)
@@ -151,7 +151,7 @@ def _next_columns(scaled: UnitScaled, q: Tensor, b: Tensor, sketch: Tensor, powe
 
 
 def _orthogonalized(basis: Tensor, columns: Tensor) -> Tensor:
-    """Return orthonormal columns that are orthogonal to a basis and span what the given columns add to it."""
+    """Return orthonormal columns, orthogonal to a basis, that span the parts of the given columns outside of it."""
     for _ in range(2):  # twice is enough (Giraud, Langou & Rozložník 2005) if they add more than rounding
         columns = orthonormalize(columns - basis @ (basis.mT @ columns))
     return ensure_orthogonal(basis, columns, columns) if basis.shape[1] else columns

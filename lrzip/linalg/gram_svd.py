@@ -24,7 +24,7 @@ _PROBE_SHARE = 8
 
 
 def find_subspace(matrix: Tensor, rank: int, *, solver: Solver, generator: Generator) -> Subspace:
-    """Return the leading `rank` singular vectors of the smaller side of a matrix, by `auto` or `gram`.
+    """Return the leading `rank` singular vectors of the smaller side of a matrix, by method `auto` or `gram`.
 
     `gram` computes eigenvectors of the Gram matrix: all of them, or the leading ones by block Lanczos, whichever costs
     less; in float32 if that provably meets the tolerance, else in float64, and by LAPACK if even float64 does not meet
@@ -79,7 +79,7 @@ def project(matrix: Tensor, subspace: Subspace, rank: int) -> TruncatedSVD:
 
 
 def _left_by_probe(matrix: Tensor, rank: int, generator: Generator) -> float:
-    """Return the share of the energy that a small sketch leaves; 1 where a sketch of full size would not pay anyway."""
+    """Return the share of the energy that a small sketch leaves; 1 if a sketch of full size could not pay off."""
     side = min(matrix.shape)
     if side < _PROBE_FROM or rank > side // _PROBE_SHARE:
         return 1.0

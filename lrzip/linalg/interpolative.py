@@ -10,7 +10,7 @@ _LARGEST_COEFFICIENT = 2.0
 
 
 def row_interpolative(basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a subset of the rows of an orthonormal basis, and the coefficients that express all rows by it.
+    """Return the indices of l rows of an orthonormal basis, and coefficients that express all rows by these.
 
     basis = x @ basis[indices], with x[indices] the identity and |x| ≤ 2: an interpolative decomposition in the sense of
     Halko, Martinsson & Tropp (2011), section 3.2.3. It starts from the rows that LU with partial pivoting selects, then

@@ -21,10 +21,10 @@ Triplets = tuple[Tensor, Tensor, Tensor]
 
 
 def sketched_svd(matrix: Tensor, rank: int, solver: Solver, generator: Generator) -> TruncatedSVD:
-    """Return the leading `rank` singular triplets by a sketch, or by the Gram matrix if that misses the tolerance.
+    """Return the leading `rank` singular triplets from a sketch, or from the Gram matrix if that misses the tolerance.
 
     Args:
-        matrix: Finite, shape (m, n), with squares in range.
+        matrix: Finite, shape (m, n); its squares must neither overflow nor underflow.
         rank: Between 1 and min(m, n).
         solver: Its method is one of `SKETCHES`.
         generator: Source of the sketch, on the CPU.

@@ -17,7 +17,7 @@ from lrzip.linalg.solver import TruncatedSVD as TruncatedSVD
 SUBSPACE_METHODS = ("auto", "gram")
 """Methods that compute the leading singular subspace first, by `find_subspace`."""
 METHODS = (*SUBSPACE_METHODS, "exact", *SKETCHES)
-# The smallest eigenvalue of a float32 Gram matrix must be exact to this share for float32 to be used.
+# Largest relative error of the smallest singular value for a float32 Gram matrix to be used.
 _RESOLUTION = 1e-3
 # Matrices with this many times more rows than columns tend to be well conditioned, so float32 is tried first.
 _TALL = 2
@@ -26,8 +26,9 @@ _TALL = 2
 def singular_values(matrix: Tensor) -> Tensor:
     """Return all singular values of a matrix.
 
-    float64 matrices are computed by LAPACK. Lower precisions use the Gram matrix of the smaller side: in float32 if
-    that gives the smallest singular value to 0.1 %, else in float64, whose eigenvalues have errors of a few eps₆₄ σ₁².
+    Those of float64 matrices are computed by LAPACK. Lower precisions use the Gram matrix of the smaller side: in
+    float32 if that gives the smallest singular value to 0.1 %, else in float64, where the errors of its eigenvalues are
+    a few eps₆₄ σ₁².
     Every σ above 1e-7 σ₁ is then exact to float32 precision, and smaller ones are noise in a float32 matrix.
 
     Args:
@@ -59,14 +60,14 @@ def truncated_svd(matrix: Tensor, rank: int, *, solver: Solver, generator: Gener
     cannot be shown to meet it, is replaced by a decomposition from the Gram matrix.
 
     Args:
-        matrix: Real and finite, shape (m, n), any floating-point dtype and strides. float16 and bfloat16 are computed
-            in float32.
+        matrix: Real and finite, shape (m, n), any floating-point dtype and strides. Computations with float16 and
+            bfloat16 use float32.
         rank: Between 1 and min(m, n).
         solver: Method and its parameters.
         generator: Source of sketches, on the CPU.
 
     Returns:
-        u, s, vh in the dtype computed in and on the device of `matrix`, with the method and the checked excess.
+        u, s, vh in the dtype of the computation, on the device of `matrix`, with the method and the checked excess.
 
     Raises:
         ValueError: The rank is out of range, or the matrix is not finite.

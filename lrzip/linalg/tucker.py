@@ -35,7 +35,7 @@ def tucker2(tensor: Tensor, ranks: tuple[int, int]) -> Tucker2:
 
     Higher-order orthogonal iteration (De Lathauwer, De Moor & Vandewalle 2000, 'On the best rank-1 and rank-(R1,…,RN)
     approximation', section 4), starting from the truncated higher-order SVD: each step computes the optimal basis of
-    one mode for the basis of the other, so the error never increases. The squared error is therefore at most the sum of
+    one mode given that of the other, so the error never increases. The squared error is therefore at most the sum of
     the squared tails of both unfoldings, and at least the larger of them. The minimum may be local.
 
     Args:

@@ -43,8 +43,8 @@ def noise_rank(values: Tensor, shape: tuple[int, int], *, residual: float = 0.0)
 
     This is the global minimum of the free energy, analytic except for the noise variance (Nakajima, Sugiyama, Babacan &
     Tomioka 2013, JMLR 14:1-37), with the threshold and the bounds on the noise variance of Nakajima, Tomioka, Sugiyama
-    & Babacan 2015 (JMLR 16:3757-3811). The rank is rather too low than too high: it is 0 if no singular value exceeds
-    the threshold, as for every matrix with one row or column, and always below mn / (m + n), so factors of that rank
+    & Babacan 2015 (JMLR 16:3757-3811). The estimate errs on the low side: it is 0 if no singular value exceeds the
+    threshold, as for every matrix with one row or column, and always below mn / (m + n), so factors of that rank
     are smaller than the matrix. A matrix of that rank or more cannot be distinguished from noise.
 
     Args:

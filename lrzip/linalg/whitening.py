@@ -1,4 +1,4 @@
-"""Whitening by a second moment: weighted least squares in place of plain approximation of matrices.
+"""Whitening by a second moment, which reduces weighted low-rank approximation to the unweighted problem.
 
 ‖(W − W′)X‖_F² = ‖(W − W′)S‖_F² with S the symmetric root of XXᵀ, so the optimal W′ of a given rank is the truncated SVD
 of WS, multiplied by S⁻¹. S is computed by an eigendecomposition with damped eigenvalues; unlike a Cholesky
@@ -31,7 +31,8 @@ class Whitening:
         """Return the root of a damped second moment.
 
         Args:
-            moment: Positive semidefinite (n, n), or the diagonal (n,) of a diagonal one. Zero moments count as white.
+            moment: Positive semidefinite (n, n), or the diagonal (n,) of a diagonal one. A zero moment yields a
+                multiple of the identity.
             damping: Positive number to add to all eigenvalues, as a share of the mean of the diagonal.
         """
         exact = moment.double()

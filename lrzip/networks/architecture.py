@@ -47,7 +47,7 @@ class ModuleInfo:
 def module_info(module: nn.Module) -> ModuleInfo:
     """Describe a module by its class and attributes.
 
-    A subclass is of the kind of its parent if it does not override `forward`.
+    A subclass has the kind of its parent class if it does not override `forward`.
     """
     kind = _kind(module)
     if kind is None:
@@ -98,7 +98,7 @@ class Architecture:
     """Description of a network, by which the tensors of its checkpoints are recognized.
 
     Attributes:
-        layers: Descriptions of the modules with a weight, by path; `x.in_proj` stands for the input projections of an
+        layers: Descriptions of the modules with a weight, by path; `x.in_proj` denotes the input projections of an
             nn.MultiheadAttention `x`.
         classes: Names of the classes of all modules, by path.
         shapes: Shapes of all tensors of the state_dict, by name.
@@ -112,7 +112,7 @@ class Architecture:
 
     @classmethod
     def of(cls, model: nn.Module) -> "Architecture":
-        """Describe a live network, whatever values its weights have."""
+        """Describe a live network, regardless of the values of its weights."""
         modules = dict(model.named_modules(remove_duplicate=False))
         attentions = {name: module for name, module in modules.items() if isinstance(module, nn.MultiheadAttention)}
         state = model.state_dict(keep_vars=True)

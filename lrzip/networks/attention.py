@@ -8,15 +8,15 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 PROJECTIONS = 3
-"""Number of input projections (query, key, value), which nn.MultiheadAttention stores as one (3 · width, width)."""
+"""Number of input projections (query, key, value), stacked by nn.MultiheadAttention as (3 · width, width)."""
 
 
 class SplitAttention(nn.Module):
     """Multi-head attention whose three input projections are products of two matrices each.
 
-    nn.MultiheadAttention multiplies by `in_proj_weight` itself, so its projections cannot be replaced by modules. Here
+    nn.MultiheadAttention reads `in_proj_weight` directly, so its projections cannot be replaced by modules. Here
     `in_proj` holds both stages: `in_proj.0.weight` (3 · rank, width), and `in_proj.1.weight` (3 · width, rank) with the
-    bias (3 · width,). Query, key and value use one third of each.
+    bias (3 · width,). Query, key and value each use one third of the rows.
 
     Args:
         attention: Module to replace, with equal widths of query, key and value, without `add_bias_kv` and

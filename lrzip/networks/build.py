@@ -18,8 +18,8 @@ def build(spec: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
     """Import and call a class or factory, and return the network in evaluation mode.
 
     Args:
-        spec: Name of the form `pkg.mod:Net`, also importable from the working directory. Dots after the colon access
-            attributes. A name of a network, instead of a class or factory, is returned without a call.
+        spec: Name of the form `pkg.mod:Net`; the working directory is searched too. Dots after the colon access
+            attributes. If the name refers to a network instead of a class or factory, it is returned without a call.
         arguments: Keyword arguments of the call.
 
     Raises:
@@ -46,8 +46,8 @@ def locate(spec: str, parameter: str) -> Any:
     """Import the object that `pkg.mod:name` names, which executes the code of its module.
 
     Args:
-        spec: Name, also importable from the working directory. Dots after the colon access attributes.
-        parameter: Parameter that the name was given for, for messages.
+        spec: Name; the working directory is searched too. Dots after the colon access attributes.
+        parameter: Name of the parameter that received `spec`, for messages.
 
     Raises:
         UsageError: `spec` has no colon.

@@ -23,7 +23,7 @@ class Evidence:
 
     Attributes:
         tensors: All tensors by name.
-        channels: First sizes of all tensors, which are numbers of output channels, and 3 for color images.
+        channels: First sizes of all tensors, which are their numbers of output channels, and 3 for color images.
         first_conv: Name of the first convolution, whose input channels are not the output of another tensor.
         transposed: Last names of the modules whose biases prove that their weights are stored (in, out).
         members: All tensors at or below each module, by module and by the rest of their name.
@@ -100,7 +100,7 @@ class Evidence:
         return None
 
     def _may_be_grouped(self, layer: Layer) -> bool:
-        """Return whether a weight looks like those of ResNeXt: (out, out / groups, *kernel), after `out` channels."""
+        """Return whether a weight looks grouped as in ResNeXt: (out, out / groups, *kernel) on `out` channels."""
         out, channels = layer.weight.shape[:2]
         return (
             out > channels

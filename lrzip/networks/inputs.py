@@ -71,7 +71,7 @@ def example_inputs(inputs: Sequence[InputShape], batch: int = 1) -> tuple[Tensor
 
 
 def run(model: Any, inputs: Sequence[InputShape], *, batch: int = 1) -> list[Tensor]:
-    """Return the output tensors of a network for random inputs, in the order of their nesting.
+    """Return the output tensors of a network for random inputs, as a flat list.
 
     Raises:
         LrzipError: The network does not take inputs of these shapes.
@@ -84,7 +84,7 @@ def run(model: Any, inputs: Sequence[InputShape], *, batch: int = 1) -> list[Ten
 
 
 def outputs_of(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Return the output tensors of a network, in the order of their nesting."""
+    """Return the output tensors of a network as a flat list, whatever containers hold them."""
     with torch.no_grad():
         leaves = torch.utils._pytree.tree_leaves(model(*inputs))
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]

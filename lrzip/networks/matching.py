@@ -34,9 +34,9 @@ def wrapper_prefix(names: Iterable[str], *, trainer: bool) -> str:
 
 
 def match_names(path: Path, tensors: Mapping[str, TensorSpec], architecture: Architecture) -> Mapping[str, TensorSpec]:
-    """Return the tensors of a file by the names of a network, without the prefixes of wrappers.
+    """Return the tensors of a file by their names in a network, without the prefixes of wrappers.
 
-    Layers may be stored as factors. Of tensors that the network shares between modules, the file may hold one.
+    Layers may be stored as factors. A tensor that the network shares between modules may be stored only once.
 
     Args:
         path: Path of the file, for messages.

@@ -30,7 +30,7 @@ class Select(nn.Module):
     """Keep some channels of the input.
 
     Args:
-        count: Number of channels that are kept. Which ones is the buffer `index` (count,) int64.
+        count: Number of channels to keep. The buffer `index` (count,) int64 holds their indices.
         axis: Axis of the channels.
     """
 
@@ -47,13 +47,13 @@ class Select(nn.Module):
 
 
 class Reshape(nn.Module):
-    """View the last axes of the input as other sizes, permute them, and view them as others again.
+    """Reshape the last axes of the input, permute them, and reshape them again.
 
     Args:
         axes: Number of last axes that are rearranged.
-        view: Sizes of the view.
-        order: Permutation of its axes.
-        shape: Sizes of the result.
+        view: Sizes after the first reshaping.
+        order: Permutation of these axes.
+        shape: Sizes after the second reshaping.
         bias: Whether a bias is added to the last axis of the result.
     """
 
@@ -67,7 +67,7 @@ class Reshape(nn.Module):
         self.register_parameter("bias", nn.Parameter(torch.zeros(shape[-1])) if bias else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the rearranged input; leading axes stay."""
+        """Return the rearranged input; leading axes are unchanged."""
         leading = x.shape[: x.dim() - self.axes]
         moved = x.reshape(*leading, *self.view).permute(
             *range(len(leading)), *(len(leading) + axis for axis in self.order)

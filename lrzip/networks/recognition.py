@@ -87,7 +87,7 @@ def _layer(module: str, info: ModuleInfo, kind: Kind, spec: TensorSpec, names: M
 
 
 def _reason(name: str, module: str, spec: TensorSpec, architecture: Architecture, evidence: Evidence) -> str:
-    """Return the reason why a tensor of a module without a known kind is kept, as specific as inference knows it."""
+    """Return why a tensor of a module without a known kind is kept, as specifically as inference can tell."""
     inferred = infer_layer(spec.renamed(name), evidence)
     if isinstance(inferred, Keep) and not inferred.override and inferred.reason != NAMED_OTHERWISE:
         return inferred.reason

@@ -24,7 +24,7 @@ _TRANSPOSED: Mapping[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 
 
 
 def replacement(stored: Stored, model: nn.Module) -> tuple[str, nn.Module]:
-    """Return the module that has to stand in a network so that a structure's tensors have their names in it.
+    """Return the module that represents a structure in a network, where its tensors have their stored names.
 
     Returns:
         The path of a module of `model`, and the module to put there.
@@ -50,7 +50,7 @@ def build(stored: Stored, layer: nn.Module) -> nn.Module:
 
     Args:
         stored: The structure.
-        layer: nn.Linear, nn.Embedding, a convolution, a transposed one without groups, or transformers' Conv1D.
+        layer: nn.Linear, nn.Embedding, a convolution, a transposed convolution without groups, or transformers' Conv1D.
 
     Raises:
         LrzipError: The structure does not replace this layer.
@@ -99,7 +99,7 @@ class _Builder:
         layer = self._layer
         assert isinstance(layer, nn.Embedding), "only embeddings are replaced by embeddings"
         options: dict[str, Any] = {"scale_grad_by_freq": layer.scale_grad_by_freq, "sparse": layer.sparse}
-        # A row of padding is zero in the narrow embedding too, so the output of what follows is.
+        # The row of the padding index is zero here too, and so is the output of the stages that follow.
         return nn.Embedding(stage.inputs, stage.outputs, layer.padding_idx, **options)
 
     def _convolution(self, stage: Stage, *, bias: bool) -> nn.Module:
@@ -123,7 +123,7 @@ class _Builder:
 
 
 def _along(stage: Stage, sizes: Sequence[int], other: int) -> tuple[int, ...]:
-    """Return the sizes of a layer along the axes that a stage takes from it, and another size along the rest."""
+    """Return the sizes of a layer along the axes that a stage takes from it, and `other` along the rest."""
     return tuple(size if takes else other for size, takes in zip(sizes, stage.axes, strict=True))
 
 
@@ -131,7 +131,7 @@ def replace_layer(model: nn.Module, stored: Stored, weights: Sequence[Tensor]) -
     """Replace a module of a network, in place, by a structure with these weights and with the layer's own bias.
 
     Returns:
-        The network, or the new module where the network was the layer itself.
+        The network, or the new module if the network is the layer itself.
     """
     weight = model.get_parameter(stored.dense_name)
     bias = model.get_parameter(stored.dense_bias_name) if stored.bias else None
@@ -164,7 +164,7 @@ def assemble(
         tensors: New values of other tensors, by their name in the network.
 
     Returns:
-        The network, or the new module where the network was a layer itself.
+        The network, or the new module if the network is a layer itself.
     """
     state = model.state_dict(keep_vars=True)
     with torch.no_grad():

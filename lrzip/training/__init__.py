@@ -1,4 +1,4 @@
 """Training and evaluation of networks: data, losses, metrics and the training loop.
 
-accelerate and torchmetrics are imported in this room only.
+accelerate and torchmetrics are imported in this package only.
 """

@@ -42,7 +42,7 @@ class Bench:
 
     Attributes:
         model: The network with the weights of the checkpoint, on the CPU.
-        teacher: The network to distil from, beside the labels.
+        teacher: The network to distil from, in addition to the labels; None without distillation.
         train: The training set.
         val: The validation set.
         learning: Data, loss, metrics and hyperparameters.
@@ -79,16 +79,16 @@ class Bench:
         return train(model, Data(self.train, self.val), self._objective, self.scorer, settings, execution)
 
     def gain(self, scores: Mapping[str, float]) -> float:
-        """Return the deciding metric, negated if less is better."""
+        """Return the deciding metric, negated if lower is better."""
         return self.scorer.gain(scores)
 
     @property
     def unit(self) -> float:
-        """The change of the deciding metric that is called a drop of 1: a percentage point for shares, else 1."""
+        """The change of the deciding metric that counts as a drop of 1: a percentage point for accuracies, else 1."""
         return _UNITS.get(self.scorer.first, 1.0)
 
     def input_shapes(self) -> tuple[str, ...]:
-        """Return the inputs of one sample as `input_shapes` takes them; none if they are named."""
+        """Return the shapes of the inputs in the form of `input_shapes`; empty if inputs are named."""
         inputs, _ = self.val.fetch([0])
         leaves = inputs if isinstance(inputs, tuple | list) else (inputs,)
         if not all(isinstance(leaf, Tensor) for leaf in leaves):
@@ -139,7 +139,7 @@ def make_bench(
         learning: Data, loss, metrics and hyperparameters.
         distil: Whether the network itself, which must be dense, is the teacher if no other is given.
         key: Entry of a nested file that holds the weights.
-        trust: Allow what would run code from the files.
+        trust: Whether reading may execute code from the files.
 
     Raises:
         UsageError: There is no validation set.

@@ -18,13 +18,14 @@ _BATCH = 512
 class Cache:
     """JSON documents by key, in memory and, if there is a path, in a file of JSON lines.
 
-    Each document is one line, written at once, so a process that dies loses only the one that it was computing.
+    Each document is written as one line as soon as it is stored, so a process that dies loses only the one that it was
+    computing.
 
     Args:
         path: The file, whose documents are loaded.
 
     Raises:
-        LrzipError: The file has other content.
+        LrzipError: The file cannot be read, or holds anything else.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -37,7 +38,7 @@ class Cache:
             if document is None:
                 raise LrzipError(f"`{path}` holds no results of lrzip: see line {number}. Give another name.")
             self._known[document["key"]] = document
-        # A process died while it wrote the last line, which is removed.
+        # An incomplete last line is removed: a process died while writing it.
         if path and incomplete:
             _write(path, text.removesuffix(incomplete), append=False)
 
@@ -46,7 +47,7 @@ class Cache:
 
     @property
     def lasting(self) -> bool:
-        """Whether the documents outlive the process, so that keys must distinguish whatever another run may ask for."""
+        """Whether the documents outlive the process, so that keys must also distinguish the requests of other runs."""
         return self._path is not None
 
     def get(self, key: str) -> Mapping[str, Any] | None:

@@ -20,7 +20,7 @@ class Evaluation:
     """Metrics of a checkpoint.
 
     Attributes:
-        scores: Values by metric; the first metric decides.
+        scores: Values by metric; the first metric is the deciding one.
         examples: Number of samples of the validation set.
         task: `classification` or `regression`.
     """
@@ -53,7 +53,7 @@ def evaluate(
         model: An instance of the dense architecture, changed in place.
         learning: Data and metrics.
         key: Entry of a nested file that holds the weights.
-        trust: Allow what would run code from the files.
+        trust: Whether reading may execute code from the files.
 
     Raises:
         LrzipError: The checkpoint or the data does not fit the network.

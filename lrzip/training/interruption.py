@@ -23,7 +23,7 @@ class Interruption:
 
 @contextmanager
 def interruption() -> Iterator[Interruption]:
-    """Handle SIGINT inside the context, in the main thread, where Python allows it; elsewhere do nothing."""
+    """Handle SIGINT inside the context if it is entered in the main thread, as Python requires; else do nothing."""
     handler = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield handler

@@ -22,7 +22,7 @@ class Learning:
         image_size: Side in pixels to which images of folders are resized.
         loss: `auto`, `cross_entropy`, `mse`, `kl` or `pkg.mod:fn`.
         label_smoothing: Label smoothing of the cross entropy, in [0, 1).
-        metrics: Names of metrics, the first of which decides; by default accuracy or R².
+        metrics: Names of metrics, the first of which is the deciding one; by default accuracy or R².
         teacher: Dense checkpoint for distillation; by default the checkpoint that is compressed.
         distillation: Weight and temperature of the distillation.
         settings: Hyperparameters of one brief fine-tune.

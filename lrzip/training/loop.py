@@ -41,7 +41,7 @@ class Execution:
         device: Device to compute on.
         workers: Number of processes that prepare batches; with 0, the training process prepares them.
         resume: File that the state is saved in. If it exists, training resumes from it.
-        identity: Values, by name, that must be equal to resume, beside the settings.
+        identity: Values by name that must match those in the file to resume, in addition to the settings.
         watch: Called after each step.
         log: Called after each evaluation.
     """
@@ -76,7 +76,7 @@ def train(
         execution: Device, file to resume from and callbacks.
 
     Raises:
-        LrzipError: A batch does not fit the network or the labels, or the file to resume from is of another training.
+        LrzipError: A batch does not fit the network or the labels, or the resume file belongs to another training.
     """
     execution = execution or Execution()
     keep_freed_blocks()
@@ -178,8 +178,8 @@ class _Run:
             if due and self._is_within_epoch():
                 self._save()
         if self._is_within_epoch():
-            # Saved before the evaluation that follows, which an uninterrupted training would not do here. The state
-            # may be the best so far, so it is evaluated; a second Ctrl-C skips that.
+            # The state may be the best so far, so it is evaluated. An uninterrupted training would not evaluate it
+            # here, so it is saved first; a second Ctrl-C skips the evaluation.
             self._save()
             self._end_epoch(number)
         else:

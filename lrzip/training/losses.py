@@ -58,9 +58,9 @@ class Distillation:
 
     Attributes:
         temperature: Temperature of the softmax of both outputs, whose Kullback-Leibler divergence is the loss (Hinton,
-            Vinyals & Dean 2015). None compares the outputs themselves by their mean squared difference, those of
-            classifications included (Ba & Caruana 2014): a ResNet-20 of half its parameters gained 49.4 percentage
-            points in 300 steps that way, and 48.4 at a temperature of 4.
+            Vinyals & Dean 2015). None compares the outputs themselves by their mean squared difference, also for
+            classification (Ba & Caruana 2014): a ResNet-20 with half of its parameters gained 49.4 percentage points
+            in 300 steps that way, and 48.4 at a temperature of 4.
         share: Weight of the teacher in the loss if there are labels, in (0, 1].
         layers: Weight of the relative squared difference of the outputs of the factorized layers; 0 ignores them.
     """
@@ -111,7 +111,7 @@ class TrainingLoss:
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[None]:
-        """Record the outputs of the factorized layers of student and teacher inside the context, if they are used."""
+        """Record the outputs of the factorized layers of student and teacher inside the context, if needed."""
         networks = ((model, self._student_outputs), (self.teacher or model, self._teacher_outputs))
         with ExitStack() as hooks:
             for network, outputs in networks:

@@ -59,11 +59,11 @@ class FunctionMetric(Metric):
 
 
 class Scorer:
-    """Computes metrics of networks; the first metric is the one that decides.
+    """Computes metrics of networks; the first one decides which state of a network is best.
 
     Args:
-        specs: Names in `METRICS`, or `pkg.mod:fn`, a function of all outputs and labels or a torchmetrics Metric. More
-            is better unless it has `higher_is_better = False`. By default `accuracy` or `r2`.
+        specs: Names in `METRICS`, or `pkg.mod:fn`, a function of all outputs and labels or a torchmetrics Metric.
+            Higher is better unless it has `higher_is_better = False`. By default `accuracy` or `r2`.
         task: The task.
 
     Raises:
@@ -80,7 +80,7 @@ class Scorer:
         self.higher_is_better = getattr(declaring, "higher_is_better", None) is not False
 
     def gain(self, scores: Mapping[str, float]) -> float:
-        """Return the first metric, negated if less is better; −∞ if it is not finite."""
+        """Return the first metric, negated if lower is better; −∞ if it is not finite."""
         value = scores[self.first]
         if not isfinite(value):
             return float("-inf")
@@ -115,7 +115,7 @@ class Scorer:
         keep_freed_blocks()
         with evaluating(model), torch.no_grad():
             for positions in _batches(len(samples), batch_size, share or Share()):
-                # A process without samples left runs the network all the same: sharded weights need all processes.
+                # A process without remaining samples still runs the network: sharded weights need all processes.
                 inputs, labels = _on_device(samples.fetch(positions or [0]), device)
                 output = apply(model, inputs).float()
                 if not positions:
@@ -140,7 +140,7 @@ def make_metric(name: str, task: Task) -> Metric:
 
     Raises:
         UsageError: There is no such metric, or it does not fit the task.
-        LrzipError: The code of the user is no metric.
+        LrzipError: The object of that name is not a metric.
     """
     if ":" in name:
         found = locate(name, "metrics")
@@ -176,7 +176,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _batches(count: int, batch_size: int, share: Share) -> Iterator[Sequence[int]]:
-    """Yield the positions of the batches of one process; all processes get equally many, the last may be empty."""
+    """Yield the positions of the batches of one process; all processes get equally many, so the last may be empty."""
     positions = range(share.rank, count, share.count)
     for start in range(0, len(range(0, count, share.count)), batch_size):
         yield positions[start : start + batch_size]
@@ -187,7 +187,7 @@ def _value(metric: Metric) -> float:
 
 
 def _call(name: str, function: Callable[[], Any]) -> Any:
-    """Call what may be code of the user."""
+    """Call a function that may run code of the user."""
     try:
         return function()
     except Exception as error:

@@ -15,7 +15,7 @@ def make_accelerator(device: str, amp: str) -> Accelerator:
     """Return the accelerator for a device and the processes of torchrun.
 
     Args:
-        device: `cpu`, `cuda`, `cuda:1`; under torchrun each process uses the GPU of its rank.
+        device: Such as `cpu`, `cuda` or `cuda:1`; under torchrun each process uses the GPU of its rank.
         amp: Precision of the forward pass: `no`, `bf16` or `fp16`.
 
     Raises:
@@ -34,8 +34,8 @@ def make_accelerator(device: str, amp: str) -> Accelerator:
 def precision(amp: str, device: str, *, images: bool) -> str:
     """Resolve `auto` to `bf16` where the device computes in it natively and the network convolves images, else `no`.
 
-    A step of ResNet-20 took 0.59 of the time on a core with AVX512-BF16; networks without convolutions gain little or
-    become slower.
+    With bf16, a step of ResNet-20 took 0.59 of the time on a core with AVX512-BF16; networks without convolutions
+    gain little or become slower.
 
     Args:
         amp: Requested precision.

@@ -20,7 +20,7 @@ _KEYS = {"lrzip_training", "settings", "model", "optimizer", "scaler", "best", "
 
 @dataclass
 class TrainingProgress:
-    """The progress of a training, beside its weights and its optimizer.
+    """The progress of a training, apart from its weights and its optimizer.
 
     Attributes:
         step: Number of steps taken.
@@ -43,7 +43,7 @@ class ResumeFile:
 
     Attributes:
         path: The file; None to save nothing.
-        identity: All that determines the training, by name: a file of a training with other values is refused.
+        identity: Everything that determines the training, by name; a file with other values is refused.
     """
 
     path: Path | None
@@ -97,7 +97,7 @@ def load_state(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None
 
     Args:
         path: The file.
-        identity: All that determines the training, by name; it must equal what the file records.
+        identity: Everything that determines the training, by name; it must equal what the file records.
 
     Raises:
         LrzipError: The file is damaged, is not a training state, or belongs to another training.

@@ -12,12 +12,12 @@ def rate_factor(schedule: str, step: int, steps: int, warmup: int, gains: Sequen
     """Return the factor of the learning rate in a step.
 
     Args:
-        schedule: `cosine` falls to 0 at the last step, `plateau` is divided by ten after every three epochs without a
-            better score, `constant` stays at 1.
+        schedule: `cosine` falls towards 0 at the end; `plateau` is divided by ten for every three epochs since the
+            best score, so it returns to 1 with a better one; `constant` stays at 1.
         step: Number of the step, from 0.
         steps: Number of steps of the whole training.
         warmup: Number of steps over which the rate rises linearly.
-        gains: Scores so far, the first before training; more is better.
+        gains: Scores so far, the first before training; higher is better.
     """
     if step < warmup:
         return (step + 1) / warmup

@@ -46,7 +46,8 @@ class Stepper:
             rate: Learning rate.
 
         Returns:
-            None if the loss or its gradient is not finite; the weights are then left unchanged.
+            The loss, or None if it or its gradient is not finite; the weights are then left unchanged. In fp16, a
+            gradient that is not finite only makes the gradient scaler skip the update.
 
         Raises:
             LrzipError: The batch does not fit the network, or the loss is not a differentiable scalar.

@@ -45,7 +45,7 @@ def load_student(
         model: The dense architecture of both networks, changed in place; None if the files contain their networks.
         teacher: Dense checkpoint of the teacher, if there is one.
         key: Entry of a nested source that holds the weights.
-        trust: Allow what would run code from the files.
+        trust: Whether reading may execute code from the files.
 
     Raises:
         LrzipError: A file does not fit the architecture, or contains no network.

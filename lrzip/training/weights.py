@@ -54,7 +54,7 @@ class Weights(Protocol):
 
 
 def place(model: nn.Module, settings: Settings, accelerator: Accelerator) -> Weights:
-    """Return the weights and the optimizer, on the device, replicated or sharded as the settings say.
+    """Return the weights and the optimizer, on the device, replicated or sharded according to the settings.
 
     Raises:
         UsageError: Sharding is requested with a single process.

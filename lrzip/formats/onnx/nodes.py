@@ -22,9 +22,9 @@ _GEOMETRY = {"strides": 1, "dilations": 1, "pads": 0}
 def replace_use(
     node: ir.Node, index: int, structure: Structure, tensors: Sequence[ir.Value], opset: int, name: Callable[[str], str]
 ) -> None:
-    """Put the nodes of a structure in the place of a node.
+    """Replace a node by the nodes of a structure.
 
-    The node becomes that of the last stage, with its name, its bias and, where nothing follows, its outputs.
+    The node is reused for the last stage and keeps its name, its bias and, if no other node follows, its outputs.
 
     Args:
         node: Conv, ConvTranspose, Gemm or MatMul.
@@ -32,7 +32,7 @@ def replace_use(
         structure: What replaces the layer.
         tensors: Initializers of the tensors of the structure, in the order of `lrzip.core.structure.leaves`.
         opset: Version of ONNX's own operators in the model.
-        name: Makes a name that is not taken from another one.
+        name: Returns an unused name, given a preferred one.
     """
     builder = _Builder(node, index, structure, iter(tensors), opset, name)
     (output,) = node.outputs
@@ -69,7 +69,7 @@ class _Builder:
         self._op_type, self._attributes = node.op_type, dict(node.attributes)
         self._groups = integer(node, "group", 1)
         self._bias = node.inputs[_BIAS_INPUT] if len(node.inputs) > _BIAS_INPUT else None
-        self._axes = 2 if node.op_type == "Gemm" else None  # of the input as it is rearranged
+        self._axes = 2 if node.op_type == "Gemm" else None  # number of axes of the input, updated as it is rearranged
         self._behind: ir.Node | None = None
 
     def emit(self, structure: Structure, x: ir.Value | None) -> ir.Value:
@@ -110,7 +110,7 @@ class _Builder:
         return self._insert(op_type, inputs, attributes)
 
     def _matmul(self, stage: Stage, x: ir.Value, weight: ir.Value) -> ir.Value:
-        """Return the product with the last of several axes, which Gemm does not have."""
+        """Return the product along the last axis; Gemm, which takes matrices only, becomes MatMul."""
         if integer(self._node, "transB", 0) and self._op_type == "Gemm":
             weight = self._insert("Transpose", [weight], [ir.AttrInt64s("perm", [1, 0])])
         if stage is not self._last:
@@ -119,7 +119,7 @@ class _Builder:
         return self._reuse("MatMul", x, weight, ())
 
     def _product(self, stage: Stage) -> list[ir.Attr]:
-        """Return the attributes of Gemm; those that scale products belong to the last stage alone."""
+        """Return the attributes of Gemm; only the last stage keeps those that scale products."""
         kept = self._attributes if stage is self._last else ("transB", "broadcast")
         return [self._attributes[name] for name in kept if name in self._attributes]
 
@@ -163,7 +163,7 @@ class _Builder:
         return self._insert("Add", [result, self._bias])
 
     def _reuse(self, op_type: str, x: ir.Value, weight: ir.Value, attributes: Sequence[ir.Attr]) -> ir.Value:
-        """Make the replaced node that of the last stage."""
+        """Reuse the replaced node for the last stage."""
         node = self._node
         node.op_type = op_type
         node.replace_input_with(self.position, x)
@@ -176,7 +176,7 @@ class _Builder:
         return node.outputs[0]
 
     def _insert(self, op_type: str, inputs: Sequence[ir.Value], attributes: Sequence[ir.Attr] = ()) -> ir.Value:
-        """Insert a node before the replaced one, or behind it once it is the last stage."""
+        """Insert a node before the replaced one, or after it once it is reused."""
         node, graph = self._node, _graph_of(self._node)
         made = ir.Node(
             node.domain,

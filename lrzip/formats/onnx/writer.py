@@ -161,7 +161,7 @@ class OnnxWriter:
                     value.shape = None
 
     def _replace(self, weight: ir.Value, structure: Structure, tensors: Sequence[ir.TensorProtocol]) -> None:
-        """Put the nodes of a structure in the place of each node that uses a weight."""
+        """Replace each node that uses a weight by the nodes of a structure."""
         producer, graph = weight.producer(), _graph_of(weight)
         values = [registered(graph, tensor) for tensor in tensors]
         opset = self._model.opset_imports.get("", 0)

@@ -46,7 +46,7 @@ class Pickled:
     left: int
 
     def tensor(self, value: Any) -> RawTensor | None:
-        """Return the tensor that an inert object stands for, or None if it is not a tensor or parameter."""
+        """Return the tensor that an inert object represents, or None if it is not a tensor or parameter."""
         name = value.name if isinstance(value, Inert) else None
         if name is None:
             return None

@@ -18,10 +18,10 @@ class Rates:
     """Time of float32 primitives, in seconds.
 
     Attributes:
-        product: Of one floating-point operation in a product of large matrices.
-        eigh_cubic: Of a symmetric eigendecomposition, per n³.
-        eigh_square: Of a symmetric eigendecomposition, per n², in addition.
-        step: Of one block step of Lanczos besides its products: small factorizations and calls.
+        product: Time per floating-point operation in a product of large matrices.
+        eigh_cubic: Time of a symmetric eigendecomposition per n³.
+        eigh_square: Additional time of a symmetric eigendecomposition per n².
+        step: Time of one block step of Lanczos apart from its products: small factorizations and calls.
     """
 
     product: float

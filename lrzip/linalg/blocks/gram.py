@@ -13,7 +13,7 @@ _PIECE = 512
 # Only blocks on and below the diagonal are computed: with 8 × 8 blocks these are 56 % of the products.
 _BLOCKS = 8
 _MIN_BLOCK = 64
-# The error of a computed Gram matrix of unit norm, and of the eigenvalues that LAPACK finds of it, in units of eps:
+# The error of a computed Gram matrix of unit norm, and of the eigenvalues that LAPACK finds for it, in units of eps:
 # rounding errors of blocked products do not accumulate as in the worst case.
 _ROUNDING = 4.0
 

@@ -111,7 +111,7 @@ def block_size(rank: int) -> int:
 
 
 def expected_dimension(rank: int) -> int:
-    """Return the dimension at which convergence is checked first: the one that σᵢ ∝ i^-½ needed."""
+    """Return the dimension at which convergence is checked first: the one that a spectrum σᵢ ∝ i^-½ required."""
     return int(1.6 * rank + (4 if rank >= _BLOCK else 3) * block_size(rank))
 
 

@@ -1,4 +1,4 @@
-"""Bounds on the norm of a positive semidefinite operator that is known by its products alone.
+"""Bounds on the norm of a positive semidefinite operator that is available only through products with vectors.
 
 k steps of Lanczos from a random vector give a Ritz value that is below (1 − ε) ‖B‖₂ with a probability of at most
 1.648 √n exp(−√ε (2k − 1)) (Kuczyński & Woźniakowski 1992, theorem 4.2). The Krylov space of several start vectors

@@ -42,7 +42,7 @@ class UnitScaled:
         return sum(float((block.double() * self.before * self.after).square().sum()) for block in blocks)
 
     def restore(self, values: Tensor) -> Tensor:
-        """Return values that are linear in the scaled matrix in units of the unscaled one."""
+        """Convert values that are linear in the scaled matrix to the scale of the original one."""
         return values / self.before / self.after
 
 

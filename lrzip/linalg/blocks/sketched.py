@@ -29,7 +29,7 @@ _PASSES = 3
 def sketched_subspace(
     matrix: Tensor, rank: int, *, tolerance: float, oversample: int, generator: Generator
 ) -> Subspace | None:
-    """Return the leading `rank` singular vectors of the smaller side from a sketch, or None without a proof.
+    """Return the leading `rank` singular vectors of the smaller side from a sketch, or None if unproven.
 
     AᵀA is applied to a Gaussian sketch of `rank` + `oversample` columns (Halko, Martinsson & Tropp 2011, algorithm 4.4,
     from the smaller side). If the sketch captures nearly all energy, interlacing proves that one application is enough.

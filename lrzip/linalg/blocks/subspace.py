@@ -27,7 +27,7 @@ class Subspace:
         vectors: (min(m, n), count), orthonormal, in the order of `squares`.
         energy: ‖A‖_F².
         shape: (m, n).
-        slack: Bound on the energy that the leading `rank` vectors miss against the best ones, divided by the rank.
+        slack: Bound, per vector, on the energy that the leading vectors miss compared with the best ones.
         floor: Squared error below which factors of this precision cannot approximate A.
         method: `gram`, `lanczos`, `lapack` or `randomized`, followed by ` in float64` if float32 was not enough.
     """

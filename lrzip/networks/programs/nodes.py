@@ -14,9 +14,9 @@ _CONVOLUTIONS = {1: _ATEN.conv1d.default, 2: _ATEN.conv2d.default, 3: _ATEN.conv
 
 
 def replace_call(user: Node, structure: Structure, tensors: Sequence[Node]) -> Node:
-    """Put the nodes of a structure in the place of a call of a layer.
+    """Replace a call of a layer by the nodes of a structure.
 
-    The call becomes that of the last stage, with its name, its metadata and its bias; new nodes are the others.
+    The node of the call is reused for the last stage and keeps its name and metadata; all other nodes are new.
 
     Args:
         user: Call of the layer.
@@ -24,7 +24,7 @@ def replace_call(user: Node, structure: Structure, tensors: Sequence[Node]) -> N
         tensors: Placeholders of the tensors of the structure, in the order of `lrzip.core.structure.leaves`.
 
     Returns:
-        The node that computes what the call did: the call itself, or one behind it.
+        The node that computes the output of the structure: the reused one, or a new one after it.
     """
     builder = _Builder(user, structure, iter(tensors))
     users = list(user.users)
@@ -127,7 +127,7 @@ class _Builder:
         return self._user
 
     def _insert(self, target: Any, args: tuple[Any, ...]) -> Node:
-        """Insert a node before the call, or behind it once it is the last stage, with the shapes it computes."""
+        """Insert a node before the call, or after it once the call is reused, with the shapes it computes."""
         graph = self._user.graph
         with graph.inserting_after(self._behind) if self._behind else graph.inserting_before(self._user):
             node = graph.call_function(target, args)
@@ -143,7 +143,7 @@ class _Builder:
 
 
 def _each(size: Any, axes: int) -> list[int]:
-    """Return the size for each axis that an argument of an operator stands for."""
+    """Expand a size argument of an operator to one size per axis."""
     sizes = list(size) if isinstance(size, Sequence) else [size]
     return sizes * axes if len(sizes) == 1 else sizes
 

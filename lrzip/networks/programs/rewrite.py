@@ -93,7 +93,7 @@ def rewrite(program: ExportedProgram, layout: Sequence[Entry], computed: Mapping
 
 
 def _alike(tensor: Tensor, old: Tensor) -> Tensor:
-    """Return a tensor in the place of another one: a parameter if that is one, unless it holds integers."""
+    """Return a tensor to replace `old`: a parameter if `old` is one, unless the tensor holds integers."""
     value = tensor.to(old.device).clone()
     is_parameter = isinstance(old, nn.Parameter) and value.is_floating_point()
     return nn.Parameter(value, old.requires_grad) if is_parameter else value
@@ -130,7 +130,7 @@ def write_program(program: ExportedProgram, file: IO[bytes], extra_files: Mappin
 
 
 def _layer(spec: TensorSpec, graph: "_Graph", names: _Names, reason: str | None) -> Layer | Keep:
-    """Return the layer of a tensor, or the tensor as kept; one that is not called `weight` becomes a module itself."""
+    """Return the layer of a tensor, or the tensor as kept; one that is not called `weight` gives the layer its name."""
     leaf = spec.name.rpartition(".")[2]
     module = spec.name.removesuffix("weight").removesuffix(".") if leaf == "weight" else spec.name
     name = module.removeprefix(names.prefix) or ROOT
@@ -217,7 +217,7 @@ class _Graph:
                 spec.target = to
 
     def resize(self, name: str, value: Tensor) -> None:
-        """Give a tensor the shape of another one."""
+        """Give the placeholder of a tensor the shape of a new value."""
         place = next(spec.arg.name for spec in self._specs if spec.target == name)
         node = next(node for node in self._module.graph.nodes if node.name == place)
         node.meta["val"] = node.meta["val"].fake_mode.from_tensor(value, static_shapes=True)

@@ -1,4 +1,4 @@
-"""Training, validation and test sets from files of arrays, folders of images, or code of the user."""
+"""Training, validation and test sets from files of arrays, folders of images, or user code."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Data:
-    """A training set and a validation set, or None without one."""
+    """A training set and an optional validation set."""
 
     train: Samples
     val: Samples | None
