@@ -1,1 +1,1 @@
-"""The public verbs, one a file."""
+"""The public functions, one per file."""

@@ -48,7 +48,7 @@ class LayerAnalysis:
         return noise_rank(values.values, values.shape).rank
 
     def to_dict(self, *, spectrum: bool) -> dict[str, Any]:
-        """Return the layer as part of the JSON document; numbers that do not exist are None."""
+        """Return the layer as part of the JSON document; undefined numbers are None."""
         layer, values = self.candidate.layer, self.candidate.spectra[0]
         document: dict[str, Any] = {
             "name": layer.name,
@@ -123,7 +123,7 @@ class Analysis:
         }
 
     def _costs_of(self, item: LayerAnalysis) -> dict[str, Any]:
-        """Return the costs of a layer at the energies at which its factors save."""
+        """Return the costs of a layer at the energies at which its factors save parameters."""
         name = item.candidate.layer.name
         costs = {f"{e:g}": c.layers[name].to_dict() for e, c in self.costs_at.items() if name in c.layers}
         return {"costs_at_energy": costs} if self.costs_at else {}
@@ -134,7 +134,7 @@ def analyze(path: str | Path, **options: Unpack[AnalyzeOptions]) -> Analysis:
     """Compute the singular values of every layer of a checkpoint, exactly.
 
     Args:
-        path: File of torch.save, torch.export, safetensors or ONNX, or folder, sharded or of transformers.
+        path: File written by torch.save, torch.export, safetensors or ONNX, or a sharded or transformers folder.
         **options: Keywords as declared in `lrzip.core.options`.
 
     Raises:
@@ -191,7 +191,7 @@ def _costs(
 
 
 def _saving(candidates: Sequence[Candidate], ranks: Mapping[str, tuple[int, ...]]) -> Sequence[Factorize]:
-    """Return the decisions to factorize the layers that this makes smaller."""
+    """Return the decisions to factorize those layers whose factors save parameters."""
     layers = [
         (candidate.layer, ranks[candidate.layer.name])
         for candidate in candidates

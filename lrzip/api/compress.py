@@ -19,25 +19,25 @@ from lrzip.pipeline.session import open_session
 
 @documented(CompressOptions, *COMPRESS_GROUPS)
 def compress(path: str | Path, output: str | Path | None = None, **options: Unpack[CompressOptions]) -> Report:
-    """Replace layers of a checkpoint by factors of low rank, and write the result.
+    """Replace layers of a checkpoint by low-rank factors, and write the result.
 
     Each replaced layer `x` is stored as the weights of an `nn.Sequential`: `x.0.weight`, `x.1.weight`, …, with the
-    bias at the last one. All other tensors and entries are copied unchanged. In ONNX models and `.pt2` programs a node
+    bias in the last one. All other tensors and entries are copied unchanged. In ONNX models and `.pt2` programs a node
     for each factor takes the place of each node that uses the layer; the outputs before and after are compared if the
     program can be run.
 
     Args:
-        path: File of torch.save, torch.export, safetensors or ONNX, or folder, sharded or of transformers.
+        path: File written by torch.save, torch.export, safetensors or ONNX, or a sharded or transformers folder.
         output: File or folder to write; by default `model.lrzip.pt` beside `model.pt`. The suffix names the format.
         **options: Keywords as declared in `lrzip.core.options`. Exactly one of `energy`, `ratio`, `rank`, `vbmf`,
             `budget`, `rank_rule` and `plan` is required.
 
     Returns:
-        The plan, with errors, sizes and costs.
+        The report: the plan, and the errors, sizes and costs that result.
 
     Raises:
         UsageError: Options contradict each other or are out of range.
-        LrzipError: Anything else went wrong; nothing is written.
+        LrzipError: The compression failed; nothing is written.
     """
     given = Options("compress", CompressOptions, options)
     request = request_of(

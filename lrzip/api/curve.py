@@ -38,7 +38,7 @@ class Curve:
     Attributes:
         source: Path of the checkpoint.
         version: Version of lrzip.
-        points: Reports of the plans, one for each budget in the given order, as of dry runs.
+        points: Reports of dry runs, one for each budget in the given order.
         dense: Metrics of the dense network, if there is data.
         measured: Metrics of the network of each plan, if there is data; else empty.
     """
@@ -62,17 +62,17 @@ class Curve:
 def curve(path: str | Path, budgets: str, **options: Unpack[CurveOptions]) -> Curve:
     """Plan for several budgets, and measure the networks of the plans if there is data; write nothing.
 
-    A plan is measured by the network that `compress` would write for its budget, with a calibration's corrections.
-    Spectra and the statistics of a calibration are computed once.
+    The network measured for a plan is the one that `compress` would write for its budget, with the corrections of a
+    calibration. Spectra and the statistics of a calibration are computed once.
 
     Args:
-        path: File of torch.save, safetensors or ONNX, or folder, sharded or of transformers.
+        path: File written by torch.save, safetensors or ONNX, or a sharded or transformers folder.
         budgets: Budgets of one unit, such as `params=10%,20%,30%`.
         **options: Keywords as declared in `lrzip.core.options`, the same as those of `compress`.
 
     Raises:
         UsageError: Options contradict each other or are out of range.
-        LrzipError: A budget cannot be met, or anything else went wrong.
+        LrzipError: A budget cannot be met, or planning or measuring failed.
     """
     given = Options("curve", CurveOptions, options)
     rules = parse_budgets(budgets)
@@ -99,7 +99,7 @@ def _bench(checkpoint: Checkpoint, setup: Setup, learning: "Learning") -> "Bench
     """Return a bench that measures networks of a checkpoint.
 
     Raises:
-        UsageError: The checkpoint brings no network, and there is no architecture.
+        UsageError: The checkpoint contains no network, and no architecture is given.
     """
     from lrzip.training.bench import make_bench  # imports packages for training
 

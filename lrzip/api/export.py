@@ -53,7 +53,7 @@ class Export:
         dropped: Entries of the source that were left out, with reasons.
         version: Version of lrzip.
         differences: Differences between the outputs of the program and the network; None if not compared.
-        doubtful: Ambiguous modules, which may be factors of a kind that only the architecture settles.
+        doubtful: Modules that may be factorized layers, of a kind that only the architecture can confirm.
         fixed: Dimensions of a program that were requested as dynamic, but are constants in the network.
     """
 
@@ -99,17 +99,17 @@ def export(path: str | Path, to: str, output: str | Path | None = None, **option
     source's own format or the one that the output's suffix names.
 
     `onnx` and `pt2` load the checkpoint into its network and export the program, in which factorized layers are
-    operations of their own with small weights. The batch is dynamic. The program is written after its outputs were
-    compared with those of the network, which is changed in place.
+    operations of their own with small weights. The batch is dynamic. Before the program is written, its outputs are
+    compared with those of the network (for `onnx`, if onnxruntime is installed). `model` is changed in place.
 
     Args:
-        path: File of torch.save, torch.export, safetensors or ONNX, or folder, sharded or of transformers.
+        path: File written by torch.save, torch.export, safetensors or ONNX, or a sharded or transformers folder.
         to: `safetensors`, `state-dict`, `dense`, `onnx` or `pt2`.
         output: File or folder to write; by default beside the source.
         **options: Keywords as declared in `lrzip.core.options`.
 
     Raises:
-        LrzipError: It could not be exported; nothing is written.
+        LrzipError: The export failed; nothing is written.
     """
     given = Options("export", ExportOptions, options)
     if to not in TARGETS:
@@ -187,7 +187,7 @@ def _export_program(
 def _traced(
     source: Path, to: str, model: nn.Module | None, inputs: Sequence[InputShape], *, key: str | None, trust: bool
 ) -> Traced:
-    """Return the program of a checkpoint in its network, or the program that a trusted file holds."""
+    """Trace the network of a checkpoint, given or from a trusted file, or return the program in a trusted file."""
     if model is None and trust:
         with open_checkpoint(source, key=key, trust=True) as checkpoint:
             if isinstance(checkpoint, ProgramFile):
@@ -204,7 +204,7 @@ def _traced(
 
 
 def _factorized(checkpoint: Checkpoint, model: nn.Module | None) -> Sequence[Stored]:
-    """Return the factorized layers of a checkpoint, by its names."""
+    """Return the factorized layers of a checkpoint, under its names."""
     if model is None:
         return find_structures(checkpoint.tensors(), checkpoint.dense_layers)
     architecture = Architecture.of(model)
@@ -215,7 +215,7 @@ def _factorized(checkpoint: Checkpoint, model: nn.Module | None) -> Sequence[Sto
 
 
 def _ambiguous(checkpoint: Checkpoint, factorized: Sequence[Stored]) -> Sequence[str]:
-    """Return the modules that would be factorized layers if they were of a kind that only the architecture settles."""
+    """Return the modules that may be factorized layers, of a kind that only the architecture can confirm."""
     tensors, known = checkpoint.tensors(), {stored.module for stored in factorized}
     kinds = (EMBEDDING, ATTENTION, *TRANSPOSED_CONVOLUTIONS.values())
     modules = [dict.fromkeys(by_module(tensors), DenseLayer(kind)) for kind in kinds]

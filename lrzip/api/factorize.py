@@ -17,13 +17,13 @@ from lrzip.pipeline.setup import Setup
 
 @documented(FactorizeOptions, *FACTORIZE_GROUPS)
 def factorize(model: nn.Module, **options: Unpack[FactorizeOptions]) -> nn.Module:
-    """Replace layers of a network by `nn.Sequential`s of factors of low rank.
+    """Replace layers of a network by `nn.Sequential`s of low-rank factors.
 
     The result is the network that `load_into` builds from the checkpoint that `lrzip.compress(…, model=model)` writes
     with the same options. Device, dtype, mode and `requires_grad` of each layer are kept.
 
     Args:
-        model: A network of ordinary layers.
+        model: The network.
         **options: Keywords as declared in `lrzip.core.options`. Exactly one of `energy`, `ratio`, `rank`, `vbmf` and
             `budget` is required.
 
@@ -32,7 +32,7 @@ def factorize(model: nn.Module, **options: Unpack[FactorizeOptions]) -> nn.Modul
 
     Raises:
         UsageError: Options contradict each other or are out of range.
-        LrzipError: Anything else went wrong; `model` is unchanged.
+        LrzipError: The factorization failed; `model` is unchanged.
     """
     given = Options("factorize", FactorizeOptions, options)
     request = request_of(target_of(given[Target]), given[Selection], given[Factoring], given[LayerRules].layers)

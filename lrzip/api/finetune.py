@@ -44,7 +44,7 @@ class FinetuneReport:
         task: The task of the network.
         examples: Numbers of samples of the training and the validation set.
         outcome: The training; its `state` was written.
-        options: Other options that decide the result: data, loss, metrics, teacher.
+        options: Other options that determine the result: data, loss, metrics, teacher.
         dropped: Entries of the source that were left out, with reasons.
         version: Version of lrzip.
     """
@@ -115,8 +115,8 @@ def finetune(
         output: File or folder to write; by default `small.tuned.pt` beside `small.pt`.
         data: Training data in a form that `lrzip.training.data.read.read_data` accepts, or its result.
         **options: Keywords as declared in `lrzip.core.training_options`. `model` is an instance of the dense
-            architecture, which is changed in place; programs and modules in trusted files bring their own, as must
-            the teacher then.
+            architecture, which is changed in place. Programs and modules in trusted files contain their own network,
+            and their teacher must do so, too.
 
     Raises:
         LrzipError: The training failed; nothing is written.
@@ -141,7 +141,7 @@ def finetune(
 
 
 def _check(source: Path, destination: Path, given: Options) -> None:
-    """Refuse files that could not be written, and a weight of a teacher without one, before any work is done."""
+    """Refuse unwritable files, and options of distillation without a teacher, before any work is done."""
     check_output(destination, source, force=given[Overwriting].force)
     for file in vars(given[FinetuneFiles]).values():
         if file is not None and not Path(file).absolute().parent.is_dir():
@@ -177,7 +177,7 @@ def _loss(source: Path, networks: StudentTeacher, task: Task, given: Options) ->
 
 
 def _record(found: Data, scorer: Scorer, given: Options) -> dict[str, Any]:
-    """Return the options that decide the result beside the settings, for reports and for resuming."""
+    """Return the options besides the settings that determine the result, for reports and for resuming."""
     keywords, teacher = given[TrainingKeywords], given[FinetuneTeacher].teacher
     distillation = asdict(keywords.distillation or Distillation()) if teacher is not None else {}
     preparation = keywords.preparation or Preparation()

@@ -11,7 +11,7 @@ from lrzip.pipeline.survey import check_device
 
 
 def setup_of(given: Options) -> Setup:
-    """Return the setup that keywords ask for."""
+    """Return the setup that keywords specify."""
     return Setup(
         model=given[Network].model,
         input_shapes=given[Inputs].input_shapes,

@@ -1,4 +1,4 @@
-"""`lrzip analyze`."""
+"""The command `lrzip analyze`."""
 
 import sys
 from typing import TYPE_CHECKING, Any

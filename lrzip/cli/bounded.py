@@ -1,4 +1,4 @@
-"""`lrzip compress --max-drop`."""
+"""The command `lrzip compress --max-drop`."""
 
 import sys
 from contextlib import redirect_stdout
@@ -53,7 +53,7 @@ def compress_within_bound(given: Given, learning: "Learning", network: "nn.Modul
 
 
 def _searched(given: Given, learning: "Learning", network: "nn.Module | None", *, to_stdout: bool) -> "SearchReport":
-    """Return the result of a search, with the names that were given."""
+    """Return the result of a search, with its files named as on the command line."""
     from lrzip.cli.drawing import check_picture
     from lrzip.search.compress_within import compress_within
 
@@ -83,7 +83,7 @@ def _searched(given: Given, learning: "Learning", network: "nn.Module | None", *
 
 
 def _keywords(given: Given) -> dict[str, Any]:
-    """Return the other keywords of the search; options of factors are those that the bound takes."""
+    """Return the other keywords of the search, with those options of `Factoring` that it accepts."""
     bound, how = given[Bound], given[Factoring]
     factoring = {item.name: getattr(how, item.name) for item in declared(Factoring) if not _is_planned(item)}
     return {

@@ -1,4 +1,4 @@
-"""Check which options go together, by what they declare."""
+"""Check that options are compatible with each other, as they declare it."""
 
 from lrzip.cli.commands import Given
 from lrzip.core.declarations import Declared
@@ -15,7 +15,7 @@ def mode_of(given: Given) -> str:
 
 
 def check_options(given: Given, mode: str | None = None) -> None:
-    """Raise a UsageError for the first option that does not go with the mode, or lacks one that it goes with.
+    """Raise a UsageError for an option that the mode does not accept, or that lacks another one it requires.
 
     Args:
         given: The command line.
@@ -40,13 +40,13 @@ def _check_needs(item: Declared, given: Given) -> None:
 
 
 def _companions(item: Declared, given: Given, mode: str | None) -> list[Declared]:
-    """Return the options of which one must be given with an option, as far as the mode takes them."""
+    """Return the options that the mode accepts, and at least one of which an option requires."""
     others = [other for other in given.command.options if other.name in item.option.goes_with]
     return [other for other in others if not (mode and other.option.modes) or mode in other.option.modes]
 
 
 def _unfit(item: Declared, mode: str) -> str:
-    """Return why an option does not go with a mode."""
+    """Return the message for an option that a mode does not accept."""
     if mode == BOUND:
         return f"`max_drop` decides on all ranks itself, so it goes without `{item.flag}`."
     if mode == CURVE and PLAN in item.option.modes:

@@ -22,7 +22,7 @@ class Command:
     Attributes:
         name: Name on the command line.
         summary: What the command does, in one sentence.
-        example: A command line.
+        example: Example of a command line.
         groups: Groups of its options, in the order of the help.
         required: Whether the help shows the checkpoint as required; it still reads standard input without one.
         needed: Names of the options that must be given.
@@ -49,7 +49,7 @@ class Given:
         command: The command.
         checkpoint: Path of the checkpoint; None or `-` for standard input.
         values: Values by option name, None for options without a default that are not given.
-        names: Names of the options that stand on the command line.
+        names: Names of the options that were given on the command line.
     """
 
     command: Command

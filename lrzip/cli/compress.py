@@ -1,4 +1,4 @@
-"""`lrzip compress`."""
+"""The command `lrzip compress`."""
 
 import json
 from dataclasses import replace
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @run_as(COMPRESS)
 def compress(given: Given) -> None:
-    """Run the mode of `compress` that the options ask for."""
+    """Run `compress` in the mode that the options select."""
     mode = mode_of(given)
     check_options(given, mode)
     run = {PLAN: _compress_by_plan, CURVE: _show_curve, BOUND: _compress_within_bound}[mode]
@@ -55,7 +55,7 @@ def _compress_by_plan(given: Given) -> None:
 
 
 def _compressed(given: Given, keywords: dict[str, Any], *, to_stdout: bool) -> "Report":
-    """Compress by one plan, and return the report, with the names that were given."""
+    """Compress by one plan; return the report, with its files named as on the command line."""
     from lrzip.api.compress import compress
 
     save_plan, output = given[CompressOutputs].save_plan, given[Destination].output

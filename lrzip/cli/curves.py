@@ -1,4 +1,4 @@
-"""`lrzip compress --budget` with several amounts: plans side by side."""
+"""The command `lrzip compress --budget` with several amounts: plans side by side."""
 
 import sys
 from contextlib import redirect_stdout

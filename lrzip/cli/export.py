@@ -1,4 +1,4 @@
-"""`lrzip export`."""
+"""The command `lrzip export`."""
 
 from collections.abc import Sequence
 from dataclasses import replace

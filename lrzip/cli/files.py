@@ -12,7 +12,7 @@ from lrzip.core.errors import LrzipError, UsageError
 
 @contextmanager
 def checkpoint_path(checkpoint: str | None) -> Iterator[Path]:
-    """Yield the path of CHECKPOINT; standard input is spooled to a temporary file, since readers seek."""
+    """Yield the path of CHECKPOINT; standard input is spooled to a temporary file, since readers need to seek."""
     if checkpoint not in (None, "-"):
         yield Path(str(checkpoint))
         return
@@ -35,7 +35,7 @@ def goes_to_stdout(output: Path | None, checkpoint: str | None) -> bool:
 
 @contextmanager
 def output_path(output: Path | None, *, to_stdout: bool) -> Iterator[Path | None]:
-    """Yield where to write: for standard output a temporary file, which is copied when it is complete."""
+    """Yield the path to write; for standard output, a temporary file that is copied once it is complete."""
     if not to_stdout:
         yield output
         return

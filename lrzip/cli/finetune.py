@@ -1,4 +1,4 @@
-"""`lrzip finetune`."""
+"""The command `lrzip finetune`."""
 
 import sys
 from contextlib import redirect_stdout

@@ -1,4 +1,4 @@
-"""Gates: `--min-ratio` and `--max-error`, for pipelines."""
+"""Gates `--min-ratio` and `--max-error`, which let a script detect an insufficient result by the exit code."""
 
 import sys
 from typing import TYPE_CHECKING

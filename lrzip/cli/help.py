@@ -1,4 +1,4 @@
-"""Help with the options of a command by heading."""
+"""The help of a command, with its options grouped by heading."""
 
 from typing import Any
 

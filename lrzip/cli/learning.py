@@ -38,7 +38,7 @@ def distillation_of(given: Given) -> "Distillation | None":
 
 
 def preparation_of(given: Given, *, augment: bool = True) -> "Preparation":
-    """Return the changes to inputs that options ask for."""
+    """Return the changes to inputs that options specify."""
     from lrzip.training.data.augmentation import Preparation
 
     options = given[PreparationOptions]
@@ -53,7 +53,7 @@ def settings_of(given: Given) -> "Settings":
 
 
 def learning_of(given: Given, *, augment: bool = True) -> "Learning":
-    """Return the data, the metrics and the training that options ask for.
+    """Return the data, the metrics and the training that options specify.
 
     Args:
         given: The command line.
@@ -72,7 +72,7 @@ def learning_of(given: Given, *, augment: bool = True) -> "Learning":
 
 @contextmanager
 def training_progress(*, quiet: bool, label: str) -> "Iterator[tuple[Announce, StepCallback | None]]":
-    """Yield a callback for the name of a training and one for its steps, which draw a bar.
+    """Yield two callbacks that draw a progress bar: for the start of each training, and for its steps.
 
     Nothing is drawn unless standard error is a terminal, and only by the first of several processes.
     """

@@ -51,7 +51,7 @@ def _root(
 
 def main() -> NoReturn:
     """Run the command line; print known errors in one line on standard error, and exit with their code."""
-    # Threads of torch's OpenMP that wait by spinning slow each other down 20 to 100 times where something else uses a
+    # OpenMP threads that wait by spinning slow each other down 20 to 100 times where another process uses a
     # core: eigh of 1024² took 6 to 12 s instead of 0.07 s. Spinning less cost nothing on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     replace_unprintable()

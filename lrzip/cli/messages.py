@@ -1,4 +1,4 @@
-"""Show the parameters that messages and descriptions of the library name as flags."""
+"""Replace names of parameters by flags in the library's messages and descriptions."""
 
 import re
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ FLAGS: Mapping[str, str] = _flags()
 
 
 def with_flags(text: str) -> str:
-    """Return a text with `name=value` as `--name value`, for the names of parameters."""
+    """Return a text with each `name=value` of a parameter replaced by `--name value`."""
 
     def flag(match: re.Match[str]) -> str:
         name, value = match.groups()
@@ -38,5 +38,5 @@ def with_flags(text: str) -> str:
 
 
 def about_parameters(text: str) -> str:
-    """Return a text about parameters alone, in which their bare names are shown as flags, too."""
+    """Return a text with bare names of parameters replaced, too; only for texts that name nothing else in backticks."""
     return _NAME.sub(lambda match: f"`{FLAGS[match[1]]}`" if match[1] in FLAGS else match[0], with_flags(text))

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def load_network(given: Given) -> "nn.Module | None":
-    """Return the architecture that options name, if any; output of its code goes to standard error."""
+    """Return the architecture that options name, if any; what its code prints goes to standard error."""
     spec = given.values["model"]
     if spec is None:
         return None

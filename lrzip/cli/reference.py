@@ -70,7 +70,7 @@ def _row(item: Declared, command: Command) -> str:
 
 
 def _notes(item: Declared, command: Command) -> str:
-    """Return whether an option is repeatable, and with which modes and options it goes."""
+    """Return notes on an option: whether it is repeatable, its modes, and the options it requires."""
     notes = [" Repeatable."] if item.is_repeatable else []
     if command is COMPRESS and item.option.modes:
         notes.append(f" Modes: {', '.join(_MODES[mode] for mode in item.option.modes)}.")

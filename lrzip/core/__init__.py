@@ -1,1 +1,1 @@
-"""The vocabulary: values that rooms exchange, without any input or output."""
+"""Data types and options that the other packages share."""

@@ -1,4 +1,4 @@
-"""The inputs of a layer, unfolded to the rows that its unfolded weight is multiplied by, in pieces of bounded size."""
+"""Inputs of a layer, unfolded (im2col) into the rows that the unfolded weight multiplies, in pieces of bounded size."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +36,7 @@ class Window:
     def of(cls, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any, mode: str = "zeros") -> "Window":
         """Return the window of a convolution from the arguments of torch's convolution modules and operators."""
         strides, dilations = _each(stride, kernel), _each(dilation, kernel)
-        if padding == "same":  # of an odd total, torch adds the larger part at the end
+        if padding == "same":  # torch pads an odd total with the larger part at the end
             spans = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
             sides = [(span // 2, span - span // 2) for span in spans]
         else:
@@ -53,8 +53,8 @@ class Inputs:
         parts: Input of each group of the weight; channels are the last axis, or axis 1 for convolutions. Indices for
             an embedding.
         window: Geometry of a convolution that is not transposed.
-        step: Stride at which lines of spatial positions are sampled.
-        offset: First sampled line.
+        step: Stride at which inputs are sampled along the first axis of positions.
+        offset: First sampled index along that axis.
     """
 
     kind: Kind
@@ -64,11 +64,11 @@ class Inputs:
     offset: int = 0
 
     def subsampled(self, most: int, number: int) -> "Inputs":
-        """Return inputs at a regular sample of lines, with a different first line in each call.
+        """Return a regular sample of the inputs along the first axis of positions; its offset varies with the call.
 
         Args:
             most: Approximate number of spatial positions to keep.
-            number: Number of the call, which determines the first line.
+            number: Number of the call, which determines the offset.
         """
         view = self._views()[0]
         axes = len(self.window.kernel) if self.window else 0
@@ -79,7 +79,8 @@ class Inputs:
         """Yield pieces of the unfolded inputs: a float32 matrix (positions, columns of the unfolded weight) per group.
 
         Args:
-            nbytes: Approximate maximum size of a matrix in bytes. Pieces have at least one line of positions.
+            nbytes: Approximate maximum size of a matrix in bytes. A piece has at least one index along the
+                first axis of positions.
             outputs: Tensors shaped like the outputs of the layer; each adds one matrix (positions, channels) per piece.
         """
         axes = len(self.window.kernel) if self.window else 0

@@ -115,14 +115,14 @@ class Positions:
         return cls.of(prod(inputs) // features)
 
     def plus(self, other: "Positions") -> "Positions":
-        """Return the positions of both together."""
+        """Return the element-wise sum of both."""
         return Positions(tuple(map(add, self.counts, other.counts)))
 
     def at(self, strided: Sequence[bool]) -> int:
         """Return the number of positions where some axes already have the size of the outputs.
 
         Args:
-            strided: For each spatial axis, whether a stage has strided along it.
+            strided: For each spatial axis, whether the layer's stride along it has been applied already.
         """
         return self.counts[sum(1 << axis for axis, done in enumerate(strided) if done)]
 

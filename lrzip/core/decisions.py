@@ -15,9 +15,8 @@ class Replacement:
 
     Attributes:
         layer: The layer.
-        structure: Blueprint of the decomposition; a single stage is the layer itself in another size.
-        others: Other tensors of the group, such as a bias, that get another shape under their own names: pairs of the
-            tensor before and after.
+        structure: Blueprint of the decomposition; a single `Stage` means that the layer only changes its size.
+        others: Other tensors of the group that change shape under the same name, such as a bias: pairs (before, after).
     """
 
     layer: Layer
@@ -56,7 +55,7 @@ class Factorize:
         decomposition: Registered name of the decomposition.
         ranks: Ranks of the group, as many as the decomposition has.
         dtype: Dtype of the stored factors.
-        predicted_loss: Loss predicted by the objective, where spectra were computed.
+        predicted_loss: Loss predicted by the objective; None if no spectra were computed.
     """
 
     replacements: tuple[Replacement, ...]

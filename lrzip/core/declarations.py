@@ -28,16 +28,16 @@ class Option:
     """How a field is given on the command line.
 
     Attributes:
-        help: Description. Other options are named in backticks, as in Python.
+        help: Description, with the Python names of other options in backticks.
         flag: Flag, or None for keywords that exist only in Python.
         short: Short flag.
-        heading: Heading in the help, where it is not that of the group.
+        heading: Heading in the help; None for that of the group.
         metavar: Placeholder of the value.
-        shown: Default as the help shows it, where the value of the field does not say it.
+        shown: Default to show in the help instead of that of the field.
         minimum: Smallest value of an integer.
         modes: Modes of the command that take the option; empty for all.
-        goes_with: Names of options of which one must be given as well.
-        needs: Names of options of which all must be given as well.
+        goes_with: Names of options, at least one of which must also be given.
+        needs: Names of options that must all be given as well.
         parsed: Type on the command line, where it differs from the type of the field.
     """
 
@@ -63,7 +63,7 @@ class Declared:
         type: Type of the keyword in Python.
         default: Default on the command line and in Python.
         heading: Heading in the help.
-        option: Everything else.
+        option: The rest of the declaration.
     """
 
     name: str
@@ -89,12 +89,12 @@ class Declared:
 
 
 def option(default: Any, help: str, *, flag: str = "", **more: Any) -> Any:  # noqa: A002
-    """Return a field that is an option; its flag is `--` and its name unless another one is given."""
+    """Return a dataclass field that declares an option; its flag defaults to `--` and its name."""
     return field(default=default, metadata={"option": Option(help, flag, **more)})
 
 
 def keyword(default: Any, help: str) -> Any:  # noqa: A002
-    """Return a field that is a keyword in Python and has no flag."""
+    """Return a dataclass field that declares a Python keyword without a flag."""
     return field(default=default, metadata={"option": Option(help, None)})
 
 
@@ -112,7 +112,7 @@ class Options:
     """The keywords that a public function was called with, by group."""
 
     def __init__(self, verb: str, keywords: type, given: Mapping[str, Any]) -> None:
-        """Check the names.
+        """Store the keywords after checking their names.
 
         Args:
             verb: Name of the function.
@@ -120,7 +120,7 @@ class Options:
             given: The keywords of the call.
 
         Raises:
-            TypeError: A name is none of the keywords.
+            TypeError: A keyword is unknown.
         """
         unknown = next((name for name in given if name not in keywords.__annotations__), None)
         if unknown is not None:
@@ -161,7 +161,7 @@ _KEYWORDS = inspect.Parameter.VAR_KEYWORD
 
 
 def _with_arguments(text: str, items: Sequence[Declared]) -> str:
-    """Return a docstring with a line for each keyword in place of that of `**options`."""
+    """Return a docstring in which the entry of `**options` is replaced by a line for each keyword."""
     lines = [f"        {item.name}: {item.option.help}" for item in items]
     return re.sub(
         r"        \*\*options: .*?\n(?=\n|        \w)", "\n".join(lines) + "\n", text, count=1, flags=re.DOTALL

@@ -36,7 +36,7 @@ class Factors:
     output_error: float | None = None
 
     def dense(self, replaced: Stage) -> Tensor:
-        """Return the dense product, a weight in the shape of the layer's own; see `lrzip.core.merge.merge`."""
+        """Return the dense product, with the shape of the layer's weight; see `lrzip.core.merge.merge`."""
         return merge(self.structure, self.weights, replaced)
 
 
@@ -64,13 +64,13 @@ class GroupFactors:
 
     @property
     def excess(self) -> float | None:
-        """Largest bound on the excess error of a layer; None where one was not checked."""
+        """Largest bound on the excess error of a layer; None unless all were checked."""
         bounds = [factors.excess for factors in self.members]
         return max((bound for bound in bounds if bound is not None), default=None) if None not in bounds else None
 
     @property
     def output_error(self) -> float | None:
-        """Largest relative error of the outputs of a layer, where one is known."""
+        """Largest known relative error of the outputs of a layer; None if none is known."""
         return max((f.output_error for f in self.members if f.output_error is not None), default=None)
 
 

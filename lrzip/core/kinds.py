@@ -1,6 +1,6 @@
 """Kinds of layers: which axes of a weight are outputs, inputs and kernel.
 
-All code asks a `Kind`; nothing compares names of kinds.
+Code queries the properties of a `Kind` and never compares names of kinds.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ class Kind:
         spatial: Number of spatial axes; the kernel has the last `spatial` axes of the weight.
         inputs_first: Whether the weight is stored (in, out, *kernel) instead of (out, in / groups, *kernel).
         is_indexed: Whether the inputs are indices of rows of the weight.
-        groups: Parts of the weight, stacked along its first axis, that every layer of the kind has.
+        groups: Number of parts, stacked along the first axis of the weight, in every layer of the kind.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Kind:
 
     @property
     def pointwise(self) -> "Kind":
-        """The kind of a layer that mixes channels at each position of the same inputs: 1×1 convolution or linear."""
+        """The kind that only mixes channels, with as many spatial axes: 1×1 convolution, or linear for none."""
         return CONVOLUTIONS[self.spatial] if self.spatial else LINEAR
 
     def kernel(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -85,7 +85,7 @@ class Kind:
         return (inputs, outputs, *kernel) if self.inputs_first else (outputs, inputs, *kernel)
 
     def outputs_first(self, weight: Tensor) -> Tensor:
-        """Return a view of a weight as (out, in / groups, *kernel), or of such a tensor in the layout of the kind."""
+        """Return a view of a weight as (out, in / groups, *kernel); a second call restores the layout of the kind."""
         return weight.transpose(0, 1) if self.inputs_first else weight
 
     def unfold(self, weight: Tensor, groups: int) -> Tensor:
@@ -105,7 +105,7 @@ class Kind:
     def tensor_name(self, module: str, leaf: str) -> str:
         """Return the name of the `weight` or `bias` of a module of this kind in a state_dict.
 
-        nn.MultiheadAttention itself holds the weight of its input projection `x.in_proj`, as `x.in_proj_weight`.
+        The input projection `x.in_proj` of nn.MultiheadAttention is not a module; its weight is `x.in_proj_weight`.
         """
         return f"{module}{'_' if self is ATTENTION else '.'}{leaf}" if module else leaf
 
@@ -116,11 +116,11 @@ EMBEDDING = Kind("embedding", inputs_first=True, is_indexed=True)
 ATTENTION = Kind("attention", groups=3)
 """The input projections of nn.MultiheadAttention for query, key and value, in one weight (3 · width, width)."""
 CONVOLUTIONS: Mapping[int, Kind] = MappingProxyType({n: Kind(f"conv{n}d", spatial=n) for n in (1, 2, 3)})
-"""By number of spatial axes."""
+"""Kinds of convolutions by number of spatial axes."""
 TRANSPOSED_CONVOLUTIONS: Mapping[int, Kind] = MappingProxyType(
     {n: Kind(f"conv_transpose{n}d", spatial=n, inputs_first=True) for n in (1, 2, 3)}
 )
-"""By number of spatial axes."""
+"""Kinds of transposed convolutions by number of spatial axes."""
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         kind.name: kind
@@ -134,7 +134,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         )
     }
 )
-"""By name."""
+"""All kinds by name."""
 
 
 def kind_of_shape(shape: tuple[int, ...]) -> Kind | None:

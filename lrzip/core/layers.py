@@ -86,7 +86,7 @@ class Layer:
         return self.matrix_shape[0 if self.kind.inputs_first else 1]
 
     def kept(self, reason: str) -> "Keep":
-        """Return the layer as left unchanged for a reason."""
+        """Return the decision to leave the layer unchanged, with its reason."""
         return Keep(self.name, self.weight, reason)
 
     def key(self, suffix: str) -> str:
@@ -118,7 +118,7 @@ class Keep:
         name: Name in tables and patterns.
         tensor: The tensor.
         reason: Why it is left unchanged.
-        override: Layer as which it is factorized if `only` names it, where the reason is an ambiguity.
+        override: Layer to factorize if it is named explicitly; None unless the reason is an ambiguity.
     """
 
     name: str
@@ -128,7 +128,7 @@ class Keep:
 
 
 def by_module(tensors: Mapping[str, TensorSpec]) -> Mapping[str, Mapping[str, TensorSpec]]:
-    """Return the tensors below each module path that occurs in names, by the remainder of their names."""
+    """Return, for each module path in the names of tensors, the tensors below it by their relative names."""
     modules: dict[str, dict[str, TensorSpec]] = {}
     for name, spec in tensors.items():
         parts = name.split(".")

@@ -1,4 +1,4 @@
-"""The layout of an output file: every tensor that is written, and the tensor of the source that it stands for."""
+"""The layout of an output file: every written tensor, and the tensor of the source that it copies or replaces."""
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Entry:
         spec: The tensor that is written.
         origin: Name of the tensor of the source whose place it takes.
         copied: Whether its bytes are those of `origin`; otherwise they are computed.
-        kind: Kind of the replaced layer; None for tensors that are no weights of a replacement.
+        kind: Kind of the replaced layer; None for tensors that are not weights of a replacement.
         structure: Structure that the tensor is part of; None if the layer only changes its size.
     """
 

@@ -1,4 +1,4 @@
-"""Settings of the C library for freed memory."""
+"""Settings of the C library's allocator for freed memory."""
 
 import ctypes
 import sys
@@ -28,7 +28,7 @@ def keep_freed_blocks() -> None:
 
 
 def _set_thresholds(*, own_mapping: int, trim: int) -> None:
-    """Set the sizes from which blocks get their own mapping, and the free end of the heap is returned."""
+    """Set the block size from which malloc uses mmap, and the size from which a free heap top is trimmed."""
     if sys.platform == "linux":
         set_option = getattr(ctypes.CDLL(None), "mallopt", None)
         if set_option is not None:

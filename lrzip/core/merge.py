@@ -1,4 +1,4 @@
-"""The dense product: the weight of the single layer that a structure computes."""
+"""The dense product: the weight of the single layer that is equivalent to a structure."""
 
 from collections.abc import Iterator, Sequence
 from functools import reduce
@@ -18,7 +18,7 @@ def merge(structure: Structure, weights: Sequence[Tensor], replaced: Stage) -> T
         replaced: The layer that the structure replaces.
 
     Returns:
-        A weight in the shape of the layer's own, float64 if a weight of the structure is, else float32.
+        A weight with the shape of the layer's own, in float64 if any weight of the structure is, else in float32.
     """
     if sum(1 for _ in leaves(structure)) != len(weights):
         raise ValueError(f"the structure does not have {len(weights)} tensors")
@@ -30,7 +30,7 @@ def merge(structure: Structure, weights: Sequence[Tensor], replaced: Stage) -> T
 
 
 class _Identity:
-    """The identity as a linear map, whose weight is formed only where it is needed."""
+    """The identity as a linear map, whose weight is formed only when it is needed."""
 
     def __init__(self, replaced: Stage, dtype: torch.dtype) -> None:
         self._inputs = replaced.inputs // replaced.groups

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # imports torch, which the command line does without for its help
+if TYPE_CHECKING:  # imports torch, which would slow down `--help`
     from lrzip.core.layers import Layer
 
 Progress = Callable[[str, "Layer", int, int], None]

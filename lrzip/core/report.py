@@ -65,7 +65,7 @@ class CalibrationSummary:
         count: Number of samples.
         corrections: Applied corrections, in the syntax of `correct`.
         changed: Names of the tensors with changed values, besides the weights of factorized layers.
-        scarce: Numbers of inputs and of columns of the weight, by name, of layers with fewer inputs than columns.
+        scarce: Layers with fewer inputs than columns of the unfolded weight: pairs (inputs, columns) by name.
     """
 
     examples: str
@@ -126,7 +126,7 @@ class Report:
 
     @property
     def parameters_after(self) -> int:
-        """Floating-point elements of the output, counted as before."""
+        """Floating-point elements of the output, counted like `parameters_before`."""
         return self.parameters_before - self.plan.parameters_saved
 
     @property

@@ -20,7 +20,7 @@ class Spectrum:
     Attributes:
         values: (min(m, n),) float64 on the CPU, descending, non-negative.
         shape: (m, n).
-        eps: Relative precision of the values, that of the dtype computed in.
+        eps: Relative precision of the values: that of the dtype they were computed in.
         slack: Bound on the error of a sum of squares, per value in the sum.
     """
 

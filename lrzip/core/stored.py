@@ -65,9 +65,9 @@ def find_structures(
 
     Args:
         tensors: All tensors of a checkpoint or network.
-        layers: Layers of the architecture by module, where it is known: only these are looked for. Without them,
-            structures of linear layers and convolutions are recognized; a chain that begins with a depthwise stage
-            then looks like one of a layer with a single input channel.
+        layers: Layers of the architecture by module; only these are searched. None if the architecture is unknown:
+            structures of linear layers and convolutions are then recognized, and a chain that begins with a depthwise
+            stage is taken for the replacement of a layer with a single input channel.
     """
     modules = by_module(tensors)
     wanted = dict.fromkeys(modules, None) if layers is None else layers
@@ -76,7 +76,7 @@ def find_structures(
 
 
 class _Unfit(Exception):
-    """The tensors below a module are no structure."""
+    """The tensors below a module are not a structure."""
 
 
 _Tree: TypeAlias = TensorSpec | tuple[str, list["_Tree"]]
@@ -165,13 +165,13 @@ class _Reader:
 
     @property
     def replaced(self) -> Stage:
-        """The layer as a single stage, after reading."""
+        """The layer as a single stage; available after `read`."""
         inputs = (self._inputs or 0) // self._groups if self._inputs is not None else self._first_inputs
         shape = self._kind.shape(self.outputs, inputs or 0, self._kernel)
         return Stage(self._kind, shape, self._groups, (True,) * self._kind.spatial)
 
     def read(self, tree: _Tree) -> Structure:
-        """Return the structure, whose shapes fit together and fit the layer."""
+        """Return the structure after checking that its shapes fit together and fit the layer."""
         structure, self.outputs = self._read(tree, self._inputs, (True,) * self._kind.spatial)
         if self._shape not in (None, self.replaced.shape):
             raise _Unfit
@@ -197,7 +197,11 @@ class _Reader:
         return Chain(tuple(read)), channels
 
     def _carrier(self, parts: Sequence[_Tree], axis: int) -> int:
-        """Return the index of the part with a kernel along an axis, or else of the first one with any kernel."""
+        """Return the index of the part that strides along an axis.
+
+        It is the part with a kernel along the axis, or else the first one with any kernel. Without kernels, it is the
+        first part, or the last one if the weight is stored with inputs first.
+        """
         kernels = [[self._kind.kernel(spec.shape) for spec in _weights_of(part)] for part in parts]
         along = [index for index, shapes in enumerate(kernels) if any(shape[axis] > 1 for shape in shapes)]
         if len(along) > 1:
@@ -235,7 +239,7 @@ class _Reader:
 
 
 def _groups_of(tree: _Tree, kind: Kind) -> int:
-    """Return the groups of a layer by the shapes of two stages: the second one takes the channels of one group."""
+    """Infer the groups of a layer from the shapes of two stages: the second takes the channels of one group."""
     weights = _weights_of(tree)
     if kind.groups > 1 or len(weights) != 2 or kind.inputs_first or kind is LINEAR:
         return kind.groups

@@ -1,6 +1,6 @@
 """Structures: expressions of ordinary operations that replace a layer.
 
-A decomposition writes a `Structure` once; five interpreters understand it: live modules (`networks.surgery`), ONNX
+A decomposition returns a `Structure`, which five interpreters translate: live modules (`networks.surgery`), ONNX
 nodes (`formats.onnx.nodes`), nodes of exported programs (`networks.programs.nodes`), multiply-accumulates
 (`core.costs`) and the dense product (`core.merge`).
 """
@@ -60,7 +60,7 @@ class Sum:
 
 @dataclass(frozen=True)
 class Select:
-    """A selection of input channels, whose numbers are a stored tensor `index` (count,) int64.
+    """A selection of input channels by a stored tensor of indices, `index` (count,) int64.
 
     Attributes:
         count: Number of channels that are kept.
@@ -73,8 +73,7 @@ class Select:
 class Reshape:
     """A rearrangement of the features of a linear layer's input, as tensor-train matrices need it.
 
-    The last axes of the input, together of `view` elements, are viewed as `view`, permuted by `order`, and viewed as
-    `shape`.
+    The last `axes` axes of the input are viewed as `view`, permuted by `order`, and viewed as `shape`.
 
     Attributes:
         axes: Number of last axes of the input that are rearranged.
@@ -126,7 +125,7 @@ def tensor_shapes(structure: Structure) -> list[tuple[int, ...]]:
 
 
 def biased_part(structure: Structure, path: str = "") -> tuple[str, Stage | Reshape]:
-    """Return the part that adds the bias of the layer, and its path: the last one, in a sum that of the last branch."""
+    """Return the path and the part that adds the layer's bias: the last part, in a sum that of the last branch."""
     if isinstance(structure, Chain):
         return biased_part(structure.parts[-1], join(path, str(len(structure.parts) - 1)))
     if isinstance(structure, Sum):
@@ -142,7 +141,7 @@ def bias_name(structure: Structure) -> str:
 
 
 def parents_of_parts(names: Iterable[str]) -> set[str]:
-    """Return the paths of modules below which names of tensors have an index or `branches`, as in structures."""
+    """Return the module paths that an index or `branches` follows in names of tensors, as in structures."""
     found: set[str] = set()
     for name in names:
         parts = name.split(".")

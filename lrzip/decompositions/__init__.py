@@ -76,7 +76,8 @@ class Decomposition(Protocol):
 class GroupDecomposition(Protocol):
     """A way to replace several layers together, because they share a dimension.
 
-    `replacements` states the shapes that `factorize_group` returns. Single layers are refused; plans name the groups.
+    `replacements` states the shapes that `factorize_group` returns. Every single
+    layer is refused; a group is replaced only if a plan file names it.
     """
 
     def refuse(self, layer: Layer) -> str:
@@ -121,7 +122,7 @@ class Decompositions:
     """The decompositions of all layers: a named one, and the default one for the layers that it refuses.
 
     Attributes:
-        name: Registered name.
+        name: Registered name of the requested decomposition.
         solver: Solver of the factors.
     """
 

@@ -1,7 +1,7 @@
 """Approximations of a matrix by a product of two, with the factors in the dtype in which they are stored.
 
-All factors are balanced: the singular values are split as square roots over both. Balanced factors lose least in half
-precision, and fine-tuning of unbalanced ones diverges.
+All factors are balanced: the singular values are split as square roots over both. Balanced factors
+lose the least in half precision, and fine-tuning of unbalanced ones diverges.
 """
 
 from collections.abc import Sequence
@@ -95,11 +95,11 @@ def split_product(matrix: Tensor, found: TruncatedSVD, dtype: torch.dtype) -> Pr
 
 
 def projected_product(matrix: Tensor, subspace: Subspace, rank: int, dtype: torch.dtype) -> Product:
-    """Return the product A V Vᵀ, the projection of a matrix to its leading `rank` singular vectors.
+    """Return the product A V Vᵀ, the projection of a matrix onto its leading `rank` singular vectors.
 
     One factor is X = V√Σ, rounded to the stored dtype; the other one is Y = A X / Σ. The error is computed as
-    ‖A − YXᵀ‖² = ‖A‖² − 2⟨AX, Y⟩ + ⟨YᵀY, XᵀX⟩, which needs no second product of the size of A. Where it is too small for
-    a difference of these sums, the error is measured on the product itself.
+    ‖A − YXᵀ‖² = ‖A‖² − 2⟨AX, Y⟩ + ⟨YᵀY, XᵀX⟩, which needs no second product of the size of A. Where the error
+    is too small to be computed as a difference of these sums, it is measured on the product itself.
 
     Args:
         matrix: A (m, n); for m < n, the roles of rows and columns are exchanged.
@@ -161,6 +161,6 @@ def _balance(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _column_products(first: Tensor, second: Tensor) -> Tensor:
-    """Return the inner products of corresponding columns, over `_ROWS` rows at a time in float32, then in float64."""
+    """Return the inner products of columns, summed over `_ROWS` rows at a time in float32, then in float64."""
     rows = zip(torch.split(first, _ROWS), torch.split(second, _ROWS), strict=True)
     return torch.stack([(a * b).sum(0).double() for a, b in rows]).sum(0)

@@ -32,7 +32,7 @@ from lrzip.linalg.svd import SUBSPACE_METHODS, Solver, find_subspace, singular_v
 
 @dataclass(frozen=True)
 class SVD:
-    """Truncated SVD of the channel unfolding of each group. Its one rank is at most the smaller side.
+    """Truncated SVD of the channel unfolding of each group, with one rank for all groups.
 
     Attributes:
         solver: Solver of the truncated SVD.
@@ -65,7 +65,7 @@ class SVD:
         return (Spectrum(squares.sum(0).sqrt(), layer.matrix_shape, eps),)
 
     def subspaces(self, layer: Layer, weight: Tensor, rank: int) -> tuple[Subspace, ...]:
-        """Return all singular values and the leading `rank` singular vectors, if the solver projects to them."""
+        """Return all singular values and the leading `rank` vectors; () for groups, or if the solver needs none."""
         if layer.groups > 1 or self.solver.method not in SUBSPACE_METHODS:
             return ()
         return (full_subspace(weight.flatten(1), rank, tolerance=self.solver.tolerance),)
@@ -73,7 +73,7 @@ class SVD:
     def blueprint(self, layer: Layer, ranks: tuple[int, ...]) -> Chain:
         """Return the two stages, whose weights are (rank, in) and (out, rank) for a linear layer.
 
-        The first stage has the kernel and strides along all axes; in place of a transposed convolution, the second.
+        The first stage has the kernel and the stride; for a transposed convolution, the second stage has them.
         """
         (rank,) = ranks
         kind, dense = layer.kind, layer.stage

@@ -37,7 +37,7 @@ class Tucker:
     solver: Solver
 
     def refuse(self, layer: Layer) -> str | None:
-        """Refuse all layers but convolutions with a kernel, transposed ones, and convolutions in groups."""
+        """Refuse all layers except ungrouped, untransposed convolutions with a kernel larger than 1×1."""
         if not layer.kind.is_plain_convolution:
             return "no convolution"
         if layer.groups > 1:

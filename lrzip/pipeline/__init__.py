@@ -1,1 +1,1 @@
-"""From a request to a plan, and from a plan to factors."""
+"""Turn requests into plans, and plans into factors."""

@@ -53,7 +53,7 @@ def plan_with(
     *,
     reason: str,
 ) -> Plan:
-    """Return the plan with given ranks, whether they save or not; `reason` says why other layers are kept.
+    """Return the plan with given ranks, even where they save no parameters.
 
     Args:
         source: The checkpoint or network.

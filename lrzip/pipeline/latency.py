@@ -64,7 +64,7 @@ def keep_slow(profile: Profile, plan: Plan, speedup: float) -> Plan:
 
 
 def layer_latency(profile: NetworkProfile, decision: Factorize) -> Latency | None:
-    """Return the latency of a layer and of its replacement; None where it does not run, and for groups."""
+    """Return the latency of a layer and of its replacement; None for groups, and if the layer does not run."""
     shape = profile.shapes.get(decision.layer.name)
     if shape is None or len(decision.replacements) > 1:
         return None
@@ -81,7 +81,7 @@ def layer_latency(profile: NetworkProfile, decision: Factorize) -> Latency | Non
 
 
 def network_latency(profile: NetworkProfile, decisions: Sequence[Factorize]) -> Latency:
-    """Return the times of the network before and after decisions, with factors of arbitrary weights."""
+    """Return the latency of the network before and after replacement, with arbitrary values in the factors."""
     factorized = copy.deepcopy(profile.model)
     for decision in decisions:
         for each in decision.replacements:

@@ -70,8 +70,8 @@ def meter_of(
 def _latency_meter(profile: NetworkProfile, decompositions: Decompositions) -> Meter:
     """Return a meter that times layers, dense and at a few ranks, and interpolates between them.
 
-    Interpolated times never decrease with the rank. With several ranks, only equal shares of them are timed, and
-    factors with the same number of parameters count as equally fast.
+    Interpolated times never decrease with the rank. For decompositions with several ranks, only
+    equal shares of the largest ranks are timed, and factors with the same number of parameters count as equally fast.
     """
     curves: dict[str, tuple[int, list[int], list[float]]] = {}
 

@@ -13,7 +13,7 @@ from lrzip.core.memory import return_large_blocks
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
 Result = TypeVar("Result")
-# Finished small items that may wait for a large one before them, per worker.
+# Maximum number of items per worker that are being processed or wait for an earlier item.
 _AHEAD = 8
 
 
@@ -34,8 +34,8 @@ def map_in_order(
         items: Items to process.
         load: Called on this thread, in order, when there is room.
         work: Called on other threads.
-        nbytes: Memory of an item in bytes. Items that are processed or wait for earlier ones take at most as much
-            memory as one largest item per thread.
+        nbytes: Memory of an item in bytes. Items that are being processed or wait for earlier ones take at most as much
+            memory as the largest item times the number of threads.
         device: `cpu` or another device.
     """
     workers = torch.get_num_threads() if torch.device(device).type == "cpu" else 1

@@ -1,4 +1,4 @@
-"""Follow a plan file, after checking that it fits the checkpoint."""
+"""Load a plan file, and check that it fits the checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,7 +42,7 @@ def load_plan(source: Source, path: Path, request: Request, architecture: Archit
         name = _tensor(item).name
         if name not in file.choices:
             decisions.append(item.kept(f"not in `{path}`") if isinstance(item, Layer) else item)
-        elif name == next(iter(file.choices[name].shapes)):  # of a group, the first layer stands for all
+        elif name == next(iter(file.choices[name].shapes)):  # a group is decided once, at its first layer
             decisions.append(_chosen(source, named, file.choices[name], request, path))
     return plan_of(source, decisions)
 
@@ -52,7 +52,7 @@ def _tensor(item: Layer | Keep) -> TensorSpec:
 
 
 def _named_layer(item: Layer | Keep, path: Path) -> Layer:
-    """Return the layer that a plan file names, also where only that resolves an ambiguity."""
+    """Return the layer that a plan file names; naming an ambiguous layer is enough to factorize it."""
     layer = item if isinstance(item, Layer) else item.override
     if layer is None:
         reason = item.reason if isinstance(item, Keep) else ""

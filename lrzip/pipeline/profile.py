@@ -24,8 +24,8 @@ class Site:
     """The use of a layer in a run of the network.
 
     Attributes:
-        shape: Shape of its (last) input.
-        positions: Number of multiplications of each element of its weight.
+        shape: Shape of its input in the last call.
+        positions: Positions at which it is applied, over all calls.
     """
 
     shape: tuple[int, ...]
@@ -37,7 +37,7 @@ class Profile:
     """One run of a network or program.
 
     Attributes:
-        positions: Number of multiplications of each element of a layer's weight, by layer name.
+        positions: Positions at which each layer is applied, by layer name.
         macs: Multiply-accumulates of all linear layers, convolutions, attention and recurrent layers.
     """
 
@@ -60,7 +60,7 @@ class NetworkProfile(Profile):
     Attributes:
         model: The network.
         inputs: Shapes of its inputs, with the given batch size.
-        shapes: Shape of the (last) input of each layer, by layer name.
+        shapes: Shape of the input of each layer in its last call, by layer name.
     """
 
     model: nn.Module
@@ -80,7 +80,8 @@ def profile_of(
         needed: Whether costs are requested.
 
     Raises:
-        UsageError: Costs are requested, and there is nothing that can be run.
+        UsageError: Costs are requested or input shapes are given, and there is nothing that can be run.
+        LrzipError: The costs of a program are requested, and cannot be determined.
     """
     if model and input_shapes:
         return profile(model, input_shapes)
@@ -151,7 +152,7 @@ def profile(model: nn.Module, shapes: Sequence[str]) -> NetworkProfile:
 
 
 def _attention_site(module: nn.MultiheadAttention, arguments: Sequence[Any]) -> Site:
-    """Return the mean positions of query, key and value; those that were passed by name count as the query."""
+    """Return the mean positions of query, key and value, over those that were passed by position."""
     given = [x for x in arguments[: ATTENTION.groups] if isinstance(x, Tensor)]
     positions = sum(x.numel() for x in given) // (module.embed_dim * max(len(given), 1))
     return Site(tuple(given[0].shape) if given else (), Positions.of(positions))

@@ -1,4 +1,4 @@
-"""Requests: the target of a compression, and the layers, ranks and factors that it is for."""
+"""Requests: the target of a compression, and the options that determine layers, ranks and factors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -46,7 +46,7 @@ class Request:
 
     @property
     def dtype(self) -> str | None:
-        """The dtype of the factors; None for that of each layer."""
+        """The dtype of the factors; None to keep that of each layer."""
         return None if self.factoring.dtype == "keep" else self.factoring.dtype
 
     @property

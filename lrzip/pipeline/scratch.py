@@ -1,4 +1,4 @@
-"""Keep the subspaces of pass 1 for pass 2 on disk, since they may be half as large as the checkpoint."""
+"""Store the subspaces of pass 1 on disk for pass 2; they may be half as large as the checkpoint."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -72,7 +72,7 @@ class Scratch:
 
 @contextmanager
 def scratch_beside(path: Path) -> Iterator[Scratch]:
-    """Yield a scratch in an unnamed file in the folder of a path."""
+    """Yield scratch storage in an unnamed file in the folder of a path."""
     folder = path.absolute().parent
     with TemporaryFile(prefix=".lrzip-", dir=folder) as file:
         yield Scratch(file, folder)

@@ -13,7 +13,7 @@ Rule = TypeVar("Rule")
 def select(
     found: Sequence[Layer | Keep], *, only: Sequence[str] = (), skip: Sequence[str] = (), named: Iterable[str] = ()
 ) -> Sequence[Layer | Keep]:
-    """Return the same items, with the layers that are not selected kept.
+    """Return the items, with a `Keep` in place of each layer that is not selected.
 
     A pattern matches the full name, without wrapper prefixes, in the style of `fnmatch`. A full name without wildcards
     in `only` or `named` also overrides the reason to keep an ambiguous layer.

@@ -65,7 +65,7 @@ class Session:
         setup: Setup | None = None,
         scratch: Scratch | None = None,
     ) -> None:
-        """Prepare a session without any work.
+        """Create a session; all work is done on demand.
 
         Args:
             source: An open checkpoint, or a live network.
@@ -107,7 +107,7 @@ class Session:
 
     @cached_property
     def candidates(self) -> Sequence[Candidate | Keep]:
-        """The selected layers with their spectra, by outputs where there is a calibration, and all kept tensors."""
+        """The selected layers with the spectra of their weights, or of outputs if calibrated, and all kept tensors."""
         calibration = self._calibrate([item for item in self.layers if isinstance(item, Layer)])
         return find_candidates(
             self.source,
@@ -146,7 +146,7 @@ class Session:
         return keep_slow(profile, plan, self.setup.min_speedup)
 
     def plan_with(self, ranks: Mapping[str, tuple[int, ...]], *, reason: str) -> Plan:
-        """Return the plan with given ranks by layer name, whether they save or not; computes no spectra.
+        """Return the plan with given ranks, even where they save no parameters; no spectra are computed.
 
         Args:
             ranks: Ranks by layer name.
@@ -166,7 +166,7 @@ class Session:
             model: A dense network with the weights of the source, changed in place; None to build one.
 
         Raises:
-            UsageError: The source brings no network, and there is no architecture.
+            UsageError: The source contains no network, and no architecture is given.
         """
         if model is None:
             model = network_of(self.source, self.setup.model, self.setup.opening)
@@ -185,7 +185,7 @@ class Session:
             dropped: Entries of the source that are left out, with reasons.
 
         Raises:
-            LrzipError: It could not be written; nothing is left behind.
+            LrzipError: The output could not be written; no partial output remains.
         """
         factorizer, tensors = self._fit(plan)
         changed = by_checkpoint_name(tensors, self.source, self.architecture)
@@ -205,12 +205,12 @@ class Session:
         dropped: Mapping[str, str] | None = None,
         changed: Sequence[str] = (),
     ) -> Report:
-        """Return the report of a plan, or of what was written by it.
+        """Return the report of a plan, or of the output that was written from it.
 
         Args:
             plan: A plan of this session.
             results: Errors and times of the layers that were factorized.
-            output: What was written; None for nothing.
+            output: File or folder that was written, if any.
             dropped: Entries of the source that are left out, with reasons.
             changed: Names of other tensors with new values.
         """
@@ -236,7 +236,7 @@ class Session:
         )
 
     def _calibrate(self, layers: Sequence[Layer]) -> Calibration | None:
-        """Run the calibration on its first call, and take its objective unless the request names one."""
+        """Calibrate on the first call; unless the request names an objective, that of the calibration is used."""
         setup = self.setup
         if setup.calibrate is None or self._calibration:
             return self._calibration
@@ -257,7 +257,7 @@ class Session:
         return fit_factors(factorizer, plan, self._calibration, machine.progress)
 
     def _costs(self, plan: Plan, output: Path | None) -> Costs | None:
-        """Return the costs of a run, if it is known; the time of a program is that of its output."""
+        """Return the costs of a run, or None without a profile; a program is timed by running its output."""
         if self.profile is None:
             return None
         setup = self.setup

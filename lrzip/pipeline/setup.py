@@ -21,7 +21,7 @@ class Setup:
         min_speedup: Speedup below which layers stay dense; None for no limit.
         calibrate: Calibration data, if any.
         calibration: How to calibrate.
-        opening: How files of the checkpoint are opened again.
+        opening: How files of the checkpoint are opened.
         machine: Where to compute.
         force: Whether to overwrite an existing file of statistics.
     """

@@ -80,7 +80,7 @@ def _reached(layer: Layer, statistics: Statistics) -> Layer | Keep:
 
 
 def _calibrated(item: Candidate | Keep, request: Request, statistics: Statistics | None) -> Candidate | Keep:
-    """Return a candidate with what the statistics know of its layer; kept if no rule is for it."""
+    """Return a candidate with the measurements of its layer, or a `Keep` if the layer has no rule."""
     if isinstance(item, Keep):
         return item
     if request.rule_of(item.layer) is None:
@@ -130,8 +130,8 @@ def _spectra(
 ) -> tuple[Spectrum, ...]:
     """Return the spectra of a layer, as exact as its rule needs them.
 
-    With a scratch, the leading singular vectors are computed as well, at little cost, and stored there: factors then
-    cost one product.
+    With scratch storage, the leading singular vectors are computed as well, at little cost, and stored there; computing
+    the factors then takes a single matrix product.
     """
     layer = candidate.layer
     rank = candidate.break_even_rank

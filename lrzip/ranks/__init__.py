@@ -1,4 +1,4 @@
-"""Rank rules: one rule a file, all behind one protocol."""
+"""Rank rules, one per file, which implement the protocol `RankRule`."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -63,7 +63,7 @@ def parse_rule(text: str) -> RankRule:
     rule: RankRule
     if hasattr(RULES[name], "parse"):
         rule = RULES[name].parse(value)
-    elif fields(RULES[name]):  # a rule without `parse` has one number at most
+    elif fields(RULES[name]):  # a rule without `parse` has at most one number
         rule = RULES[name](_number(name, value))
     elif colon:
         raise UsageError(f"`{name}` takes no number, got `{value}`. Write `{name}` alone.")

@@ -1,4 +1,4 @@
-"""Amounts of a resource, and the texts that name them: `50%`, `1.2M`, `10MB`, `5ms`."""
+"""Parse amounts of a resource: `50%`, `1.2M`, `10MB`, `5ms`."""
 
 import re
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ def parse_amount(unit: str, text: str) -> tuple[float, bool]:
         text: The amount, without the unit.
 
     Raises:
-        UsageError: The text is malformed, or a share above 100 %.
+        UsageError: The text is malformed, or names a share above 100 %.
     """
     suffixes = UNITS[unit].suffixes
     found = re.fullmatch(rf"{_NUMBER}\s*(%|[A-Za-z]*)", text.strip())

@@ -1,4 +1,4 @@
-"""A budget for all layers together, spent so that the predicted loss is smallest."""
+"""The rank rule `budget`: minimize the predicted loss within a budget for the whole checkpoint."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from lrzip.ranks.amounts import UNITS, parse_amount
 from lrzip.ranks.knapsack import Options, least_cost
 
 Ranks: TypeAlias = NDArray[np.int64]
-"""Ranks of several combinations, shape (unfoldings, n)."""
+"""Combinations of ranks, shape (unfoldings, n)."""
 
 _DENSE = 0
 """Label of the option to keep a layer dense."""

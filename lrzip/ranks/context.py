@@ -10,11 +10,11 @@ from lrzip.ranks.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, Objective
 
 @dataclass(frozen=True)
 class Meter:
-    """Count the resource that a budget limits.
+    """Counts the resource that a budget limits.
 
     Attributes:
         dense: Amount that the dense checkpoint uses.
-        cost: Amount that a layer uses: dense for None, or factorized with given ranks.
+        cost: Amount that a layer uses, factorized with given ranks, or dense if they are None.
         affine: Whether `cost` is affine in each rank. Counts of parameters, bytes and multiply-accumulates are.
     """
 
@@ -30,7 +30,7 @@ class Context:
     Attributes:
         meter: Counts the unit of the rule; None for rules without a unit.
         saved: Amount that the decisions of other rules already save, in the unit of the meter.
-        round_to: Multiple that ranks should have where such ranks still save; None for that of each layer.
+        round_to: Multiple that ranks should have where such ranks still save; None for each layer's own multiple.
         objective: Predicts the loss of each rank.
     """
 

@@ -65,7 +65,7 @@ class Allocation:
         Args:
             items: Options of each item.
             chosen: Index of the chosen option of each item, shape (items,).
-            bound: Lower bound on the loss; infinitely low where the choice is optimal.
+            bound: Lower bound on the loss; by default, the choice is optimal and its loss is the bound.
         """
         loss = sum_of_losses(items, chosen)
         return cls(

@@ -40,14 +40,14 @@ def _least_threshold(items: Sequence[Options], budget: int) -> float:
 
 
 def _cheapest_below(items: Sequence[Options], threshold: float) -> Numbers:
-    """Return the indices of the cheapest options with losses of at most a threshold, or of the last options."""
+    """Return the indices of the cheapest options with losses of at most a threshold; the last ones if none has."""
     return np.array(
         [min(int(np.searchsorted(-item.losses, -threshold)), len(item.losses) - 1) for item in items], dtype=np.int64
     )
 
 
 def _spend_remainder(items: Sequence[Options], chosen: Numbers, remainder: int) -> None:
-    """Move items to their next option, in place, always the item with the largest loss whose step fits."""
+    """Repeatedly move the item with the largest loss to its next option, in place, if that fits the remainder."""
     heap = [(-float(item.losses[at]), index) for index, (item, at) in enumerate(zip(items, chosen, strict=True))]
     heapify(heap)
     while heap:

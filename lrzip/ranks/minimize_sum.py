@@ -73,7 +73,7 @@ def minimize_sum(items: Sequence[Options], budget: int) -> Allocation:
 
     A Lagrange multiplier prices costs (Everett 1963), which gives a feasible choice and a lower bound on all others. A
     greedy step spends the remaining budget, and a search over all options that the bound does not exclude closes the
-    gap. The result is exact unless the search would form too many sums; `Allocation.bound` then limits its
+    gap. The result is exact unless the search would form too many sums; `Allocation.bound` then bounds its
     distance from the optimum.
 
     Args:

@@ -1,4 +1,4 @@
-"""Objectives: predictions of the loss of each rank by singular values, and how the losses of layers combine."""
+"""Objectives: predictions of the loss of each rank from singular values, and how the losses of layers combine."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Losses = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Objective:
-    """A prediction of the loss of accuracy by low rank.
+    """A prediction of the loss of accuracy that a low rank causes.
 
     Attributes:
         name: Name in options.
@@ -84,8 +84,8 @@ def _scaled_log_energy(spectrum: Spectrum) -> Losses:
 def _fisher(spectrum: Spectrum, candidate: Candidate) -> Losses:
     """Return √(F · E‖Wx‖²) times log-energy of the layer's outputs, with the Fisher sensitivity F of the outputs.
 
-    F · E‖Wx‖² estimates the loss of removing all outputs of the layer. The square root compensates that successive
-    layers share information, so that less is lost than the layers' separate estimates predict.
+    F · E‖Wx‖² estimates the loss of removing all outputs of the layer. The square root corrects for
+    information that successive layers share: less is lost than the separate estimates of the layers predict.
     """
     if candidate.fisher is None:
         raise UsageError("`objective=fisher` needs a calibration of a network. Give `model` and `calibrate`.")
@@ -137,7 +137,7 @@ OBJECTIVES: Mapping[str, Objective] = {
 }
 DEFAULT_OBJECTIVE = "scaled-log-energy"
 CALIBRATED_OBJECTIVE = "fisher"
-"""The default with a calibration of a network."""
+"""Default objective if the network is calibrated."""
 
 
 def objective_of(name: str) -> Objective:

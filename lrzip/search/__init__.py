@@ -1,1 +1,1 @@
-"""The smallest network within a bound on its metric."""
+"""Search for the smallest network within a bound on its metric."""

@@ -15,7 +15,7 @@ from lrzip.training.settings import Settings
 
 # Lowest energies of the first, the last and the other layers, and the highest energy that is tried.
 FIRST_ENERGY, LAST_ENERGY, LOWEST_ENERGY, HIGHEST_ENERGY = 0.95, 0.9, 0.3, 0.99
-# The whole network is tuned for 5 epochs there where a layer is tuned for 3.
+# In that method, the whole network is tuned for 5 epochs, and a single layer for 3.
 _LONGER = 5 / 3
 # Ranks within this ratio are not distinguished.
 _RANK_TOLERANCE = 1.05
@@ -24,9 +24,9 @@ _RANK_TOLERANCE = 1.05
 def adapt(trials: Trials, settings: Settings) -> Trial:
     """Return the network that adaptive compression finds; the dense one if no layer can be compressed.
 
-    The first and the last layer are compressed mildly, then the others from late to early. The rank of each layer is
+    The first and the last layer are compressed mildly, then the others from last to first. The rank of each layer is
     found by bisection, as the smallest one with which a brief fine-tuning stays within the bound; then the whole
-    network is tuned. The search ends where the metric comes close to the bound.
+    network is tuned. The search ends when the metric comes close to the bound.
 
     Args:
         trials: Runs trials.
@@ -55,7 +55,7 @@ def adapt(trials: Trials, settings: Settings) -> Trial:
 
 
 def _compress_layer(trials: Trials, origin: Trial, name: str, lowest: float, settings: Settings) -> Trial:
-    """Return the network with the smallest rank of one more layer that is within the bound, or the origin.
+    """Return the network with one more layer at its smallest rank within the bound, or the origin if none is.
 
     Args:
         trials: Runs trials.
@@ -92,7 +92,7 @@ def longer(settings: Settings) -> Settings:
 def _energies(name: str, variants: Variants) -> Mapping[str, Any]:
     """Return the energies kept at ranks from 1 on, equal along all unfoldings, and the largest rank that saves.
 
-    Of several unfoldings, the smallest of their energies counts.
+    With several unfoldings, the smallest of their energies is used.
     """
     candidate = _candidate(variants, name)
     ranks = [candidate.equal(rank) for rank in range(1, max(candidate.max_ranks) + 1)]

@@ -81,7 +81,7 @@ def compress_within(
 
 
 def _trials(bench: Bench, given: Options, max_drop: float, log: Path | None) -> Trials:
-    """Return the trials of a search, before the first one."""
+    """Return the `Trials` that a search runs."""
     how = given[SearchKeywords]
     options = {"seed": bench.learning.settings.seed, **(how.options or {})}
     factoring = Options("options of compress_within", VariantOptions, options)
@@ -111,7 +111,7 @@ def _checked_strategy(bound: Bound, max_drop: float) -> str:
 def _checked_paths(
     source: Path, output: str | Path | None, bound: Bound, overwriting: Overwriting
 ) -> tuple[Path, Path | None]:
-    """Return the paths of the output and of the log, if there is one, which the search may write."""
+    """Return the paths of the output and of the log, if any, after checking that they may be written."""
     destination = Path(output) if output is not None else default_output(source)
     check_output(destination, source, force=overwriting.force)
     return destination, _prepared_log(bound, overwriting)

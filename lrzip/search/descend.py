@@ -20,9 +20,9 @@ _MORE_ROUNDS = 2
 def descend(trials: Trials, family: Family, settings: Settings) -> Trial:
     """Return the smallest network of a family within the bound that a descent finds; the dense one if none is smaller.
 
-    Each network is built from the tuned one before it. The step, a factor of 2 in the number of parameters at first,
-    is halved (its logarithm) where a network is not within the bound. Such a network is tuned further before it is
-    rejected, as long as each round recovers half of the shortfall.
+    Each network is built from the tuned one before it. The step starts as a factor of 2 in the number of
+    parameters; its logarithm is halved after each rejected network. A network that is not within the bound is tuned
+    further before it is rejected, as long as each round recovers half of the shortfall.
 
     Args:
         trials: Runs trials.
@@ -48,7 +48,7 @@ def descend(trials: Trials, family: Family, settings: Settings) -> Trial:
 
 
 def _tuned_further(trials: Trials, trial: Trial, settings: Settings) -> Trial:
-    """Return a network tuned until it is within the bound, too far from it, or too slow to approach it."""
+    """Tune a network further until it is within the bound, is too far from it, or approaches it too slowly."""
     shortfall = trials.shortfall(trial)
     for round_ in range(2, 2 + _MORE_ROUNDS):
         improved = trials.bench.gain(trial.scores) > trials.bench.gain(trial.before)

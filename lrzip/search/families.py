@@ -54,7 +54,7 @@ def _by_share(
     layers: Sequence[str],
     parameters: int,
 ) -> Variant:
-    """Give every layer the ranks of the same share."""
+    """Give every layer the ranks that the same share determines."""
     chosen = [candidate for candidate in variants.candidates if candidate.layer.name in layers]
 
     def ranks(share: float) -> Ranks:

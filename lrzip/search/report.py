@@ -18,8 +18,8 @@ class SearchReport:
     """The result of a compression within a bound on the metric.
 
     Attributes:
-        report: The report of what was written. It has no errors of layers, since tuned factors no longer approximate
-            the original weights.
+        report: Report of the output that was written. It has no errors of layers, since tuned factors no longer
+            approximate the original weights.
         strategy: Name of the strategy.
         max_drop: The bound, as requested.
         metric: Name of the metric that the bound is on.

@@ -19,7 +19,7 @@ class LayerSensitivity:
     Attributes:
         layer: The layer.
         energy: Share of Σσ² that is kept, in every unfolding.
-        ranks: The ranks that this takes.
+        ranks: The smallest ranks that keep this share.
         parameters: Number of elements of the factors.
         norm: ‖W‖_F.
         removed: ‖W − W_r‖_F. Exact for the SVD; for several unfoldings the bound √(Σ tail²) of the truncated HOSVD (De
@@ -65,7 +65,7 @@ class Sensitivities:
 
     Attributes:
         baseline: Metrics of the dense network.
-        metric: Name of the metric that counts.
+        metric: Name of the metric whose drops are reported.
         unit: Change of the metric that counts as a drop of 1: 0.01 for percentages, otherwise 1.
         layers: One entry per layer and energy, in the order of the network.
         finetune_steps: Steps of each brief fine-tuning; 0 without.

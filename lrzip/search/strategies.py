@@ -33,7 +33,7 @@ def search(strategy: str, trials: Trials, settings: Settings) -> Trial:
 
     Args:
         strategy: One of `STRATEGIES`.
-        trials: Runs trials; afterwards it knows all of them.
+        trials: Runs trials, and records them in its `history`.
         settings: Settings of one brief fine-tuning.
 
     Raises:

@@ -121,7 +121,7 @@ class Trials:
         return trial
 
     def variants_of(self, trial: Trial) -> Variants:
-        """Return the variants of a network whose factors are merged into dense weights."""
+        """Return the variants of the dense network into which the factors of a trial's network are merged."""
         if self._latest[0] != trial.key:
             self._latest = trial.key, self.variants.with_weights(self.variants.dense(self.state(trial)))
         return self._latest[1]
@@ -147,9 +147,9 @@ class Trials:
         return self.results.get(key)
 
     def keep(self, *trials: Trial) -> None:
-        """Delete the states of all other networks.
+        """Delete the stored states of all other networks.
 
-        As long as all results come from an earlier run, nothing is deleted: the states of later trials are needed.
+        Nothing is deleted while a resumed search only repeats stored trials, since later ones may need these states.
         """
         if self._computed:
             self.states.keep(*(trial.key for trial in trials))
@@ -170,7 +170,7 @@ class Trials:
         twin = self._twins.get((origin.key, key_of(made.ranks, asdict(settings)))) if build else None
         if twin not in (None, key):
             self.results.put(key, {"from": origin.key, "what": dict(action), "same": twin})
-            return {}  # the results and the state of the twin are used
+            return {}  # an earlier trial had the same ranks and settings; its results and state are used
         size = self.variants.parameters(made.ranks)
         trial = Trial(key, dict(action), made.ranks, size, origin.scores, origin.scores, NOT_SMALLER)
         if build and trial.parameters >= origin.parameters:

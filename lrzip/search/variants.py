@@ -107,14 +107,14 @@ class Variants:
             return Variant(copy.deepcopy(self.model), {})
         if self.samples is None:
             return _built(self.weight_session, saving)
-        # The corrections of a calibration depend on the layers that it is for.
+        # The corrections of a calibration depend on which layers are factorized.
         selection = Selection(only=[escape(name) for name in saving])
         session = self._calibrated(replace(self.request, target=FixedRank(1), selection=selection))
         reached = {item.layer.name for item in session.candidates if isinstance(item, Candidate)}
         return _built(session, {name: each for name, each in saving.items() if name in reached})
 
     def within(self, parameters: int) -> Variant:
-        """Return the variant whose ranks one budget of parameters allocates to all layers."""
+        """Return the variant with the ranks that a budget of parameters for the whole network allocates."""
         plan = self.session.plan(Budget("params", parameters, is_share=False))
         return Variant(self.session.network(plan), {item.layer.name: item.ranks for item in plan.factorize})
 
@@ -132,7 +132,7 @@ class Variants:
         return Variant(model, ranks)
 
     def dense(self, state: Mapping[str, Tensor]) -> nn.Module:
-        """Return the dense network that computes the same as the variant with this state_dict."""
+        """Return the dense network that is equivalent to the variant with this state_dict."""
         merged = dict(state)
         for stored in self._stored(state):
             weights = [merged.pop(spec.name) for spec in stored.weights]
@@ -144,7 +144,7 @@ class Variants:
         return model
 
     def parameters(self, ranks: Ranks) -> int:
-        """Return the number of parameters of the network with these ranks, where they save any."""
+        """Return the number of parameters with these ranks; layers whose factors save nothing count as dense."""
         dense = sum(spec.numel for spec in _specs(self.model.state_dict()).values() if is_parameter(spec))
         return dense - sum(_saved(item, ranks[item.layer.name]) for item in self.candidates if item.layer.name in ranks)
 

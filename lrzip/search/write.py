@@ -23,7 +23,7 @@ def write_network(session: Session, destination: Path, state: Mapping[str, Tenso
         ranks: Ranks of its factorized layers.
 
     Raises:
-        LrzipError: It could not be written; nothing is left behind.
+        LrzipError: The output could not be written; no partial output remains.
     """
     checkpoint, architecture = session.checkpoint, session.architecture
     assert architecture, "a search has an architecture"
