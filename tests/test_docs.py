@@ -25,7 +25,7 @@ from tests.support.shell import run
 from tests.test_imports import LEVELS
 
 INFOS = {"sh", "sh needs-data", "python", "python recipe", "text", "json"}
-"""What may follow an opening fence. Blocks marked `needs-data` are checked for valid options and not run."""
+"""Info strings of code blocks. Blocks marked `needs-data` are checked for valid options and not run."""
 TOOLS = {"pip", "pytest", "ruff", "mypy"}
 """Programs that `.ci/run` runs, which this suite therefore does not. Samples are run by `test_samples.py`."""
 COUNTS = {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from lrzip.networks.programs.operators import OPERATORS, bias_of
+from lrzip.networks.programs.operators import OPERATORS, bias_of, tensor_argument
 
 _ATEN = torch.ops.aten
 _IDENTITIES = (_ATEN.alias.default, _ATEN.clone.default, _ATEN.contiguous.default, _ATEN.dropout.default)
@@ -63,10 +63,11 @@ class Epilogue:
             dense: Values in the dense program by node.
         """
         assert self.norm, "callers check that there is a batch norm"
-        _, weight, bias, mean, variance, _, _, eps, *_ = self.norm.args
-        scale = (dense[variance] + eps).rsqrt()  # type: ignore[index]
+        _, weight, bias, _, _, _, _, eps, *_ = self.norm.args
+        mean, variance = (dense[tensor_argument(self.norm, position)] for position in (3, 4))
+        scale = (variance + eps).rsqrt()
         scale = scale * dense[weight] if isinstance(weight, Node) else scale
-        shift = -dense[mean] * scale  # type: ignore[index]
+        shift = -mean * scale
         return scale, shift + dense[bias] if isinstance(bias, Node) else shift
 
 

@@ -25,7 +25,7 @@ from lrzip.core.layers import Layer
 from lrzip.core.moments import Arguments, Moments, Statistics, Sums, Targets, piece_size
 from lrzip.networks.observe import inputs_of
 from lrzip.networks.programs.observe import call_of, tensor_names, window_of
-from lrzip.networks.programs.operators import OPERATORS
+from lrzip.networks.programs.operators import OPERATORS, tensor_argument
 
 Fit = Callable[[Layer, Tensor, Moments], Factors]
 """Computes the factors of a layer, given a weight and the moments of its inputs."""
@@ -194,8 +194,8 @@ class _Fitter:
         """Return the inputs of a layer in the compressed program, or in the dense one without `sequential`."""
         operator = OPERATORS[call.node.target]
         given = compressed if self._job.corrections.sequential else dense
-        x, weight = call.node.args[operator.x], call.node.args[operator.weight]
-        return inputs_of(call.layer, given[x], window_of(call.node, dense[weight]))  # type: ignore[index]
+        x, weight = (tensor_argument(call.node, position) for position in (operator.x, operator.weight))
+        return inputs_of(call.layer, given[x], window_of(call.node, dense[weight]))
 
     def _bias(self, epilogue: Epilogue, like: Tensor) -> Tensor:
         """Return the layer's own bias, in the shape of other values."""

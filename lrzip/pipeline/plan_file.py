@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lrzip.core.decisions import Factorize
-from lrzip.core.errors import PlanMismatch
+from lrzip.core.errors import PlanMismatch, UnknownName
 from lrzip.core.layers import Group, Keep, Layer, TensorSpec
 from lrzip.core.plan import Plan
 from lrzip.core.plan_file import PlanEntry, read_plan
-from lrzip.decompositions import DEFAULT_DECOMPOSITION, decomposition_of, group_decomposition_of
+from lrzip.decompositions import DECOMPOSITIONS, DEFAULT_DECOMPOSITION, decomposition_of, group_decomposition_of
 from lrzip.formats.protocols import Source, with_bias
 from lrzip.networks.architecture import Architecture
 from lrzip.pipeline.decide import listed, plan_of
@@ -27,6 +27,7 @@ def load_plan(source: Source, path: Path, request: Request, architecture: Archit
 
     Raises:
         PlanMismatch: The file is malformed or does not fit; the message names the first mismatch.
+        UnknownName: An entry names no decomposition that lrzip has.
     """
     file = read_plan(path)
     mismatch = file.mismatch(source.tensors())
@@ -65,6 +66,11 @@ def _chosen(source: Source, named: Mapping[str, Layer], choice: PlanEntry, reque
     missing = next((name for name in choice.shapes if name not in named), None)
     if missing is not None:
         raise PlanMismatch(f"`{path}` names `{missing}`, which belongs to another layer. Take it out of the plan.")
+    if choice.decomposition not in DECOMPOSITIONS:
+        raise UnknownName(
+            f"`{path}` gives `{next(iter(choice.shapes))}` to the unknown decomposition `{choice.decomposition}`. "
+            f"Choose one of: {', '.join(DECOMPOSITIONS)}."
+        )
     layers = tuple(named[name] for name in choice.shapes)
     if len(layers) > 1:
         return _chosen_group(Group(tuple(with_bias(source, layer) for layer in layers)), choice, request, path)

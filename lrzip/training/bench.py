@@ -171,10 +171,10 @@ def _require_dense(path: Path, model: nn.Module, *, key: str | None, trust: bool
             )
         architecture = Architecture.of(model)
         specs = match_names(path, checkpoint.tensors(), architecture)
-        chains = find_structures({name: spec.renamed(name) for name, spec in specs.items()}, architecture.dense_layers)
-    if chains:
+        stored = find_structures({name: spec.renamed(name) for name, spec in specs.items()}, architecture.dense_layers)
+    if stored:
         raise LrzipError(
-            f"`{path}` is factorized already, at `{chains[0].module}`. Give the dense checkpoint it was made from, or "
+            f"`{path}` is factorized already, at `{stored[0].module}`. Give the dense checkpoint it was made from, or "
             "merge its factors into dense weights with `lrzip export --to dense`."
         )
 

@@ -61,11 +61,11 @@ def _from_architecture(
     with open_checkpoint(source, key=key, trust=trust) as checkpoint:
         architecture = Architecture.of(model)
         specs = match_names(source, checkpoint.tensors(), architecture)
-        chains = find_structures({name: spec.renamed(name) for name, spec in specs.items()}, architecture.dense_layers)
+        stored = find_structures({name: spec.renamed(name) for name, spec in specs.items()}, architecture.dense_layers)
     teacher = load_into(copy.deepcopy(model), teacher_path, trust=trust) if teacher_path is not None else None
     student = load_into(model, source, key=key, trust=trust)
     # The input projections of attention are not a module of their own, so their outputs cannot be compared.
-    modules = [chain.module for chain in chains if chain.replaced.kind is not ATTENTION]
+    modules = [item.module for item in stored if item.replaced.kind is not ATTENTION]
     return StudentTeacher(student, teacher, {spec.name: name for name, spec in specs.items()}, modules)
 
 
@@ -76,7 +76,7 @@ def _from_files(source: Path, teacher_path: Path | None, key: str | None, trust:
         tensors = checkpoint.tensors()
     own = student.state_dict()
     callable_names = _callable_modules(student) & _callable_modules(teacher or student)
-    modules = [chain.module for chain in find_structures(tensors) if chain.module in callable_names]
+    modules = [item.module for item in find_structures(tensors) if item.module in callable_names]
     return StudentTeacher(student, teacher, {name: name for name in tensors if name in own}, modules)
 
 

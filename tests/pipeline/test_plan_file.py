@@ -81,7 +81,9 @@ def test_a_plan_that_does_not_fit_is_refused_with_the_first_mismatch(
 
 def test_a_plan_with_an_unknown_decomposition_is_refused(path: Path, tmp_path: Path) -> None:
     plan = edited(path, tmp_path, lambda d: d["layers"][0].update(decomposition="svdd"))
-    with pytest.raises(UnknownName, match=r"Unknown decomposition `svdd`. Choose one of: svd"):
+    with pytest.raises(
+        UnknownName, match=r"plan.json` gives `\S+` to the unknown decomposition `svdd`\. Choose one of: svd"
+    ):
         lrzip.compress(path, plan=plan, dry_run=True)
 
 

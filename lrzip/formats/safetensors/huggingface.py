@@ -58,10 +58,10 @@ class HuggingFaceFolder(ShardedFolder):
         super().__init__(path)
         with ExitStack() as stack:
             stack.enter_context(self)
-            self.dense_layers = self._present_chains(ranks, transposed, where)
+            self.dense_layers = self._factorized_layers(ranks, transposed, where)
             stack.pop_all()
 
-    def _present_chains(
+    def _factorized_layers(
         self, ranks: Mapping[str, int], transposed: Sequence[str], where: str
     ) -> Mapping[str, DenseLayer]:
         """Rename the factors of the layers in `ranks` to the names used inside lrzip, and return these layers.
@@ -161,7 +161,7 @@ class HuggingFace:
 
 @contextmanager
 def _write(destination: Path, source: HuggingFaceFolder, layout: Sequence[Entry]) -> Iterator[HuggingFaceWriter]:
-    kinds = _chains(source, layout)
+    kinds = _factorized_kinds(source, layout)
     names = {_key(m, inner): _key(m, stored) for m in kinds for inner, stored in _SUFFIXES.items()}
     specs = {entry.spec.name: entry.spec for entry in layout}
     stored = [replace(entry, spec=entry.spec.renamed(names.get(entry.spec.name, entry.spec.name))) for entry in layout]
@@ -172,10 +172,10 @@ def _write(destination: Path, source: HuggingFaceFolder, layout: Sequence[Entry]
         yield HuggingFaceWriter(writer, names)
 
 
-def _chains(source: HuggingFaceFolder, layout: Sequence[Entry]) -> dict[str, Kind]:
+def _factorized_kinds(source: HuggingFaceFolder, layout: Sequence[Entry]) -> dict[str, Kind]:
     """Return the kinds of the factorized layers of a layout, computed or copied, by module."""
     carried = {_key(module, "0.weight"): (module, layer.kind) for module, layer in (source.dense_layers or {}).items()}
-    chains: dict[str, Kind] = {}
+    kinds: dict[str, Kind] = {}
     for entry in layout:
         before = source.tensors()[entry.origin]
         if entry.spec.name == entry.origin and entry.spec.shape != before.shape:
@@ -191,11 +191,11 @@ def _chains(source: HuggingFaceFolder, layout: Sequence[Entry]) -> dict[str, Kin
             )
         module, _, stage = entry.spec.name.removesuffix(".weight").rpartition(".")
         if entry.kind and stage in ("0", "1"):
-            chains[module] = entry.kind
+            kinds[module] = entry.kind
         elif entry.copied and entry.spec.name in carried:
             name, kind = carried[entry.spec.name]
-            chains[name] = kind
-    return chains
+            kinds[name] = kind
+    return kinds
 
 
 def _is_low_rank_pair(structure: Structure) -> bool:

@@ -14,7 +14,7 @@ from lrzip.core.layers import Layer
 from lrzip.core.moments import Arguments, Observe
 from lrzip.networks.observe import inputs_of
 from lrzip.networks.programs.intercept import Intercepted
-from lrzip.networks.programs.operators import OPERATORS, is_layer
+from lrzip.networks.programs.operators import OPERATORS, is_layer, tensor_argument
 from lrzip.networks.programs.rewrite import tensors_of
 
 
@@ -35,7 +35,7 @@ def observe_program(
         called = call_of(node, layers, names)
         if called:
             layer, weight = called
-            x = values[node.args[OPERATORS[node.target].x]]  # type: ignore[index]
+            x = values[tensor_argument(node, OPERATORS[node.target].x)]
             observer(layer.name, inputs_of(layer, x, window_of(node, values[weight])))
         return compute()
 

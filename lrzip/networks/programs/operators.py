@@ -49,6 +49,13 @@ OPERATORS: Mapping[Any, Operator] = {
 }
 
 
+def tensor_argument(call: Node, position: int) -> Node:
+    """Return the node whose value is the tensor at a position of a call's arguments."""
+    argument = call.args[position]
+    assert isinstance(argument, Node), f"{call.target} takes a tensor at position {position}"
+    return argument
+
+
 def is_layer(user: Node, weight: Node) -> bool:
     """Return whether a node calls a layer with this weight, and does not use the tensor for anything else."""
     operator = OPERATORS.get(user.target)

@@ -99,7 +99,7 @@ def _export(model: nn.Module, inputs: Sequence[InputShape], batches: Sequence[in
         try:
             for batch in batches:
                 module(*example_inputs(inputs, batch))
-        except Exception:
+        except Exception:  # a guard of the program or an operator of the network refuses the batch size
             return None
     return program
 
