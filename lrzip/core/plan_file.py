@@ -1,12 +1,11 @@
 """Plan files: JSON documents that users read, edit and pass back."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lrzip.core.errors import PlanMismatch
+from lrzip.core.documents import Place, Record, each, one_of, read_json, record, text, whole
+from lrzip.core.errors import PlanMismatch, as_line
 from lrzip.core.layers import FACTORIZABLE_DTYPES, TensorSpec
 from lrzip.core.plan import SCHEMA, fingerprint
 
@@ -61,60 +60,33 @@ def read_plan(path: Path) -> PlanFile:
     Raises:
         PlanMismatch: The file cannot be read or is not a plan.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise PlanMismatch(f"`{path}` is not a readable plan: {error}. Write one with `save_plan=FILE`.") from error
-    if (
-        not isinstance(document, dict)
-        or document.get("schema") != SCHEMA
-        or not isinstance(document.get("layers"), list)
-    ):
-        raise PlanMismatch(f"`{path}` is not a plan of schema {SCHEMA}. Write one with `save_plan=FILE`.")
+    place = Place(f"`{path}`", "Write a plan with `save_plan=FILE`.", PlanMismatch)
+    document = read_json(path, place)
+    if type(document.fields.get("schema")) is not int or document.fields["schema"] != SCHEMA:
+        raise place.fault(f"is not a plan of schema {SCHEMA}")
     choices: dict[str, PlanEntry] = {}
-    for index, item in enumerate(document["layers"]):
-        choice = _read_choice(item, f"`{path}`: layers[{index}]")
+    for item in document.read("layers", each(record)):
+        choice = _read_choice(item)
         for tensor in choice.shapes:
             if tensor in choices:
-                raise PlanMismatch(f"`{path}` names `{tensor}` twice. Keep one of them.")
+                raise item.place.fault(f"names `{as_line(tensor)}` a second time")
             choices[tensor] = choice
-    kept = document.get("kept")
-    names = [item.get("tensor") for item in kept if isinstance(item, dict)] if isinstance(kept, list) else []
-    source = document.get("source")
+    kept = document.find("kept", each(record)) or ()
+    source = document.find("source", record)
     return PlanFile(
         choices,
-        [name for name in names if isinstance(name, str)],
-        source.get("fingerprint") if isinstance(source, dict) else None,
+        [name for item in kept if (name := item.find("tensor", text)) is not None],
+        source.find("fingerprint", text) if source else None,
     )
 
 
-def _read_choice(item: object, where: str) -> PlanEntry:
-    fields = _checked(item, where, {"decomposition": str, "ranks": list, "dtype": str, "tensor": str, "shape": list})
-    _check_numbers(fields["ranks"], f"{where}: `ranks`")
-    if fields["dtype"] not in FACTORIZABLE_DTYPES:
-        known = ", ".join(sorted(FACTORIZABLE_DTYPES))
-        raise PlanMismatch(f"{where}: dtype `{fields['dtype']}` is not one of {known}.")
-    members = fields.get("layers", [fields])
-    if not isinstance(members, list) or not members:
-        raise PlanMismatch(f"{where} has no usable `layers`, got {members!r}.")
-    shapes: dict[str, tuple[int, ...]] = {}
-    for member in members:
-        layer = _checked(member, where, {"tensor": str, "shape": list})
-        _check_numbers(layer["shape"], f"{where}: `shape`")
-        shapes[layer["tensor"]] = tuple(layer["shape"])
-    return PlanEntry(fields["decomposition"], tuple(fields["ranks"]), fields["dtype"], shapes)
-
-
-def _checked(item: object, where: str, types: Mapping[str, type]) -> dict[str, Any]:
-    """Return an object of a plan file after checking the types of its fields."""
-    if not isinstance(item, dict):
-        raise PlanMismatch(f"{where} is not an object.")
-    for key, type_ in types.items():
-        if not isinstance(item.get(key), type_):
-            raise PlanMismatch(f"{where} has no usable `{key}`, got {item.get(key)!r}.")
-    return item
-
-
-def _check_numbers(numbers: Sequence[object], what: str) -> None:
-    if not all(type(number) is int for number in numbers):
-        raise PlanMismatch(f"{what} takes whole numbers, got {numbers}.")
+def _read_choice(item: Record) -> PlanEntry:
+    """Read an entry, which lists the layers of a group if it replaces several."""
+    members = item.find("layers", each(record, least=1)) or (item,)
+    shapes = {member.read("tensor", text): member.read("shape", each(whole())) for member in members}
+    return PlanEntry(
+        decomposition=item.read("decomposition", text),
+        ranks=item.read("ranks", each(whole(1), least=1)),
+        dtype=item.read("dtype", one_of(sorted(FACTORIZABLE_DTYPES))),
+        shapes=shapes,
+    )

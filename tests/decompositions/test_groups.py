@@ -176,7 +176,7 @@ def test_the_report_has_one_row_for_the_pair(tmp_path: Path) -> None:
         (("fc1", "fc2"), {"ranks": [21]}, r"ranks \[21\]; they go from 1 to \[20\]"),
         (("fc1", "fc2"), {"ranks": [20]}, "save nothing"),
         (("fc1", "fc2"), {"ranks": [1, 1]}, r"they go from 1 to \[20\]"),
-        (("fc1", "fc2"), {"layers": []}, "no usable `layers`"),
+        (("fc1", "fc2"), {"layers": []}, r"`layers\[0\]\.layers` must be a list of at least 1"),
         (("fc1", "fc2"), {"layers": [{"tensor": "fc1.weight", "shape": [20]}]}, "fc1.weight` is "),
     ],
 )
