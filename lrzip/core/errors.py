@@ -28,6 +28,10 @@ class NotCompared(LrzipError):
     """Outputs of two networks that cannot be compared."""
 
 
+class LimitReached(LrzipError):
+    """A computation in a process of its own that took too much memory or time, or crashed; a part of a sentence."""
+
+
 class PlanMismatch(LrzipError):
     """A plan that does not fit its checkpoint."""
 
