@@ -11,13 +11,14 @@ from torch import nn
 
 from lrzip.api.keywords import EXPORT_GROUPS, ExportOptions
 from lrzip.core.declarations import Options, documented
-from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.errors import LrzipError, UnknownName, UsageError
+from lrzip.core.globs import matches
 from lrzip.core.kinds import ATTENTION, EMBEDDING, TRANSPOSED_CONVOLUTIONS
 from lrzip.core.layers import TensorSpec, by_module
 from lrzip.core.layout import Entry
 from lrzip.core.merge import merge
-from lrzip.core.options import Inputs, Network, Opening
-from lrzip.core.output_options import Overwriting
+from lrzip.core.options import Inputs, Machine, Network, Opening
+from lrzip.core.output_options import MergedLayers, Overwriting
 from lrzip.core.plan import SCHEMA
 from lrzip.core.report import Difference
 from lrzip.core.stored import DenseLayer, Stored, find_structures
@@ -33,7 +34,7 @@ from lrzip.formats.traced import save_onnx, save_pt2
 from lrzip.formats.write import create
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.inputs import InputShape
-from lrzip.networks.matching import match_names
+from lrzip.networks.matching import match_names, wrapper_prefix
 from lrzip.networks.programs.trace import Traced, trace, trace_program
 
 TARGETS = ("safetensors", "state-dict", "dense", "onnx", "pt2")
@@ -118,22 +119,33 @@ def export(path: str | Path, to: str, output: str | Path | None = None, **option
     source = Path(path)
     destination = Path(output) if output is not None else default_output(source, to)
     check_output(destination, source, force=given[Overwriting].force)
+    if to != "dense":
+        _refuse_merging(given, to)
     if to in PROGRAMS:
         return _export_program(source, to, destination, model, input_shapes, key=opening.key, trust=opening.trust)
     if input_shapes:
         raise UsageError(f"`input_shapes` is for programs; `to={to}` runs no network.")
     with open_checkpoint(source, key=opening.key, trust=opening.trust) as checkpoint:
         if to == "dense":
-            return _merge(checkpoint, destination, model)
+            return _merge(checkpoint, destination, model, given)
         return _copy(checkpoint, destination, to)
 
 
-def _merge(checkpoint: Checkpoint, destination: Path, model: nn.Module | None) -> Export:
+def _refuse_merging(given: Options, to: str) -> None:
+    """Refuse options that select layers to merge, or the device to do it on, for other targets."""
+    defaults = {**vars(MergedLayers()), "device": Machine().device}
+    values = {**vars(given[MergedLayers]), "device": given[Machine].device}
+    extra = next((name for name, value in values.items() if value != defaults[name]), None)
+    if extra is not None:
+        raise UsageError(f"`{extra}` is for merging factors, with `to=dense`; `to={to}` merges none.")
+
+
+def _merge(checkpoint: Checkpoint, destination: Path, model: nn.Module | None, given: Options) -> Export:
     """Write a checkpoint with the factors of its layers merged."""
     path = checkpoint.path
     if isinstance(checkpoint, Runnable):
         raise LrzipError(f"`{path}` is a program; only factors in weights alone are merged. Keep the dense original.")
-    factorized = _factorized(checkpoint, model)
+    factorized = _selected(_factorized(checkpoint, model), given[MergedLayers])
     ambiguous = _ambiguous(checkpoint, factorized) if model is None else ()
     if not factorized:
         settle = (
@@ -144,12 +156,12 @@ def _merge(checkpoint: Checkpoint, destination: Path, model: nn.Module | None) -
         raise LrzipError(f"`{path}` has no factorized layers to merge.{settle}")
     format_ = target_format(destination, "dense", checkpoint.format)
     lost = not_carried(format_, checkpoint, optimizer=True)
-    layout = _layout(checkpoint.tensors(), factorized)
+    layout, device = _layout(checkpoint.tensors(), factorized), given[Machine].device
     with create(destination, checkpoint, layout, format_=format_, drop=list(lost)) as writer:
         for stored in factorized:
-            weights = [checkpoint.read(spec.name) for spec in stored.weights]
+            weights = [checkpoint.read(spec.name).to(device) for spec in stored.weights]
             dense = merge(stored.structure, weights, stored.replaced)
-            writer.put(stored.dense_name, dense.to(getattr(torch, stored.weights[0].dtype)))
+            writer.put(stored.dense_name, dense.to("cpu", getattr(torch, stored.weights[0].dtype)))
     merged, dropped = [stored.module for stored in factorized], tuple(lost.items())
     return Export(path, destination, "dense", len(layout), merged, dropped, __version__, doubtful=ambiguous)
 
@@ -212,6 +224,26 @@ def _factorized(checkpoint: Checkpoint, model: nn.Module | None) -> Sequence[Sto
     prefixes = {spec.name.removesuffix(name) for name, spec in specs.items()}
     layers = {f"{prefix}{name}": layer for prefix in prefixes for name, layer in architecture.dense_layers.items()}
     return find_structures(checkpoint.tensors(), layers)
+
+
+def _selected(factorized: Sequence[Stored], layers: MergedLayers) -> Sequence[Stored]:
+    """Return the factorized layers that are selected for merging, by names with or without wrapper prefixes.
+
+    Raises:
+        UnknownName: A pattern matches no factorized layer.
+    """
+    prefix = wrapper_prefix((stored.module for stored in factorized), trainer=True)
+
+    def is_matched(stored: Stored, patterns: Sequence[str]) -> bool:
+        names = (stored.module, stored.module.removeprefix(prefix))
+        return any(matches(name, pattern) for name in names for pattern in patterns)
+
+    for option, patterns in vars(layers).items():
+        for pattern in patterns:
+            if not any(is_matched(stored, [pattern]) for stored in factorized):
+                raise UnknownName(f"`{option}={pattern}` matches no factorized layer.")
+    wanted = [stored for stored in factorized if not layers.only or is_matched(stored, layers.only)]
+    return [stored for stored in wanted if not is_matched(stored, layers.skip)]
 
 
 def _ambiguous(checkpoint: Checkpoint, factorized: Sequence[Stored]) -> Sequence[str]:

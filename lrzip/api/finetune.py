@@ -15,7 +15,7 @@ from lrzip.core.options import Machine, Network, Opening
 from lrzip.core.output_options import Overwriting
 from lrzip.core.plan import SCHEMA
 from lrzip.core.structure import join
-from lrzip.core.training_options import Batching, DataOptions, FinetuneFiles, FinetuneTeacher, Smoothing
+from lrzip.core.training_options import Batching, DataOptions, FinetuneFiles, FinetuneTeacher, Smoothing, TrainedModules
 from lrzip.core.version import __version__
 from lrzip.formats.files.atomic import check_output
 from lrzip.formats.open import open_checkpoint
@@ -25,6 +25,7 @@ from lrzip.formats.rewrite import write_state
 from lrzip.training.cache import network_digest
 from lrzip.training.data.augmentation import Preparation
 from lrzip.training.data.read import Data, read_data
+from lrzip.training.freezing import freeze
 from lrzip.training.loop import Execution, train
 from lrzip.training.losses import Distillation, TrainingLoss, make_loss
 from lrzip.training.metrics import Scorer
@@ -127,6 +128,7 @@ def finetune(
     _check(source, destination, given)
     teacher = given[FinetuneTeacher].teacher
     networks = load_student(source, given[Network].model, Path(teacher) if teacher else None, **vars(given[Opening]))
+    freeze(networks.student, **vars(given[TrainedModules]))
     found = data if isinstance(data, Data) else _read(data, given)
     task = task_of(networks.student, found, given[Batching].loss)
     scorer, loss = Scorer(given[DataOptions].metrics, task), _loss(source, networks, task, given)
@@ -186,6 +188,7 @@ def _record(found: Data, scorer: Scorer, given: Options) -> dict[str, Any]:
         "loss": given[Batching].loss,
         "label_smoothing": given[Smoothing].label_smoothing,
         "metrics": list(scorer.metrics),
+        **{name: list(patterns) for name, patterns in vars(given[TrainedModules]).items()},
         "teacher": str(teacher) if teacher is not None else None,
         **distillation,
         "preparation": {name: list(values) for name, values in vars(preparation).items()},

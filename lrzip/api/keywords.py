@@ -23,9 +23,9 @@ from lrzip.core.options import (
     Target,
     Timing,
 )
-from lrzip.core.output_options import Analyzing, Overwriting, Writing
+from lrzip.core.output_options import Analyzing, MergedLayers, Overwriting, Writing
 from lrzip.core.progress import Progress, silent
-from lrzip.core.training_options import Batching, DataOptions, FinetuneFiles, FinetuneTeacher, Smoothing
+from lrzip.core.training_options import Batching, DataOptions, FinetuneFiles, FinetuneTeacher, Smoothing, TrainedModules
 
 if TYPE_CHECKING:  # these import packages for training
     from lrzip.training.data.augmentation import Preparation
@@ -191,18 +191,23 @@ ANALYZE_GROUPS = (Analyzing, Selection, Network, Inputs, Timing, Opening, Machin
 class ExportOptions(OpeningOptions, total=False):
     """Keywords of `lrzip.export`."""
 
+    only: Sequence[str]
+    skip: Sequence[str]
+    device: str
     model: nn.Module | None
     input_shapes: Sequence[str]
     force: bool
 
 
-EXPORT_GROUPS = (Network, Inputs, Opening, Overwriting)
+EXPORT_GROUPS = (MergedLayers, Network, Inputs, Opening, Machine, Overwriting)
 
 
 class FinetuneOptions(OpeningOptions, total=False):
     """Keywords of `lrzip.finetune`."""
 
     model: nn.Module | None
+    only: Sequence[str]
+    skip: Sequence[str]
     val: str | None
     val_fraction: float
     preparation: "Preparation | None"
@@ -226,6 +231,7 @@ FINETUNE_GROUPS = (
     DataOptions,
     Batching,
     Smoothing,
+    TrainedModules,
     FinetuneTeacher,
     FinetuneFiles,
     TrainingKeywords,

@@ -1,6 +1,5 @@
 """The command `lrzip analyze`."""
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -10,22 +9,19 @@ from lrzip.cli.checks import check_options
 from lrzip.cli.commands import Given, run_as
 from lrzip.cli.console import (
     costs_text,
-    fitting_table,
     layer_progress,
-    print_json,
     print_kept,
+    print_table,
     printable,
-    set_threads,
     shape_text,
+    show_result,
     size_text,
-    stdout,
 )
 from lrzip.cli.files import checkpoint_path
 from lrzip.cli.measuring import Measurement, measure
 from lrzip.cli.network import load_network
 from lrzip.cli.verbs import ANALYZE
 from lrzip.core.errors import UsageError
-from lrzip.core.options import Threads
 from lrzip.core.output_options import AnalyzeOutputs, Overwriting, Printing
 from lrzip.core.training_options import DataOptions
 
@@ -60,7 +56,6 @@ def analyze(given: Given) -> None:
     check_options(given)
     if given[DataOptions].data is not None and given.values["model"] is None:
         raise UsageError("`data` is what a network is measured on: give `model=PKG.MOD:NET`.")
-    set_threads(given[Threads].threads)
     analysis, measured = _analyzed(given)
     document = analysis.to_dict(spectrum=outputs.spectrum)
     document["source"]["path"] = given.checkpoint or "-"
@@ -70,12 +65,14 @@ def analyze(given: Given) -> None:
         rows = _sorted(rows, outputs.sort)
         document["layers"] = [row for row, _ in rows]
     _draw(outputs, analysis, measured, document)
-    if given[Printing].json:
-        print_json(document, sys.stdout)
-        return
-    _print(stdout(), document, [item for _, item in rows], analysis)
-    if measured:
-        measured.show(stdout())
+    layers = [item for _, item in rows]
+
+    def draw(console: Console) -> None:
+        _print(console, document, layers, analysis)
+        if measured:
+            measured.show(console)
+
+    show_result(given[Printing], lambda: document, draw, to_stdout=False)
 
 
 def _analyzed(given: Given) -> "tuple[Analysis, Measurement | None]":
@@ -132,10 +129,21 @@ def _print(console: Console, document: dict[str, Any], layers: list["LayerAnalys
     energies = [f"{energy:g}" for energy in analysis.parameters_at]
     columns = [*list(_COLUMNS.values())[:5], *energies, *list(_COLUMNS.values())[5:], "spectrum"]
     rows = [_cells(row, item) for row, item in zip(document["layers"], layers, strict=True)]
-    expendable = ["spectrum", "kind", "noise", "condition", "stable", "effective", "rank", "‖W‖₂", "‖W‖F", "decay"]
-    table, hidden = fitting_table(console, columns, rows, expendable=expendable)
+    expendable = [
+        "decay",
+        "‖W‖F",
+        "‖W‖₂",
+        "rank",
+        "effective",
+        "stable",
+        "condition",
+        "noise",
+        "kind",
+        "spectrum",
+        *energies,
+    ]
     if rows:
-        console.print(table)
+        print_table(console, columns, rows, expendable=expendable)
     if "spectrum" in document["layers"][0] if document["layers"] else False:
         for row in document["layers"]:
             values = " ".join(f"{value:.4g}" for value in row["spectrum"])
@@ -151,8 +159,6 @@ def _print(console: Console, document: dict[str, Any], layers: list["LayerAnalys
         )
         if energy in analysis.costs_at:
             console.print(f"    {costs_text(analysis.costs_at[energy])}")
-    if hidden:
-        console.print(f"Hidden for lack of width: {', '.join(hidden)}.")
 
 
 def _cells(row: dict[str, Any], item: "LayerAnalysis") -> list[str]:

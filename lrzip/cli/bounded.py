@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lrzip.cli.commands import Given
-from lrzip.cli.console import make_table, print_json, printable, result_console, result_stream
+from lrzip.cli.console import print_table, printable, show_result
 from lrzip.cli.files import checkpoint_path, goes_to_stdout, output_path
 from lrzip.cli.learning import score_text, scores_text, training_progress
 from lrzip.cli.reporting import print_report
@@ -36,17 +36,14 @@ def compress_within_bound(given: Given, learning: "Learning", network: "nn.Modul
         learning: Data, metrics and settings of each brief fine-tune.
         network: The dense architecture.
     """
-    printing, to_stdout = given[Printing], goes_to_stdout(given[Destination].output, given.checkpoint)
+    to_stdout = goes_to_stdout(given[Destination].output, given.checkpoint)
     found = _searched(given, learning, network, to_stdout=to_stdout)
     plot = given[CompressOutputs].plot
     if plot:
         from lrzip.cli.drawing import draw_search, save_picture
 
         save_picture(draw_search(found), plot)
-    if printing.json:
-        print_json(found.to_dict(), result_stream(to_stdout=to_stdout))
-    elif not printing.quiet:
-        _print(result_console(to_stdout=to_stdout), found)
+    show_result(given[Printing], found.to_dict, lambda console: _print(console, found), to_stdout=to_stdout)
     if found.interrupted:
         print("lrzip: Interrupted; the smallest network so far was written.", file=sys.stderr)
     return found
@@ -106,7 +103,7 @@ def _is_planned(item: Declared) -> bool:
 
 def _print(console: Console, found: "SearchReport") -> None:
     rows = [_cells(one, found) for one in [found.dense, *found.trials]]
-    console.print(make_table(list(rows[0]), [list(row.values()) for row in rows]))
+    print_table(console, list(rows[0]), [list(row.values()) for row in rows], expendable=("at first", "seconds"))
     console.print()
     print_report(console, found.report)
     before, after = (one.scores[found.metric] for one in (found.dense, found.best))

@@ -1,5 +1,7 @@
 """Check that options are compatible with each other, as they declare it."""
 
+from math import isnan
+
 from lrzip.cli.commands import Given
 from lrzip.core.declarations import Declared
 from lrzip.core.errors import UsageError
@@ -15,7 +17,7 @@ def mode_of(given: Given) -> str:
 
 
 def check_options(given: Given, mode: str | None = None) -> None:
-    """Raise a UsageError for an option that the mode does not accept, or that lacks another one it requires.
+    """Raise a UsageError for options that are no numbers, unfit for the mode, exclude others or lack those they need.
 
     Args:
         given: The command line.
@@ -26,11 +28,27 @@ def check_options(given: Given, mode: str | None = None) -> None:
         if mode and item.option.modes and mode not in item.option.modes:
             raise UsageError(_unfit(item, mode))
     for item in options:
+        _check_number(item, given)
+        _check_excludes(item, given)
         _check_needs(item, given)
         companions = _companions(item, given, mode)
         if companions and not any(given.values[other.name] for other in companions):
             missing = " or ".join(f"`{other.usage}`" for other in companions)
             raise UsageError(f"`{item.flag}` goes with {missing}, which is missing.")
+
+
+def _check_number(item: Declared, given: Given) -> None:
+    """Refuse NaN, with which no comparison is true, so that no bound would ever fail."""
+    value = given.values[item.name]
+    numbers = value if isinstance(value, list) else [value]
+    if any(isinstance(number, float) and isnan(number) for number in numbers):
+        raise UsageError(f"`{item.flag}` takes a number, got nan.")
+
+
+def _check_excludes(item: Declared, given: Given) -> None:
+    for other in given.command.options:
+        if other.name in item.option.excludes and given.values[other.name]:
+            raise UsageError(f"`{item.flag}` and `{other.flag}` exclude each other: leave one of them.")
 
 
 def _check_needs(item: Declared, given: Given) -> None:

@@ -1,5 +1,6 @@
 """Build the commands from groups of options: parameters and their help, and the values that were given."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -66,6 +67,14 @@ class Given:
         return {name: self.values[name] for name in names if self.values.get(name) is not None}
 
 
+class Stopped(Exception):
+    """Carry an interruption or a broken pipe past Typer, which would exit with codes of its own and no message."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
 def run_as(command: Command) -> Callable[[Callable[[Given], None]], Run]:
     """Return a decorator that gives a function the parameters of a command, as Typer reads them."""
 
@@ -73,13 +82,25 @@ def run_as(command: Command) -> Callable[[Callable[[Given], None]], Run]:
         def run(context: typer.Context, checkpoint: str | None, **values: Any) -> None:
             sources = {name: context.get_parameter_source(name) for name in values}
             names = frozenset(n for n, source in sources.items() if source and source.name == "COMMANDLINE")
-            function(Given(command, checkpoint, values, names))
+            _limit_threads(values.get("threads"))
+            try:
+                function(Given(command, checkpoint, values, names))
+                sys.stdout.flush()
+            except (KeyboardInterrupt, BrokenPipeError) as cause:
+                raise Stopped(cause) from cause
 
         vars(run)["__signature__"] = Signature([_context(), _checkpoint(), *_parameters(command)])
         run.__name__, run.__doc__ = command.name, command.summary
         return run
 
     return decorate
+
+
+def _limit_threads(threads: int | None) -> None:
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 def _context() -> Parameter:
@@ -105,6 +126,7 @@ def _parameter(item: Declared) -> Parameter:
         help=help_of(item),
         metavar=option.metavar,
         min=option.minimum,
+        max=option.maximum,
         show_default=option.shown or True,
         rich_help_panel=item.heading,
     )

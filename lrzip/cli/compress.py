@@ -11,7 +11,7 @@ from lrzip.cli.bounded import compress_within_bound
 from lrzip.cli.calibrating import calibration_of
 from lrzip.cli.checks import check_options, mode_of
 from lrzip.cli.commands import Given, run_as
-from lrzip.cli.console import layer_progress, print_json, result_console, result_stream, set_threads
+from lrzip.cli.console import layer_progress, show_result
 from lrzip.cli.curves import show_curve
 from lrzip.cli.files import checkpoint_path, goes_to_stdout, output_path
 from lrzip.cli.gates import check_gates
@@ -20,7 +20,7 @@ from lrzip.cli.network import load_network
 from lrzip.cli.reporting import print_report
 from lrzip.cli.verbs import COMPRESS
 from lrzip.core.errors import UsageError
-from lrzip.core.options import BOUND, CURVE, PLAN, Threads
+from lrzip.core.options import BOUND, CURVE, PLAN
 from lrzip.core.output_options import CompressOutputs, Destination, Overwriting, Printing, Writing
 from lrzip.core.training_options import DataOptions
 from lrzip.formats.files.atomic import atomic_file, check_output
@@ -40,17 +40,13 @@ def compress(given: Given) -> None:
 
 
 def _compress_by_plan(given: Given) -> None:
-    outputs, printing = given[CompressOutputs], given[Printing]
+    outputs = given[CompressOutputs]
     to_stdout = goes_to_stdout(given[Destination].output, given.checkpoint) and not given[Writing].dry_run
     keywords = _keywords(given)
-    set_threads(given[Threads].threads)
     report = _compressed(given, keywords | {"model": load_network(given)}, to_stdout=to_stdout)
     if outputs.save_plan:
         write_plan(report.plan, outputs.save_plan)
-    if printing.json:
-        print_json(report.to_dict(), result_stream(to_stdout=to_stdout))
-    elif not printing.quiet:
-        print_report(result_console(to_stdout=to_stdout), report)
+    show_result(given[Printing], report.to_dict, lambda console: print_report(console, report), to_stdout=to_stdout)
     check_gates(report, outputs.min_ratio, outputs.max_error)
 
 
@@ -70,13 +66,11 @@ def _compressed(given: Given, keywords: dict[str, Any], *, to_stdout: bool) -> "
 
 def _show_curve(given: Given) -> None:
     keywords = _keywords(given)
-    set_threads(given[Threads].threads)
     learning = learning_of(given, augment=False) if given[DataOptions].data is not None else None
     show_curve(given, keywords | {"model": load_network(given), "learning": learning})
 
 
 def _compress_within_bound(given: Given) -> None:
-    set_threads(given[Threads].threads)
     outputs = given[CompressOutputs]
     found = compress_within_bound(given, learning_of(given), load_network(given))
     if outputs.save_plan:

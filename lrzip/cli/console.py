@@ -1,10 +1,9 @@
 """Consoles, progress bars and tables: results go to standard output, everything else to standard error."""
 
 import json
-import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.table import Table
 from rich.text import Text
 
+from lrzip.core.output_options import Printing
 from lrzip.core.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -27,14 +27,21 @@ _NAMES_A_REASON = 8
 _TEXTS = ("layer", "kind", "shape", "spectrum")
 
 
+class _Console(Console):
+    """A console that leaves broken pipes to the caller."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def stdout() -> Console:
     """Return the console for results."""
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else _UNLIMITED, highlight=False)
+    return _Console(file=sys.stdout, width=None if sys.stdout.isatty() else _UNLIMITED, highlight=False)
 
 
 def stderr() -> Console:
     """Return the console for progress, warnings and errors."""
-    return Console(file=sys.stderr, width=None if sys.stderr.isatty() else _UNLIMITED, highlight=False)
+    return _Console(file=sys.stderr, width=None if sys.stderr.isatty() else _UNLIMITED, highlight=False)
 
 
 def result_stream(*, to_stdout: bool) -> TextIO:
@@ -50,6 +57,25 @@ def result_console(*, to_stdout: bool) -> Console:
 def print_json(document: Mapping[str, Any], stream: TextIO) -> None:
     """Print one JSON document."""
     stream.write(json.dumps(document, indent=2, ensure_ascii=True, allow_nan=False) + "\n")
+
+
+def show_result(
+    printing: Printing, document: Callable[[], Mapping[str, Any]], draw: Callable[[Console], None], *, to_stdout: bool
+) -> None:
+    """Print a result as JSON or for people.
+
+    `quiet` silences a result only where it goes to standard error, because the checkpoint takes standard output.
+
+    Args:
+        printing: Options of the output on the terminal.
+        document: Function that returns the JSON document.
+        draw: Function that prints the result to a console.
+        to_stdout: Whether the checkpoint goes to standard output.
+    """
+    if printing.json:
+        print_json(document(), result_stream(to_stdout=to_stdout))
+    elif not (printing.quiet and to_stdout):
+        draw(result_console(to_stdout=to_stdout))
 
 
 def printable(text: str) -> str:
@@ -81,32 +107,45 @@ def layer_progress(*, quiet: bool) -> Iterator[Progress]:
         yield show
 
 
-def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Return a table in which texts may fold and numbers may not."""
+def print_table(
+    console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], *, expendable: Sequence[str] = ()
+) -> None:
+    """Print a table without breaking a cell.
+
+    Where the table is wider than the terminal, expendable columns are hidden and named below it; a table that is still
+    too wide is left to the terminal, which continues its lines on the next row.
+
+    Args:
+        console: The console.
+        columns: Headings.
+        rows: Cells of each row.
+        expendable: Headings of the columns that may be hidden, in that order.
+    """
+    shown, hidden = list(columns), []
+    for column in (*(name for name in expendable if name in columns), None):
+        picked = [columns.index(name) for name in shown]
+        table = _table(shown, [[row[index] for index in picked] for row in rows])
+        width = console.measure(table, options=console.options.update(max_width=_UNLIMITED)).maximum
+        if column is None or width <= console.width:
+            break
+        shown.remove(column)
+        hidden.append(column)
+    terminal, console.width = console.width, max(width, console.width)
+    console.print(table)
+    console.width = terminal
+    if hidden:
+        names = [name for name in columns if name in hidden]
+        console.print(f"Hidden for lack of width: {', '.join(names)}", soft_wrap=True)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Return a table with texts on the left and numbers on the right."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        if column in _TEXTS:
-            table.add_column(column, overflow="fold", no_wrap=not sys.stdout.isatty())
-        else:
-            table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="left" if column in _TEXTS else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     return table
-
-
-def fitting_table(
-    console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], *, expendable: Sequence[str]
-) -> tuple[Table, list[str]]:
-    """Return a table that fits the terminal, and the hidden columns: expendable ones, the last ones first."""
-    hidden: list[str] = []
-    for column in [*reversed(expendable), None]:
-        shown = [index for index, name in enumerate(columns) if name not in hidden]
-        table = make_table([columns[index] for index in shown], [[row[index] for index in shown] for row in rows])
-        natural = console.measure(table, options=console.options.update(max_width=_UNLIMITED)).maximum
-        if column is None or natural <= console.width:
-            break
-        hidden.insert(0, column)
-    return table, hidden
 
 
 def print_kept(console: Console, keep: Sequence["Keep"]) -> None:
@@ -123,26 +162,6 @@ def print_kept(console: Console, keep: Sequence["Keep"]) -> None:
         noun = {"a vector": "vector", "a scalar": "scalar"}.get(reason)
         text = f"{len(names)} {noun}{'s' if len(names) > 1 else ''}" if noun else f"{listed}: {reason}"
         console.print(Text("  " + printable(text)), soft_wrap=True)
-
-
-def set_threads(threads: int | None) -> None:
-    """Limit the number of threads of torch."""
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
-
-
-def replace_unprintable() -> None:
-    """Let streams print `?` for characters that they cannot encode."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-
-
-def close_stdout() -> None:
-    """Redirect standard output to the null device, after its reader has gone."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def shape_text(shape: Sequence[int]) -> str:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lrzip.cli.commands import Given
-from lrzip.cli.console import layer_progress, make_table, print_json, printable, size_text, stdout
+from lrzip.cli.console import layer_progress, print_table, printable, show_result, size_text
 from lrzip.cli.files import checkpoint_path
 from lrzip.cli.learning import score_text, scores_text
 from lrzip.core.output_options import CompressOutputs, Overwriting, Printing
@@ -17,6 +17,9 @@ from lrzip.core.output_options import CompressOutputs, Overwriting, Printing
 if TYPE_CHECKING:
     from lrzip.api.curve import Curve
     from lrzip.core.report import Report
+
+
+_EXPENDABLE = ("size", "layers", "at best", "unused", "MACs")
 
 
 def show_curve(given: Given, keywords: dict[str, Any]) -> None:
@@ -40,15 +43,12 @@ def show_curve(given: Given, keywords: dict[str, Any]) -> None:
         found = replace(found, source=given.checkpoint or "-")
         if plot:
             save_picture(draw_curve(found), plot)
-    if printing.json:
-        print_json(found.to_dict(), sys.stdout)
-    elif not printing.quiet:
-        _print(stdout(), found)
+    show_result(printing, found.to_dict, lambda console: _print(console, found), to_stdout=False)
 
 
 def _print(console: Console, found: "Curve") -> None:
     rows = _rows(found)
-    console.print(make_table(list(rows[0]), [list(row.values()) for row in rows]))
+    print_table(console, list(rows[0]), [list(row.values()) for row in rows], expendable=_EXPENDABLE)
     if found.dense:
         scores = f"{scores_text(found.dense.scores)} on {found.dense.examples} validation samples"
         console.print(Text("\n" + printable(f"Dense network: {scores}")))

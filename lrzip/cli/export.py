@@ -10,7 +10,7 @@ from rich.text import Text
 
 from lrzip.cli.checks import check_options
 from lrzip.cli.commands import Given, run_as
-from lrzip.cli.console import print_json, printable, result_console, result_stream
+from lrzip.cli.console import printable, show_result
 from lrzip.cli.files import checkpoint_path, goes_to_stdout, output_path
 from lrzip.cli.network import load_network
 from lrzip.cli.verbs import EXPORT
@@ -28,7 +28,7 @@ def export(given: Given) -> None:
     from lrzip.api.keywords import ExportOptions
 
     check_options(given)
-    printing, to = given[Printing], given[Exporting].to
+    to = given[Exporting].to
     to_stdout = goes_to_stdout(given[Destination].output, given.checkpoint)
     keywords = given.keywords(ExportOptions.__annotations__)
     with (
@@ -37,10 +37,7 @@ def export(given: Given) -> None:
     ):
         result = export(source, to, destination, **keywords | {"model": load_network(given)})
     result = replace(result, source=Path(given.checkpoint or "-"), output=Path("-") if to_stdout else result.output)
-    if printing.json:
-        print_json(result.to_dict(), result_stream(to_stdout=to_stdout))
-    elif not printing.quiet:
-        _print(result_console(to_stdout=to_stdout), result)
+    show_result(given[Printing], result.to_dict, lambda console: _print(console, result), to_stdout=to_stdout)
 
 
 def _print(console: Console, result: "Export") -> None:

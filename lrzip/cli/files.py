@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lrzip.cli.streams import is_closed
 from lrzip.core.errors import LrzipError, UsageError
 
 
@@ -17,7 +18,8 @@ def checkpoint_path(checkpoint: str | None) -> Iterator[Path]:
         yield Path(str(checkpoint))
         return
     if sys.stdin is None or sys.stdin.isatty():
-        raise UsageError("No CHECKPOINT, and standard input is a terminal. Name a checkpoint file.")
+        state = "closed" if sys.stdin is None else "a terminal"
+        raise UsageError(f"No CHECKPOINT, and standard input is {state}. Name a checkpoint file.")
     with tempfile.TemporaryDirectory(prefix="lrzip-") as folder:
         path = Path(folder) / "stdin"
         with path.open("wb") as file:
@@ -39,6 +41,8 @@ def output_path(output: Path | None, *, to_stdout: bool) -> Iterator[Path | None
     if not to_stdout:
         yield output
         return
+    if is_closed(sys.stdout):
+        raise UsageError("The output goes to standard output, which is closed. Name a file with `-o`.")
     if sys.stdout.isatty():
         raise UsageError("The output is binary and standard output is a terminal. Name a file with `-o`.")
     with tempfile.TemporaryDirectory(prefix="lrzip-") as folder:

@@ -12,13 +12,12 @@ from rich.text import Text
 
 from lrzip.cli.checks import check_options
 from lrzip.cli.commands import Given, run_as
-from lrzip.cli.console import make_table, print_json, printable, result_console, result_stream, set_threads
+from lrzip.cli.console import print_table, printable, show_result
 from lrzip.cli.files import checkpoint_path, goes_to_stdout, output_path
 from lrzip.cli.learning import distillation_of, preparation_of, score_text, settings_of, training_progress
 from lrzip.cli.messages import about_parameters
 from lrzip.cli.network import load_network
 from lrzip.cli.verbs import FINETUNE
-from lrzip.core.options import Threads
 from lrzip.core.output_options import Destination, Printing
 
 if TYPE_CHECKING:
@@ -29,17 +28,13 @@ if TYPE_CHECKING:
 def finetune(given: Given) -> None:
     """Fine-tune a checkpoint, and show the result."""
     check_options(given)
-    set_threads(given[Threads].threads)
     to_stdout = goes_to_stdout(given[Destination].output, given.checkpoint)
     report = _finetuned(given, to_stdout=to_stdout)
     if not report.outcome.main:
         return
     output = Path("-") if to_stdout else report.output
     report = replace(report, source=Path(given.checkpoint or "-"), output=output)
-    if given[Printing].json:
-        print_json(report.to_dict(), result_stream(to_stdout=to_stdout))
-    elif not given[Printing].quiet:
-        _print(result_console(to_stdout=to_stdout), report)
+    show_result(given[Printing], report.to_dict, lambda console: _print(console, report), to_stdout=to_stdout)
     if report.trouble:
         print(f"lrzip: {about_parameters(report.trouble)}", file=sys.stderr)
         raise typer.Exit(130 if report.outcome.stopped == "interrupted" else 3)
@@ -75,7 +70,7 @@ def _print(console: Console, report: "FinetuneReport") -> None:
             ]
             for epoch in outcome.epochs
         ]
-        console.print(make_table(["epoch", "loss", *report.before, "seconds"], rows))
+        print_table(console, ["epoch", "loss", *report.before, "seconds"], rows)
         change = ", ".join(
             f"{name} {score_text(name, report.before[name])} → {score_text(name, value)}"
             for name, value in report.after.items()

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lrzip.cli.commands import Given
-from lrzip.cli.console import make_table, printable
+from lrzip.cli.console import print_table, printable
 from lrzip.cli.learning import Announce, learning_of, scores_text, training_progress
 from lrzip.core.options import Factoring, Opening, Selection
 from lrzip.core.output_options import Printing
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from lrzip.training.bench import Bench
     from lrzip.training.evaluation import Evaluation
     from lrzip.training.outcomes import StepCallback
+
+
+_EXPENDABLE = ("/ ‖W−Wr‖F", "/ ‖W‖F", "std")
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Measurement:
             return
         rows = [_cells(item, self.sensitivities) for item in self.sensitivities.layers]
         console.print(Text("\nEach layer alone", style="bold"))
-        console.print(make_table(list(rows[0]), [list(row.values()) for row in rows]))
+        print_table(console, list(rows[0]), [list(row.values()) for row in rows], expendable=_EXPENDABLE)
         console.print(_legend(self.sensitivities), soft_wrap=True)
 
 

@@ -5,11 +5,15 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from lrzip.cli.console import costs_text, make_table, print_kept, printable, shape_text, size_text
+from lrzip.cli.console import costs_text, print_kept, print_table, printable, shape_text, size_text
 
 if TYPE_CHECKING:
     from lrzip.core.budget_use import BudgetUse
     from lrzip.core.report import CalibrationSummary, Report
+
+
+_EXPENDABLE = ("kind", "MACs", "predicted loss", "shape", "then")
+"""Columns that a narrow terminal hides, the first ones first."""
 
 
 def _table(report: "Report") -> dict[str, list[str]]:
@@ -69,7 +73,7 @@ def print_report(console: Console, report: "Report") -> None:
     """Print a report: layers, kept tensors and totals."""
     table = _table(report)
     if report.plan.factorize:
-        console.print(make_table(list(table), list(zip(*table.values(), strict=True))))
+        print_table(console, list(table), list(zip(*table.values(), strict=True)), expendable=_EXPENDABLE)
     print_kept(console, report.plan.keep)
     for name, reason in report.dropped:
         console.print(Text(printable(f"Left out: {name}: {reason}.")), soft_wrap=True)

@@ -24,6 +24,7 @@ from lrzip.core.output_options import (
     CompressOutputs,
     Destination,
     Exporting,
+    MergedLayers,
     Overwriting,
     Printing,
     Writing,
@@ -44,6 +45,7 @@ from lrzip.core.training_options import (
     SplitSeed,
     StepOptions,
     Teacher,
+    TrainedModules,
 )
 
 ANALYZE = Command(
@@ -128,6 +130,7 @@ FINETUNE = Command(
         BatchOptions,
         StepOptions,
         FinetuneOptions,
+        TrainedModules,
         SplitSeed,
         FinetuneFiles,
         Destination,
@@ -141,7 +144,19 @@ EXPORT = Command(
     "export",
     "Write a checkpoint as safetensors, a state_dict, dense again, or as an ONNX or torch.export program.",
     "lrzip export model.lrzip.pt --to dense -o dense.pt",
-    (Network, NetworkArguments, Inputs, Opening, Exporting, Destination, Printing, Overwriting),
+    (
+        Network,
+        NetworkArguments,
+        Inputs,
+        Opening,
+        Machine,
+        Threads,
+        Exporting,
+        MergedLayers,
+        Destination,
+        Printing,
+        Overwriting,
+    ),
     needed=frozenset({"to"}),
 )
 COMMANDS = (ANALYZE, COMPRESS, FINETUNE, EXPORT)

@@ -35,9 +35,11 @@ class Option:
         metavar: Placeholder of the value.
         shown: Default to show in the help instead of that of the field.
         minimum: Smallest value of an integer.
+        maximum: Largest value of an integer.
         modes: Modes of the command that take the option; empty for all.
         goes_with: Names of options, at least one of which must also be given.
         needs: Names of options that must all be given as well.
+        excludes: Names of options that must not be given as well.
         parsed: Type on the command line, where it differs from the type of the field.
     """
 
@@ -48,9 +50,11 @@ class Option:
     metavar: str | None = None
     shown: str | None = None
     minimum: int | None = None
+    maximum: int | None = None
     modes: tuple[str, ...] = ()
     goes_with: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
     parsed: Any = None
 
 

@@ -288,4 +288,4 @@ class Threads:
 
     heading: ClassVar[str] = "Network and file"
 
-    threads: int | None = option(None, "Number of threads.", minimum=1, shown="all cores")
+    threads: int | None = option(None, "Number of threads.", minimum=1, maximum=1024, shown="all cores")

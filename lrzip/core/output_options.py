@@ -57,7 +57,9 @@ class CompressOutputs:
         modes=(CURVE, BOUND),
     )
     min_ratio: float | None = option(None, "Exit with 3 if parameters shrink by a smaller factor.", modes=(PLAN, BOUND))
-    max_error: float | None = option(None, "Exit with 3 if the relative error of any layer is larger.", modes=(PLAN,))
+    max_error: float | None = option(
+        None, "Exit with 3 if the relative error of any layer is larger.", modes=(PLAN,), excludes=("dry_run",)
+    )
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,24 @@ class Exporting:
 
 
 @dataclass(frozen=True)
+class MergedLayers:
+    """Layers whose factors are merged, by glob on their names."""
+
+    heading: ClassVar[str] = "Output"
+
+    only: Sequence[str] = option(
+        (), "Globs of the layers to merge with `to=dense`.", metavar="GLOB", parsed=list[str] | None
+    )
+    skip: Sequence[str] = option(
+        (), "Globs of the layers to leave factorized with `to=dense`.", metavar="GLOB", parsed=list[str] | None
+    )
+
+
+@dataclass(frozen=True)
 class Printing:
     """Output on the terminal."""
 
     heading: ClassVar[str] = "Output"
 
     json: bool = option(False, "Print one JSON document.")
-    quiet: bool = option(False, "Print errors only.", short="-q")
+    quiet: bool = option(False, "Print results and errors, without progress and warnings.", short="-q")

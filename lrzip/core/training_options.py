@@ -219,6 +219,23 @@ class Smoothing:
 
 
 @dataclass(frozen=True)
+class TrainedModules:
+    """Modules to train, by glob on their names."""
+
+    heading: ClassVar[str] = "Training"
+
+    only: Sequence[str] = option(
+        (),
+        "Globs of the modules to train, with all that they contain; all others are frozen.",
+        metavar="GLOB",
+        parsed=list[str] | None,
+    )
+    skip: Sequence[str] = option(
+        (), "Globs of the modules to freeze, with all that they contain.", metavar="GLOB", parsed=list[str] | None
+    )
+
+
+@dataclass(frozen=True)
 class FinetuneTeacher:
     """The teacher of a fine-tune."""
 

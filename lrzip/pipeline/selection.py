@@ -1,10 +1,10 @@
 """Select layers by globs on their names, and find the rule of a layer."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import TypeVar
 
 from lrzip.core.errors import UnknownName
+from lrzip.core.globs import matches
 from lrzip.core.layers import Keep, Layer
 
 Rule = TypeVar("Rule")
@@ -15,8 +15,8 @@ def select(
 ) -> Sequence[Layer | Keep]:
     """Return the items, with a `Keep` in place of each layer that is not selected.
 
-    A pattern matches the full name, without wrapper prefixes, in the style of `fnmatch`. A full name without wildcards
-    in `only` or `named` also overrides the reason to keep an ambiguous layer.
+    A pattern matches the full name, without wrapper prefixes, in the style of `fnmatch`; a full name matches itself,
+    even with brackets in it. A full name in `only` or `named` also overrides the reason to keep an ambiguous layer.
 
     Args:
         found: All items of a checkpoint.
@@ -29,14 +29,14 @@ def select(
     """
     for name, patterns in (("only", only), ("skip", skip), ("layers", named)):
         for pattern in patterns:
-            if not any(_matches(item, pattern) for item in found):
+            if not any(matches(item.name, pattern) for item in found):
                 raise UnknownName(f"`{name}={pattern}` matches no layer. Names are: {_some_names(found)}.")
     return [_decide(item, only, skip, [*only, *named]) for item in found]
 
 
 def rule_for(layer: Layer, rules: Mapping[str, Rule], default: Rule) -> Rule:
     """Return the rule of the last pattern that matches a layer, or the default."""
-    matching = [rule for pattern, rule in rules.items() if _matches(layer, pattern)]
+    matching = [rule for pattern, rule in rules.items() if matches(layer.name, pattern)]
     return matching[-1] if matching else default
 
 
@@ -48,14 +48,10 @@ def _decide(item: Layer | Keep, only: Sequence[str], skip: Sequence[str], named:
         if item.override is None:
             raise UnknownName(f"`{overridden}` cannot be factorized: {item.reason}.")
         item = item.override
-    if only and not any(_matches(item, pattern) for pattern in only):
+    if only and not any(matches(item.name, pattern) for pattern in only):
         return Keep(item.name, item.weight, "not matched by `--only`")
-    skipped = next((pattern for pattern in skip if _matches(item, pattern)), None)
+    skipped = next((pattern for pattern in skip if matches(item.name, pattern)), None)
     return Keep(item.name, item.weight, f"matched `--skip {skipped}`") if skipped else item
-
-
-def _matches(item: Layer | Keep, pattern: str) -> bool:
-    return fnmatchcase(item.name, pattern)
 
 
 def _some_names(found: Sequence[Layer | Keep]) -> str:

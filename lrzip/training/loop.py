@@ -19,6 +19,7 @@ from lrzip.training.batchnorm import synchronize_batchnorm
 from lrzip.training.data.read import Data
 from lrzip.training.data.samples import Batch
 from lrzip.training.forward import use_channels_last
+from lrzip.training.freezing import is_frozen_batchnorm
 from lrzip.training.interruption import Interruption, interruption
 from lrzip.training.losses import TrainingLoss
 from lrzip.training.metrics import Scorer
@@ -202,8 +203,8 @@ class _Run:
 
     def _set_mode(self) -> None:
         self._weights.network.train()
-        for module in self._stepper.model.modules() if self._settings.freeze_batchnorm else ():
-            if isinstance(module, _BatchNorm):
+        for module in self._stepper.model.modules():
+            if is_frozen_batchnorm(module) or (self._settings.freeze_batchnorm and isinstance(module, _BatchNorm)):
                 module.eval()
 
     def _report(self, epoch: int, loss: float) -> None:

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import lrzip
-from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.errors import LrzipError, UnknownName, UsageError
 from tests.support.checkpoints import BUILDERS, nested
 from tests.support.networks import Net, Zoo, seeded
 
@@ -41,6 +41,27 @@ def test_dense_is_the_product_of_the_factors(tmp_path: Path) -> None:
     stages = [factored["state_dict"][f"module.conv2.{stage}.weight"] for stage in (1, 0)]
     expected = torch.einsum("orab,rihw->oihw", *stages)
     torch.testing.assert_close(dense["state_dict"]["module.conv2.weight"], expected)
+
+
+def test_only_selected_layers_are_merged(tmp_path: Path) -> None:
+    lrzip.compress(nested(tmp_path), tmp_path / "small.pt", ratio=2)
+    result = lrzip.export(tmp_path / "small.pt", "dense", tmp_path / "a.pt", only=["fc*", "module.conv1"], skip=["fc2"])
+    assert sorted(result.chains) == ["module.conv1", "module.fc1"]
+    before, after = (torch.load(tmp_path / name, weights_only=True)["state_dict"] for name in ("small.pt", "a.pt"))
+    kept = {name for name in before if "conv2" in name or "fc2" in name}
+    assert kept
+    assert all(after[name].equal(before[name]) for name in kept)
+    assert after["module.fc1.weight"].ndim == 2
+
+
+def test_merging_options_need_a_match_and_the_target_dense(tmp_path: Path) -> None:
+    lrzip.compress(nested(tmp_path), tmp_path / "small.pt", ratio=2)
+    with pytest.raises(UnknownName, match="`skip=fc9` matches no factorized layer"):
+        lrzip.export(tmp_path / "small.pt", "dense", skip=["fc9"])
+    with pytest.raises(UsageError, match="`only` is for merging factors, with `to=dense`"):
+        lrzip.export(tmp_path / "small.pt", "safetensors", only=["fc1"])
+    with pytest.raises(UsageError, match="`device` is for merging factors"):
+        lrzip.export(tmp_path / "small.pt", "state-dict", device="cuda")
 
 
 def test_safetensors_and_state_dict_carry_every_tensor(small: Path, tmp_path: Path) -> None:

@@ -41,6 +41,14 @@ def test_a_classifier_learns_and_keeps_names_nesting_and_dtypes(folder: Path) ->
     assert float((model(x).argmax(1) == y).float().mean()) > 0.9
 
 
+def test_modules_that_are_not_selected_stay_as_they_are(folder: Path) -> None:
+    tune(folder, only=["fc1"], settings=Settings(epochs=1, batch_size=32))
+    before, after = (torch.load(folder / name)["state_dict"] for name in ("small.pt", "tuned.pt"))
+    assert {name for name in before if not before[name].equal(after[name])} == {
+        name for name in before if name.startswith("fc1.")
+    }
+
+
 def test_a_regression_learns_with_nothing_but_model_and_data(tmp_path: Path) -> None:
     write_data(tmp_path / "data.npz", *numbers())
     report = lrzip.finetune(

@@ -28,6 +28,18 @@ def test_options_that_do_not_go_together_are_usage_errors(options: list[str], me
     assert message in error_of(run("compress", "missing.pt", *options), 2)
 
 
+@pytest.mark.parametrize("flag", ["--min-ratio", "--max-error", "--energy", "--ratio", "--tolerance"])
+def test_no_number_is_nan(flag: str) -> None:
+    options = ["--rank", "2"] if flag not in ("--energy", "--ratio") else []
+    assert f"`{flag}` takes a number, got nan." in error_of(run("compress", "missing.pt", *options, flag, "nan"), 2)
+    assert "takes a number" in error_of(run("analyze", "missing.pt", "--energy", "0.5", "--energy", "nan"), 2)
+
+
+def test_a_dry_run_has_no_errors_that_a_gate_could_check() -> None:
+    done = run("compress", "missing.pt", "--rank", "2", "--dry-run", "--max-error", "0.1")
+    assert "`--max-error` and `--dry-run` exclude each other" in error_of(done, 2)
+
+
 def test_options_of_other_commands_are_checked_alike() -> None:
     assert "`--cache` goes with `--sensitivity`" in error_of(run("analyze", "missing.pt", "--cache", "c.jsonl"), 2)
     assert "`--model-arg` goes with `--model" in error_of(

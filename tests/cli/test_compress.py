@@ -60,7 +60,8 @@ def test_the_table_and_the_silence(tmp_path: Path) -> None:
     assert "Left out: optimizer: its state no longer fits the parameters." in text
     assert "5 layers factorized" in text
     quiet = run("compress", path, "--rank", "4", "--force", "--quiet")
-    assert (quiet.stdout, quiet.stderr, quiet.returncode) == (b"", b"", 0)
+    assert (quiet.stderr, quiet.returncode) == (b"", 0)
+    assert b"layers factorized" in quiet.stdout
 
 
 def test_plans_are_saved_and_followed(tmp_path: Path) -> None:

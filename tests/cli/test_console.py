@@ -6,9 +6,9 @@ from rich.console import Console
 
 from lrzip.cli.console import (
     costs_text,
-    fitting_table,
     layer_progress,
     print_kept,
+    print_table,
     printable,
     result_stream,
     shape_text,
@@ -70,15 +70,24 @@ def test_nothing_is_drawn_without_a_terminal() -> None:
         assert progress is silent
 
 
-@pytest.mark.parametrize("width", [60, 80, 100, 200])
-def test_a_narrow_terminal_hides_columns_and_never_cuts_a_name(width: int) -> None:
+COLUMNS = ["layer", "shape", "rank", "condition", "effective rank", "spectral norm", "decay"]
+ROWS = [["encoder.layers.0.attention.query", "768×768", "768", "1.2e+05", "700", "31.4159", "-0.01"]]
+
+
+def table_at(width: int) -> list[str]:
+    """Return the lines of a table of 32 + 7 columns of text, whose last four columns may be hidden, last one first."""
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
-    columns = ["layer", "shape", "rank", "condition", "effective rank", "spectral norm", "decay"]
-    rows = [["encoder.layers.0.attention.query", "768×768", "768", "1.2e+05", "700", "31.4159", "-0.01"]]
-    table, hidden = fitting_table(console, columns, rows, expendable=columns[3:])
-    console.print(table)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "…" not in text
-    assert rows[0][0] in text
+    print_table(console, COLUMNS, ROWS, expendable=COLUMNS[:2:-1])
+    assert console.width == width
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined, no-any-return]
+
+
+@pytest.mark.parametrize("width", [20, 60, 80, 100, 200])
+def test_a_narrow_terminal_hides_columns_and_never_breaks_a_cell(width: int) -> None:
+    heading, row, *rest = table_at(width)
+    shown = [name for name in COLUMNS if name in heading]
+    assert all(cell in row for cell, name in zip(ROWS[0], COLUMNS, strict=True) if name in shown)
+    hidden = COLUMNS[len(shown) :]
+    assert rest == ([f"Hidden for lack of width: {', '.join(hidden)}"] if hidden else [])
+    assert len(row) <= width or shown == COLUMNS[:3]
     assert (hidden == []) == (width >= 100)
-    assert hidden == columns[len(columns) - len(hidden) :]
