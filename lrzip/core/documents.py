@@ -133,13 +133,14 @@ def whole(least: int = 0, most: int = _LARGEST) -> Reader[int]:
     return read
 
 
-def number(least: float = -inf) -> Reader[float]:
-    """Return a reader of a finite number of at least a value."""
+def number(least: float = -inf, most: float = inf) -> Reader[float]:
+    """Return a reader of a finite number within bounds."""
 
     def read(value: Any, place: Place) -> float:
-        if type(value) in (int, float) and _fits(value) and value >= least:
+        if type(value) in (int, float) and _fits(value) and least <= value <= most:
             return float(value)
-        raise place.wrong("a finite number" + (f" from {least:g} on" if least > -inf else ""), value)
+        limit = (f" from {least:g}" if least > -inf else "") + (f" to {most:g}" if most < inf else "")
+        raise place.wrong(f"a finite number{limit}", value)
 
     return read
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lrzip
@@ -16,6 +16,7 @@ from lrzip.calibration.stored import holds_statistics, load_statistics, save_sta
 from lrzip.calibration.subjects import Network
 from lrzip.core.errors import LrzipError, UsageError
 from tests.support.calibration import calibration_of, images, layers_of, resnet, settings_of
+from tests.support.damage import damaged, without
 from tests.support.networks import ResNet
 
 
@@ -85,3 +86,94 @@ def test_statistics_of_another_network_are_refused(tmp_path: Path) -> None:
         load_statistics(kept, layers_of(nn.ModuleDict({"x": nn.Linear(12, 20)})))
     with pytest.raises(UsageError, match="nothing to run"):
         lrzip.compress(tmp_path / "model.pt", rank=2, calibrate=kept, calibration=settings_of("bias"))
+
+
+def small(folder: Path) -> tuple[Path, nn.Module, dict[str, Any], dict[str, torch.Tensor]]:
+    """Return a file of statistics with everything in it, its network, its document and its tensors."""
+    model, path = nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 10)), folder / "s.safetensors"
+    torch.save(model.state_dict(), folder / "net.pt")
+    found = calibrate(Network(model), torch.randn(40, 12), layers_of(model), settings_of("none"), measured=True)
+    save_statistics(found, path)
+    with safe_open(path, "pt") as file:
+        document = json.loads(file.metadata()["lrzip.calibration"])
+    return path, model, document, load_file(path)
+
+
+def rewrite(path: Path, document: object, tensors: dict[str, torch.Tensor]) -> None:
+    save_file(tensors, path, {"lrzip.calibration": json.dumps(document)})
+
+
+def outcome(path: Path, objective: str | None = None) -> str | None:
+    """Return why statistics are refused, in one line, or None after a compression by them."""
+    try:
+        report = lrzip.compress(
+            path.with_name("net.pt"), budget="params=80%", calibrate=path, dry_run=True, objective=objective
+        )
+    except LrzipError as error:
+        return str(error)
+    assert report.plan.factorize
+    return None
+
+
+def test_damaged_documents_are_refused_or_usable(tmp_path: Path) -> None:
+    path, model, document, tensors = small(tmp_path)
+    layers, usable = layers_of(model), 0
+    for what, changed in damaged(document):
+        rewrite(path, changed, tensors)
+        try:
+            load_statistics(path, layers)
+        except LrzipError as error:
+            assert str(error).startswith(f"`{path}`"), what
+            assert str(error).isprintable(), what
+        else:
+            usable += 1
+            assert outcome(path) is None, what
+            assert (outcome(path, "sensitivity") or "measured").isprintable(), what
+    assert usable < sum(1 for _ in damaged(document)) / 3
+
+
+@pytest.mark.parametrize("field", ["examples", "count", "layers", "layers.0.count", "layers.0.measured.ranks"])
+def test_a_field_that_is_missing_is_named(field: str, tmp_path: Path) -> None:
+    path, _, document, tensors = small(tmp_path)
+    rewrite(path, without(document, tuple(field.split("."))), tensors)
+    assert outcome(path) == f"`{path}`: `{field}` is missing. Calibrate again, with `save_statistics=FILE`."
+
+
+@pytest.mark.parametrize("part", ["0.first", "0.second"])
+@pytest.mark.parametrize("change", ["missing", "flat", "empty", "float32", "int64", "complex64", "scalar"])
+def test_tensors_of_other_kinds_are_refused(part: str, change: str, tmp_path: Path) -> None:
+    path, _, document, tensors = small(tmp_path)
+    tensor = tensors.pop(part)
+    changes = {"flat": tensor.flatten(), "empty": tensor[:0], "scalar": tensor.sum()}
+    if change != "missing":
+        tensors[part] = changes[change] if change in changes else tensor.to(getattr(torch, change))
+    rewrite(path, document, tensors)
+    assert part in (outcome(path) or "") or "is of another network: `0`" in (outcome(path) or "")
+
+
+@pytest.mark.parametrize("part", ["0.first", "0.second"])
+@pytest.mark.parametrize("where", ["one", "all"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, -3.0, 1e308, 1e31, 1e-300, 0.0])
+def test_moments_that_no_inputs_have_are_refused(part: str, where: str, value: float, tmp_path: Path) -> None:
+    path, _, document, tensors = small(tmp_path)
+    (tensors[part].view(-1)[:1] if where == "one" else tensors[part]).fill_(value)
+    rewrite(path, document, tensors)
+    possible = part == "0.first" and abs(value) < 1e-200
+    assert (outcome(path) is None) == possible
+
+
+def test_files_cut_anywhere_are_refused(tmp_path: Path) -> None:
+    path, model, _, _ = small(tmp_path)
+    content = path.read_bytes()
+    for length in (*range(0, 600, 7), *range(600, len(content), 997), len(content) - 1):
+        path.write_bytes(content[:length])
+        assert not holds_statistics(path)
+        with pytest.raises(LrzipError, match=r"s\.safetensors` is damaged"):
+            load_statistics(path, layers_of(model))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[" * 100_000, "[]", "null", "\x00", '{"count": 1' + "0" * 5000 + "}"])
+def test_metadata_that_is_no_document_is_refused(content: str, tmp_path: Path) -> None:
+    path, _, _, tensors = small(tmp_path)
+    save_file(tensors, path, {"lrzip.calibration": content})
+    assert outcome(path)
