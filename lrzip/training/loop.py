@@ -132,7 +132,8 @@ class _Run:
         self._plan, self._interrupted = plan, interrupted
         self._accelerator, self._settings, self._weights = stepper.accelerator, stepper.settings, stepper.weights
         self._start = self._saved = perf_counter()
-        self._file = ResumeFile(execution.resume, {**vars(self._settings), **execution.identity})
+        identity = {**vars(self._settings), **execution.identity}
+        self._file = ResumeFile(execution.resume, identity, list(scorer.metrics))
         self._progress = self._file.restore(self._weights, self._accelerator)
         self._stopped = "finished"
 

@@ -1,6 +1,6 @@
 """The optimizers of a training."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -19,3 +19,12 @@ def make_optimizer(parameters: Iterable[nn.Parameter], settings: Settings) -> to
         return torch.optim.SGD(groups, settings.rate, momentum=0.9, nesterov=True)
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, settings.rate, fused=True)
+
+
+def state_entries(settings: Settings) -> Mapping[str, bool]:
+    """Return the names of the tensors that the optimizer keeps for a parameter, and whether they have its shape."""
+    parameter = nn.Parameter(torch.zeros(2, 3))
+    optimizer = make_optimizer([parameter], settings)
+    parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    return {name: value.shape == parameter.shape for name, value in optimizer.state[parameter].items()}

@@ -1,6 +1,6 @@
 """The file from which an interrupted training resumes as if it had never stopped."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from lrzip.core.errors import LrzipError
+from lrzip.core.errors import one_line
 from lrzip.formats.files.atomic import atomic_file
 from lrzip.training.outcomes import Epoch
+from lrzip.training.resume_file import VERSION, check_state, open_state
 from lrzip.training.weights import Weights
-
-_VERSION = 1
-_KEYS = {"lrzip_training", "settings", "model", "optimizer", "scaler", "best", "step", "history", "loss", "seconds"}
 
 
 @dataclass
@@ -44,10 +42,12 @@ class ResumeFile:
     Attributes:
         path: The file; None to save nothing.
         identity: Everything that determines the training, by name; a file with other values is refused.
+        metrics: Names of the metrics of each evaluation.
     """
 
     path: Path | None
     identity: Mapping[str, Any]
+    metrics: Sequence[str] = ()
 
     def restore(self, weights: Weights, accelerator: Accelerator) -> TrainingProgress:
         """Load weights and optimizer and return the progress; without a file, it is that of a new training.
@@ -55,14 +55,18 @@ class ResumeFile:
         Raises:
             LrzipError: The file is damaged, is not a training state, or belongs to another training.
         """
-        state = load_state(self.path, self.identity) if self.path else None
-        if state is None:
+        found = open_state(self.path, self.identity) if self.path else None
+        if found is None:
             return TrainingProgress()
-        weights.load(state["model"], state["optimizer"])
-        if accelerator.scaler is not None and state["scaler"]:
-            accelerator.scaler.load_state_dict(state["scaler"])
-        epochs = [Epoch(**epoch) for epoch in state["history"]]
-        return TrainingProgress(state["step"], epochs, state["loss"], state["best"], state["seconds"])
+        scaler = accelerator.scaler
+        state = check_state(found, weights, self.metrics, scaler.state_dict() if scaler is not None else {})
+        try:
+            weights.load(state.model, state.optimizer)
+            if scaler is not None and state.scaler:
+                scaler.load_state_dict(dict(state.scaler))
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise found.place.fault(f"does not fit this training: {one_line(error)}") from error
+        return TrainingProgress(state.step, list(state.history), list(state.losses), state.best, state.seconds)
 
     def save(self, progress: TrainingProgress, weights: Weights, accelerator: Accelerator, *, seconds: float) -> None:
         """Write the state, in the first process only; all processes must call this together."""
@@ -89,37 +93,4 @@ class ResumeFile:
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write a state, replacing the file atomically."""
     with atomic_file(path) as temporary, temporary.open("wb") as file:
-        torch.save({"lrzip_training": _VERSION, **state}, file)
-
-
-def load_state(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the state in a file, or None if the file does not exist.
-
-    Args:
-        path: The file.
-        identity: Everything that determines the training, by name; it must equal what the file records.
-
-    Raises:
-        LrzipError: The file is damaged, is not a training state, or belongs to another training.
-    """
-    if not path.exists():
-        return None
-    if path.is_dir():
-        raise LrzipError(f"`resume={path}` is a folder. Give the name of a file.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise LrzipError(
-            f"`{path}` is damaged or not the state of a training, so it cannot be resumed. Remove it to start anew."
-        ) from error
-    if not isinstance(state, dict) or state.keys() != _KEYS or state["lrzip_training"] != _VERSION:
-        raise LrzipError(
-            f"`{path}` is not the state of a training by this version of lrzip. Choose another file with `resume=FILE`."
-        )
-    for name in dict.fromkeys([*identity, *state["settings"]]):
-        then, now = state["settings"].get(name), identity.get(name)
-        if then != now:
-            raise LrzipError(
-                f"`{path}` belongs to a training with {name} {then}, and now it is {now}. Remove it to start anew."
-            )
-    return state
+        torch.save({"lrzip_training": VERSION, **state}, file)

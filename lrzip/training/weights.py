@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
 
 from lrzip.core.errors import UsageError
-from lrzip.training.optimizers import make_optimizer
+from lrzip.training.optimizers import make_optimizer, state_entries
 from lrzip.training.settings import Settings
 
 _GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -31,10 +31,16 @@ class Weights(Protocol):
     Attributes:
         network: The network as it is called in training.
         optimizer: The optimizer of its parameters.
+        entries: Names of the tensors that the optimizer keeps for a parameter, and whether they have its shape.
     """
 
     network: nn.Module
     optimizer: Optimizer
+    entries: Mapping[str, bool]
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the shapes of the whole tensors of the state_dict."""
+        ...
 
     def state(self) -> dict[str, Tensor]:
         """Return a copy of the state_dict on the CPU, at least in the first process."""
@@ -72,6 +78,11 @@ class ReplicatedWeights:
     def __init__(self, model: nn.Module, settings: Settings, accelerator: Accelerator) -> None:
         self._model, self._accelerator = model, accelerator
         self.network, self.optimizer = accelerator.prepare(model, make_optimizer(model.parameters(), settings))
+        self.entries = state_entries(settings)
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the shapes of the tensors of the state_dict."""
+        return _shapes(self._model)
 
     def state(self) -> dict[str, Tensor]:
         """Return a copy of the state_dict on the CPU."""
@@ -107,6 +118,11 @@ class ShardedWeights:
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
         self._optimizer = make_optimizer(model.parameters(), settings)
         self.optimizer = accelerator.prepare(self._optimizer)
+        self.entries = state_entries(settings)
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the shapes of the whole tensors of the state_dict."""
+        return _shapes(self.network)
 
     def state(self) -> dict[str, Tensor]:
         """Return a copy of the state_dict on the CPU in the first process; it is empty in the others."""
@@ -143,3 +159,7 @@ def _blocks(model: nn.Module) -> Sequence[nn.Module]:
 
 def _copied(state: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone(memory_format=contiguous_format) for name, tensor in state.items()}
+
+
+def _shapes(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

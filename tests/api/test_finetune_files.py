@@ -167,7 +167,7 @@ def test_files_without_a_trainable_network_fail_before_training(folder: Path) ->
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"PK\x03\x04 half of it", "is damaged or not the state of a training"),
+        (b"PK\x03\x04 half of it", "is damaged or was not written by torch.save"),
         ({"model": {}}, "is not the state of a training by this version"),
     ],
 )
