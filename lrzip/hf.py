@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lrzip.core.errors import LrzipError
 from lrzip.core.kinds import LINEAR, LINEAR_TRANSPOSED, Kind
-from lrzip.formats.safetensors.huggingface import FORMAT_VERSION, METHOD, read_ranks
+from lrzip.formats.safetensors.config import FORMAT_VERSION, METHOD, read_ranks
 from lrzip.networks.architecture import module_info
 
 try:

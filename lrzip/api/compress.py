@@ -54,8 +54,13 @@ def compress(path: str | Path, output: str | Path | None = None, **options: Unpa
         checkpoint = session.checkpoint
         _check_format(checkpoint, destination, request, writing)
         plan = session.plan()
-        stale = bool(plan.factorize) and not writing.keep_optimizer
-        dropped = not_carried(output_format(destination, checkpoint.format), checkpoint, optimizer=stale)
+        replaced, format_ = bool(plan.factorize), output_format(destination, checkpoint.format)
+        dropped = not_carried(
+            format_,
+            checkpoint,
+            optimizer=replaced and not writing.keep_optimizer,
+            others=replaced and not writing.keep_others,
+        )
         return session.report(plan, dropped=dropped) if writing.dry_run else session.write(plan, destination, dropped)
 
 

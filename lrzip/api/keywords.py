@@ -134,6 +134,7 @@ class CompressOptions(RuleOptions, PlanningOptions, total=False):
     latency: bool
     min_speedup: float | None
     keep_optimizer: bool
+    keep_others: bool
     dry_run: bool
 
 

@@ -175,8 +175,13 @@ def mapping(reader: Reader[T]) -> Reader[dict[str, T]]:
     return read
 
 
-def read_json(path: Path, place: Place) -> Record:
+def read_json(path: Path, place: Place, *, unique: bool = False) -> Record:
     """Return the object in a JSON file.
+
+    Args:
+        path: The file.
+        place: Its description.
+        unique: Whether to refuse objects with several fields of one name, of which Python keeps the last.
 
     Raises:
         LrzipError: The file cannot be read, or holds no object.
@@ -185,17 +190,29 @@ def read_json(path: Path, place: Place) -> Record:
         content = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise place.fault(f"cannot be read: {one_line(error)}") from error
-    return record(parse_json(content, place), place)
+    return record(parse_json(content, place, unique=unique), place)
 
 
-def parse_json(content: str, place: Place) -> Any:
+def parse_json(content: str, place: Place, *, unique: bool = False) -> Any:
     """Return the value that a JSON text represents, with a limit on its nesting.
+
+    Args:
+        content: The text.
+        place: Description of where it comes from.
+        unique: Whether to refuse objects with several fields of one name.
 
     Raises:
         LrzipError: It is not valid JSON.
     """
+
+    def fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if unique and len(set(names)) < len(names):
+            raise place.fault(f"names `{as_line(max(names, key=names.count))}` more than once")
+        return dict(pairs)
+
     try:
-        value = json.loads(content)
+        value = json.loads(content, object_pairs_hook=fields)
     except (ValueError, RecursionError) as error:
         raise place.fault(f"is not valid JSON: {one_line(error)}") from error
     layer = [value]

@@ -40,6 +40,9 @@ class Writing:
 
     dry_run: bool = option(False, "Plan and report, and write nothing.", modes=PLANS)
     keep_optimizer: bool = option(False, "Keep an optimizer state that no longer fits the parameters.", modes=PLANS)
+    keep_others: bool = option(
+        False, "Keep the files of a folder that are dense copies of the weights or no longer fit.", modes=PLANS
+    )
 
 
 @dataclass(frozen=True)

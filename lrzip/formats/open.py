@@ -1,5 +1,6 @@
 """Open a checkpoint of any known format."""
 
+import re
 from pathlib import Path
 
 from lrzip.core.errors import UnsupportedCheckpoint
@@ -21,7 +22,7 @@ def open_checkpoint(path: Path, *, key: str | None = None, trust: bool = False) 
         UntrustedFile: Reading the file would execute code from it, and `trust` is False.
     """
     if not path.exists():
-        raise UnsupportedCheckpoint(f"`{path}` does not exist. Check the name.")
+        raise _missing(path)
     with readable(path):
         for name in FORMATS:
             format_: Format = FORMATS[name]
@@ -30,4 +31,15 @@ def open_checkpoint(path: Path, *, key: str | None = None, trust: bool = False) 
     raise UnsupportedCheckpoint(
         f"`{path}` is not a checkpoint that lrzip knows. It reads safetensors, ONNX, and the files of torch.save and "
         "torch.export."
+    )
+
+
+def _missing(path: Path) -> UnsupportedCheckpoint:
+    """Return the error for a path that does not exist, which may be the name of a model on the Hugging Face hub."""
+    is_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not path.parent.exists()
+    if not is_hub_name or path.suffix.lower() in {suffix for name in FORMATS for suffix in FORMATS[name].suffixes}:
+        return UnsupportedCheckpoint(f"`{path}` does not exist. Check the name.")
+    return UnsupportedCheckpoint(
+        f"`{path}` does not exist. For the model of that name on the Hugging Face hub, give a local folder: "
+        f"`hf download {path} --local-dir {path.name}`."
     )

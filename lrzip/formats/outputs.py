@@ -1,12 +1,12 @@
 """Names, formats and sizes of outputs, and the entries of a source that an output cannot hold."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lrzip.core.errors import NotCompared, UsageError
 from lrzip.core.report import Difference
 from lrzip.formats import FORMATS
-from lrzip.formats.protocols import Checkpoint, Format, Runnable
+from lrzip.formats.protocols import Checkpoint, Folder, Format, Runnable
 from lrzip.formats.torch.nesting import optimizer_entries
 
 
@@ -56,7 +56,7 @@ def compare(checkpoint: Checkpoint, output: Path) -> tuple[Sequence[Difference],
 
 
 def size_on_disk(path: Path, format_: str) -> int:
-    """Return the size in bytes of the files that hold the tensors of an output."""
+    """Return the size in bytes of an output, for a folder that of all its files."""
     target: Format = FORMATS[format_]
     return sum(file.stat().st_size for file in target.files(path))
 
@@ -95,14 +95,18 @@ def target_format(destination: Path, to: str, default: str) -> str:
     return found
 
 
-def not_carried(format_: str, source: Checkpoint, *, optimizer: bool) -> dict[str, str]:
-    """Return the entries beside the tensors that an output will lack, each with the reason.
+def not_carried(format_: str, source: Checkpoint, *, optimizer: bool, others: bool = True) -> dict[str, str]:
+    """Return the entries beside the tensors, and the other files of a folder, that an output will lack, with reasons.
 
     Args:
         format_: Registered name of the output's format.
         source: Source of the output.
         optimizer: Whether to drop the states of optimizers, which do not fit replaced parameters.
+        others: Whether to drop the files of a folder that do not fit replaced parameters.
     """
+    if format_ == source.format and isinstance(source, Folder):
+        lost = dict.fromkeys(source.others, "safetensors holds tensors only")
+        return lost | (dict(source.left_out()) if others else {})
     if format_ == source.format and source.is_rewritable:
         entries = optimizer_entries(source.others) if optimizer else []
         return dict.fromkeys(entries, "its state no longer fits the parameters")
@@ -110,3 +114,9 @@ def not_carried(format_: str, source: Checkpoint, *, optimizer: bool) -> dict[st
         return dict.fromkeys(source.others, "safetensors holds tensors only")
     strings = [f"metadata {name}" for name in source.metadata if name != "format"]  # "format" is always "pt"
     return dict.fromkeys([*strings, *source.others], "a state_dict has no place for it")
+
+
+def nbytes_of(source: Checkpoint, dropped: Iterable[str]) -> int:
+    """Return the size in bytes of a source without the files that an output leaves out."""
+    files = source.files if isinstance(source, Folder) else {}
+    return source.nbytes - sum(files.get(name, 0) for name in dropped)

@@ -73,7 +73,7 @@ class Checkpoint(Source, Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes of the files that hold the tensors."""
+        """Size in bytes of the files of the checkpoint, as `Format.files` returns them."""
         ...
 
     @property
@@ -114,6 +114,29 @@ class Checkpoint(Source, Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
     ) -> None: ...
+
+
+@runtime_checkable
+class Restricted(Protocol):
+    """A checkpoint some of whose tensors must not be replaced, whatever layer they belong to."""
+
+    def untouchable(self) -> Mapping[str, str]:
+        """Return the tensors that must not be replaced, with the reason."""
+        ...
+
+
+@runtime_checkable
+class Folder(Protocol):
+    """A checkpoint in a folder with other files."""
+
+    @property
+    def files(self) -> Mapping[str, int]:
+        """Sizes in bytes of the other files, by relative path."""
+        ...
+
+    def left_out(self) -> Mapping[str, str]:
+        """Return the other files that do not fit an output with other weights, with the reason."""
+        ...
 
 
 @runtime_checkable
@@ -254,7 +277,7 @@ class Format(Protocol):
         ...
 
     def files(self, path: Path) -> Sequence[Path]:
-        """Return the files that hold the tensors of a checkpoint."""
+        """Return the files of a checkpoint: those that hold its tensors, or all files of a folder."""
         ...
 
     def write(

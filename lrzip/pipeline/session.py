@@ -20,7 +20,7 @@ from lrzip.core.report import LayerResult, Report
 from lrzip.core.version import __version__
 from lrzip.formats.live import LiveSource
 from lrzip.formats.open import open_checkpoint
-from lrzip.formats.outputs import compare, output_format, size_on_disk, usage_of
+from lrzip.formats.outputs import compare, nbytes_of, output_format, size_on_disk, usage_of
 from lrzip.formats.protocols import Checkpoint, Runnable
 from lrzip.formats.write import rewrite
 from lrzip.networks.architecture import Architecture
@@ -217,7 +217,7 @@ class Session:
         checkpoint, calibration = self.checkpoint, self._calibration
         format_ = output_format(output, checkpoint.format) if output else None
         differences, not_compared = compare(checkpoint, output) if output and results else ((), None)
-        saved = checkpoint.nbytes - plan.nbytes_saved
+        saved = nbytes_of(checkpoint, dropped or {}) - plan.nbytes_saved
         return Report(
             plan=plan,
             results=results,

@@ -69,8 +69,10 @@ def test_entries_that_only_trust_can_write_again_are_left_out(tmp_path: Path) ->
         assert not_carried("module", source, optimizer=False) == {}
 
 
-def test_the_size_of_a_folder_is_that_of_its_weights(tmp_path: Path) -> None:
+def test_the_size_of_a_folder_is_that_of_all_its_files(tmp_path: Path) -> None:
     path = sharded(tmp_path)
-    weights = [file.stat().st_size for file in path.glob("*.safetensors")]
-    assert len(weights) == 2
-    assert size_on_disk(path, "sharded-safetensors") == sum(weights)
+    files = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
+    assert len(files) == 5
+    assert size_on_disk(path, "sharded-safetensors") == sum(files)
+    with open_checkpoint(path) as source:
+        assert source.nbytes == sum(files)

@@ -62,7 +62,8 @@ def atomic_folder(destination: Path) -> Iterator[Path]:
     try:
         yield temporary
         for path in temporary.rglob("*"):
-            _sync(path)
+            if not path.is_symlink():
+                _sync(path)
         if destination.exists():
             old = _beside(destination).with_suffix(".old")
             destination.rename(old)

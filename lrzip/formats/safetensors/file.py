@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from safetensors import safe_open
@@ -52,16 +52,6 @@ class SafetensorsFile:
         self._starts = {name: start + item["data_offsets"][0] for name, item in items}
         self._specs = {name: _spec(name, item) for name, item in items}
         self._file = path.open("rb")
-
-    def rename(self, names: Mapping[str, str]) -> None:
-        """Present tensors under other names.
-
-        Args:
-            names: New names by the names in the file; all other tensors keep theirs.
-        """
-        self._starts = {names.get(name, name): start for name, start in self._starts.items()}
-        specs = (spec.renamed(names.get(name, name)) for name, spec in self._specs.items())
-        self._specs = {spec.name: spec for spec in specs}
 
     def tensors(self) -> Mapping[str, TensorSpec]:
         """Return the specs of all tensors in file order."""
@@ -151,8 +141,21 @@ class Safetensors:
             yield writer
 
 
+class Stored(Protocol):
+    """Source of the bytes of tensors."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Strings that describe the file."""
+        ...
+
+    def chunks(self, name: str) -> Iterator[memoryview]:
+        """Yield the bytes of one tensor."""
+        ...
+
+
 @contextmanager
-def stream_tensors(path: Path, source: Checkpoint, layout: Sequence[Entry]) -> Iterator[SafetensorsWriter]:
+def stream_tensors(path: Path, source: Stored, layout: Sequence[Entry]) -> Iterator[SafetensorsWriter]:
     """Write a file in place: the computed tensors as they arrive, the copied ones when the context exits."""
     for spec in (entry.spec for entry in layout):
         if spec.dtype not in CODES and hasattr(torch, spec.dtype):

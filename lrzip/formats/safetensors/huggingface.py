@@ -23,16 +23,15 @@ from lrzip.core.layout import Entry
 from lrzip.core.stored import DenseLayer, find_structures
 from lrzip.core.structure import Chain, Stage, Structure
 from lrzip.formats.files.keys import refuse_key
-from lrzip.formats.files.readable import readable
 from lrzip.formats.protocols import Checkpoint, Writer
-from lrzip.formats.safetensors.sharded import ShardedFolder, weight_files, write_folder
+from lrzip.formats.safetensors.companions import all_files
+from lrzip.formats.safetensors.config import CONFIG, FORMAT_VERSION, METHOD, read_config, read_ranks
+from lrzip.formats.safetensors.selection import has_weights
+from lrzip.formats.safetensors.sharded import ShardedFolder, write_folder
 from lrzip.formats.safetensors.transformers_models import check_ambiguity, conv1d_weights, read_directly
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.recognition import find_layers
 
-METHOD = "lrzip"
-FORMAT_VERSION = 1
-_CONFIG = "config.json"
 _USAGE = "import lrzip.hf before from_pretrained"
 # Suffixes of the tensors of a factorized layer: inside lrzip, and in the folder.
 _SUFFIXES = {"0.weight": "weight_in", "1.weight": "weight", "1.bias": "bias"}
@@ -45,17 +44,15 @@ class HuggingFaceFolder(ShardedFolder):
 
     format = "huggingface"
 
-    def __init__(self, path: Path) -> None:
-        self.config = _read_config(path)
+    def __init__(self, path: Path, *, trust: bool = False) -> None:
+        self.config = read_config(path)
         self.quantization = self.config.get("quantization_config") or {}
-        where = f"`quantization_config` in `{path / _CONFIG}`"
-        if not isinstance(self.quantization, dict):
-            raise UnsupportedCheckpoint(f"{where} is not an object. Fetch the folder again.")
+        where = f"`quantization_config` in `{path / CONFIG}`"
         method = self.quantization.get("quant_method")
         self.foreign = str(method) if self.quantization and method != METHOD else None
         ranks = read_ranks(self.quantization, where) if method == METHOD else {}
-        transposed = _texts(self.quantization.get("transposed"))
-        super().__init__(path)
+        transposed = self.quantization.get("transposed") or () if method == METHOD else ()
+        super().__init__(path, trust=trust)
         with ExitStack() as stack:
             stack.enter_context(self)
             self.dense_layers = self._factorized_layers(ranks, transposed, where)
@@ -99,7 +96,8 @@ class HuggingFaceFolder(ShardedFolder):
         """
         tensors = self.tensors()
         chained = {_key(module, suffix) for module in self.dense_layers or () for suffix in ("0.weight", "1.weight")}
-        reasons = read_directly(self.config, tensors) | dict.fromkeys(chained, "already factorized")
+        reasons = read_directly(self.config, tensors) | dict(self.untouchable())
+        reasons |= dict.fromkeys(chained, "already factorized")
         if self.foreign:
             reasons = dict.fromkeys(tensors, f"quantized already ({self.foreign})")
         kinds = dict.fromkeys(conv1d_weights(self.config, tensors), LINEAR_TRANSPOSED)
@@ -130,45 +128,45 @@ class HuggingFace:
     stores_kinds = True
 
     def matches(self, path: Path) -> bool:
-        """Return whether the folder has safetensors and a `config.json` that names a model, or a damaged one."""
-        if not (path / _CONFIG).is_file() or next(path.glob("*.safetensors"), None) is None:
+        """Return whether the folder has weights and a `config.json` that names a model, or a damaged one."""
+        if not (path / CONFIG).is_file() or not has_weights(path):
             return False
         try:
-            config = _read_config(path)
+            config = read_config(path)
         except UnsupportedCheckpoint:
             return True
         return "model_type" in config or "architectures" in config
 
     def open(self, path: Path, *, key: str | None, trust: bool) -> HuggingFaceFolder:
-        """Open a folder, which contains no code to trust."""
-        del trust
+        """Open a folder; safetensors contains no code to trust, but files of torch.save may."""
         refuse_key(path, key, "safetensors")
-        return HuggingFaceFolder(path)
+        return HuggingFaceFolder(path, trust=trust)
 
     def files(self, path: Path) -> Sequence[Path]:
-        """Return the files that hold the tensors of a folder."""
-        return weight_files(path)
+        """Return all files of a folder."""
+        return all_files(path)
 
     def write(
         self, destination: Path, source: Checkpoint, layout: Sequence[Entry], *, drop: Sequence[str]
     ) -> AbstractContextManager[Writer]:
-        """Write a folder with the other files of the source; `config.json` is written last."""
-        del drop  # safetensors holds no entries beside the tensors
+        """Write a folder with the other files of the source, except those in `drop`; `config.json` is written last."""
         if not isinstance(source, HuggingFaceFolder):
             raise LrzipError(f"`{source.path}` is no folder with a `config.json`, so `{destination}` cannot be one.")
-        return _write(destination, source, layout)
+        return _write(destination, source, layout, drop)
 
 
 @contextmanager
-def _write(destination: Path, source: HuggingFaceFolder, layout: Sequence[Entry]) -> Iterator[HuggingFaceWriter]:
+def _write(
+    destination: Path, source: HuggingFaceFolder, layout: Sequence[Entry], drop: Sequence[str]
+) -> Iterator[HuggingFaceWriter]:
     kinds = _factorized_kinds(source, layout)
     names = {_key(m, inner): _key(m, stored) for m in kinds for inner, stored in _SUFFIXES.items()}
     specs = {entry.spec.name: entry.spec for entry in layout}
     stored = [replace(entry, spec=entry.spec.renamed(names.get(entry.spec.name, entry.spec.name))) for entry in layout]
     ranks = {module: specs[_key(module, "1.weight")].shape[1] for module in kinds}
     config = _rewritten_config(source, ranks, [m for m, kind in kinds.items() if kind.is_stored_transposed])
-    texts = {_CONFIG: json.dumps(config, indent=2, ensure_ascii=False) + "\n"} if config != source.config else {}
-    with write_folder(destination, source, stored, texts=texts) as writer:
+    texts = {CONFIG: json.dumps(config, indent=2, ensure_ascii=False) + "\n"} if config != source.config else {}
+    with write_folder(destination, source, stored, drop=drop, texts=texts) as writer:
         yield HuggingFaceWriter(writer, names)
 
 
@@ -180,7 +178,7 @@ def _factorized_kinds(source: HuggingFaceFolder, layout: Sequence[Entry]) -> dic
         before = source.tensors()[entry.origin]
         if entry.spec.name == entry.origin and entry.spec.shape != before.shape:
             raise LrzipError(
-                f"`{entry.origin}` would get another size than `{_CONFIG}` gives it. Write another format, or take it "
+                f"`{entry.origin}` would get another size than `{CONFIG}` gives it. Write another format, or take it "
                 "out of the plan."
             )
         if entry.structure is not None and not _is_low_rank_pair(entry.structure):
@@ -225,39 +223,6 @@ def _storable(item: Layer | Keep) -> Layer | Keep:
     if isinstance(item, Keep) or item.kind in _KINDS:
         return item
     return Keep(item.name, item.weight, f"{item.kind}, for which lrzip.hf has no low-rank module")
-
-
-def read_ranks(quantization: Mapping[str, Any], where: str) -> dict[str, int]:
-    """Return the rank of each factorized layer, by module.
-
-    Args:
-        quantization: The `quantization_config` of a compressed folder.
-        where: Description of it for messages.
-
-    Raises:
-        UnsupportedCheckpoint: It is malformed, or was written by a later version of lrzip.
-    """
-    version = quantization.get("format_version")
-    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
-        raise UnsupportedCheckpoint(
-            f"{where} has format_version {version!r}, and this lrzip knows {FORMAT_VERSION}. Update lrzip."
-        )
-    ranks = quantization.get("ranks")
-    if not isinstance(ranks, dict) or not all(type(rank) is int and rank > 0 for rank in ranks.values()):
-        raise UnsupportedCheckpoint(f"{where} has no usable `ranks`: one positive integer for each layer.")
-    return ranks
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    with readable(path / _CONFIG):
-        config = json.loads((path / _CONFIG).read_text(encoding="utf-8"))
-    if not isinstance(config, dict):
-        raise UnsupportedCheckpoint(f"`{path / _CONFIG}` holds no JSON object. Fetch the folder again.")
-    return config
-
-
-def _texts(value: object) -> list[str]:
-    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
 
 
 def _key(module: str, suffix: str) -> str:

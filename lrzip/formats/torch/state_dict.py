@@ -67,8 +67,13 @@ class StateDictFile:
 
         A nested state_dict was written by a trainer, so the prefix `model.` is an attribute of the trainer.
         """
-        reasons = _irreplaceable(self._tensors)
-        return find_layers(self.path, self._specs, architecture, trainer=bool(self.steps), untouchable=reasons)
+        return find_layers(
+            self.path, self._specs, architecture, trainer=bool(self.steps), untouchable=self.untouchable()
+        )
+
+    def untouchable(self) -> Mapping[str, str]:
+        """Return the tensors that must not be replaced, with the reason."""
+        return _irreplaceable(self._tensors)
 
     def read(self, name: str) -> Tensor:
         """Return one tensor, mapped from the file."""

@@ -10,16 +10,6 @@ from lrzip.core.errors import UnsupportedCheckpoint
 from lrzip.formats.safetensors.file import FORMAT, SafetensorsFile
 
 
-def test_tensors_can_be_presented_under_other_names(tmp_path: Path) -> None:
-    save_file({"a": torch.arange(4), "b": torch.ones(2)}, tmp_path / "x.safetensors")
-    with SafetensorsFile(tmp_path / "x.safetensors") as file:
-        file.rename({"a": "c"})
-        assert set(file.tensors()) == {"b", "c"}
-        assert file.tensors()["c"].name == "c"
-        assert file.read("c").equal(torch.arange(4))
-        assert file.read("b").equal(torch.ones(2))
-
-
 def test_a_file_is_recognized_by_its_suffix_or_its_header(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "weights")
     assert FORMAT.matches(tmp_path / "weights")

@@ -247,7 +247,7 @@ def test_factors_must_fit_each_other(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedCheckpoint, match="names `a`, whose factors do not fit together"):
         open_checkpoint(path)
     path = folder(tmp_path / "other", {"a.weight": (20, 20)}, {"model_type": "x", "quantization_config": "lrzip"})
-    with pytest.raises(UnsupportedCheckpoint, match="is not an object"):
+    with pytest.raises(UnsupportedCheckpoint, match="must be an object"):
         open_checkpoint(path)
 
 
