@@ -143,6 +143,21 @@ class Variants:
         model.load_state_dict(merged)
         return model
 
+    def fits(self, state: Mapping[str, Tensor], ranks: Ranks) -> bool:
+        """Return whether a state_dict is that of the variant with these ranks."""
+        stored, dense = self._stored(state), self.model.state_dict()
+        inner = {spec.name for item in stored for spec in (*item.weights, *([item.bias] if item.bias else []))}
+        biases = {item.dense_bias_name for item in stored if item.bias}
+        covered = {*(state.keys() - inner), *biases, *(item.dense_name for item in stored)}
+        alike = all(state[name].shape == dense[name].shape for name in state.keys() & dense.keys())
+        sizes = {item.module: sum(spec.numel for spec in item.weights) for item in stored}
+        expected = {
+            item.layer.name: item.parameters(ranks[item.layer.name])
+            for item in self.candidates
+            if item.layer.name in ranks
+        }
+        return alike and sizes == expected and dense.keys() <= covered <= dense.keys() | biases
+
     def parameters(self, ranks: Ranks) -> int:
         """Return the number of parameters with these ranks; layers whose factors save nothing count as dense."""
         dense = sum(spec.numel for spec in _specs(self.model.state_dict()).values() if is_parameter(spec))
