@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from lrzip.calibration.settings import CalibrationSettings
+from lrzip.core.errors import UsageError
 from lrzip.core.layers import TensorSpec
 from lrzip.core.merge import merge
 from lrzip.core.options import Factoring, Selection
 from lrzip.core.stored import Stored, find_structures
+from lrzip.decompositions import AUTO
 from lrzip.formats.live import LiveSource
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.surgery import leave_fast_paths, replacement
@@ -64,6 +66,7 @@ class Variants:
     Raises:
         LrzipError: The network has no layer that can be factorized.
         UnknownName: A pattern matches no layer.
+        UsageError: The decomposition is `auto`.
     """
 
     model: nn.Module
@@ -73,6 +76,8 @@ class Variants:
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
 
     def __post_init__(self) -> None:
+        if self.factoring.decomposition == AUTO:
+            raise UsageError("A search compares ranks of one decomposition, so `decomposition=auto` is for rank rules.")
         _ = self.candidates
 
     @cached_property
