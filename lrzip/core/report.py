@@ -19,7 +19,7 @@ class LayerResult:
         decision: Decision of the plan.
         error: Relative Frobenius error of the stored factors; for a group, the largest.
         method: Method that computed the factors.
-        excess: Upper bound on error / (least error of these ranks) - 1; None if it was not checked.
+        excess: Upper bound on error / (least error of these ranks) - 1; None if there is none.
         seconds: Wall time of reading and factorizing.
         output_error: Relative error of the outputs of the layer on calibration data; None without calibration.
     """

@@ -19,6 +19,7 @@ from lrzip.decompositions import (
     Decompositions,
     decomposition_of,
 )
+from lrzip.linalg.blocks.subnormals import subnormals
 from lrzip.linalg.svd import Solver
 from lrzip.networks.architecture import module_info
 from lrzip.networks.surgery import build
@@ -198,6 +199,20 @@ def test_factors_are_balanced(name: str) -> None:
         norms = [float(torch.linalg.vector_norm(weight)) for weight in stages]
         assert len(norms) >= 2
         assert max(norms) / min(norms) < 1 + 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@NAMES
+def test_no_factor_has_subnormal_numbers(name: str, dtype: torch.dtype) -> None:
+    """Channels that weight decay has brought near the smallest normal number would slow down the factors."""
+    module = some_case(name)
+    layer, weight = layer_of(module), module.get_parameter("weight").detach().clone()
+    weight[::2] *= 100 * torch.finfo(torch.promote_types(torch.float32, dtype)).tiny if dtype != torch.float16 else 1e-7
+    ranks = tuple(max(rank // 2, 1) for rank in make(name).max_ranks(layer))
+    factors = make(name).factorize(layer, weight, ranks, dtype=dtype, generator=Generator().manual_seed(0))
+    stages = [tensor for tensor in factors.weights if tensor.is_floating_point()]
+    assert {tensor.dtype for tensor in stages} == {dtype}
+    assert not any(bool(subnormals(tensor).any()) for tensor in stages)
 
 
 @NAMES
