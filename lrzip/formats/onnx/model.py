@@ -14,14 +14,17 @@ from lrzip.core.costs import Positions, Timing
 from lrzip.core.errors import NotCompared, UnsupportedCheckpoint, UsageError, one_line
 from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.core.moments import Arguments, Observe
-from lrzip.core.report import Difference
+from lrzip.core.report import Comparison
 from lrzip.core.stored import DenseLayer
 from lrzip.formats import FORMATS
 from lrzip.formats.onnx.compare import compare, time
 from lrzip.formats.onnx.costs import positions_and_macs
 from lrzip.formats.onnx.data import chunks_of, external_file, spec_of
+from lrzip.formats.onnx.feeds import Given
 from lrzip.formats.onnx.graph import constants_of, find_bias, find_layers, graphs_of, tensor_of
 from lrzip.formats.onnx.observe import observe_model
+from lrzip.formats.onnx.ranges import index_limits
+from lrzip.formats.onnx.samples import as_sample
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.inputs import InputShape
 
@@ -46,7 +49,8 @@ class OnnxFile:
         constants = constants_of(model)
         self._stored = {name: tensor_of(value) for name, value in constants.items()}
         self._specs = {name: spec_of(name, tensor) for name, tensor in self._stored.items()}
-        self._outcomes: dict[Path, Sequence[Difference] | NotCompared] = {}
+        self._given = Given(limits=index_limits(model))
+        self._outcomes: dict[Path, Comparison | NotCompared] = {}
         self._layers = find_layers(constants, names_of(model))
         weights = [item.weight.name for item in self._layers if isinstance(item, Layer)]
         self._biases = {weight: find_bias(constants, weight) for weight in weights}
@@ -84,8 +88,13 @@ class OnnxFile:
         if not FORMATS[format_].is_program:
             raise UsageError(f"`{self.path}` is a program, so the name of the output must end in .onnx.")
 
-    def compare(self, output: Path) -> Sequence[Difference]:
-        """Run both models on the same random inputs of the declared shapes.
+    def compare_on(self, samples: Sequence[Arguments], shapes: Sequence[InputShape]) -> None:
+        """Choose the inputs of later comparisons."""
+        arrays, sizes = [as_sample(arguments) for arguments in samples], [shape.sizes for shape in shapes]
+        self._given = Given(arrays, sizes, self._given.limits)
+
+    def compare(self, output: Path) -> Comparison:
+        """Run both models on the same inputs: those that were chosen, or random ones that its outputs depend on.
 
         The result is reused if the output was checked before it appeared.
 
@@ -128,7 +137,7 @@ class OnnxFile:
             LrzipError: This model runs and the one that was written does not.
         """
         try:
-            self._outcomes[output] = compare(self.path, written, nbytes=self.nbytes)
+            self._outcomes[output] = compare(self.path, written, self._given, nbytes=self.nbytes)
         except NotCompared as error:
             self._outcomes[output] = error
 

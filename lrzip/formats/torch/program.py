@@ -16,7 +16,7 @@ from lrzip.core.errors import LrzipError, UnsupportedCheckpoint, UntrustedFile, 
 from lrzip.core.layers import Keep, Layer
 from lrzip.core.layout import Entry
 from lrzip.core.moments import Arguments, Observe
-from lrzip.core.report import Difference
+from lrzip.core.report import Comparison
 from lrzip.formats import FORMATS
 from lrzip.formats.files.atomic import atomic_file
 from lrzip.formats.files.keys import refuse_key
@@ -43,6 +43,7 @@ class ProgramFile(RawFile):
         self._program: ExportedProgram | None = None
         self._known = self._layers_of_graph() if trust else None
         self.knows_layers = trust
+        self._compared_on: tuple[Sequence[Arguments], Sequence[InputShape]] = ((), ())
 
     def _layers_of_graph(self) -> Sequence[Layer | Keep]:
         from lrzip.networks.programs.rewrite import program_layers
@@ -98,12 +99,18 @@ class ProgramFile(RawFile):
         self._refuse_pickled(name)
         return super().chunks(name)
 
-    def compare(self, output: Path) -> Sequence[Difference]:
-        """Run both programs on the inputs that are stored in this one, if there are any."""
-        from lrzip.networks.programs.rewrite import load_program
-        from lrzip.networks.programs.run import differences
+    def compare_on(self, samples: Sequence[Arguments], shapes: Sequence[InputShape]) -> None:
+        """Choose the inputs of later comparisons."""
+        self._compared_on = samples, shapes
 
-        return differences(self.program(), load_program(output)) if FORMAT.matches(output) else ()
+    def compare(self, output: Path) -> Comparison:
+        """Run both programs on the chosen inputs, or on those that are stored in this one."""
+        from lrzip.networks.programs.compare import compare_programs
+        from lrzip.networks.programs.rewrite import load_program
+
+        if not FORMAT.matches(output):
+            return Comparison()
+        return compare_programs(self.program(), load_program(output), *self._compared_on)
 
     def measure(self, inputs: Sequence[InputShape]) -> tuple[Mapping[str, Positions], int] | None:
         """Count the multiplications of a run, if the program is trusted."""

@@ -1,6 +1,5 @@
-"""Run programs of torch.export to compare their outputs, count their multiplications, and time them."""
+"""Run programs of torch.export to count their multiplications and time them."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import median
@@ -11,12 +10,10 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
-from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from lrzip.core.costs import Latency, Positions, Timing
 from lrzip.core.layers import Layer
-from lrzip.core.report import Difference
 from lrzip.core.structure import parents_of_parts
 from lrzip.networks.inputs import InputShape, example_inputs
 from lrzip.networks.programs.intercept import Intercepted
@@ -25,21 +22,6 @@ from lrzip.networks.timing import time_alternately
 
 # Number of runs in which layers are timed.
 _ROUNDS = 12
-
-
-@torch.no_grad()
-def differences(before: ExportedProgram, after: ExportedProgram) -> Sequence[Difference]:
-    """Run two programs on the inputs stored in the first one, and compare their outputs.
-
-    Returns:
-        One difference per output tensor; empty if no inputs are stored.
-    """
-    inputs = before.example_inputs
-    if inputs is None:
-        return ()
-    names = before.graph_signature.user_outputs
-    outputs = zip(names, _outputs(before, inputs), _outputs(after, inputs), strict=True)
-    return [difference_of(str(name), old, new) for name, old, new in outputs if isinstance(old, Tensor)]
 
 
 def measure(
@@ -159,31 +141,3 @@ class _Clock:
 def _positions(layer: Layer, given: Tensor, result: Tensor) -> Positions:
     """Return the positions at which a layer is applied in one call."""
     return Positions.of_call(layer.stage, given.shape, result.shape)
-
-
-def _outputs(program: ExportedProgram, inputs: tuple[Any, Any]) -> Sequence[Any]:
-    """Return the outputs of a program with a fixed seed, so that its random numbers are reproducible."""
-    args, kwargs = copy.deepcopy(inputs)  # a program may change its inputs
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return pytree.tree_leaves(program.module()(*args, **kwargs))
-
-
-def difference_of(name: str, before: Tensor, after: Tensor) -> Difference:
-    """Return the difference of an output from its expected value.
-
-    Args:
-        name: Name of the output.
-        before: Expected value.
-        after: Value to compare. If its shape differs, the difference is infinite.
-
-    Returns:
-        The largest absolute difference, and the norm of the difference relative to that of the expected value.
-    """
-    if before.shape != after.shape:
-        return Difference(name, torch.inf, torch.inf)
-    exact = torch.complex128 if before.is_complex() else torch.float64
-    change = (after.to(exact) - before.to(exact)).abs()
-    scale = float(torch.linalg.vector_norm(before.to(exact)))
-    size = float(torch.linalg.vector_norm(change))
-    return Difference(name, float(change.max()) if change.numel() else 0.0, size / scale if scale else size)
