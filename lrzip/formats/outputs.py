@@ -6,6 +6,7 @@ from pathlib import Path
 from lrzip.core.errors import NotCompared, UsageError
 from lrzip.core.report import Comparison
 from lrzip.formats import FORMATS
+from lrzip.formats.files.atomic import is_stream
 from lrzip.formats.protocols import Checkpoint, Folder, Format, Noted, Runnable
 from lrzip.formats.torch.nesting import optimizer_entries
 
@@ -61,7 +62,9 @@ def notes_of(checkpoint: Checkpoint) -> Sequence[str]:
 
 
 def size_on_disk(path: Path, format_: str) -> int:
-    """Return the size in bytes of an output, for a folder that of all its files."""
+    """Return the size in bytes of an output, for a folder that of all its files; 0 for a pipe or device."""
+    if is_stream(path):
+        return 0
     target: Format = FORMATS[format_]
     return sum(file.stat().st_size for file in target.files(path))
 

@@ -5,14 +5,13 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 
 from lrzip.core.errors import LrzipError
 from lrzip.core.report import Comparison, Difference
-from lrzip.formats.files.atomic import atomic_file
+from lrzip.formats.files.atomic import atomic_files
 from lrzip.networks.inputs import outputs_of
 from lrzip.networks.programs.compare import dependence, difference_of
 from lrzip.networks.programs.silence import silenced
@@ -144,17 +143,7 @@ def _checked_file(destination: Path, suffix: str) -> Iterator[Path]:
         destination: Path of the output, of any name.
         suffix: Suffix of the temporary path.
     """
-    with (
-        atomic_file(destination) as temporary,
-        TemporaryDirectory(prefix=".lrzip-", dir=destination.absolute().parent) as folder,
-    ):
-        path = Path(folder) / f"{destination.stem}{suffix}"
+    with atomic_files(destination) as folder:
+        path = folder / f"{destination.stem}{suffix}"
         yield path
-        beside = [extra for extra in Path(folder).iterdir() if extra != path]
-        for extra in beside:
-            if destination.with_name(extra.name).exists():
-                raise LrzipError(
-                    f"`{destination.with_name(extra.name)}` exists, and the weights would be written there. Move it."
-                )
-            extra.replace(destination.with_name(extra.name))
-        path.replace(temporary)
+        path.replace(folder / destination.name)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from io import BufferedRandom
 from math import prod
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryFile, gettempdir
 from threading import Lock
 from typing import TypeAlias
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lrzip.core.errors import LrzipError
+from lrzip.formats.files.atomic import is_stream
 from lrzip.linalg.blocks.subspace import Subspace
 
 Key: TypeAlias = tuple[str, str]
@@ -74,7 +75,7 @@ class Scratch:
 
 @contextmanager
 def scratch_beside(path: Path) -> Iterator[Scratch]:
-    """Yield scratch storage in an unnamed file in the folder of a path."""
-    folder = path.absolute().parent
+    """Yield scratch storage in an unnamed file in the folder of a path, or in that of temporary files for a stream."""
+    folder = Path(gettempdir()) if is_stream(path) else path.absolute().parent
     with TemporaryFile(prefix=".lrzip-", dir=folder) as file:
         yield Scratch(file, folder)
