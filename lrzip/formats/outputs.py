@@ -4,10 +4,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lrzip.core.errors import NotCompared, UsageError
-from lrzip.core.report import Comparison
+from lrzip.core.report import Difference
 from lrzip.formats import FORMATS
-from lrzip.formats.files.atomic import is_stream
-from lrzip.formats.protocols import Checkpoint, Folder, Format, Noted, Runnable
+from lrzip.formats.protocols import Checkpoint, Folder, Format, Runnable
 from lrzip.formats.torch.nesting import optimizer_entries
 
 
@@ -43,28 +42,21 @@ def check_program(checkpoint: Checkpoint, format_: str, destination: Path, *, fo
         )
 
 
-def compare(checkpoint: Checkpoint, output: Path) -> Comparison:
-    """Return how much the outputs of a program changed, or the reason why that is not known.
+def compare(checkpoint: Checkpoint, output: Path) -> tuple[Sequence[Difference], str | None]:
+    """Return how much the outputs of a program changed, and the reason if that is not known.
 
-    The comparison of a checkpoint that holds only weights is empty.
+    A checkpoint that holds only weights has neither.
     """
     if not isinstance(checkpoint, Runnable):
-        return Comparison()
+        return (), None
     try:
-        return checkpoint.compare(output)
+        return checkpoint.compare(output), None
     except NotCompared as error:
-        return Comparison(not_compared=str(error))
-
-
-def notes_of(checkpoint: Checkpoint) -> Sequence[str]:
-    """Return what users should know about the output of a checkpoint beside its report."""
-    return checkpoint.notes if isinstance(checkpoint, Noted) else ()
+        return (), str(error)
 
 
 def size_on_disk(path: Path, format_: str) -> int:
-    """Return the size in bytes of an output, for a folder that of all its files; 0 for a pipe or device."""
-    if is_stream(path):
-        return 0
+    """Return the size in bytes of an output, for a folder that of all its files."""
     target: Format = FORMATS[format_]
     return sum(file.stat().st_size for file in target.files(path))
 

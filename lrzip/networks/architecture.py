@@ -15,7 +15,6 @@ from lrzip.core.kinds import (
     Kind,
 )
 from lrzip.core.stored import DenseLayer
-from lrzip.networks.subclasses import computes_linear
 
 _KINDS: Mapping[type[nn.Module], Kind] = {
     nn.Linear: LINEAR,
@@ -48,8 +47,7 @@ class ModuleInfo:
 def module_info(module: nn.Module) -> ModuleInfo:
     """Describe a module by its class and attributes.
 
-    A subclass has the kind of its parent class if it does not override `forward`, or if its `forward` computes the same
-    as that of nn.Linear.
+    A subclass has the kind of its parent class if it does not override `forward`.
     """
     kind = _kind(module)
     if kind is None:
@@ -75,8 +73,7 @@ def _projections(module: nn.MultiheadAttention) -> ModuleInfo:
 def _kind(module: nn.Module) -> Kind | None:
     for parent, kind in _KINDS.items():
         if isinstance(module, parent):
-            inherits = type(module).forward is parent.forward
-            return kind if inherits or (isinstance(module, nn.Linear) and computes_linear(module)) else None
+            return kind if type(module).forward is parent.forward else None
     # The weight of transformers' Conv1D is stored (in, out).
     transposed = type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
     return LINEAR_TRANSPOSED if transposed else None

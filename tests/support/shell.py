@@ -16,7 +16,7 @@ def run(*arguments: str | Path, stdin: bytes = b"", cwd: Path | None = None) -> 
     """Return what `lrzip` with these arguments does with pipes on all three streams."""
     command = ["lrzip", *map(str, arguments)]
     saved = sys.argv, sys.stdin, sys.stdout, sys.stderr
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    terminate = signal.getsignal(signal.SIGTERM)
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
     try:
         sys.argv, sys.stdin, sys.stdout, sys.stderr = command, io.TextIOWrapper(io.BytesIO(stdin)), out, err
@@ -26,8 +26,7 @@ def run(*arguments: str | Path, stdin: bytes = b"", cwd: Path | None = None) -> 
         code = int(exit_.code or 0)
     finally:
         sys.argv, sys.stdin, sys.stdout, sys.stderr = saved
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGTERM, terminate)
     return subprocess.CompletedProcess(command, code, *(_content(stream) for stream in (out, err)))
 
 
