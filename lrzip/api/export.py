@@ -1,7 +1,7 @@
 """Export a checkpoint in another format, or with its factors merged."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Unpack
@@ -221,9 +221,16 @@ def _factorized(checkpoint: Checkpoint, model: nn.Module | None) -> Sequence[Sto
         return find_structures(checkpoint.tensors(), checkpoint.dense_layers)
     architecture = Architecture.of(model)
     specs = match_names(checkpoint.path, checkpoint.tensors(), architecture)
-    prefixes = {spec.name.removesuffix(name) for name, spec in specs.items()}
-    layers = {f"{prefix}{name}": layer for prefix in prefixes for name, layer in architecture.dense_layers.items()}
-    return find_structures(checkpoint.tensors(), layers)
+    named = {name: spec.renamed(name) for name, spec in specs.items()}
+    return [_stored_as(stored, specs) for stored in find_structures(named, architecture.dense_layers)]
+
+
+def _stored_as(stored: Stored, specs: Mapping[str, TensorSpec]) -> Stored:
+    """Return a structure under the names of the file, given its tensors by the names of the network."""
+    suffix = stored.weights[0].name.removeprefix(stored.module)
+    weights = tuple(specs[spec.name] for spec in stored.weights)
+    bias = specs[stored.bias.name] if stored.bias else None
+    return replace(stored, module=weights[0].name.removesuffix(suffix), weights=weights, bias=bias)
 
 
 def _selected(factorized: Sequence[Stored], layers: MergedLayers) -> Sequence[Stored]:

@@ -22,6 +22,7 @@ from lrzip.formats.open import open_checkpoint
 from lrzip.formats.outputs import check_program, not_carried, output_format
 from lrzip.formats.protocols import Checkpoint, Guarded
 from lrzip.formats.rewrite import write_state
+from lrzip.networks.matching import Match
 from lrzip.training.cache import network_digest
 from lrzip.training.data.augmentation import Preparation
 from lrzip.training.data.read import Data, read_data
@@ -138,7 +139,7 @@ def finetune(
     settings = _settings(given)
     settings = replace(settings, batch_size=settings.batch(len(found.train)))
     outcome = train(networks.student, found, loss, scorer, settings, _execution(identity, given))
-    dropped = _write(source, destination, outcome, networks.names, **vars(given[Opening]))
+    dropped = _write(source, destination, outcome, networks.matched, **vars(given[Opening]))
     return FinetuneReport(source, destination, task, counts, outcome, record, tuple(dropped.items()), __version__)
 
 
@@ -223,7 +224,7 @@ def _check_format(source: Path, destination: Path, *, key: str | None, trust: bo
 
 
 def _write(
-    source: Path, destination: Path, outcome: Outcome, names: Mapping[str, str], *, key: str | None, trust: bool
+    source: Path, destination: Path, outcome: Outcome, matched: Match, *, key: str | None, trust: bool
 ) -> Mapping[str, str]:
     """Write the source with the tensors of a state in place of its own; return the entries left out, with reasons."""
     with open_checkpoint(source, key=key, trust=trust) as checkpoint:
@@ -232,7 +233,8 @@ def _write(
         if not outcome.main:
             return dropped
         layout = _layout(checkpoint)
-        write_state(destination, checkpoint, layout, names, outcome.state, format_=format_, drop=list(dropped))
+        tensors = matched.stored(outcome.state)
+        write_state(destination, checkpoint, layout, tensors, format_=format_, drop=list(dropped))
     return dropped
 
 

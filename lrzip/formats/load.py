@@ -8,7 +8,7 @@ from torch import nn
 from lrzip.core.stored import find_structures
 from lrzip.formats.open import open_checkpoint
 from lrzip.networks.architecture import Architecture
-from lrzip.networks.matching import match_names
+from lrzip.networks.matching import match
 from lrzip.networks.surgery import leave_fast_paths, replacement
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -35,13 +35,14 @@ def load_into(model: Module, path: str | Path, *, key: str | None = None, trust:
     """
     with open_checkpoint(Path(path), key=key, trust=trust) as checkpoint:
         architecture = Architecture.of(model)
-        specs = match_names(checkpoint.path, checkpoint.tensors(), architecture)
-        named = {name: spec.renamed(name) for name, spec in specs.items()}
+        matched = match(checkpoint.path, checkpoint.tensors(), architecture)
+        named = {name: spec.renamed(name) for name, spec in matched.specs.items()}
         stored = find_structures(named, architecture.dense_layers)
         replacements = dict(replacement(each, model) for each in stored)
-        state = {name: checkpoint.read(spec.name) for name, spec in specs.items()}
+        state = matched.state(checkpoint.read)
         tied = {name: other for name, other in architecture.shared.items() if name not in state and other in state}
         state |= {name: state[other] for name, other in tied.items()}
+        state = {name: tensor for name, tensor in model.state_dict().items() if architecture.may_lack(name)} | state
     for name, module in replacements.items():
         model.set_submodule(name, module)
     leave_fast_paths(model)

@@ -16,29 +16,26 @@ def write_state(
     destination: Path,
     checkpoint: Checkpoint,
     layout: Sequence[Entry],
-    names: Mapping[str, str],
-    state: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
     *,
     format_: str,
     drop: Sequence[str],
 ) -> None:
-    """Write a layout with the tensors of a network's state_dict, cast to the dtypes of the layout.
+    """Write a layout with the tensors of a network, cast to the dtypes of the layout.
 
     Args:
         destination: Path of the output.
-        checkpoint: Source of all tensors that are not in `names`, and of everything else.
+        checkpoint: Source of all other tensors, and of everything else.
         layout: Every tensor of the output.
-        names: Names in `state` by names in the output; tensors without one are copied from the checkpoint.
-        state: state_dict of the network.
+        tensors: Tensors of the network, by their names in the output.
         format_: Registered name of the output's format.
         drop: Entries of the checkpoint that are not copied.
 
     Raises:
         LrzipError: The output could not be written.
     """
-    entries = [replace(entry, copied=entry.spec.name not in names) for entry in layout]
+    entries = [replace(entry, copied=entry.spec.name not in tensors) for entry in layout]
     with create(destination, checkpoint, entries, format_=format_, drop=drop) as writer:
         for entry in entries:
             if not entry.copied:
-                tensor = state[names[entry.spec.name]]
-                writer.put(entry.spec.name, tensor.to(getattr(torch, entry.spec.dtype)))
+                writer.put(entry.spec.name, tensors[entry.spec.name].to(getattr(torch, entry.spec.dtype)))

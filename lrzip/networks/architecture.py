@@ -15,6 +15,8 @@ from lrzip.core.kinds import (
     Kind,
 )
 from lrzip.core.stored import DenseLayer
+from lrzip.networks.naming import Naming
+from lrzip.networks.transformers_names import naming_of
 
 _KINDS: Mapping[type[nn.Module], Kind] = {
     nn.Linear: LINEAR,
@@ -103,12 +105,14 @@ class Architecture:
         classes: Names of the classes of all modules, by path.
         shapes: Shapes of all tensors of the state_dict, by name.
         shared: For each tensor that has several names, another one of its names.
+        naming: Rules by which files name its tensors, if they differ from its own names.
     """
 
     layers: Mapping[str, ModuleInfo]
     classes: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
     shared: Mapping[str, str]
+    naming: Naming | None = None
 
     @classmethod
     def of(cls, model: nn.Module) -> "Architecture":
@@ -125,12 +129,17 @@ class Architecture:
             {name: type(module).__name__ for name, module in modules.items()},
             {name: tuple(tensor.shape) for name, tensor in state.items()},
             {name: next(o for o in names if o != name) for names in users.values() if len(names) > 1 for name in names},
+            naming_of(model),
         )
 
     @property
     def dense_layers(self) -> Mapping[str, DenseLayer]:
         """Layers that stored structures may replace, by the path of their module."""
         return {name: self._dense(name, info) for name, info in self.layers.items() if name and info.kind}
+
+    def may_lack(self, name: str) -> bool:
+        """Return whether files may lack a tensor, which then keeps the value that the network is built with."""
+        return self.naming is not None and self.naming.may_lack(name)
 
     def _dense(self, name: str, info: ModuleInfo) -> DenseLayer:
         assert info.kind

@@ -1,12 +1,16 @@
 """Match the names of the tensors of a file with those of a network, despite the prefixes of wrappers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from torch import Tensor
 
 from lrzip.core.errors import LrzipError
 from lrzip.core.layers import TensorSpec
 from lrzip.core.stored import find_structures
 from lrzip.networks.architecture import Architecture
+from lrzip.networks.naming import Conversion
 
 _WRAPPERS = ("module.", "_orig_mod.")
 _TRAINER = "model."
@@ -33,8 +37,67 @@ def wrapper_prefix(names: Iterable[str], *, trainer: bool) -> str:
     return prefix
 
 
+@dataclass(frozen=True)
+class Match:
+    """The tensors of a file in terms of a network.
+
+    Attributes:
+        specs: Tensors that are stored as they are, by their names in the network.
+        conversions: Other tensors that the network uses, without the prefix.
+        ignored: Tensors that loading ignores, by their names in the file, with the reason.
+        prefix: Prefix of the names in the file.
+    """
+
+    specs: Mapping[str, TensorSpec]
+    conversions: Sequence[Conversion] = ()
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = ""
+
+    @property
+    def kept(self) -> Mapping[str, str]:
+        """The tensors that belong to no layer of the network, by their names in the file, with the reason."""
+        converted = {self.prefix + name: each for each in self.conversions for name in each.sources}
+        reasons = {name: f"loaded as a part of `{next(iter(each.targets))}`" for name, each in converted.items()}
+        return {**reasons, **self.ignored}
+
+    def state(self, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of the network, given a function that reads those of the file."""
+        state = {name: read(spec.name) for name, spec in self.specs.items()}
+        for each in self.conversions:
+            state |= each.convert({name: read(self.prefix + name) for name in each.sources})
+        return state
+
+    def stored(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of the file, given those of the network.
+
+        Raises:
+            LrzipError: Tensors of the network cannot be converted back.
+        """
+        self.check_reversible()
+        tensors = {spec.name: state[name] for name, spec in self.specs.items()}
+        for each in self.conversions:
+            assert each.revert, "checked"
+            reverted = each.revert({name: state[name] for name in each.targets})
+            tensors |= {self.prefix + name: tensor.contiguous() for name, tensor in reverted.items()}
+        return tensors
+
+    def check_reversible(self) -> None:
+        """Refuse a network some of whose tensors cannot be converted back to those of the file."""
+        for each in self.conversions:
+            if each.revert is None:
+                raise LrzipError(
+                    f"`{next(iter(each.targets))}` cannot be converted back to the tensors that it is loaded from. "
+                    "Save the model with transformers first, and give that folder."
+                )
+
+
 def match_names(path: Path, tensors: Mapping[str, TensorSpec], architecture: Architecture) -> Mapping[str, TensorSpec]:
-    """Return the tensors of a file by their names in a network, without the prefixes of wrappers.
+    """Return the tensors of a file that a network stores as they are, by their names in it, as `match` does."""
+    return match(path, tensors, architecture).specs
+
+
+def match(path: Path, tensors: Mapping[str, TensorSpec], architecture: Architecture) -> Match:
+    """Match the tensors of a file with those of a network, without the prefixes of wrappers.
 
     Layers may be stored as factors. A tensor that the network shares between modules may be stored only once.
 
@@ -49,18 +112,36 @@ def match_names(path: Path, tensors: Mapping[str, TensorSpec], architecture: Arc
     prefixes = ["", *dict.fromkeys(wrapper_prefix(tensors, trainer=trainer) for trainer in (False, True))]
     prefix = max(prefixes, key=lambda prefix: sum(n.removeprefix(prefix) in architecture.shapes for n in tensors))
     counters = {_COUNTER} - architecture.shapes.keys()
-    found = {name.removeprefix(prefix): spec for name, spec in tensors.items() if name not in counters}
-    expected = _expected_shapes(found, architecture)
+    bare = {name.removeprefix(prefix): spec for name, spec in tensors.items() if name not in counters}
+    found = _resolved(bare, architecture, prefix)
+    _check(path, found, architecture)
+    return found
+
+
+def _resolved(bare: Mapping[str, TensorSpec], architecture: Architecture, prefix: str) -> Match:
+    if architecture.naming is None:
+        return Match(bare, prefix=prefix)
+    resolution = architecture.naming.resolve({name: spec.shape for name, spec in bare.items()})
+    ignored = {bare[name].name: reason for name, reason in resolution.ignored.items()}
+    specs = {name: bare[stored] for stored, name in resolution.names.items()}
+    return Match(specs, resolution.conversions, ignored, prefix)
+
+
+def _check(path: Path, match: Match, architecture: Architecture) -> None:
+    """Refuse a file that does not fit a network."""
+    found: dict[str, tuple[int, ...]] = {name: spec.shape for name, spec in match.specs.items()}
+    found |= {name: shape for each in match.conversions for name, shape in each.targets.items()}
+    expected = _expected_shapes(match.specs, architecture)
     for name in [*expected, *found]:
-        spec = found.get(name)
+        shape = found.get(name)
         is_counter = name.endswith("num_batches_tracked")  # which old files lack
         is_tied = architecture.shared.get(name) in found
-        if (spec.shape if spec else None) == expected.get(name) or (spec is None and (is_counter or is_tied)):
+        may_lack = is_counter or is_tied or architecture.may_lack(name)
+        if shape == expected.get(name) or (shape is None and may_lack):
             continue
-        actual = f"has shape {spec.shape}" if spec else "is missing"
+        actual = f"has shape {shape}" if name in found else "is missing"
         wanted = f"takes {expected[name]}" if name in expected else "has no such tensor"
         raise LrzipError(f"`{path}` does not fit the model: `{name}` {actual}, the model {wanted}.")
-    return found
 
 
 def _expected_shapes(found: Mapping[str, TensorSpec], architecture: Architecture) -> Mapping[str, tuple[int, ...]]:

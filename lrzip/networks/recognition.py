@@ -9,7 +9,7 @@ from lrzip.core.stored import find_structures
 from lrzip.networks.architecture import Architecture, ModuleInfo
 from lrzip.networks.evidence import NAMED_OTHERWISE, Evidence
 from lrzip.networks.inference import infer_layer, infer_layers, without_biases
-from lrzip.networks.matching import match_names, wrapper_prefix
+from lrzip.networks.matching import match, wrapper_prefix
 from lrzip.networks.weights import not_a_weight
 
 
@@ -41,7 +41,11 @@ def find_layers(
     if architecture is None:
         prefix = wrapper_prefix(tensors, trainer=trainer)
         return infer_layers(tensors, prefix=prefix, untouchable=untouchable, kinds=kinds)
-    found = known_layers(match_names(path, tensors, architecture), architecture, untouchable=untouchable)
+    matched = match(path, tensors, architecture)
+    kept = [_kept(tensors[name], reason) for name, reason in matched.kept.items()]
+    found = [*known_layers(matched.specs, architecture, untouchable=untouchable), *kept]
+    order = {name: index for index, name in enumerate(tensors)}
+    found.sort(key=lambda item: order[(item.weight if isinstance(item, Layer) else item.tensor).name])
     return found if kinds is not None else [_without_transposed(item) for item in found]
 
 
@@ -78,6 +82,10 @@ def known_layers(
         is_weight = module and (name in weights or name.endswith(".weight"))
         found.append(Keep(module if is_weight else name, spec, reason))
     return without_biases(found)
+
+
+def _kept(spec: TensorSpec, reason: str) -> Keep:
+    return Keep(spec.name.removesuffix(".weight"), spec, reason)
 
 
 def _layer(module: str, info: ModuleInfo, kind: Kind, spec: TensorSpec, names: Mapping[str, TensorSpec]) -> Layer:

@@ -8,7 +8,7 @@ from torch import Tensor
 from lrzip.core.report import Report
 from lrzip.formats.outputs import not_carried, output_format
 from lrzip.formats.rewrite import write_state
-from lrzip.networks.matching import match_names
+from lrzip.networks.matching import match
 from lrzip.pipeline.session import Session
 from lrzip.search.variants import KEPT, Ranks
 
@@ -31,7 +31,6 @@ def write_network(session: Session, destination: Path, state: Mapping[str, Tenso
     plan = session.plan_with(ranks, reason=KEPT)
     dropped = not_carried(format_, checkpoint, optimizer=True)
     layout = plan.layout(checkpoint.tensors())
-    specs = match_names(checkpoint.path, {entry.spec.name: entry.spec for entry in layout}, architecture)
-    names = {spec.name: name for name, spec in specs.items()}
-    write_state(destination, checkpoint, layout, names, state, format_=format_, drop=list(dropped))
+    matched = match(checkpoint.path, {entry.spec.name: entry.spec for entry in layout}, architecture)
+    write_state(destination, checkpoint, layout, matched.stored(state), format_=format_, drop=list(dropped))
     return session.report(plan, output=destination, dropped=dropped)

@@ -1,7 +1,7 @@
 """The network that is trained (student) and the one that it is distilled from (teacher)."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from lrzip.formats.load import load_into
 from lrzip.formats.open import open_checkpoint
 from lrzip.formats.protocols import Loadable, Runnable
 from lrzip.networks.architecture import Architecture
-from lrzip.networks.matching import match_names
+from lrzip.networks.matching import Match, match
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class StudentTeacher:
     Attributes:
         student: The network to train, with the weights of its checkpoint.
         teacher: The network to learn from, if there is one.
-        names: The names of the student's tensors, by their names in the file.
+        matched: The tensors of its file.
         modules: Names of the factorized layers.
     """
 
     student: nn.Module
     teacher: nn.Module | None
-    names: Mapping[str, str]
+    matched: Match
     modules: Sequence[str]
 
 
@@ -60,13 +60,15 @@ def _from_architecture(
 ) -> StudentTeacher:
     with open_checkpoint(source, key=key, trust=trust) as checkpoint:
         architecture = Architecture.of(model)
-        specs = match_names(source, checkpoint.tensors(), architecture)
-        stored = find_structures({name: spec.renamed(name) for name, spec in specs.items()}, architecture.dense_layers)
+        matched = match(source, checkpoint.tensors(), architecture)
+        matched.check_reversible()
+        named = {name: spec.renamed(name) for name, spec in matched.specs.items()}
+        stored = find_structures(named, architecture.dense_layers)
     teacher = load_into(copy.deepcopy(model), teacher_path, trust=trust) if teacher_path is not None else None
     student = load_into(model, source, key=key, trust=trust)
     # The input projections of attention are not a module of their own, so their outputs cannot be compared.
     modules = [item.module for item in stored if item.replaced.kind is not ATTENTION]
-    return StudentTeacher(student, teacher, {spec.name: name for name, spec in specs.items()}, modules)
+    return StudentTeacher(student, teacher, matched, modules)
 
 
 def _from_files(source: Path, teacher_path: Path | None, key: str | None, trust: bool) -> StudentTeacher:
@@ -77,7 +79,8 @@ def _from_files(source: Path, teacher_path: Path | None, key: str | None, trust:
     own = student.state_dict()
     callable_names = _callable_modules(student) & _callable_modules(teacher or student)
     modules = [item.module for item in find_structures(tensors) if item.module in callable_names]
-    return StudentTeacher(student, teacher, {name: name for name in tensors if name in own}, modules)
+    matched = Match({name: spec for name, spec in tensors.items() if name in own})
+    return StudentTeacher(student, teacher, matched, modules)
 
 
 def _callable_modules(network: nn.Module) -> set[str]:

@@ -17,7 +17,7 @@ def test_named_tensors_are_cast_and_all_others_copied(tmp_path: Path) -> None:
     with open_checkpoint(tmp_path / "a.safetensors") as source:
         layout = Plan((), (), "", "").layout(source.tensors())
         out = tmp_path / "b.safetensors"
-        write_state(out, source, layout, {"module.a": "a"}, {"a": trained}, format_="safetensors", drop=())
+        write_state(out, source, layout, {"module.a": trained}, format_="safetensors", drop=())
     after = load_file(out)
     assert after["module.a"].equal(trained.bfloat16())
     assert after["module.b"].equal(before["module.b"])
