@@ -84,7 +84,7 @@ def lazy():
 def test_the_rooms_are_all_there_is() -> None:
     assert len(INSIDE) > 100
     assert {name.split(".")[1] for name in INSIDE} == set(LEVEL_OF)
-    files = {"__init__.py", "__main__.py", "hf.py"}
+    files = {"__init__.py", "__main__.py"}
     assert {path.name for path in ROOT.iterdir() if path.is_file()} == files
 
 

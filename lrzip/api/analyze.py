@@ -172,7 +172,7 @@ def _surveyed(checkpoint: Checkpoint, items: Sequence[Layer | Keep], machine: Ma
     """Return layers as candidates with exact spectra."""
 
     def spectra(candidate: Candidate, weight: Tensor) -> tuple[Spectrum, ...]:
-        return _DECOMPOSITIONS.of(candidate.layer).spectra(candidate.layer, weight)
+        return _DECOMPOSITIONS.of(candidate.decomposition).spectra(candidate.layer, weight)
 
     return list(survey(checkpoint, items, _DECOMPOSITIONS, spectra, **vars(machine)))
 
@@ -200,9 +200,9 @@ def _saving(candidates: Sequence[Candidate], ranks: Mapping[str, tuple[int, ...]
     return [
         Factorize.of(
             layer,
-            _DECOMPOSITIONS.name_for(layer),
+            DEFAULT_DECOMPOSITION,
             rank,
-            _DECOMPOSITIONS.of(layer).blueprint(layer, rank),
+            _DECOMPOSITIONS.of(DEFAULT_DECOMPOSITION).blueprint(layer, rank),
             layer.weight.dtype,
         )
         for layer, rank in layers

@@ -55,6 +55,7 @@ class Export:
         version: Version of lrzip.
         differences: Differences between the outputs of the program and the network; None if not compared.
         doubtful: Modules that may be factorized layers, of a kind that only the architecture can confirm.
+        not_compared: Reason why some or all outputs of the program were not compared.
         fixed: Dimensions of a program that were requested as dynamic, but are constants in the network.
     """
 
@@ -68,6 +69,7 @@ class Export:
     differences: Sequence[Difference] | None = None
     fixed: Sequence[str] = ()
     doubtful: Sequence[str] = ()
+    not_compared: str | None = None
 
     @property
     def is_program(self) -> bool:
@@ -86,6 +88,7 @@ class Export:
             "multiplied": list(self.chains),
             "dropped": [{"name": name, "reason": reason} for name, reason in self.dropped],
             "differences": None if self.differences is None else [item.to_dict() for item in self.differences],
+            "not_compared": self.not_compared,
             "fixed": list(self.fixed),
             "doubtful": list(self.doubtful),
         }
@@ -191,9 +194,11 @@ def _export_program(
     if destination.suffix.lower() not in ("", f".{to}"):
         raise UsageError(f"`to={to}` writes .{to} files, got `{destination}`.")
     traced = _traced(source, to, model, [InputShape.parse(text) for text in input_shapes], key=key, trust=trust)
-    differences = save_onnx(traced, destination) if to == "onnx" else save_pt2(traced, destination)
-    count = len(traced.program.state_dict)
-    return Export(source, destination, to, count, (), (), __version__, differences, traced.fixed)
+    found = save_onnx(traced, destination) if to == "onnx" else save_pt2(traced, destination)
+    count, differences = len(traced.program.state_dict), found.differences or None
+    return Export(
+        source, destination, to, count, (), (), __version__, differences, traced.fixed, (), found.not_compared
+    )
 
 
 def _traced(

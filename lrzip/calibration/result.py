@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from torch import nn
 
 from lrzip.calibration.corrections import Corrections
+from lrzip.calibration.data import batches_of
 from lrzip.calibration.sequential import Fit, Fitted, Job
 from lrzip.calibration.settings import CalibrationSettings
 from lrzip.core.layers import Layer
-from lrzip.core.moments import Statistics
+from lrzip.core.moments import Arguments, Statistics
 from lrzip.ranks.objectives import CALIBRATED_OBJECTIVE, DEFAULT_OBJECTIVE
 from lrzip.training.data.samples import Samples
 
@@ -46,6 +48,13 @@ class Calibration:
         if not self.corrections.bias:
             return self.statistics
         return {name: moments.centered for name, moments in self.statistics.items()}
+
+    @property
+    def first_batch(self) -> Sequence[Arguments]:
+        """One batch of the samples; nothing for stored statistics."""
+        if self.samples is None:
+            return ()
+        return list(islice(batches_of(self.samples.unaugmented(), self.settings, None), 1))
 
     @property
     def objective(self) -> str:

@@ -60,7 +60,7 @@ def _compressed(given: Given, keywords: dict[str, Any], *, to_stdout: bool) -> "
             check_output(save_plan, source, force=given[Overwriting].force)
         with layer_progress(quiet=given[Printing].quiet) as progress:
             report = compress(source, destination, progress=progress, **keywords)
-    shown = Path("-") if to_stdout else report.output
+    shown = Path("-") if to_stdout else output or report.output
     return replace(report, plan=replace(report.plan, source=given.checkpoint or "-"), output=shown)
 
 

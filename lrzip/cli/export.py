@@ -1,6 +1,6 @@
 """The command `lrzip export`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,13 +12,13 @@ from lrzip.cli.checks import check_options
 from lrzip.cli.commands import Given, run_as
 from lrzip.cli.console import printable, show_result
 from lrzip.cli.files import checkpoint_path, goes_to_stdout, output_path
+from lrzip.cli.messages import with_flags
 from lrzip.cli.network import load_network
 from lrzip.cli.verbs import EXPORT
 from lrzip.core.output_options import Destination, Exporting, Printing
 
 if TYPE_CHECKING:
     from lrzip.api.export import Export
-    from lrzip.core.report import Difference
 
 
 @run_as(EXPORT)
@@ -49,13 +49,16 @@ def _print(console: Console, result: "Export") -> None:
     for name in result.fixed:
         console.print(Text(f"The dimension `{name}` is fixed: it is a constant in the network."))
     if result.is_program:
-        console.print(Text(_checked(result.differences)))
+        for text in _checked(result):
+            console.print(Text(printable(with_flags(text))), soft_wrap=True)
     merged = f", {len(result.chains)} layers merged" if result.chains else ""
     console.print(Text(printable(f"Wrote {result.tensors} tensors to {result.output}{merged}")), soft_wrap=True)
 
 
-def _checked(differences: "Sequence[Difference] | None") -> str:
-    if differences is None:
-        return "Not compared with the network: onnxruntime is not installed."
-    worst = max((difference.relative for difference in differences), default=0.0)
-    return f"Compared with the network: outputs differ by at most {worst:.1e} of their norm."
+def _checked(result: "Export") -> Iterator[str]:
+    """Yield how much the outputs of a program differ from those of the network, and why others are not compared."""
+    if result.differences:
+        worst = max(difference.relative for difference in result.differences)
+        yield f"Compared with the network: outputs differ by at most {worst:.1e} of their norm."
+    if result.not_compared:
+        yield f"{'Some outputs were not' if result.differences else 'Not'} compared: {result.not_compared}"

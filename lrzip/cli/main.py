@@ -61,7 +61,9 @@ def main() -> NoReturn:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     open_closed_streams()
     replace_unprintable()
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _terminate)
     sys.exit(_run())
 
 
@@ -98,6 +100,7 @@ def _fail(message: str, code: int) -> int:
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    """Unwind on SIGTERM, so that temporary files are removed."""
+    """Unwind on SIGTERM, so that temporary files are removed; a second one does not interrupt that."""
     del frame
+    signal.signal(number, signal.SIG_IGN)
     sys.exit(128 + number)

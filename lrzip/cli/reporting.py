@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from lrzip.cli.console import costs_text, count_text, print_kept, print_table, printable, shape_text, size_text
+from lrzip.cli.console import costs_text, print_kept, print_table, printable, shape_text, size_text
+from lrzip.cli.messages import with_flags
 
 if TYPE_CHECKING:
     from lrzip.core.budget_use import BudgetUse
@@ -36,8 +37,8 @@ def _table(report: "Report") -> dict[str, list[str]]:
         table["of outputs"] = ["" if error is None else f"{error:.4f}" for error in seen]
     if report.costs:
         costs = [report.costs.layers[decision.group.name] for decision in decisions]
-        table["MACs"] = [count_text(cost.macs_before) for cost in costs]
-        table["then"] = [count_text(cost.macs_after) for cost in costs]
+        table["MACs"] = [f"{cost.macs_before:,}" for cost in costs]
+        table["then"] = [f"{cost.macs_after:,}" for cost in costs]
         if report.costs.latency:
             table["faster"] = [f"{cost.latency.speedup:.2f}×" if cost.latency else "" for cost in costs]
     return table
@@ -91,10 +92,15 @@ def print_report(console: Console, report: "Report") -> None:
         console.print(Text(_budget_text(report.plan.budget)), soft_wrap=True)
     if report.differences:
         worst = max(report.differences, key=lambda difference: difference.relative)
-        text = f"Outputs differ by {worst.relative:.2g} (relative) at most, `{worst.output}`, on random inputs"
+        where = f"`{worst.output}`, on {report.comparison.inputs}"
+        text = f"Outputs differ by {worst.relative:.2g} (relative) at most, {where}"
         console.print(Text(printable(text)), soft_wrap=True)
     if report.not_compared:
-        console.print(Text(printable(f"Outputs were not compared: {report.not_compared}")), soft_wrap=True)
+        what = "Some outputs" if report.differences else "Outputs"
+        text = f"{what} were not compared: {with_flags(report.not_compared)}"
+        console.print(Text(printable(text)), soft_wrap=True)
+    for note in report.notes:
+        console.print(Text(printable(with_flags(note))), soft_wrap=True)
     if report.output:
         where = "standard output" if str(report.output) == "-" else printable(str(report.output))
         console.print(Text(f"Wrote {where} in {report.seconds:.1f} s"), soft_wrap=True)

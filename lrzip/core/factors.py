@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lrzip.core.merge import merge
 from lrzip.core.structure import Stage, Structure
+from lrzip.linalg.blocks.subnormals import flush_subnormals
 
 # Rows of a product that are compared at a time, so that measuring an error needs no second copy of the matrix.
 _ERROR_ROWS = 256
@@ -20,12 +21,15 @@ class Factors:
     Attributes:
         structure: Structure that replaces the layer.
         weights: Tensors of its stages and selections in the order of `lrzip.core.structure.leaves`, in the dtype in
-            which they are stored, on the CPU. The layer's bias belongs to the last stage.
+            which they are stored, on the CPU, with subnormal numbers set to 0. The layer's bias belongs to the last
+            stage.
         error: Relative Frobenius error of the dense product of the stored tensors.
         method: Name of the algorithm that computed them.
-        excess: Upper bound on error / (least error of these ranks) - 1, before rounding to the stored dtype; None if it
-            was not checked. With moments of the inputs, both errors are those of the outputs.
-        output_error: Relative error of the outputs, ‖(W − W′)X‖_F / ‖WX‖_F, if moments of the inputs X are given.
+        excess: Upper bound on error / (least error of these ranks) - 1; None if there is none. Errors below 20 eps of
+            the dtype computed in count as 0. With moments of the inputs, both errors are those of the outputs for
+            damped moments, which the factors minimize.
+        output_error: Relative error of the outputs, ‖(W − W′)X‖_F / ‖WX‖_F, if moments of the inputs X are given. With
+            centered moments, both are without their means.
     """
 
     structure: Structure
@@ -34,6 +38,9 @@ class Factors:
     method: str
     excess: float | None = None
     output_error: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", tuple(map(flush_subnormals, self.weights)))
 
     def dense(self, replaced: Stage) -> Tensor:
         """Return the dense product, with the shape of the layer's weight; see `lrzip.core.merge.merge`."""

@@ -67,7 +67,8 @@ class LayerRules:
 
     layers: Mapping[str, str] | None = option(
         None,
-        "Rules of the layers that match globs: energy:0.8, ratio:4, rank:16, vbmf or keep. The last match wins.",
+        "Rules of the layers that match globs: energy:0.8, ratio:4, rank:16, vbmf or keep; a decomposition, such as "
+        "tucker, alone or before a rule: tucker:energy:0.8. The last match wins.",
         flag="--layer",
         metavar="GLOB=RULE",
         modes=PLANS,
@@ -118,8 +119,8 @@ class Factoring:
     )
     decomposition: str = option(
         "svd",
-        "svd, or tucker: k×k convolutions become 1×1, k×k and 1×1, with ranks for output and input channels; other "
-        "layers use the SVD.",
+        "svd; tucker: k×k convolutions become 1×1, k×k and 1×1, with ranks for output and input channels, and other "
+        "layers use the SVD; or auto: the best one for each layer.",
     )
     svd: str = option(
         "auto", "auto, exact, gram, or a sketch: randomized, subspace, srft, row-extraction, single-pass."

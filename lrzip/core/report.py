@@ -1,7 +1,7 @@
 """The report of a compression: results by layer and in total."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ class LayerResult:
         decision: Decision of the plan.
         error: Relative Frobenius error of the stored factors; for a group, the largest.
         method: Method that computed the factors.
-        excess: Upper bound on error / (least error of these ranks) - 1; None if it was not checked.
+        excess: Upper bound on error / (least error of these ranks) - 1; None if there is none.
         seconds: Wall time of reading and factorizing.
         output_error: Relative error of the outputs of the layer on calibration data; None without calibration.
     """
@@ -39,7 +39,7 @@ class LayerResult:
 
 @dataclass(frozen=True)
 class Difference:
-    """Change of an output of a program on random inputs of the declared shapes.
+    """Change of an output of a program on some inputs.
 
     Attributes:
         output: Name of the output.
@@ -54,6 +54,21 @@ class Difference:
     def to_dict(self) -> dict[str, Any]:
         """Return the difference as it appears in JSON documents."""
         return {"output": self.output, "absolute": self.absolute, "relative": self.relative}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Changes of the outputs of a program on some inputs.
+
+    Attributes:
+        differences: One for each output that depends on the inputs.
+        inputs: Description of the inputs, such as `random inputs of 1 × 3 × 64 × 64`; empty if nothing was compared.
+        not_compared: Reason why some or all outputs were not compared.
+    """
+
+    differences: Sequence[Difference] = ()
+    inputs: str = ""
+    not_compared: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,10 +117,10 @@ class Report:
         dropped: Entries of the source that were not copied, each with its reason.
         seconds: Total wall time.
         version: Version of lrzip.
-        differences: Changes of the program's outputs, for formats whose program can be run.
         costs: Costs of a run, if the network and its inputs are known.
         usage: Instructions to load the output, if it needs any.
-        not_compared: Reason why outputs were not compared, for a program that could not be run.
+        comparison: Changes of the program's outputs, for formats whose program can be run.
+        notes: What else users should know about the output.
         calibrated: Summary of the calibration, if there was one.
     """
 
@@ -118,11 +133,21 @@ class Report:
     dropped: Sequence[tuple[str, str]]
     seconds: float
     version: str
-    differences: Sequence[Difference] = ()
     costs: Costs | None = None
     usage: str | None = None
-    not_compared: str | None = None
+    comparison: Comparison = field(default_factory=Comparison)
+    notes: Sequence[str] = ()
     calibrated: CalibrationSummary | None = None
+
+    @property
+    def differences(self) -> Sequence[Difference]:
+        """Changes of the outputs that were compared."""
+        return self.comparison.differences
+
+    @property
+    def not_compared(self) -> str | None:
+        """Reason why some or all outputs were not compared, for a program."""
+        return self.comparison.not_compared
 
     @property
     def parameters_after(self) -> int:
@@ -167,7 +192,9 @@ class Report:
             "kept": [{"name": keep.name, "tensor": keep.tensor.name, "reason": keep.reason} for keep in self.plan.keep],
             "dropped": [{"name": name, "reason": reason} for name, reason in self.dropped],
             "differences": [difference.to_dict() for difference in self.differences],
+            "compared_on": self.comparison.inputs or None,
             "not_compared": self.not_compared,
+            "notes": list(self.notes),
         } | ({"calibration": self.calibrated.to_dict()} if self.calibrated else {})
 
 

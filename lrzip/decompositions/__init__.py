@@ -1,7 +1,7 @@
 """Decompositions: replace a layer, or a group of layers, by smaller operations."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from lrzip.core.decisions import Replacement
 from lrzip.core.factors import Factors, GroupFactors
+from lrzip.core.globs import matches
 from lrzip.core.layers import Group, Layer
 from lrzip.core.moments import Moments
 from lrzip.core.registry import Registry
@@ -22,6 +23,8 @@ DECOMPOSITIONS = Registry(
 )
 DEFAULT_DECOMPOSITION = "svd"
 """Decomposition of the layers that the requested one refuses."""
+AUTO = "auto"
+"""Name that stands for all decompositions, of which rank rules choose one for each layer."""
 
 
 class Decomposition(Protocol):
@@ -119,24 +122,29 @@ class GroupDecomposition(Protocol):
 
 @dataclass(frozen=True)
 class Decompositions:
-    """The decompositions of all layers: a named one, and the default one for the layers that it refuses.
+    """The decompositions of all layers.
 
     Attributes:
-        name: Registered name of the requested decomposition.
+        name: Registered name of a decomposition, or `auto` for all of them.
         solver: Solver of the factors.
+        overrides: Names for some layers by pattern; the last match wins.
     """
 
     name: str
     solver: Solver
+    overrides: Mapping[str, str] = field(default_factory=dict)
 
-    def name_for(self, layer: Layer) -> str:
-        """Return the name of the decomposition that replaces a layer."""
-        refuses = decomposition_of(self.name, self.solver).refuse(layer) is not None
-        return DEFAULT_DECOMPOSITION if refuses else self.name
+    def names_for(self, layer: Layer) -> tuple[str, ...]:
+        """Return the names of the decompositions of a layer: the requested ones that take it, or else the default."""
+        matching = [name for pattern, name in self.overrides.items() if matches(layer.name, pattern)]
+        wanted = matching[-1] if matching else self.name
+        names = tuple(DECOMPOSITIONS) if wanted == AUTO else (wanted,)
+        taken = tuple(name for name in names if self.of(name).refuse(layer) is None)
+        return taken or (DEFAULT_DECOMPOSITION,)
 
-    def of(self, layer: Layer) -> Decomposition:
-        """Return the decomposition that replaces a layer."""
-        return decomposition_of(self.name_for(layer), self.solver)
+    def of(self, name: str) -> Decomposition:
+        """Return a registered decomposition with the solver."""
+        return decomposition_of(name, self.solver)
 
 
 def decomposition_of(name: str, solver: Solver) -> Decomposition:

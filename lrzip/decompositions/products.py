@@ -13,7 +13,10 @@ from torch import Tensor
 
 from lrzip.core.factors import relative_error
 from lrzip.core.moments import Moments
+from lrzip.linalg.blocks.certificate import stored_excess
 from lrzip.linalg.blocks.gram import gram, product, squared_norm, tall
+from lrzip.linalg.blocks.precision import attainable
+from lrzip.linalg.blocks.subnormals import stored
 from lrzip.linalg.blocks.subspace import Subspace
 from lrzip.linalg.svd import TruncatedSVD
 from lrzip.linalg.whitening import Whitening
@@ -46,7 +49,7 @@ class Product:
         right: R (rank, n), in the stored dtype.
         error: Error of L R.
         method: Name of the algorithm that computed it.
-        excess: Upper bound on error / (least error of this rank) - 1 before rounding; None if it was not checked.
+        excess: Upper bound on error / (least error of this rank) - 1; None if there is none.
         output_error: Error of L R X as an approximation of A X, if moments of the inputs X are given.
     """
 
@@ -63,21 +66,30 @@ class InputWhitening:
     """Whitening of the inputs that multiply a matrix.
 
     Attributes:
-        whitening: Root S of the second moment of the inputs, and its inverse.
+        whitening: Root S of the damped second moment of the inputs, and its inverse.
+        second: E[x xᵀ] (n, n), or its diagonal (n,), undamped.
         multiplies_rows: Whether inputs multiply the rows of the matrix instead of its columns.
     """
 
     whitening: Whitening
+    second: Tensor
     multiplies_rows: bool
 
     @classmethod
     def of_groups(cls, moments: Moments, *, multiplies_rows: bool) -> list["InputWhitening"]:
         """Return the whitening of the inputs of each group of a layer."""
-        return [cls(Whitening.of(second, moments.damping), multiplies_rows) for second in moments.second]
+        return [cls(Whitening.of(second, moments.damping), second, multiplies_rows) for second in moments.second]
 
     def apply(self, matrix: Tensor) -> Tensor:
         """Return A S, or S A where inputs multiply rows: the outputs up to a rotation of the inputs."""
         return self.whitening.apply(matrix.mT).mT if self.multiplies_rows else self.whitening.apply(matrix)
+
+    def energy(self, matrix: Tensor) -> float:
+        """Return E‖Ax‖², or E‖Aᵀx‖² where inputs multiply rows."""
+        exact = (matrix.mT if self.multiplies_rows else matrix).double()
+        second = self.second.to(exact)
+        product = exact * second if second.dim() == 1 else exact @ second
+        return max(float((product * exact).sum()), 0.0)
 
     def undo(self, found: TruncatedSVD) -> tuple[Tensor, Tensor]:
         """Return factors L (m, rank) and R (rank, n) whose product becomes U Σ Vᵀ when `apply` whitens it."""
@@ -89,9 +101,11 @@ class InputWhitening:
 def split_product(matrix: Tensor, found: TruncatedSVD, dtype: torch.dtype) -> Product:
     """Return the product (U√Σ)(√ΣVᵀ) of a truncated SVD of a matrix."""
     root = found.s.sqrt()
-    left, right = (found.u * root).to(dtype), (root[:, None] * found.vh).to(dtype)
-    error = relative_error(matrix, left, right)
-    return Product(left, right, RelativeError(error, squared_norm(matrix)), found.method, found.excess)
+    left, right = stored(found.u * root, dtype), stored(root[:, None] * found.vh, dtype)
+    error, squared = relative_error(matrix, left, right), squared_norm(matrix)
+    floor = attainable(matrix.dtype, squared)
+    excess = stored_excess(found.excess, error**2 * squared, found.least, floor)
+    return Product(left, right, RelativeError(error, squared), found.method, excess)
 
 
 def projected_product(matrix: Tensor, subspace: Subspace, rank: int, dtype: torch.dtype) -> Product:
@@ -111,17 +125,18 @@ def projected_product(matrix: Tensor, subspace: Subspace, rank: int, dtype: torc
     compute = subspace.vectors.dtype
     # Directions at the level of rounding errors are balanced as if they were just above it.
     s = subspace.squares[:rank].clamp(min=subspace.floor).sqrt().to(columns.device, compute)
-    basis = (subspace.vectors[:, :rank] * s.sqrt()).to(dtype)
+    basis = stored(subspace.vectors[:, :rank] * s.sqrt(), dtype)
     image = product(columns, basis.to(compute)).div_(s)
-    stored = image.to(dtype)
-    inner = _column_products(image, stored) @ s.double()
+    other = stored(image, dtype)
+    inner = _column_products(image, other) @ s.double()
     del image
-    overlap = gram(stored, dtype=compute).double() * gram(basis, dtype=compute)
+    overlap = gram(other, dtype=compute).double() * gram(basis, dtype=compute)
     squared = subspace.energy - 2 * float(inner) + float(overlap.sum())
-    left, right = (stored, basis.mT) if columns.shape == matrix.shape else (basis, stored.mT)
+    left, right = (other, basis.mT) if columns.shape == matrix.shape else (basis, other.mT)
     measurable = squared >= _MEASURABLE * subspace.energy
     error = sqrt(squared / subspace.energy) if measurable else relative_error(matrix, left, right)
-    return Product(left, right, RelativeError(error, subspace.energy), subspace.method, subspace.excess(rank))
+    excess = stored_excess(subspace.excess(rank), error**2 * subspace.energy, subspace.least(rank), subspace.floor)
+    return Product(left, right, RelativeError(error, subspace.energy), subspace.method, excess)
 
 
 def whitened_product(
@@ -136,12 +151,14 @@ def whitened_product(
         whitening: Whitening of the inputs.
         dtype: Stored dtype of both factors.
     """
-    left, right = (factor.to(dtype) for factor in _balance(*whitening.undo(found)))
-    difference = whitening.apply(matrix - (left.float() @ right.float()).to(matrix.device))
-    squared = squared_norm(outputs)
-    output_error = RelativeError(sqrt(squared_norm(difference) / squared) if squared else 0.0, squared)
+    left, right = (stored(factor, dtype) for factor in _balance(*whitening.undo(found)))
+    difference = matrix.double() - (left.double() @ right.double()).to(matrix.device)
+    squared = whitening.energy(matrix)
+    output_error = RelativeError(sqrt(whitening.energy(difference) / squared) if squared else 0.0, squared)
     error = RelativeError(relative_error(matrix, left, right), squared_norm(matrix))
-    return Product(left, right, error, found.method, found.excess, output_error)
+    floor = attainable(outputs.dtype, squared_norm(outputs))
+    excess = stored_excess(found.excess, squared_norm(whitening.apply(difference)), found.least, floor)
+    return Product(left, right, error, found.method, excess, output_error)
 
 
 def joint_error(errors: Sequence[RelativeError]) -> float:

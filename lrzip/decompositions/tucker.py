@@ -18,11 +18,13 @@ from lrzip.core.merge import merge
 from lrzip.core.moments import Moments
 from lrzip.core.spectrum import Spectrum
 from lrzip.core.structure import Chain, Stage, tensor_shapes
+from lrzip.linalg.blocks.certificate import interlacing_bound, stored_excess
 from lrzip.linalg.blocks.gram import gram
 from lrzip.linalg.blocks.precision import attainable, compute_dtype
+from lrzip.linalg.blocks.subnormals import stored
 from lrzip.linalg.blocks.subspace import Subspace
 from lrzip.linalg.svd import Solver, singular_values
-from lrzip.linalg.tucker import Tucker2, balanced, tucker2
+from lrzip.linalg.tucker import balanced, tucker2
 from lrzip.linalg.weighted_tucker import channel_moment, weighted_tucker2
 
 
@@ -105,19 +107,20 @@ class Tucker:
         """
         del generator, subspaces
         outer_rank, inner_rank = ranks
-        tensor, second = weight.flatten(2), _damped_moment(moments) if moments else None
-        if second is None:
+        tensor = weight.flatten(2)
+        if moments is None:
             found = balanced(tucker2(tensor, (outer_rank, inner_rank)))
         else:
-            found = balanced(weighted_tucker2(tensor, second, (outer_rank, inner_rank)))
+            found = balanced(weighted_tucker2(tensor, _damped_moment(moments), (outer_rank, inner_rank)))
         parts = found.inner.mT, found.core, found.outer
         structure = self.blueprint(layer, ranks)
         shapes = zip(parts, tensor_shapes(structure), strict=True)
-        weights = tuple(part.to("cpu", dtype).reshape(shape).contiguous() for part, shape in shapes)
+        weights = tuple(stored(part, dtype).cpu().reshape(shape).contiguous() for part, shape in shapes)
         dense = merge(structure, weights, layer.stage).to(weight.device)
         error = relative_difference(weight, dense)
-        if second is None:
-            return Factors(structure, weights, error, "orthogonal-iteration", _excess(weight, found, ranks))
+        if moments is None:
+            return Factors(structure, weights, error, "orthogonal-iteration", _excess(weight, error, ranks))
+        (second,) = moments.second
         squared = _output_energy(weight, second)
         output_error = sqrt(_output_energy(weight - dense, second) / squared) if squared else 0.0
         return Factors(structure, weights, error, "alternating-least-squares", output_error=output_error)
@@ -128,16 +131,12 @@ def _unfoldings(weight: Tensor) -> tuple[Tensor, Tensor]:
     return weight.flatten(1), weight.transpose(0, 1).flatten(1)
 
 
-def _excess(weight: Tensor, found: Tucker2, ranks: tuple[int, ...]) -> float:
-    """Return an upper bound on error / (error of the best factors of these ranks) - 1."""
+def _excess(weight: Tensor, error: float, ranks: tuple[int, ...]) -> float | None:
+    """Return an upper bound on error / (error of the best factors of these ranks) - 1; None if there is none."""
     energy = float(weight.double().square().sum())
-    product = torch.einsum("rsp,mr,ns->mnp", found.core, found.outer, found.inner)
-    squared = float((weight.double().flatten(2) - product).square().sum())
-    if squared <= attainable(weight.dtype, energy):
-        return 0.0
-    tails = (singular_values(part)[rank:] for part, rank in zip(_unfoldings(weight), ranks, strict=True))
-    least = max(float(tail.square().sum()) for tail in tails)
-    return max(float((squared / max(least, attainable(weight.dtype, energy))) ** 0.5) - 1, 0.0)
+    spectra = (singular_values(part) for part in _unfoldings(weight))
+    least = max(interlacing_bound(values, rank) for values, rank in zip(spectra, ranks, strict=True))
+    return stored_excess(0.0, error**2 * energy, least, attainable(weight.dtype, energy))
 
 
 def _damped_moment(moments: Moments) -> Tensor:
@@ -167,4 +166,4 @@ def _output_values(weight: Tensor, moments: Moments) -> list[Tensor]:
 def _output_energy(weight: Tensor, second: Tensor) -> float:
     """Return E‖Wx‖²."""
     matrix = weight.flatten(1).to(second)
-    return float(((matrix @ second) * matrix).sum())
+    return max(float(((matrix @ second) * matrix).sum()), 0.0)

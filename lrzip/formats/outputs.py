@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lrzip.core.errors import NotCompared, UsageError
-from lrzip.core.report import Difference
+from lrzip.core.report import Comparison
 from lrzip.formats import FORMATS
-from lrzip.formats.protocols import Checkpoint, Folder, Format, Runnable
+from lrzip.formats.files.atomic import is_stream
+from lrzip.formats.protocols import Checkpoint, Folder, Format, Noted, Runnable
 from lrzip.formats.torch.nesting import optimizer_entries
 
 
@@ -42,21 +43,28 @@ def check_program(checkpoint: Checkpoint, format_: str, destination: Path, *, fo
         )
 
 
-def compare(checkpoint: Checkpoint, output: Path) -> tuple[Sequence[Difference], str | None]:
-    """Return how much the outputs of a program changed, and the reason if that is not known.
+def compare(checkpoint: Checkpoint, output: Path) -> Comparison:
+    """Return how much the outputs of a program changed, or the reason why that is not known.
 
-    A checkpoint that holds only weights has neither.
+    The comparison of a checkpoint that holds only weights is empty.
     """
     if not isinstance(checkpoint, Runnable):
-        return (), None
+        return Comparison()
     try:
-        return checkpoint.compare(output), None
+        return checkpoint.compare(output)
     except NotCompared as error:
-        return (), str(error)
+        return Comparison(not_compared=str(error))
+
+
+def notes_of(checkpoint: Checkpoint) -> Sequence[str]:
+    """Return what users should know about the output of a checkpoint beside its report."""
+    return checkpoint.notes if isinstance(checkpoint, Noted) else ()
 
 
 def size_on_disk(path: Path, format_: str) -> int:
-    """Return the size in bytes of an output, for a folder that of all its files."""
+    """Return the size in bytes of an output, for a folder that of all its files; 0 for a pipe or device."""
+    if is_stream(path):
+        return 0
     target: Format = FORMATS[format_]
     return sum(file.stat().st_size for file in target.files(path))
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 from torch import Tensor, nn
 
-from lrzip.core.costs import Multiplications, Timing
+from lrzip.core.costs import Positions, Timing
 from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.core.layout import Entry
 from lrzip.core.moments import Arguments, Observe
-from lrzip.core.report import Difference
+from lrzip.core.report import Comparison
 from lrzip.core.stored import DenseLayer
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.inputs import InputShape
@@ -169,35 +169,51 @@ class Guarded(Protocol):
 class Runnable(Protocol):
     """A checkpoint that holds a program, which can be executed."""
 
-    def measure(self, inputs: Sequence[InputShape]) -> Multiplications:
+    def measure(self, inputs: Sequence[InputShape]) -> tuple[Mapping[str, Positions], int] | None:
         """Return the multiplications of one run.
 
         Args:
-            inputs: Shapes of the inputs. If empty, those of the declared or stored inputs are used, and the result is
-                that of one sample.
+            inputs: Shapes of the inputs. If empty, the declared or stored inputs are used, with dynamic dimensions of
+                size 1.
 
         Returns:
-            The multiplications. If they cannot be counted, the result contains the reason.
-
-        Raises:
-            UntrustedFile: The program must not be run.
-            LrzipError: The program does not take inputs of these shapes.
+            How often each element of a layer's weight is multiplied, by layer name, and the multiply-accumulates of
+            the whole program; None if they cannot be determined.
         """
         ...
 
-    def compare(self, output: Path) -> Sequence[Difference]:
+    def compare_on(self, samples: Sequence[Arguments], shapes: Sequence[InputShape]) -> None:
+        """Choose the inputs of later comparisons.
+
+        Args:
+            samples: Calibration data; if empty, random or stored inputs are taken.
+            shapes: Shapes of random inputs; if empty, those that the program declares or stores.
+        """
+        ...
+
+    def compare(self, output: Path) -> Comparison:
         """Run this program and a compressed one on the same inputs.
 
         Returns:
-            One difference per output; empty if no inputs are stored or `output` is not a program.
+            The differences of the outputs that depend on the inputs; none if `output` is not a program.
 
         Raises:
-            NotCompared: One of them cannot be run.
+            NotCompared: One of them cannot be run, or no output depends on the inputs.
         """
         ...
 
     def time(self, output: Path, inputs: Sequence[InputShape]) -> Timing | None:
         """Return the run times of this program and a compressed one, or None if they cannot be run."""
+        ...
+
+
+@runtime_checkable
+class Noted(Protocol):
+    """A checkpoint that is not written as it is, beside its layers."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences about what differs in its output."""
         ...
 
 

@@ -5,25 +5,25 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 
 from lrzip.core.errors import LrzipError
-from lrzip.core.report import Difference
-from lrzip.formats.files.atomic import atomic_file
+from lrzip.core.report import Comparison, Difference
+from lrzip.formats.files.atomic import atomic_files
 from lrzip.networks.inputs import outputs_of
-from lrzip.networks.programs.run import difference_of
+from lrzip.networks.programs.compare import dependence, difference_of
 from lrzip.networks.programs.silence import silenced
 from lrzip.networks.programs.trace import Traced
+from lrzip.networks.programs.trials import constant_outputs, randomized
 
 # Tolerated relative difference of an output: float32 sums in another order, with room for deep networks.
 _AGREES = 1e-3
 _PROTOBUF_LIMIT = 1 << 31
 
 
-def save_pt2(traced: Traced, destination: Path) -> Sequence[Difference]:
+def save_pt2(traced: Traced, destination: Path) -> Comparison:
     """Write a program after loading it again and comparing its outputs with those of the network.
 
     Args:
@@ -31,7 +31,7 @@ def save_pt2(traced: Traced, destination: Path) -> Sequence[Difference]:
         destination: Path of the output.
 
     Returns:
-        One difference per output of the network, the largest over several batch sizes.
+        One difference per output of the network that depends on its inputs, the largest over several batch sizes.
 
     Raises:
         LrzipError: The outputs differ by more than rounding; nothing is written.
@@ -43,7 +43,7 @@ def save_pt2(traced: Traced, destination: Path) -> Sequence[Difference]:
         return _compare(traced, lambda inputs: outputs_of(loaded, inputs), "the program")
 
 
-def save_onnx(traced: Traced, destination: Path) -> Sequence[Difference] | None:
+def save_onnx(traced: Traced, destination: Path) -> Comparison:
     """Write an ONNX model after comparing its outputs in onnxruntime with those of the network.
 
     Above 2 GB, the limit of protobuf, the weights are written to `NAME.data` beside the model.
@@ -53,8 +53,8 @@ def save_onnx(traced: Traced, destination: Path) -> Sequence[Difference] | None:
         destination: Path of the output.
 
     Returns:
-        One difference per output of the network, the largest over several batch sizes; None if onnxruntime is not
-        installed, so that nothing was compared.
+        One difference per output of the network that depends on its inputs, the largest over several batch sizes; the
+        reason why nothing was compared if onnxruntime is not installed.
 
     Raises:
         LrzipError: The outputs differ by more than rounding; nothing is written.
@@ -72,7 +72,7 @@ def save_onnx(traced: Traced, destination: Path) -> Sequence[Difference] | None:
                 dynamic_shapes=tuple(traced.dynamic),
             )
         if find_spec("onnxruntime") is None:
-            return None
+            return Comparison(not_compared="onnxruntime is not installed. Get it with `pip install 'lrzip-nn[onnx]'`.")
         return _compare(traced, _onnx_runner(path), "onnxruntime")
 
 
@@ -91,7 +91,7 @@ def _onnx_runner(path: Path) -> Callable[[tuple[Tensor, ...]], list[Tensor]]:
     return outputs
 
 
-def _compare(traced: Traced, outputs: Callable[[tuple[Tensor, ...]], Sequence[Tensor]], name: str) -> list[Difference]:
+def _compare(traced: Traced, outputs: Callable[[tuple[Tensor, ...]], Sequence[Tensor]], name: str) -> Comparison:
     """Return the largest difference of each output over all runs.
 
     Raises:
@@ -110,7 +110,27 @@ def _compare(traced: Traced, outputs: Callable[[tuple[Tensor, ...]], Sequence[Te
                 )
             largest = worst.get(difference.output, difference)
             worst[difference.output] = max(difference, largest, key=attrgetter("relative"))
-    return list(worst.values())
+    if not traced.runs:
+        return Comparison(not_compared="the program stores no inputs that are tensors.")
+    constant = _constant(traced)
+    found_ = [difference for output, difference in worst.items() if output not in constant]
+    return Comparison(found_, _text(traced), dependence(constant, "random inputs of these shapes"))
+
+
+def _constant(traced: Traced) -> Sequence[str]:
+    """Return the outputs of the network that do not depend on its inputs."""
+    first = traced.runs[0]
+    runs = [first, randomized(traced.program, (first, {}), seed=1)[0]]
+    try:
+        before, after = ([*outputs_of(traced.network, inputs)] for inputs in runs)
+    except Exception:  # the network rejects the other inputs, so it depends on them
+        return ()
+    named = [{f"output {number}": value for number, value in enumerate(values)} for values in (before, after)]
+    return constant_outputs(*named)
+
+
+def _text(traced: Traced) -> str:
+    return "inputs of " + ", ".join(" × ".join(map(str, x.shape)) for x in traced.runs[0])
 
 
 @contextmanager
@@ -123,17 +143,7 @@ def _checked_file(destination: Path, suffix: str) -> Iterator[Path]:
         destination: Path of the output, of any name.
         suffix: Suffix of the temporary path.
     """
-    with (
-        atomic_file(destination) as temporary,
-        TemporaryDirectory(prefix=".lrzip-", dir=destination.absolute().parent) as folder,
-    ):
-        path = Path(folder) / f"{destination.stem}{suffix}"
+    with atomic_files(destination) as folder:
+        path = folder / f"{destination.stem}{suffix}"
         yield path
-        beside = [extra for extra in Path(folder).iterdir() if extra != path]
-        for extra in beside:
-            if destination.with_name(extra.name).exists():
-                raise LrzipError(
-                    f"`{destination.with_name(extra.name)}` exists, and the weights would be written there. Move it."
-                )
-            extra.replace(destination.with_name(extra.name))
-        path.replace(temporary)
+        path.replace(folder / destination.name)

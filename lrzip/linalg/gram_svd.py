@@ -75,7 +75,7 @@ def project(matrix: Tensor, subspace: Subspace, rank: int) -> TruncatedSVD:
         s, order = s.sort(descending=True)
         u, v = image[:, order].div_(s), basis[:, order]
     u, vh = (v, u.mT) if columns.shape != matrix.shape else (u, v.mT)
-    return TruncatedSVD(u, s, vh, subspace.method, subspace.excess(rank))
+    return TruncatedSVD(u, s, vh, subspace.method, subspace.excess(rank), subspace.least(rank))
 
 
 def _left_by_probe(matrix: Tensor, rank: int, generator: Generator) -> float:

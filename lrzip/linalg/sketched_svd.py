@@ -6,11 +6,13 @@ from math import inf
 
 from torch import Generator, Tensor
 
-from lrzip.linalg.blocks.certificate import excess, interlacing_bound, ritz_bound, squared_residual
+from lrzip.linalg.blocks.certificate import excess, interlacing_bound, squared_residual
 from lrzip.linalg.blocks.direct import direct_svd
 from lrzip.linalg.blocks.gram import squared_norm, tall
+from lrzip.linalg.blocks.orthogonal import orthonormalize
 from lrzip.linalg.blocks.precision import attainable, compute_dtype
 from lrzip.linalg.blocks.rangefinder import power_iteration, srft_range, subspace_iteration
+from lrzip.linalg.blocks.rayleigh_ritz import rayleigh_ritz
 from lrzip.linalg.blocks.single_pass import single_pass_svd
 from lrzip.linalg.gram_svd import find_subspace, project
 from lrzip.linalg.interpolative import row_extraction_svd
@@ -33,7 +35,7 @@ def sketched_svd(matrix: Tensor, rank: int, solver: Solver, generator: Generator
     u, s, vh = SKETCHES[solver.method](columns, rank, solver, generator)
     if solver.tolerance == inf:
         return TruncatedSVD(u[:, :rank], s[:rank], vh[:rank], solver.method, None)
-    found = _checked(matrix, rank, solver.method, (u, s, vh))
+    found = _checked(matrix, rank, solver, (u, s, vh), generator)
     if found.excess is not None and found.excess <= solver.tolerance:
         return found
     exact = project(
@@ -42,20 +44,28 @@ def sketched_svd(matrix: Tensor, rank: int, solver: Solver, generator: Generator
     return replace(exact, method=f"{solver.method}, then {exact.method}")
 
 
-def _checked(matrix: Tensor, rank: int, method: str, triplets: Triplets) -> TruncatedSVD:
+def _checked(matrix: Tensor, rank: int, solver: Solver, triplets: Triplets, generator: Generator) -> TruncatedSVD:
     """Truncate triplets to a rank, with a bound on the excess of their error over the optimal error.
 
-    Triplets beyond the rank, if there are any, must come from a projection QᵀA.
+    Interlacing bounds the optimal error at no cost. Where that misses the tolerance, the Ritz values of the smaller
+    side are used; this bound fails with a probability of at most 1e-6.
+
+    Args:
+        matrix: Shape (m, n).
+        rank: Number of triplets to keep.
+        solver: Method and tolerance.
+        triplets: Triplets beyond the rank, if there are any, must come from a projection QᵀA.
+        generator: Source of the start vectors of the bound, on the CPU.
     """
-    u, s, vh = (part[:, :rank] if index == 0 else part[:rank] for index, part in enumerate(triplets))
+    u, s, vh = triplets[0][:, :rank], triplets[1][:rank], triplets[2][:rank]
     error = squared_residual(matrix, u * s, vh)
     floor = attainable(matrix.dtype, squared_norm(matrix))
-    found = excess(error, interlacing_bound(triplets[1], rank), floor)
-    if found > 0:
+    least = interlacing_bound(triplets[1], rank)
+    if excess(error, least, floor) > solver.tolerance:
         columns = tall(matrix).to(u.dtype)
-        basis = vh.mT if columns.shape == matrix.shape else u
-        found = min(found, excess(error, ritz_bound(columns, basis), floor))
-    return TruncatedSVD(u, s, vh, method, found)
+        vectors = triplets[2].mT if columns.shape == matrix.shape else triplets[0]
+        least = max(least, rayleigh_ritz(columns, orthonormalize(vectors.double()), rank, generator).least)
+    return TruncatedSVD(u, s, vh, solver.method, excess(error, least, floor), max(least, 0.0))
 
 
 def _size(matrix: Tensor, rank: int, solver: Solver) -> int:

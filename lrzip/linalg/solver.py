@@ -34,6 +34,7 @@ class TruncatedSVD:
         method: Method that computed them.
         excess: Bound on ‖A − u s vh‖_F over the optimal error, minus 1; None if it was not checked. Errors below
             20 eps ‖A‖_F count as 0.
+        least: Lower bound on the squared optimal error.
     """
 
     u: Tensor
@@ -41,3 +42,4 @@ class TruncatedSVD:
     vh: Tensor
     method: str
     excess: float | None
+    least: float = 0.0

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Generator, Tensor
 
+from lrzip.linalg.blocks.certificate import interlacing_bound
 from lrzip.linalg.blocks.gram import gram, is_finite, rounding, safe_scale, tall
 from lrzip.linalg.blocks.lapack import lapack_svd
 from lrzip.linalg.blocks.precision import compute_dtype
@@ -78,7 +79,7 @@ def truncated_svd(matrix: Tensor, rank: int, *, solver: Solver, generator: Gener
     scale = safe_scale(matrix)
     if scale != 1:
         found = truncated_svd(matrix / scale, rank, solver=solver, generator=generator)
-        return replace(found, s=found.s * scale)
+        return replace(found, s=found.s * scale, least=found.least * scale**2)
     if solver.method in SUBSPACE_METHODS:
         return project(matrix, find_subspace(matrix, rank, solver=solver, generator=generator), rank)
     return _exact(matrix, rank) if solver.method == "exact" else sketched_svd(matrix, rank, solver, generator)
@@ -86,7 +87,7 @@ def truncated_svd(matrix: Tensor, rank: int, *, solver: Solver, generator: Gener
 
 def _exact(matrix: Tensor, rank: int) -> TruncatedSVD:
     u, s, vh = lapack_svd(matrix.to(compute_dtype(matrix.dtype)))
-    return TruncatedSVD(u[:, :rank], s[:rank], vh[:rank], "lapack", 0.0)
+    return TruncatedSVD(u[:, :rank], s[:rank], vh[:rank], "lapack", 0.0, interlacing_bound(s, rank))
 
 
 def _roots(squares: Tensor) -> Tensor:

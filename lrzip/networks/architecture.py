@@ -16,6 +16,7 @@ from lrzip.core.kinds import (
 )
 from lrzip.core.stored import DenseLayer
 from lrzip.networks.naming import Naming
+from lrzip.networks.subclasses import computes_linear
 from lrzip.networks.transformers_names import naming_of
 
 _KINDS: Mapping[type[nn.Module], Kind] = {
@@ -49,7 +50,8 @@ class ModuleInfo:
 def module_info(module: nn.Module) -> ModuleInfo:
     """Describe a module by its class and attributes.
 
-    A subclass has the kind of its parent class if it does not override `forward`.
+    A subclass has the kind of its parent class if it does not override `forward`, or if its `forward` computes the same
+    as that of nn.Linear.
     """
     kind = _kind(module)
     if kind is None:
@@ -75,7 +77,8 @@ def _projections(module: nn.MultiheadAttention) -> ModuleInfo:
 def _kind(module: nn.Module) -> Kind | None:
     for parent, kind in _KINDS.items():
         if isinstance(module, parent):
-            return kind if type(module).forward is parent.forward else None
+            inherits = type(module).forward is parent.forward
+            return kind if inherits or (isinstance(module, nn.Linear) and computes_linear(module)) else None
     # The weight of transformers' Conv1D is stored (in, out).
     transposed = type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
     return LINEAR_TRANSPOSED if transposed else None

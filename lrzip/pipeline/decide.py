@@ -6,12 +6,14 @@ from pathlib import Path
 
 from lrzip.core.budget_use import BudgetUse
 from lrzip.core.decisions import Factorize
+from lrzip.core.errors import LrzipError
 from lrzip.core.layers import Keep, Layer
 from lrzip.core.options import Factoring
 from lrzip.core.plan import Plan, fingerprint
+from lrzip.decompositions import AUTO
 from lrzip.formats.protocols import Source
 from lrzip.pipeline.request import Request
-from lrzip.ranks import Candidate, Context, Meter, RankRule
+from lrzip.ranks import Candidate, Context, Meter, Pick, RankRule
 
 
 def decide(source: Source, items: Sequence[Candidate | Keep], request: Request, meter: Meter | None = None) -> Plan:
@@ -27,6 +29,7 @@ def decide(source: Source, items: Sequence[Candidate | Keep], request: Request, 
         LrzipError: A budget cannot be met.
     """
     assert not isinstance(request.target, Path), "a plan file decides without rules"
+    _check_taken(items, request)
     groups: dict[RankRule, list[Candidate]] = {request.target: []}
     for candidate in (item for item in items if isinstance(item, Candidate)):
         rule = request.rule_of(candidate.layer)
@@ -40,7 +43,7 @@ def decide(source: Source, items: Sequence[Candidate | Keep], request: Request, 
         spent = choice.budget or spent
         for candidate in candidates:
             name = candidate.group.name
-            decided[name] = _decide(candidate, choice.ranks.get(name), rule, request)
+            decided[name] = _decide(candidate, choice.picks.get(name), rule, request)
     decisions = [item if isinstance(item, Keep) else decided[item.group.name] for item in items]
     return replace(plan_of(source, decisions), budget=spent)
 
@@ -67,7 +70,8 @@ def plan_with(
         if isinstance(item, Keep):
             decisions.append(item)
         elif item.name in ranks:
-            decisions.append(_factorize(item, ranks[item.name], request))
+            (name, *_) = request.decompositions.names_for(item)
+            decisions.append(_factorize(item, Pick(name, ranks[item.name]), request))
         else:
             decisions.append(item.kept(reason))
     return plan_of(source, decisions)
@@ -76,11 +80,22 @@ def plan_with(
 def _saved(decided: Mapping[str, Factorize | Keep], meter: Meter) -> int:
     """Return the amount that decisions save, in the unit of a meter."""
     replaced = [decision for decision in decided.values() if isinstance(decision, Factorize)]
-    return sum(meter.cost(item.layer, None) - meter.cost(item.layer, item.ranks) for item in replaced)
+    picks = ((item.layer, Pick(item.decomposition, item.ranks)) for item in replaced)
+    return sum(meter.cost(layer, None) - meter.cost(layer, pick) for layer, pick in picks)
 
 
-def _decide(candidate: Candidate, ranks: tuple[int, ...] | None, rule: RankRule, request: Request) -> Factorize | Keep:
+def _check_taken(items: Sequence[Candidate | Keep], request: Request) -> None:
+    """Refuse a decomposition that takes none of the layers."""
+    name = request.factoring.decomposition
+    candidates = [item for item in items if isinstance(item, Candidate)]
+    used = {each.decomposition for candidate in candidates for each in candidate.alternatives}
+    if candidates and name not in (AUTO, *used):
+        raise LrzipError(f"No selected layer can be replaced by `decomposition={name}`. Choose another one, or auto.")
+
+
+def _decide(candidate: Candidate, pick: Pick | None, rule: RankRule, request: Request) -> Factorize | Keep:
     layer = candidate.layer
+    candidate, ranks = (candidate.by(pick.decomposition), pick.ranks) if pick else (candidate, None)
     break_even = f"break-even is {listed(candidate.equal(candidate.break_even_rank))}"
     if ranks is None:
         return layer.kept(f"kept by {rule}" if rule.unit else f"no rank meets {rule}; {break_even}")
@@ -88,13 +103,13 @@ def _decide(candidate: Candidate, ranks: tuple[int, ...] | None, rule: RankRule,
         return layer.kept(f"rank {listed(ranks)} saves nothing; {break_even}")
     if not rule.unit:  # a rule with a unit has rounded its ranks itself
         ranks = _rounded(candidate, ranks, request.factoring)
-    return replace(_factorize(layer, ranks, request), predicted_loss=request.objective.loss(candidate, ranks))
+    decision = _factorize(layer, Pick(candidate.decomposition, ranks), request)
+    return replace(decision, predicted_loss=request.objective.loss(candidate, ranks))
 
 
-def _factorize(layer: Layer, ranks: tuple[int, ...], request: Request) -> Factorize:
-    decompositions = request.decompositions
-    structure, name = decompositions.of(layer).blueprint(layer, ranks), decompositions.name_for(layer)
-    return Factorize.of(layer, name, ranks, structure, request.dtype or layer.weight.dtype)
+def _factorize(layer: Layer, pick: Pick, request: Request) -> Factorize:
+    structure = request.decompositions.of(pick.decomposition).blueprint(layer, pick.ranks)
+    return Factorize.of(layer, pick.decomposition, pick.ranks, structure, request.dtype or layer.weight.dtype)
 
 
 def _rounded(candidate: Candidate, ranks: tuple[int, ...], factoring: Factoring) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from lrzip.core.progress import Progress
 from lrzip.decompositions import decomposition_of, group_decomposition_of
 from lrzip.formats.protocols import Source
 from lrzip.linalg.blocks.gram import is_finite
+from lrzip.linalg.blocks.subspace import Subspace
 from lrzip.linalg.svd import Solver
 from lrzip.pipeline.parallel import map_in_order
 from lrzip.pipeline.scratch import Scratch
@@ -80,11 +81,16 @@ class Factorizer:
             decision.ranks,
             dtype=getattr(torch, decision.dtype),
             generator=_generator(self.seed, layer),
-            subspaces=self.scratch.take(layer.name, self.device) if self.scratch and not moments else (),
+            subspaces=self._subspaces(decision) if moments is None else (),
             moments=moments,
         )
         _check_error(factors.error, decision)
         return factors
+
+    def _subspaces(self, decision: Factorize) -> tuple[Subspace, ...]:
+        """Return the subspaces that pass 1 has computed for a decision, if any."""
+        key = decision.decomposition, decision.layer.name
+        return self.scratch.take(key, self.device) if self.scratch else ()
 
     def _fit_group(self, decision: Factorize, tensors: Mapping[str, Tensor]) -> GroupFactors:
         group = decision.group

@@ -7,14 +7,14 @@ from statistics import median
 import numpy as np
 
 from lrzip.core.decisions import Factorize
-from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.errors import UsageError
 from lrzip.core.layers import FACTORIZABLE_DTYPES, Layer, TensorSpec
 from lrzip.core.structure import Structure, parameters
 from lrzip.decompositions import Decompositions
 from lrzip.networks.weights import is_parameter
 from lrzip.pipeline.latency import layer_latency, network_latency
 from lrzip.pipeline.profile import NetworkProfile, Profile
-from lrzip.ranks import Meter
+from lrzip.ranks import Meter, Pick
 
 # Shares of the largest ranks at which factors are timed.
 _TIMED_SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
@@ -33,7 +33,7 @@ def meter_of(
     Args:
         unit: `params`, `nbytes`, `macs`, or `latency`, which is measured on this machine.
         tensors: All tensors of the checkpoint.
-        decompositions: Decomposition of each layer.
+        decompositions: Solver of the decompositions.
         dtype: Dtype of the factors; None for that of each layer.
         profile: A run of the network, for `macs` and `latency`.
 
@@ -41,39 +41,30 @@ def meter_of(
         UsageError: Layers are to be timed, and there is no network.
     """
 
-    def structure(layer: Layer, ranks: tuple[int, ...] | None) -> Structure:
-        return decompositions.of(layer).blueprint(layer, ranks) if ranks else layer.stage
+    def structure(layer: Layer, pick: Pick | None) -> Structure:
+        return decompositions.of(pick.decomposition).blueprint(layer, pick.ranks) if pick else layer.stage
 
-    def count(layer: Layer, ranks: tuple[int, ...] | None) -> int:
-        return parameters(structure(layer, ranks))
+    def count(layer: Layer, pick: Pick | None) -> int:
+        return parameters(structure(layer, pick))
 
-    def nbytes(layer: Layer, ranks: tuple[int, ...] | None) -> int:
-        stored = (dtype if ranks else None) or layer.weight.dtype
-        return FACTORIZABLE_DTYPES[stored] * count(layer, ranks)
+    def nbytes(layer: Layer, pick: Pick | None) -> int:
+        stored = (dtype if pick else None) or layer.weight.dtype
+        return FACTORIZABLE_DTYPES[stored] * count(layer, pick)
 
-    def macs(layer: Layer, ranks: tuple[int, ...] | None) -> int:
+    def macs(layer: Layer, pick: Pick | None) -> int:
         assert profile, "a unit of runs comes with a profile"
-        count = profile.macs_with(layer, structure(layer, ranks))
-        if count is None:
-            raise LrzipError(_uncounted(profile, f"`{layer.name}`"))
-        return count
+        return profile.macs_with(layer, structure(layer, pick))
 
     if unit == "latency":
         if not isinstance(profile, NetworkProfile):
-            raise UsageError("A budget of time measures layers of a network, which a program does not offer.")
+            raise UsageError("A budget of time measures layers. Give `model=PKG.MOD:NET` and `input_shapes=SIZES`.")
         return _latency_meter(profile, decompositions)
     if unit == "macs":
         assert profile, "a unit of runs comes with a profile"
-        if profile.run.macs is None:
-            raise LrzipError(_uncounted(profile, "the network"))
-        return Meter(profile.run.macs, macs)
+        return Meter(profile.macs, macs)
     if unit == "nbytes":
         return Meter(sum(spec.nbytes for spec in tensors), nbytes)
     return Meter(sum(spec.numel for spec in tensors if is_parameter(spec)), count)
-
-
-def _uncounted(profile: Profile, what: str) -> str:
-    return f"The multiply-accumulates of {what} are not known, and a budget limits them: {profile.run.not_counted}."
 
 
 def _latency_meter(profile: NetworkProfile, decompositions: Decompositions) -> Meter:
@@ -82,10 +73,10 @@ def _latency_meter(profile: NetworkProfile, decompositions: Decompositions) -> M
     Interpolated times never decrease with the rank. For decompositions with several ranks, only
     equal shares of the largest ranks are timed, and factors with the same number of parameters count as equally fast.
     """
-    curves: dict[str, tuple[int, list[int], list[float]]] = {}
+    curves: dict[tuple[str, str], tuple[int, list[int], list[float]]] = {}
 
-    def curve(layer: Layer) -> tuple[int, list[int], list[float]]:
-        name, decomposition = decompositions.name_for(layer), decompositions.of(layer)
+    def curve(layer: Layer, name: str) -> tuple[int, list[int], list[float]]:
+        decomposition = decompositions.of(name)
         most = decomposition.max_ranks(layer)
         shares = dict.fromkeys(tuple(max(round(share * rank), 1) for rank in most) for share in _TIMED_SHARES)
         decisions = [
@@ -99,13 +90,14 @@ def _latency_meter(profile: NetworkProfile, decompositions: Decompositions) -> M
         dense = round(1e9 * median(latency.dense for latency in times))
         return dense, sizes, list(accumulate((1e9 * latency.factorized for latency in times), max))
 
-    def cost(layer: Layer, ranks: tuple[int, ...] | None) -> int:
-        if layer.name not in curves:
-            curves[layer.name] = curve(layer)
-        dense, sizes, times = curves[layer.name]
-        if ranks is None:
+    def cost(layer: Layer, pick: Pick | None) -> int:
+        name = pick.decomposition if pick else decompositions.names_for(layer)[0]
+        if (layer.name, name) not in curves:
+            curves[layer.name, name] = curve(layer, name)
+        dense, sizes, times = curves[layer.name, name]
+        if pick is None:
             return dense
-        size = parameters(decompositions.of(layer).blueprint(layer, ranks))
+        size = parameters(decompositions.of(name).blueprint(layer, pick.ranks))
         return round(float(np.interp(size, sizes, times)))
 
     return Meter(round(1e9 * network_latency(profile, ()).dense), cost, affine=False)

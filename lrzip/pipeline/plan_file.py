@@ -86,7 +86,7 @@ def _chosen_layer(layer: Layer, choice: PlanEntry, request: Request, path: Path)
             f"Write `{DEFAULT_DECOMPOSITION}` there, or take it out of the plan."
         )
     _check_ranks(layer.name, choice.ranks, decomposition.max_ranks(layer), path)
-    candidate = candidate_of(layer, decomposition)
+    candidate = candidate_of(layer, choice.decomposition, decomposition)
     if not (candidate.saves(choice.ranks) or request.factoring.force_factorize):
         raise PlanMismatch(
             f"`{path}` gives `{layer.name}` ranks {list(choice.ranks)}, which save nothing. "

@@ -8,7 +8,7 @@ from pathlib import Path
 from lrzip.core.errors import UsageError
 from lrzip.core.layers import FACTORIZABLE_DTYPES, Layer
 from lrzip.core.options import Factoring, NamedTarget, Selection, Target
-from lrzip.decompositions import DECOMPOSITIONS, DEFAULT_DECOMPOSITION, Decompositions
+from lrzip.decompositions import AUTO, DECOMPOSITIONS, DEFAULT_DECOMPOSITION, Decompositions
 from lrzip.linalg.svd import METHODS, Solver
 from lrzip.pipeline.selection import rule_for
 from lrzip.ranks import RankRule, parse_rule
@@ -24,6 +24,7 @@ class Request:
         selection: Layers to factorize.
         factoring: How ranks and factors are computed.
         rules: Rules of some layers by pattern, or None to leave them dense; the last match wins.
+        overrides: Decompositions of some layers by pattern; the last match wins.
         objective: Prediction of the loss of a rank.
     """
 
@@ -31,6 +32,7 @@ class Request:
     selection: Selection = field(default_factory=Selection)
     factoring: Factoring = field(default_factory=Factoring)
     rules: Mapping[str, RankRule | None] = field(default_factory=dict)
+    overrides: Mapping[str, str] = field(default_factory=dict)
     objective: Objective = OBJECTIVES[DEFAULT_OBJECTIVE]
 
     @cached_property
@@ -42,7 +44,7 @@ class Request:
     @cached_property
     def decompositions(self) -> Decompositions:
         """The decomposition of each layer."""
-        return Decompositions(self.factoring.decomposition, self.solver)
+        return Decompositions(self.factoring.decomposition, self.solver, self.overrides)
 
     @property
     def dtype(self) -> str | None:
@@ -96,7 +98,7 @@ def request_of(
         target: Rank rule, or plan file.
         selection: Layers to factorize.
         factoring: How ranks and factors are computed.
-        layers: Rules of some layers by pattern, or `keep`.
+        layers: Choices for some layers by pattern: a rule, `keep`, a decomposition, or both as `tucker:energy:0.9`.
 
     Raises:
         UsageError: Options contradict each other or are out of range.
@@ -105,10 +107,26 @@ def request_of(
     _check(factoring)
     if isinstance(target, Path):
         _check_plan_alone(selection, factoring, layers or {})
-    rules = {p: None if text == "keep" else parse_rule(text) for p, text in (layers or {}).items()}
+    overrides, texts = _split(layers or {})
+    rules = {p: None if text == "keep" else parse_rule(text) for p, text in texts.items()}
     if any(rule and rule.unit for rule in rules.values()):
         raise UsageError("`layers` takes no budget: there is one for all layers. Give it with `budget`.")
-    return Request(target, selection, factoring, rules, objective_of(factoring.objective or DEFAULT_OBJECTIVE))
+    objective = objective_of(factoring.objective or DEFAULT_OBJECTIVE)
+    return Request(target, selection, factoring, rules, overrides, objective)
+
+
+def _split(layers: Mapping[str, str]) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """Return the decompositions and the rules that texts such as `tucker`, `energy:0.9` or `svd:ratio:4` name."""
+    overrides, rules = {}, {}
+    for pattern, text in layers.items():
+        name, _, rest = text.partition(":")
+        if name in (AUTO, *DECOMPOSITIONS):
+            overrides[pattern] = name
+        else:
+            rest = text
+        if rest:
+            rules[pattern] = rest
+    return overrides, rules
 
 
 def _check_plan_alone(selection: Selection, factoring: Factoring, layers: Mapping[str, str]) -> None:
@@ -118,8 +136,8 @@ def _check_plan_alone(selection: Selection, factoring: Factoring, layers: Mappin
 
 
 def _check(factoring: Factoring) -> None:
-    if factoring.decomposition not in DECOMPOSITIONS:
-        known = ", ".join(DECOMPOSITIONS)
+    if factoring.decomposition not in (AUTO, *DECOMPOSITIONS):
+        known = ", ".join((*DECOMPOSITIONS, AUTO))
         raise UsageError(f"`decomposition` must be one of {known}, got {factoring.decomposition}.")
     measured = factoring.objective and objective_of(factoring.objective).measured
     if measured and factoring.decomposition != DEFAULT_DECOMPOSITION:

@@ -6,14 +6,19 @@ from dataclasses import dataclass, replace
 from io import BufferedRandom
 from math import prod
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryFile, gettempdir
 from threading import Lock
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from lrzip.core.errors import LrzipError
+from lrzip.formats.files.atomic import is_stream
 from lrzip.linalg.blocks.subspace import Subspace
+
+Key: TypeAlias = tuple[str, str]
+"""Names of a decomposition and of a layer."""
 
 
 @dataclass(frozen=True)
@@ -27,24 +32,22 @@ class _Kept:
 
 
 class Scratch:
-    """Subspaces of layers by name, each of which is taken once. Safe to use from several threads."""
+    """Subspaces by decomposition and layer, each of which is taken once. Safe to use from several threads."""
 
     def __init__(self, file: BufferedRandom, folder: Path) -> None:
         self._file = file
         self._folder = folder
         self._lock = Lock()
         self._end = 0
-        self._kept: dict[str, list[_Kept]] = {}
+        self._kept: dict[Key, list[_Kept]] = {}
 
-    def put(self, name: str, subspaces: Sequence[Subspace]) -> None:
+    def put(self, key: Key, subspaces: Sequence[Subspace]) -> None:
         """Keep the subspaces of a layer: vectors in the file, all else in memory."""
-        self._kept[name] = [self._put(subspace) for subspace in subspaces]
+        self._kept[key] = [self._put(subspace) for subspace in subspaces]
 
-    def take(self, name: str, device: str) -> tuple[Subspace, ...]:
+    def take(self, key: Key, device: str) -> tuple[Subspace, ...]:
         """Return the subspaces of a layer on a device, and forget them; none if none were kept."""
-        return tuple(
-            replace(kept.subspace, vectors=self._vectors(kept).to(device)) for kept in self._kept.pop(name, [])
-        )
+        return tuple(replace(kept.subspace, vectors=self._vectors(kept).to(device)) for kept in self._kept.pop(key, []))
 
     def _put(self, subspace: Subspace) -> _Kept:
         vectors = subspace.vectors.cpu().contiguous()
@@ -72,7 +75,7 @@ class Scratch:
 
 @contextmanager
 def scratch_beside(path: Path) -> Iterator[Scratch]:
-    """Yield scratch storage in an unnamed file in the folder of a path."""
-    folder = path.absolute().parent
+    """Yield scratch storage in an unnamed file in the folder of a path, or in that of temporary files for a stream."""
+    folder = Path(gettempdir()) if is_stream(path) else path.absolute().parent
     with TemporaryFile(prefix=".lrzip-", dir=folder) as file:
         yield Scratch(file, folder)

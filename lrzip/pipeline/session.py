@@ -16,11 +16,11 @@ from lrzip.core.errors import UsageError
 from lrzip.core.factors import GroupFactors
 from lrzip.core.layers import Keep, Layer
 from lrzip.core.plan import Plan
-from lrzip.core.report import LayerResult, Report
+from lrzip.core.report import Comparison, LayerResult, Report
 from lrzip.core.version import __version__
 from lrzip.formats.live import LiveSource
 from lrzip.formats.open import open_checkpoint
-from lrzip.formats.outputs import compare, nbytes_of, output_format, size_on_disk, usage_of
+from lrzip.formats.outputs import compare, nbytes_of, notes_of, output_format, size_on_disk, usage_of
 from lrzip.formats.protocols import Checkpoint, Runnable
 from lrzip.formats.write import rewrite
 from lrzip.networks.architecture import Architecture
@@ -190,6 +190,9 @@ class Session:
         factorizer, tensors = self._fit(plan)
         changed = by_checkpoint_name(tensors, self.source, self.architecture)
         results: list[LayerResult] = []
+        if isinstance(self.checkpoint, Runnable):
+            shapes = [InputShape.parse(text) for text in self.setup.input_shapes]
+            self.checkpoint.compare_on(self._calibration.first_batch if self._calibration else (), shapes)
         with rewrite(destination, self.checkpoint, plan, drop=list(dropped), changed=changed) as rewriter:
             for decision, factors, seconds in factorize_all(plan, factorizer, self.setup.machine.progress):
                 rewriter.put(decision, factors)
@@ -216,7 +219,6 @@ class Session:
         """
         checkpoint, calibration = self.checkpoint, self._calibration
         format_ = output_format(output, checkpoint.format) if output else None
-        differences, not_compared = compare(checkpoint, output) if output and results else ((), None)
         saved = nbytes_of(checkpoint, dropped or {}) - plan.nbytes_saved
         return Report(
             plan=plan,
@@ -228,10 +230,10 @@ class Session:
             dropped=tuple((dropped or {}).items()),
             seconds=perf_counter() - self._start,
             version=__version__,
-            differences=differences,
             costs=self._costs(plan, output if results else None),
             usage=usage_of(format_) if format_ and plan.factorize else None,
-            not_compared=not_compared,
+            comparison=compare(checkpoint, output) if output and results else Comparison(),
+            notes=notes_of(checkpoint) if output else (),
             calibrated=calibration_summary(calibration, changed) if calibration else None,
         )
 

@@ -48,8 +48,9 @@ def find_candidates(
 
     def spectra(candidate: Candidate, weight: Tensor) -> tuple[Spectrum, ...]:
         rule, layer = request.rule_of(candidate.layer), candidate.layer
-        decomposition = request.decompositions.of(layer)
-        if not (rule and rule.needs_spectra):
+        decomposition = request.decompositions.of(candidate.decomposition)
+        compared = len(request.decompositions.names_for(layer)) > 1
+        if not rule or not (rule.needs_spectra or compared):
             return ()
         if statistics is not None:
             return decomposition.spectra(layer, weight, statistics[layer.name])
@@ -70,7 +71,7 @@ def selected_layers(
     """
     found, selection = source.layers(architecture), request.selection
     refuse_if_hopeless(source, found)
-    return select(found, only=selection.only, skip=selection.skip, named=list(request.rules))
+    return select(found, only=selection.only, skip=selection.skip, named=[*request.rules, *request.overrides])
 
 
 def _reached(layer: Layer, statistics: Statistics) -> Layer | Keep:
@@ -88,7 +89,8 @@ def _calibrated(item: Candidate | Keep, request: Request, statistics: Statistics
     if statistics is None:
         return item
     moments = statistics[item.layer.name]
-    return replace(item, fisher=moments.fisher, measured=moments.measured)
+    first, *others = (replace(each, fisher=moments.fisher, measured=moments.measured) for each in item.alternatives)
+    return replace(first, others=tuple(replace(each, others=()) for each in others))
 
 
 def survey(
@@ -107,10 +109,13 @@ def survey(
     layers = [item for item in items if isinstance(item, Layer)]
 
     def examine(layer: Layer, weight: Tensor) -> Candidate | Keep:
-        decomposition = decompositions.of(layer)
-        reason = decomposition.refuse(layer) or (None if is_finite(weight) else "contains NaN or Inf")
-        candidate = candidate_of(layer, decomposition)
-        return layer.kept(reason) if reason else replace(candidate, spectra=spectra(candidate, weight))
+        names = decompositions.names_for(layer)
+        reason = decompositions.of(names[0]).refuse(layer) or (None if is_finite(weight) else "contains NaN or Inf")
+        if reason:
+            return layer.kept(reason)
+        candidates = [candidate_of(layer, name, decompositions.of(name)) for name in names]
+        first, *others = (replace(candidate, spectra=spectra(candidate, weight)) for candidate in candidates)
+        return replace(first, others=tuple(others))
 
     results = map_in_order(
         layers, lambda layer: read_weight(source, layer, device), examine, nbytes=memory_of, device=device
@@ -137,7 +142,7 @@ def _spectra(
     rank = candidate.break_even_rank
     subspaces = decomposition.subspaces(layer, weight, rank) if scratch and rank else ()
     if scratch:
-        scratch.put(layer.name, subspaces)
+        scratch.put((candidate.decomposition, layer.name), subspaces)
     spectra = tuple(Spectrum.of(subspace) for subspace in subspaces)
     settled = bool(spectra) and rule.settled(replace(candidate, spectra=spectra))
     return spectra if settled else decomposition.spectra(layer, weight)
@@ -171,9 +176,19 @@ def refuse_if_hopeless(source: Source, found: Sequence[Layer | Keep]) -> None:
     raise LrzipError(f"`{source.path}` has no layer that can be factorized: {commonest}. See `lrzip analyze`.")
 
 
-def candidate_of(layer: Layer, decomposition: Decomposition, spectra: tuple[Spectrum, ...] = ()) -> Candidate:
-    """Return a layer as a candidate for rank rules."""
-    return Candidate(layer, decomposition.max_ranks(layer), _parameters(decomposition, layer), spectra)
+def candidate_of(
+    layer: Layer, name: str, decomposition: Decomposition, spectra: tuple[Spectrum, ...] = ()
+) -> Candidate:
+    """Return a layer as a candidate for rank rules.
+
+    Args:
+        layer: The layer.
+        name: Registered name of the decomposition.
+        decomposition: The decomposition.
+        spectra: Its spectra, if they are known.
+    """
+    parameters_of = _parameters(decomposition, layer)
+    return Candidate(layer, decomposition.max_ranks(layer), parameters_of, spectra, decomposition=name)
 
 
 def _parameters(decomposition: Decomposition, layer: Layer) -> Callable[[tuple[int, ...]], int]:

@@ -8,6 +8,7 @@ from typing import Protocol
 from lrzip.core.errors import UsageError
 from lrzip.core.registry import Registry
 from lrzip.ranks.candidate import Candidate as Candidate
+from lrzip.ranks.candidate import Pick as Pick
 from lrzip.ranks.context import Choice as Choice
 from lrzip.ranks.context import Context as Context
 from lrzip.ranks.context import Meter as Meter

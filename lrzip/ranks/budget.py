@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
-from math import ceil, floor
+from math import ceil, floor, prod
 from typing import TypeAlias
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from lrzip.core.budget_use import BudgetUse
 from lrzip.core.errors import LrzipError, UsageError
-from lrzip.ranks import Candidate, Choice, Context, Meter
+from lrzip.ranks import Candidate, Choice, Context, Meter, Pick
 from lrzip.ranks.amounts import UNITS, parse_amount
 from lrzip.ranks.knapsack import Options, least_cost
 
@@ -79,9 +78,9 @@ class Budget:
             raise self._unreachable(least, limit, meter)
         found = context.objective.allocate(items, limit - fixed)
         labels = zip(ordered, found.labels, strict=True)
-        ranks = {item.group.name: _ranks_of(item, label) for item, label in labels if label != _DENSE}
+        picks = {item.group.name: _pick_of(item, label) for item, label in labels if label != _DENSE}
         used, name = fixed + found.cost, context.objective.name
-        return Choice(ranks, BudgetUse(self.unit, meter.dense, limit, used, name, found.loss, found.bound))
+        return Choice(picks, BudgetUse(self.unit, meter.dense, limit, used, name, found.loss, found.bound))
 
     def _limit(self, meter: Meter) -> int:
         limit = floor(self.amount * meter.dense) if self.is_share else floor(self.amount)
@@ -114,32 +113,57 @@ def parse_budgets(text: str) -> tuple[Budget, ...]:
 
 
 def _options(candidate: Candidate, meter: Meter, context: Context) -> Options:
-    """Return the options of a layer: the combinations of ranks that save, and the dense layer.
+    """Return the options of a layer: combinations of ranks of all its decompositions that save, and the dense layer.
 
-    Combinations are labeled by their index among all of them, from 1 on. Ranks are multiples of `round_to` or the
-    largest rank, unless no such combination saves.
+    Combinations are labeled by their index among all of them, from 1 on.
+    """
+    dense = meter.cost(candidate.layer, None)
+    first, found = 1, [(np.array([dense]), np.array([0.0]), np.array([_DENSE]))]
+    for each in candidate.alternatives:
+        found.append(_savings(each, meter, context, first))
+        first += prod(each.max_ranks)
+    costs, losses, labels = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return Options.of(costs.astype(np.int64), losses, labels.astype(np.int64))
+
+
+def _savings(
+    candidate: Candidate, meter: Meter, context: Context, first: int
+) -> tuple[Ranks, NDArray[np.float64], Ranks]:
+    """Return costs, losses and labels of the combinations of ranks of one decomposition that save.
+
+    Ranks are multiples of `round_to` or the largest rank, unless no such combination saves.
+
+    Args:
+        candidate: The layer with the decomposition.
+        meter: Counts the costs.
+        context: Multiple of the ranks, and objective.
+        first: Label of the first combination.
     """
     round_to = context.round_to or candidate.layer.round_to
-    dense = meter.cost(candidate.layer, None)
     ranks = 1 + np.indices(candidate.max_ranks).reshape(len(candidate.max_ranks), -1)
     largest = np.array(candidate.max_ranks)[:, None]
     smaller = _multilinear(candidate.parameters, ranks) < candidate.layer.weight.numel
     rounded = smaller & ((ranks % round_to == 0) | (ranks == largest)).all(0)
     indices = np.flatnonzero(rounded if rounded.any() else smaller)
-    count = partial(meter.cost, candidate.layer)
+
+    def count(chosen: tuple[int, ...]) -> int:
+        return meter.cost(candidate.layer, Pick(candidate.decomposition, chosen))
+
     costs = (_multilinear if meter.affine else _one_by_one)(count, ranks[:, indices])
     losses = context.objective.joint(candidate).ravel()[indices]
-    saves = costs < dense
-    return Options.of(
-        np.append(costs[saves], dense).astype(np.int64),
-        np.append(losses[saves], 0.0),
-        np.append(indices[saves] + 1, _DENSE).astype(np.int64),
-    )
+    saves = costs < meter.cost(candidate.layer, None)
+    return costs[saves], losses[saves], indices[saves] + first
 
 
-def _ranks_of(candidate: Candidate, label: int) -> tuple[int, ...]:
-    """Return the combination of ranks with a label."""
-    return tuple(1 + int(index) for index in np.unravel_index(label - 1, candidate.max_ranks))
+def _pick_of(candidate: Candidate, label: int) -> Pick:
+    """Return the decomposition and the combination of ranks with a label."""
+    index = label - 1
+    for each in candidate.alternatives:
+        count = prod(each.max_ranks)
+        if index < count:
+            return Pick(each.decomposition, tuple(1 + int(at) for at in np.unravel_index(index, each.max_ranks)))
+        index -= count
+    raise ValueError(f"no combination of ranks has the label {label}")
 
 
 def _one_by_one(count: Callable[[tuple[int, ...]], int], ranks: Ranks) -> Ranks:

@@ -9,8 +9,21 @@ from lrzip.core.spectrum import Spectrum
 
 
 @dataclass(frozen=True)
+class Pick:
+    """The choice for one layer.
+
+    Attributes:
+        decomposition: Registered name of the decomposition.
+        ranks: Its ranks.
+    """
+
+    decomposition: str
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Candidate:
-    """A layer and its properties that determine the choice of ranks.
+    """A layer, a decomposition of it, and the properties that determine the choice of ranks.
 
     Attributes:
         layer: The layer.
@@ -19,6 +32,8 @@ class Candidate:
         spectra: One spectrum per unfolding; empty if the layer's rule reads none.
         fisher: Fisher sensitivity of the layer's outputs; None without a calibration of a network.
         measured: Measured changes of the network's outputs by rank; None if not measured.
+        decomposition: Registered name of the decomposition.
+        others: The same layer by other decompositions, among which rules choose as well.
     """
 
     layer: Layer
@@ -27,6 +42,17 @@ class Candidate:
     spectra: tuple[Spectrum, ...] = ()
     fisher: float | None = None
     measured: MeasuredChanges | None = None
+    decomposition: str = "svd"
+    others: tuple["Candidate", ...] = ()
+
+    @property
+    def alternatives(self) -> tuple["Candidate", ...]:
+        """The candidate and its others."""
+        return (self, *self.others)
+
+    def by(self, decomposition: str) -> "Candidate":
+        """Return the alternative with a decomposition."""
+        return next(each for each in self.alternatives if each.decomposition == decomposition)
 
     @property
     def group(self) -> Group:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from lrzip.core.budget_use import BudgetUse
 from lrzip.core.layers import Layer
+from lrzip.ranks.candidate import Pick
 from lrzip.ranks.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, Objective
 
 
@@ -14,12 +15,12 @@ class Meter:
 
     Attributes:
         dense: Amount that the dense checkpoint uses.
-        cost: Amount that a layer uses, factorized with given ranks, or dense if they are None.
+        cost: Amount that a layer uses, factorized as picked, or dense if the pick is None.
         affine: Whether `cost` is affine in each rank. Counts of parameters, bytes and multiply-accumulates are.
     """
 
     dense: int
-    cost: Callable[[Layer, tuple[int, ...] | None], int]
+    cost: Callable[[Layer, Pick | None], int]
     affine: bool = True
 
 
@@ -42,12 +43,17 @@ class Context:
 
 @dataclass(frozen=True)
 class Choice:
-    """The ranks that a rule chose.
+    """The decompositions and ranks that a rule chose.
 
     Attributes:
-        ranks: Ranks by layer name; layers without an entry stay dense.
+        picks: Picks by layer name; layers without an entry stay dense.
         budget: Use of the budget, from rules that have one.
     """
 
-    ranks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    picks: Mapping[str, Pick] = field(default_factory=dict)
     budget: BudgetUse | None = None
+
+    @property
+    def ranks(self) -> Mapping[str, tuple[int, ...]]:
+        """The ranks by layer name."""
+        return {name: pick.ranks for name, pick in self.picks.items()}

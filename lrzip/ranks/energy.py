@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lrzip.ranks import Candidate, Choice, Context, check
+from lrzip.ranks.alternatives import smallest
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,6 @@ class Energy:
     def choose(self, candidates: Sequence[Candidate], context: Context) -> Choice:
         """Return the smallest ranks that keep the share."""
         del context
-        ranks = {
-            candidate.group.name: tuple(spectrum.rank_for_energy(self.share) for spectrum in candidate.spectra)
-            for candidate in candidates
-        }
-        return Choice(ranks)
+        return smallest(
+            candidates, lambda item: tuple(spectrum.rank_for_energy(self.share) for spectrum in item.spectra)
+        )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lrzip.ranks import Candidate, Choice, Context, check
+from lrzip.ranks.alternatives import most_accurate
 
 
 @dataclass(frozen=True)
@@ -31,5 +32,4 @@ class FixedRank:
 
     def choose(self, candidates: Sequence[Candidate], context: Context) -> Choice:
         """Return the rank for each layer."""
-        del context
-        return Choice({candidate.group.name: candidate.equal(int(self.rank)) for candidate in candidates})
+        return most_accurate(candidates, lambda item: item.equal(int(self.rank)), context.objective.loss)

@@ -36,7 +36,7 @@ class _Relaxation:
     Attributes:
         price: The multiplier: loss per unit of cost.
         regrets: For each item, the loss plus the priced cost of each option, minus the least of these, shape (k,).
-        bound: Lower bound on the sum of losses of every choice within the budget.
+        bound: Lower bound on the sum of losses of every choice within the budget, whatever rounding errors it has.
     """
 
     price: float
@@ -47,7 +47,9 @@ class _Relaxation:
     def of(cls, items: Sequence[Options], price: float, budget: int) -> "_Relaxation":
         reduced = [item.losses + price * item.costs for item in items]
         lowest = [values.min() for values in reduced]
-        bound = float(sum(lowest) - price * budget)
+        # Where the bound is a small difference of large sums, their rounding errors exceed its own.
+        slack = _ROUNDING * (float(sum(abs(low) for low in lowest)) + price * budget)
+        bound = float(sum(lowest) - price * budget) - slack
         return cls(price, [values - low for values, low in zip(reduced, lowest, strict=True)], bound)
 
 
@@ -165,7 +167,7 @@ def _search(items: Sequence[Options], relaxation: _Relaxation, budget: int, incu
         incumbent: The best choice so far, as indices of options, shape (items,).
     """
     bound = relaxation.bound
-    gap = (sum_of_losses(items, incumbent) - bound) * (1 + _ROUNDING) + _ROUNDING * abs(bound)
+    gap = (sum_of_losses(items, incumbent) - bound) * (1 + _ROUNDING)
     kept = [np.flatnonzero(regret <= gap) for regret in relaxation.regrets]
     steps, discarded = _partial_choices(items, relaxation, budget, kept, gap)
     last = steps[-1]

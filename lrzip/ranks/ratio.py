@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lrzip.ranks import Candidate, Choice, Context, check
+from lrzip.ranks.alternatives import most_accurate
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Ratio:
 
     def choose(self, candidates: Sequence[Candidate], context: Context) -> Choice:
         """Return the largest ranks; layers whose factors of rank 1 are too large have none."""
-        del context
-        found = [(item, item.largest_rank(int(item.layer.weight.numel / self.ratio))) for item in candidates]
-        return Choice({item.group.name: item.equal(rank) for item, rank in found if rank})
+
+        def ranks_of(item: Candidate) -> tuple[int, ...] | None:
+            rank = item.largest_rank(int(item.layer.weight.numel / self.ratio))
+            return item.equal(rank) if rank else None
+
+        return most_accurate(candidates, ranks_of, context.objective.loss)

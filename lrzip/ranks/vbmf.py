@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from lrzip.linalg.vbmf import noise_rank
 from lrzip.ranks import Candidate, Choice, Context
+from lrzip.ranks.alternatives import smallest
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,8 @@ class VBMF:
     def choose(self, candidates: Sequence[Candidate], context: Context) -> Choice:
         """Return the estimated ranks."""
         del context
-        ranks = {
-            candidate.group.name: tuple(
-                max(noise_rank(spectrum.values, spectrum.shape).rank, 1) for spectrum in candidate.spectra
-            )
-            for candidate in candidates
-        }
-        return Choice(ranks)
+        return smallest(candidates, _noise_ranks)
+
+
+def _noise_ranks(candidate: Candidate) -> tuple[int, ...]:
+    return tuple(max(noise_rank(spectrum.values, spectrum.shape).rank, 1) for spectrum in candidate.spectra)

@@ -6,6 +6,7 @@ from functools import partial
 from math import sqrt
 from typing import Any
 
+from lrzip.core.documents import Record, each, number, whole
 from lrzip.ranks import Candidate
 from lrzip.search.descend import MARGIN
 from lrzip.search.trial import Trial, ranks_document
@@ -65,14 +66,16 @@ def _compress_layer(trials: Trials, origin: Trial, name: str, lowest: float, set
         settings: Settings of one brief fine-tuning.
     """
     candidate = _candidate(trials.variants, name)
-    energies = trials.note(origin, {"energies of": name}, partial(_energies, name))
-    low = _rank_for(energies["values"], lowest)
-    high = min(_rank_for(energies["values"], HIGHEST_ENERGY), energies["break_even_rank"])
+    energies, break_even_rank = trials.note(
+        origin, {"energies of": name}, partial(_energies, name), partial(_read_energies, max(candidate.max_ranks))
+    )
+    low = _rank_for(energies, lowest)
+    high = min(_rank_for(energies, HIGHEST_ENERGY), break_even_rank)
     best = origin
     while low <= high and (best is origin or high > _RANK_TOLERANCE * low):
         rank = min(max(round(sqrt(low * high)), low), high)
         ranks = candidate.equal(rank)
-        action = {"layer": name, "rank": ranks_document(ranks), "energy": energies["values"][rank - 1]}
+        action = {"layer": name, "rank": ranks_document(ranks), "energy": energies[rank - 1]}
         trial = trials.attempt(origin, action, partial(_factorized, {**origin.ranks, name: ranks}), settings)
         if trial.within:
             best, high = trial, rank - 1
@@ -100,6 +103,11 @@ def _energies(name: str, variants: Variants) -> Mapping[str, Any]:
         min(spectrum.energy(rank) for spectrum, rank in zip(candidate.spectra, each, strict=True)) for each in ranks
     ]
     return {"values": [round(energy, 6) for energy in energies], "break_even_rank": candidate.break_even_rank}
+
+
+def _read_energies(count: int, document: Record) -> tuple[tuple[float, ...], int]:
+    energies = document.read("values", each(number(0, 1), least=count))
+    return energies, document.read("break_even_rank", whole(0, count))
 
 
 def _candidate(variants: Variants, name: str) -> Candidate:

@@ -139,7 +139,7 @@ def _search(strategy: str, trials: Trials) -> tuple[Trial, bool]:
     try:
         best, interrupted = search(strategy, trials, trials.bench.learning.settings), False
     except Interrupted:
-        within = [trial for trial in trials.history if trial.within and trials.states.get(trial.key) is not None]
+        within = [trial for trial in trials.history if trial.within and trials.has_state(trial)]
         best, interrupted = min(within, key=lambda trial: trial.parameters, default=trials.dense), True
     if best is not trials.dense:
         return best, interrupted

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from lrzip.core.documents import Place, Record, mapping, text
 from lrzip.core.errors import UsageError
 from lrzip.ranks import Candidate, Context
 from lrzip.ranks.energy import Energy
@@ -50,7 +51,7 @@ def sensitivities_of(
     """
     rules = {energy: Energy(energy) for energy in energies}
     _check(runs, finetune_steps)
-    known = len(results)
+    known = results.added
     measurements = _Measurements(bench, variants, results, network_digest(variants.model), finetune_steps, runs, watch)
     baseline = measurements.score("whole", lambda: variants.model)
     layers: list[LayerSensitivity] = []
@@ -60,7 +61,7 @@ def sensitivities_of(
                 announce(f"{candidate.layer.name} at {100 * energy:g} %")
             ranks = rule.choose([candidate], Context()).ranks[candidate.layer.name]
             layers.append(measurements.of_layer(candidate, energy, ranks, bench.gain(baseline)))
-    return Sensitivities(baseline, bench.scorer.first, bench.unit, layers, finetune_steps, runs, len(results) - known)
+    return Sensitivities(baseline, bench.scorer.first, bench.unit, layers, finetune_steps, runs, results.added - known)
 
 
 def _check(runs: int, finetune_steps: int) -> None:
@@ -136,9 +137,22 @@ class _Measurements:
 
     def _cached(self, question: Mapping[str, Any], compute: Callable[[], dict[str, float]]) -> dict[str, float]:
         key = key_of(self.digest, self.bench.identity if self.results.lasting else "", question)
-        found = self.results.get(key)
+        found = self.results.get(key, self._read_scores)
         if found is None:
-            scores = compute()
-            self.results.put(key, {**question, "scores": {name: repr(value) for name, value in scores.items()}})
-            return scores
-        return {name: float(value) for name, value in found["scores"].items()}
+            found = compute()
+            self.results.put(key, {**question, "scores": {name: repr(value) for name, value in found.items()}})
+        return found
+
+    def _read_scores(self, document: Record) -> dict[str, float]:
+        """Return stored metrics; all of those that are measured must be there, as texts of any floating-point value."""
+        scores = document.read("scores", mapping(_score))
+        if scores.keys() != self.bench.scorer.metrics.keys():
+            raise document.place.at("scores").fault(f"has other metrics than {', '.join(self.bench.scorer.metrics)}")
+        return scores
+
+
+def _score(value: Any, place: Place) -> float:
+    try:
+        return float(text(value, place))
+    except ValueError as error:
+        raise place.wrong("the text of a number", value) from error

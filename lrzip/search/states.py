@@ -6,8 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lrzip.core.documents import Place, mapping
 from lrzip.core.errors import LrzipError
+from lrzip.core.tensors import tensor
 from lrzip.formats.files.atomic import atomic_file
+from lrzip.formats.torch.plain import read_plain
 
 
 class States:
@@ -41,11 +44,12 @@ class States:
         """Return a state, or None if there is none or its file cannot be read."""
         if self._folder is None:
             return self._held.get(key)
+        path = self._path(key)
+        place = Place(f"`{path}`", "It is computed again.")
         try:
-            state: Mapping[str, Tensor] = torch.load(self._path(key), map_location="cpu", weights_only=True)
-        except Exception:  # torch.load raises many types on a truncated file; the state is computed again then
+            return mapping(tensor())(read_plain(path, place), place) if path.is_file() else None
+        except LrzipError:
             return None
-        return state
 
     def keep(self, *keys: str) -> None:
         """Delete all states but those of the given keys."""

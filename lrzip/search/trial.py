@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from math import nan
 from typing import Any
 
+from lrzip.core.documents import Place, Record, each, flag, mapping, number, one_of, optional, text, whole
 from lrzip.core.numbers import finite
 from lrzip.search.variants import Ranks
 
 NOT_SMALLER = "not smaller"
 """Value of `Trial.stopped` for a network that was not tuned because it is no smaller than the one it came from."""
+
+_STOPPED = (NOT_SMALLER, "finished", "patience", "not finite")
 
 
 @dataclass(frozen=True)
@@ -39,23 +42,22 @@ class Trial:
     within: bool = True
 
     @classmethod
-    def from_dict(cls, key: str, document: Mapping[str, Any]) -> "Trial":
-        """Return the trial of a document that `to_dict` returned.
+    def read(cls, document: Record) -> "Trial":
+        """Return the trial of a document that `to_dict` returned, with its key; other entries are ignored.
 
-        Args:
-            key: Key of the trial.
-            document: The document; its other entries are ignored.
+        Raises:
+            LrzipError: A field is missing or of the wrong type.
         """
         return cls(
-            key,
-            action=document["what"],
-            ranks={name: _ranks(value) for name, value in document["ranks"].items()},
-            parameters=document["parameters"],
-            before=_scores(document["before"]),
-            scores=_scores(document["scores"]),
-            stopped=document["stopped"],
-            seconds=document["seconds"],
-            within=document["within"],
+            document.read("key", text),
+            action=document.read("what", mapping(_description)),
+            ranks=document.read("ranks", mapping(_ranks)),
+            parameters=document.read("parameters", whole(1)),
+            before=document.read("before", mapping(_score)),
+            scores=document.read("scores", mapping(_score)),
+            stopped=document.read("stopped", one_of(_STOPPED)),
+            seconds=document.read("seconds", number(0)),
+            within=document.read("within", flag),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,9 +79,20 @@ def ranks_document(ranks: tuple[int, ...]) -> int | list[int]:
     return ranks[0] if len(ranks) == 1 else list(ranks)
 
 
-def _ranks(value: int | list[int]) -> tuple[int, ...]:
-    return (value,) if isinstance(value, int) else tuple(value)
+def _ranks(value: Any, place: Place) -> tuple[int, ...]:
+    return (whole(1)(value, place),) if isinstance(value, int) else each(whole(1), least=1)(value, place)
 
 
-def _scores(document: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: nan if value is None else value for name, value in document.items()}
+def _description(value: Any, place: Place) -> Any:
+    """Read a part of the description of an action: a string, a number, true, false, or a list of ranks."""
+    if isinstance(value, str | bool):
+        return value
+    if isinstance(value, list):
+        return list(each(whole())(value, place))
+    number()(value, place)
+    return value
+
+
+def _score(value: Any, place: Place) -> float:
+    score = optional(number())(value, place)
+    return nan if score is None else score

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from math import inf, isfinite
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
+from lrzip.core.documents import Record, text
 from lrzip.core.errors import LrzipError
 from lrzip.search.states import States
 from lrzip.search.trial import NOT_SMALLER, Trial
@@ -16,6 +17,7 @@ from lrzip.training.cache import Cache, key_of, network_digest
 from lrzip.training.outcomes import StepCallback
 from lrzip.training.settings import Settings
 
+T = TypeVar("T")
 Build = Callable[[Variants], Variant]
 """Builds a factorized variant of a dense network."""
 
@@ -74,11 +76,7 @@ class Trials:
         self._twins: dict[tuple[str, str], str] = {}
         self._latest: tuple[str, Variants] = self._root, self.variants
         self.floor = -inf
-        if self.results.get(self._root) is None:
-            scores = self.bench.score(self.variants.model)
-            dense = Trial(self._root, {"dense": True}, {}, self.variants.parameters({}), scores, scores)
-            self._store(dense, None)
-        self.dense = self._stored(self._root)
+        self.dense = self._known(self._root) or self._measured_dense()
         best = self.gain(self.dense)
         self.floor = best - self.bound - _ROUNDING * max(abs(best), 1.0)
         if not isfinite(self.floor):
@@ -110,9 +108,11 @@ class Trials:
             return self._compute(key, origin, action, build, settings)
 
         self._recompute[key] = compute
-        if self.results.get(key) is None:
+        trial = self._known(key)
+        if trial is None:
             compute()
-        trial = self._stored(key)
+            trial = self._known(key)
+            assert trial, "it was stored"
         self._twins[origin.key, key_of(trial.ranks, asdict(settings))] = trial.key
         if all(trial.key != other.key for other in self.history):
             self.history.append(trial)
@@ -130,21 +130,35 @@ class Trials:
         """Return the state_dict of a network at its best; it is computed again if it is no longer stored."""
         if trial.key == self._root:
             return self.variants.model.state_dict()
-        stored = self.states.get(trial.key)
+        stored = self._stored_state(trial)
         return stored if stored is not None else self._recompute[trial.key]()
 
-    def note(self, trial: Trial, question: Mapping[str, Any], compute: Callable[[Variants], Mapping[str, Any]]) -> Any:
+    def has_state(self, trial: Trial) -> bool:
+        """Return whether the state of a network is stored."""
+        return self._stored_state(trial) is not None
+
+    def note(
+        self,
+        trial: Trial,
+        question: Mapping[str, Any],
+        compute: Callable[[Variants], Mapping[str, Any]],
+        read: Callable[[Record], T],
+    ) -> T:
         """Return the stored result of a function of the variants of a network, computed on the first call.
 
         Args:
             trial: The network.
             question: Description of what `compute` computes, part of the key.
             compute: Returns a document that JSON can hold.
+            read: Returns the document in its final type; one that it refuses is computed again.
         """
         key = key_of(trial.key, question)
-        if self.results.get(key) is None:
+        found = self.results.get(key, read)
+        if found is None:
             self.results.put(key, {"from": trial.key, "what": dict(question), **compute(self.variants_of(trial))})
-        return self.results.get(key)
+            found = self.results.get(key, read)
+            assert found is not None, "it was stored"
+        return found
 
     def keep(self, *trials: Trial) -> None:
         """Delete the stored states of all other networks.
@@ -186,19 +200,46 @@ class Trials:
         self._store(trial, origin)
         return outcome.state
 
+    def _measured_dense(self) -> Trial:
+        scores = self.bench.score(self.variants.model)
+        dense = Trial(self._root, {"dense": True}, {}, self.variants.parameters({}), scores, scores)
+        self._store(dense, None)
+        return self._judged(dense)
+
     def _store(self, trial: Trial, origin: Trial | None) -> None:
-        if self.results.get(trial.key) is not None:
+        if self._known(trial.key) is not None:
             return  # only its state was computed again
         document = self._judged(trial).to_dict()
         self.results.put(trial.key, {"from": origin.key if origin else None, **document})
 
-    def _stored(self, key: str) -> Trial:
-        document = self.results.get(key)
-        assert document, "it was stored before"
-        if "same" in document:
-            return self._stored(document["same"])
-        return self._judged(Trial.from_dict(key, document))
+    def _known(self, key: str) -> Trial | None:
+        """Return the stored trial of a key, or of an earlier key that it refers to; None if it has to be computed."""
+        visited: set[str] = set()
+        while (same := self.results.get(key, _reference)) is not None and key not in visited:
+            visited.add(key)
+            key = same
+        trial = self.results.get(key, Trial.read)
+        fits = trial is not None and self._fits(trial)
+        return self._judged(trial) if trial is not None and fits else None
+
+    def _fits(self, trial: Trial) -> bool:
+        """Return whether a stored trial is one of these variants and metrics."""
+        most = {item.layer.name: item.max_ranks for item in self.variants.candidates}
+        within = all(
+            len(ranks) == len(most.get(name, ())) and all(a <= b for a, b in zip(ranks, most[name], strict=True))
+            for name, ranks in trial.ranks.items()
+        )
+        measured = trial.before.keys() == trial.scores.keys() == self.bench.scorer.metrics.keys()
+        return within and measured and trial.parameters == self.variants.parameters(trial.ranks)
+
+    def _stored_state(self, trial: Trial) -> Mapping[str, Tensor] | None:
+        state = self.states.get(trial.key)
+        return state if state is not None and self.variants.fits(state, trial.ranks) else None
 
     def _judged(self, trial: Trial) -> Trial:
         within = trial.stopped != NOT_SMALLER and self.gain(trial) >= self.floor
         return replace(trial, within=within)
+
+
+def _reference(document: Record) -> str | None:
+    return document.find("same", text)

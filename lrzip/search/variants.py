@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from lrzip.calibration.settings import CalibrationSettings
+from lrzip.core.errors import UsageError
 from lrzip.core.layers import TensorSpec
 from lrzip.core.merge import merge
 from lrzip.core.options import Factoring, Selection
 from lrzip.core.stored import Stored, find_structures
+from lrzip.decompositions import AUTO
 from lrzip.formats.live import LiveSource
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.surgery import leave_fast_paths, replacement
@@ -64,6 +66,7 @@ class Variants:
     Raises:
         LrzipError: The network has no layer that can be factorized.
         UnknownName: A pattern matches no layer.
+        UsageError: The decomposition is `auto`.
     """
 
     model: nn.Module
@@ -73,6 +76,8 @@ class Variants:
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
 
     def __post_init__(self) -> None:
+        if self.factoring.decomposition == AUTO:
+            raise UsageError("A search compares ranks of one decomposition, so `decomposition=auto` is for rank rules.")
         _ = self.candidates
 
     @cached_property
@@ -142,6 +147,21 @@ class Variants:
         model = copy.deepcopy(self.model)
         model.load_state_dict(merged)
         return model
+
+    def fits(self, state: Mapping[str, Tensor], ranks: Ranks) -> bool:
+        """Return whether a state_dict is that of the variant with these ranks."""
+        stored, dense = self._stored(state), self.model.state_dict()
+        inner = {spec.name for item in stored for spec in (*item.weights, *([item.bias] if item.bias else []))}
+        biases = {item.dense_bias_name for item in stored if item.bias}
+        covered = {*(state.keys() - inner), *biases, *(item.dense_name for item in stored)}
+        alike = all(state[name].shape == dense[name].shape for name in state.keys() & dense.keys())
+        sizes = {item.module: sum(spec.numel for spec in item.weights) for item in stored}
+        expected = {
+            item.layer.name: item.parameters(ranks[item.layer.name])
+            for item in self.candidates
+            if item.layer.name in ranks
+        }
+        return alike and sizes == expected and dense.keys() <= covered <= dense.keys() | biases
 
     def parameters(self, ranks: Ranks) -> int:
         """Return the number of parameters with these ranks; layers whose factors save nothing count as dense."""

@@ -2,27 +2,39 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from lrzip.core.documents import Place, Record, parse_json, record
 from lrzip.core.errors import LrzipError
 from lrzip.training.data.samples import Samples
 
+T = TypeVar("T")
+
 _BATCH = 512
+_REMEDY = "Give another name."
+# The beginning of each line. A file that does not have it in full is not replaced, however short it is.
+_START = b'{"key": "'
+_OURS = re.compile(rb'\{"key": "[0-9a-f]{24}"[,}]')
 
 
 class Cache:
     """JSON documents by key, in memory and, if there is a path, in a file of JSON lines.
 
     Each document is written as one line as soon as it is stored, so a process that dies loses only the one that it was
-    computing.
+    computing. Documents are read through typed readers; one that is damaged counts as unknown.
 
     Args:
         path: The file, whose documents are loaded.
+
+    Attributes:
+        added: Number of documents that were stored since.
 
     Raises:
         LrzipError: The file cannot be read, or holds anything else.
@@ -30,17 +42,16 @@ class Cache:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._known: dict[str, dict[str, Any]] = {}
-        text = _read(path) if path and path.exists() else ""
-        *lines, incomplete = text.split("\n")
+        self.added = 0
+        self._known: dict[str, Record] = {}
+        if path is None or not path.exists():
+            return
+        *lines, incomplete = _read(path).split(b"\n")
         for number, line in enumerate(lines, 1):
-            document = _parsed(line)
-            if document is None:
-                raise LrzipError(f"`{path}` holds no results of lrzip: see line {number}. Give another name.")
-            self._known[document["key"]] = document
-        # An incomplete last line is removed: a process died while writing it.
-        if path and incomplete:
-            _write(path, text.removesuffix(incomplete), append=False)
+            document = _parsed(line, Place(f"`{path}`", _REMEDY, path=f"line {number}"))
+            self._known[document.fields["key"]] = document
+        if incomplete:
+            _remove_last(path, incomplete, len(lines) + 1)
 
     def __len__(self) -> int:
         return len(self._known)
@@ -50,9 +61,19 @@ class Cache:
         """Whether the documents outlive the process, so that keys must also distinguish the requests of other runs."""
         return self._path is not None
 
-    def get(self, key: str) -> Mapping[str, Any] | None:
-        """Return the document of a key, or None."""
-        return self._known.get(key)
+    def get(self, key: str, read: Callable[[Record], T]) -> T | None:
+        """Return the document of a key in its final type, or None if there is none that a reader takes.
+
+        Args:
+            key: The key.
+            read: Returns the document in its final type; it raises LrzipError for a damaged one.
+        """
+        if key not in self._known:
+            return None
+        try:
+            return read(self._known[key])
+        except LrzipError:
+            return None
 
     def put(self, key: str, document: Mapping[str, Any]) -> None:
         """Store a document, which JSON must be able to represent.
@@ -60,9 +81,11 @@ class Cache:
         Raises:
             LrzipError: The file cannot be written.
         """
-        self._known[key] = {"key": key, **document}
+        fields = {"key": key, **document}
+        self.added += 1
+        self._known[key] = Record(fields, Place("the results", _REMEDY))
         if self._path:
-            _write(self._path, json.dumps(self._known[key], allow_nan=False) + "\n", append=True)
+            _append(self._path, json.dumps(fields, allow_nan=False) + "\n")
 
 
 def key_of(*parts: Any) -> str:
@@ -95,24 +118,40 @@ def _update(digest: Any, tensor: Tensor) -> None:
     digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
-def _parsed(line: str) -> dict[str, Any] | None:
+def _parsed(line: bytes, place: Place) -> Record:
+    """Return the document in a line, or refuse a line that this class did not write."""
+    if not _OURS.match(line):
+        raise place.fault("is no result of lrzip")
+    return record(parse_json(line.decode(errors="replace"), place), place)
+
+
+def _remove_last(path: Path, incomplete: bytes, number: int) -> None:
+    """Remove an incomplete last line, which a process left that died while writing it.
+
+    Raises:
+        LrzipError: It does not begin like a document, so this class did not write it.
+    """
+    begins = incomplete.startswith(_START) or _START.startswith(incomplete)
+    if not (_OURS.match(incomplete) or (begins and number > 1)):
+        raise Place(f"`{path}`", _REMEDY, path=f"line {number}").fault("is no result of lrzip")
     try:
-        document = json.loads(line)
-    except ValueError:
-        return None
-    return document if isinstance(document, dict) and isinstance(document.get("key"), str) else None
+        os.truncate(path, path.stat().st_size - len(incomplete))
+    except OSError as error:
+        raise LrzipError(f"Could not write `{path}`: {error.strerror}.") from error
 
 
-def _read(path: Path) -> str:
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise LrzipError(f"`{path}` cannot be read as results: it is no file. {_REMEDY}")
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise LrzipError(f"`{path}` cannot be read as results: {error}. Give another name.") from error
+        return path.read_bytes()
+    except OSError as error:
+        raise LrzipError(f"`{path}` cannot be read as results: {error.strerror}. {_REMEDY}") from error
 
 
-def _write(path: Path, text: str, *, append: bool) -> None:
+def _append(path: Path, text: str) -> None:
     try:
-        with path.open("a" if append else "w", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
         raise LrzipError(f"Could not write `{path}`: {error.strerror}.") from error

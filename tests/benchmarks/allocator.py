@@ -19,7 +19,7 @@ from lrzip.core.spectrum import Spectrum
 from lrzip.decompositions.svd import SVD
 from lrzip.linalg.svd import Solver
 from lrzip.pipeline.survey import candidate_of
-from lrzip.ranks import Candidate, Context, Meter
+from lrzip.ranks import Candidate, Context, Meter, Pick
 from lrzip.ranks.budget import Budget
 from lrzip.ranks.objectives import OBJECTIVES
 
@@ -36,8 +36,8 @@ def main() -> None:
     candidates = transformer(arguments.layers, arguments.width)
     by_name = {candidate.layer.name: candidate for candidate in candidates}
 
-    def cost(layer: Layer, ranks: tuple[int, ...] | None) -> int:
-        return by_name[layer.name].parameters(ranks) if ranks else layer.weight.numel
+    def cost(layer: Layer, pick: Pick | None) -> int:
+        return by_name[layer.name].parameters(pick.ranks) if pick else layer.weight.numel
 
     meter = Meter(sum(candidate.layer.weight.numel for candidate in candidates), cost)
     print(f"{len(candidates)} layers, {sum(c.break_even_rank for c in candidates):,} ranks\n")
@@ -66,7 +66,7 @@ def transformer(layers: int, width: int) -> list[Candidate]:
         places = np.linspace(0, 1, min(shape))
         values = (1 + 50 * places) ** -generator.uniform(0.2, 0.8) * (1 - 0.9 * places ** generator.uniform(1, 4))
         spectrum = Spectrum(torch.from_numpy(values * generator.uniform(1, 100)), shape, 1e-7)
-        found.append(candidate_of(Layer(name, name, LINEAR, weight, None), decomposition, (spectrum,)))
+        found.append(candidate_of(Layer(name, name, LINEAR, weight, None), "svd", decomposition, (spectrum,)))
     return found
 
 

@@ -214,7 +214,7 @@ def test_signals_leave_nothing(number: signal.Signals, code: int, tmp_path: Path
     heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits deafness
     command = spawn("compress", tmp_path / "a.pt", "--rank", "200", "--svd", "exact")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        while not list(tmp_path.glob(".*.part")) and process.poll() is None:
+        while not list(tmp_path.glob(".lrzip-*")) and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(number)
         stderr = process.communicate(timeout=60)[1]

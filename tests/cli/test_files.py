@@ -1,4 +1,5 @@
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -15,7 +16,14 @@ def stdin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("output", "checkpoint", "expected"),
-    [(None, "a.pt", False), (None, "-", True), (None, None, True), ("-", "a.pt", True), ("b.pt", None, False)],
+    [
+        (None, "a.pt", False),
+        (None, "-", True),
+        (None, None, True),
+        ("-", "a.pt", True),
+        ("/dev/stdout", "a.pt", True),
+        ("b.pt", None, False),
+    ],
 )
 def test_results_go_to_standard_output_where_checkpoints_came_from(
     output: str | None, checkpoint: str | None, expected: bool
@@ -55,3 +63,19 @@ def test_outputs_of_several_files_cannot_go_to_standard_output(
     with pytest.raises(LrzipError, match=message), output_path(None, to_stdout=True) as path:
         assert path
         (path.with_name("data") if others else path).mkdir()
+
+
+def test_an_output_appears_in_a_pipe_when_it_is_complete(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.pt"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with output_path(pipe, to_stdout=False) as path:
+        assert path
+        assert path.name == pipe.name  # its suffix selects the format
+        path.write_bytes(b"small")
+        assert os.read(reader, 9) == b""
+    assert os.read(reader, 9) == b"small"
+    os.close(reader)
+    with output_path(Path("/dev/null"), to_stdout=False) as path:
+        assert path
+        path.write_bytes(b"small")

@@ -9,7 +9,7 @@ from rich.console import Console
 import lrzip
 from lrzip.cli.reporting import print_report
 from lrzip.core.budget_use import BudgetUse
-from lrzip.core.report import CalibrationSummary, Difference, Report
+from lrzip.core.report import CalibrationSummary, Comparison, Difference, Report
 from tests.support.networks import Net, seeded
 
 
@@ -58,11 +58,21 @@ def test_a_calibration_names_its_samples_and_what_they_lack(report: Report) -> N
 def test_a_written_file_is_named_with_what_it_takes_to_load_it(report: Report) -> None:
     differences = (Difference("y", 1.0, 0.25), Difference("z", 2.0, 0.125))
     written = replace(
-        report, output=Path("-"), usage="Load it so.", differences=differences, dropped=(("optimizer", "stale"),)
+        report,
+        output=Path("-"),
+        usage="Load it so.",
+        comparison=Comparison(differences, "random inputs of 1 × 3"),
+        dropped=(("optimizer", "stale"),),
+        notes=("Two inputs became constants.",),
     )
     text = printed(written)
     assert "Left out: optimizer: stale." in text
-    assert "Outputs differ by 0.25 (relative) at most, `y`, on random inputs" in text
+    assert "Outputs differ by 0.25 (relative) at most, `y`, on random inputs of 1 × 3" in text
+    assert "Two inputs became constants." in text
     assert text.endswith("Wrote standard output in 1.2 s\nLoad it so.\n")
-    uncompared = replace(report, not_compared="onnxruntime is not installed.")
-    assert "Outputs were not compared: onnxruntime is not installed." in printed(uncompared)
+    reason = "the program stores no inputs. Give sizes by `input_shapes=SIZES`."
+    uncompared = replace(report, comparison=Comparison(not_compared=reason))
+    expected = "Outputs were not compared: the program stores no inputs. Give sizes by `--input-shape SIZES`."
+    assert expected in printed(uncompared)
+    some = replace(report, comparison=Comparison(differences, "inputs", "`z` does not depend on them."))
+    assert "Some outputs were not compared: `z` does not depend on them." in printed(some)

@@ -26,3 +26,10 @@ def test_the_dense_product_of_factors_has_the_shape_of_the_layer() -> None:
     factors = Factors(structure, (first, second), 0.0, "none")
     assert torch.allclose(factors.dense(Stage(linear, (3, 5))), second @ first)
     assert torch.allclose(factors.dense(Stage(transposed, (5, 3))), (second @ first).mT)
+
+
+def test_factors_hold_no_subnormal_numbers() -> None:
+    structure = Chain((Stage(KINDS["linear"], (1, 3)), Stage(KINDS["linear"], (2, 1))))
+    weights = torch.tensor([[1e-40, 1.0, -1e-39]]), torch.tensor([[1e-38], [2.0]])
+    found = Factors(structure, weights, 0.0, "none").weights
+    assert [tensor.tolist() for tensor in found] == [[[0, 1, 0]], [[0], [2]]]

@@ -13,7 +13,7 @@ from tests.support.candidates import DECOMPOSITIONS, linear_layer
 
 
 def decision(layer: Layer, rank: int) -> Factorize:
-    structure = DECOMPOSITIONS.of(layer).blueprint(layer, (rank,))
+    structure = DECOMPOSITIONS.of("svd").blueprint(layer, (rank,))
     return Factorize.of(layer, "svd", (rank,), structure, "float32")
 
 

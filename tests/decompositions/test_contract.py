@@ -19,6 +19,7 @@ from lrzip.decompositions import (
     Decompositions,
     decomposition_of,
 )
+from lrzip.linalg.blocks.subnormals import subnormals
 from lrzip.linalg.svd import Solver
 from lrzip.networks.architecture import module_info
 from lrzip.networks.surgery import build
@@ -200,6 +201,20 @@ def test_factors_are_balanced(name: str) -> None:
         assert max(norms) / min(norms) < 1 + 1e-4
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@NAMES
+def test_no_factor_has_subnormal_numbers(name: str, dtype: torch.dtype) -> None:
+    """Channels that weight decay has brought near the smallest normal number would slow down the factors."""
+    module = some_case(name)
+    layer, weight = layer_of(module), module.get_parameter("weight").detach().clone()
+    weight[::2] *= 100 * torch.finfo(torch.promote_types(torch.float32, dtype)).tiny if dtype != torch.float16 else 1e-7
+    ranks = tuple(max(rank // 2, 1) for rank in make(name).max_ranks(layer))
+    factors = make(name).factorize(layer, weight, ranks, dtype=dtype, generator=Generator().manual_seed(0))
+    stages = [tensor for tensor in factors.weights if tensor.is_floating_point()]
+    assert {tensor.dtype for tensor in stages} == {dtype}
+    assert not any(bool(subnormals(tensor).any()) for tensor in stages)
+
+
 @NAMES
 def test_a_zero_weight_is_reproduced_exactly(name: str) -> None:
     module = some_case(name)
@@ -222,7 +237,8 @@ def test_no_error_is_below_the_tail_of_an_unfolding(name: str, case: tuple[nn.Mo
 
 
 def test_layers_that_are_refused_are_replaced_by_the_default() -> None:
-    names = {kind: Decompositions("tucker", Solver()).name_for(layer_of(case[0])) for kind, case in LAYERS.items()}
+    found = {kind: Decompositions("tucker", Solver()).names_for(layer_of(case[0])) for kind, case in LAYERS.items()}
+    names = {kind: name for kind, (name,) in found.items()}
     taken = {kind for kind, name in names.items() if name == "tucker"}
     assert taken == {"conv1d", "conv2d", "conv2d-dilated", "conv2d-reflect", "conv3d"}
     assert set(names.values()) == {"tucker", DEFAULT_DECOMPOSITION}

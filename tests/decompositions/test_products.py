@@ -5,6 +5,8 @@ import torch
 from torch import Generator, Tensor
 
 from lrzip.core.factors import relative_error
+from lrzip.core.kinds import LINEAR
+from lrzip.core.layers import Layer, TensorSpec
 from lrzip.core.moments import Moments
 from lrzip.decompositions.products import (
     InputWhitening,
@@ -14,6 +16,7 @@ from lrzip.decompositions.products import (
     split_product,
     whitened_product,
 )
+from lrzip.decompositions.svd import SVD
 from lrzip.linalg.blocks.subspace import full_subspace
 from lrzip.linalg.svd import Solver, truncated_svd
 from tests.support.matrices import slow, with_spectrum
@@ -80,8 +83,16 @@ def test_a_whitened_product_is_balanced_and_has_the_least_error_of_the_outputs(m
     found = truncated_svd(outputs, RANK, solver=Solver("exact"), generator=Generator())
     product = whitened_product(matrix, outputs, found, whitening, torch.float32)
     values = torch.linalg.svdvals(outputs.double())
+    dense = product.left.double() @ product.right.double()
+    missed = whitening.apply(matrix.double() - dense)
+    assert float(missed.norm()) == pytest.approx(float(values[RANK:].norm()), rel=1e-4)
+    errors = [
+        (inputs.double() @ (a if multiplies_rows else a.mT)).norm() for a in (matrix.double() - dense, matrix.double())
+    ]
     assert product.output_error
-    assert product.output_error.value == pytest.approx(float(values[RANK:].norm() / values.norm()), rel=1e-4)
+    assert product.output_error.value == pytest.approx(float(errors[0] / errors[1]), rel=1e-4)
+    assert product.excess is not None
+    assert 0 <= product.excess < 1e-4
     assert product.error.value == pytest.approx(relative_error(matrix, product.left, product.right), rel=1e-6)
     grams = product.left.mT @ product.left, product.right @ product.right.mT
     torch.testing.assert_close(grams[0], grams[1], rtol=1e-4, atol=1e-4 * float(grams[0].diagonal().max()))
@@ -99,3 +110,36 @@ def test_the_joint_error_is_that_of_the_matrices_stacked() -> None:
 
 def test_the_joint_error_of_zeros_is_zero() -> None:
     assert joint_error([RelativeError(0.0, 0.0)] * 2) == 0
+
+
+@pytest.mark.parametrize("rank", [1, 40, 68, 69])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("method", ["exact", "gram", "randomized"])
+def test_the_excess_contains_the_rounding_of_the_factors(method: str, dtype: torch.dtype, rank: int) -> None:
+    matrix = torch.randn(300, 70, generator=Generator().manual_seed(0)).to(dtype)
+    svd = SVD(Solver(method))
+    factors = svd.factorize(layer_of(matrix), matrix, (rank,), dtype=dtype, generator=Generator().manual_seed(0))
+    exact = matrix.double()
+    optimum = torch.linalg.vector_norm(torch.linalg.svdvals(exact)[rank:])
+    error = torch.linalg.matrix_norm(exact - factors.weights[1].double() @ factors.weights[0].double())
+    assert factors.excess is not None
+    assert float(error / optimum) - 1 <= factors.excess + 1e-5
+    if dtype == torch.bfloat16 and rank == 69:
+        assert factors.excess > 5e-4, "the claim before rounding is 0"
+
+
+def test_no_excess_is_claimed_where_rounding_makes_all_of_the_error() -> None:
+    matrix = with_spectrum((60, 40), torch.tensor([1.0] * 5 + [0.0] * 35)).half()
+    for method in ("exact", "gram"):
+        found = SVD(Solver(method)).factorize(
+            layer_of(matrix), matrix.float(), (5,), dtype=torch.float16, generator=Generator()
+        )
+        assert found.error > 1e-4
+        assert found.excess is None or found.error**2 <= (1 + found.excess) ** 2 * float(
+            torch.linalg.svdvals(matrix.double())[5:].square().sum() / matrix.double().square().sum()
+        ) * (1 + 1e-3)
+
+
+def layer_of(matrix: Tensor) -> Layer:
+    dtype = str(matrix.dtype).removeprefix("torch.")
+    return Layer("x", "x", LINEAR, TensorSpec("x.weight", tuple(matrix.shape), dtype, matrix.nbytes), None)

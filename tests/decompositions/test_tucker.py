@@ -25,9 +25,9 @@ def factorize(weight: Tensor, ranks: tuple[int, int], moments: Moments | None = 
     return TUCKER.factorize(LAYER, weight, ranks, dtype=torch.float32, generator=Generator(), moments=moments)
 
 
-def mean_square(weight: Tensor, moments: Moments) -> float:
-    """Return E‖Wx‖² for the damped moments."""
-    damping = moments.damping * float(moments.second[0].diagonal().mean())
+def mean_square(weight: Tensor, moments: Moments, *, damped: bool = False) -> float:
+    """Return E‖Wx‖²."""
+    damping = moments.damping * float(moments.second[0].diagonal().mean()) if damped else 0.0
     matrix = weight.double().flatten(1)
     return float(((matrix @ moments.second[0]) * matrix).sum()) + damping * float(matrix.square().sum())
 
@@ -60,7 +60,7 @@ def test_the_spectrum_of_outputs_is_exact_along_output_channels() -> None:
     expected = torch.linalg.svdvals(WEIGHT.double().flatten(1) @ root)
     torch.testing.assert_close(outer.values, expected, rtol=1e-6, atol=1e-6 * float(expected[0]))
     assert inner.frobenius_norm == pytest.approx(outer.frobenius_norm)
-    assert outer.frobenius_norm**2 == pytest.approx(mean_square(WEIGHT, moments))
+    assert outer.frobenius_norm**2 == pytest.approx(mean_square(WEIGHT, moments, damped=True))
 
 
 def test_moments_of_the_inputs_lower_the_error_of_the_outputs() -> None:

@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 
 from lrzip.linalg.sketched_svd import SKETCHES, sketched_svd
 from lrzip.linalg.solver import Solver, TruncatedSVD
-from tests.support.matrices import fast, slow, with_spectrum
+from tests.support.matrices import SPECTRA, fast, slow, with_spectrum
 
 
 def svd(matrix: Tensor, rank: int, method: str, seed: int = 0, **options: Any) -> TruncatedSVD:
@@ -54,6 +54,26 @@ def test_power_iterations_close_the_gap_for_slow_decay() -> None:
     assert excess(0) > 0.05  # the premise of the next lines
     assert excess(2) < 0.02
     assert excess(8) < 0.002
+
+
+@pytest.mark.parametrize("effort", [(0, 0), (10, 2), (30, 8)], ids=str)
+@pytest.mark.parametrize("method", SKETCHES)
+@pytest.mark.parametrize("spectrum", ["flat", "nearly_flat", "ones", "noisy"])
+def test_bounds_hold_for_nearly_flat_spectra(spectrum: str, method: str, effort: tuple[int, int]) -> None:
+    """A matrix with orthonormal columns, rounded to bfloat16, has a nearly flat spectrum too."""
+    values = torch.ones(80) if spectrum == "ones" else SPECTRA[spectrum](80)
+    for shape, dtype in (((120, 80), torch.float32), ((80, 120), torch.bfloat16)):
+        matrix = with_spectrum(shape, values, dtype=torch.float64).to(dtype)
+        exact = torch.linalg.svdvals(matrix.double())
+        for rank in (5, 20):
+            optimum = float(torch.linalg.vector_norm(exact[rank:]))
+            for tolerance in (1e-3, 0.03, 1.0):
+                found = svd(matrix, rank, method, oversample=effort[0], power_iterations=effort[1], tolerance=tolerance)
+                assert found.excess is not None
+                assert found.excess <= tolerance
+                # The difference of 2e-6 is rounding of the factors to float32.
+                assert error_of(matrix, found) <= (1 + found.excess) * optimum * (1 + 2e-6)
+                assert found.least <= optimum**2
 
 
 @pytest.mark.parametrize("method", SKETCHES)

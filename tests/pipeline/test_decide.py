@@ -1,13 +1,15 @@
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
+from lrzip.core.errors import LrzipError
 from lrzip.core.layers import Layer
-from lrzip.core.options import Factoring
+from lrzip.core.options import Factoring, Selection
 from lrzip.core.plan import Plan
 from lrzip.formats.live import LiveSource
-from lrzip.pipeline.request import Request
+from lrzip.pipeline.request import Request, request_of
 from lrzip.pipeline.session import Session
 from lrzip.ranks import parse_rule
 
@@ -57,6 +59,44 @@ def test_a_budget_decides_after_the_rules_of_some_layers() -> None:
 def test_decisions_are_in_the_order_of_the_source() -> None:
     plan = plan_of("rank:3", (40, 30), (30, 40), (40, 40), layers={"0": "rank:4", "2": "energy:0.3"})
     assert [decision.group.name for decision in plan.factorize] == sorted(d.group.name for d in plan.factorize)
+
+
+def test_auto_chooses_a_decomposition_for_each_layer() -> None:
+    torch.manual_seed(0)
+    first = nn.Conv2d(16, 24, 3)
+    network = nn.Sequential(first, nn.Conv2d(24, 16, 1), nn.Flatten(), nn.Linear(16, 30))
+    # Input channels of the first convolution are copies of two, so that Tucker-2 needs few of them.
+    with torch.no_grad():
+        first.weight[:, 2:] = first.weight[:, :2].repeat(1, 7, 1, 1)
+    factoring = Factoring(decomposition="auto")
+    for target in ("energy:0.9", "ratio:2", "budget:params=60%"):
+        plan = Session(LiveSource(network), request_of(parse_rule(target), Selection(), factoring)).plan()
+        used = {item.layer.name: item.decomposition for item in plan.factorize}
+        assert used["0"] == "tucker"
+        assert set(used.values()) <= {"svd", "tucker"}
+        assert "tucker" not in {used.get("1"), used.get("3")}
+
+
+def test_a_decomposition_that_takes_no_layer_is_an_error() -> None:
+    session = Session(
+        LiveSource(nn.Sequential(nn.Linear(30, 40))),
+        request_of(parse_rule("rank:2"), Selection(), Factoring(decomposition="tucker")),
+    )
+    with pytest.raises(LrzipError, match="No selected layer can be replaced by `decomposition=tucker`"):
+        session.plan()
+
+
+def test_layers_have_decompositions_of_their_own() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(16, 24, 3), nn.Conv2d(24, 20, 3), nn.Conv2d(20, 24, 3))
+    rules = {"0": "tucker:rank:3", "2": "tucker"}
+    request = request_of(parse_rule("rank:2"), Selection(), Factoring(), rules)
+    plan = Session(LiveSource(network), request).plan()
+    assert [(item.decomposition, item.ranks) for item in plan.factorize] == [
+        ("tucker", (3, 3)),
+        ("svd", (2,)),
+        ("tucker", (2, 2)),
+    ]
 
 
 def test_given_ranks_need_no_rule() -> None:

@@ -48,7 +48,7 @@ def test_subspaces_are_kept_for_the_second_pass(tmp_path: Path) -> None:
     with scratch_beside(tmp_path / "out.pt") as scratch:
         session = Session(source, Request(parse_rule("energy:0.9")), scratch=scratch)
         (candidate,) = (item for item in session.candidates if isinstance(item, Candidate))
-        (subspace,) = scratch.take("0", "cpu")
+        (subspace,) = scratch.take(("svd", "0"), "cpu")
     rank = candidate.break_even_rank
     assert subspace.vectors.shape[1] >= rank
     exact = torch.linalg.svdvals(source.read("0.weight").double())

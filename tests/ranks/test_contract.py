@@ -80,8 +80,8 @@ def test_a_rounded_budget_still_offers_the_largest_rank() -> None:
     layer = Layer("x", "x", CONVOLUTIONS[2], TensorSpec("x.weight", shape, "float32", 4 * prod(shape)), None)
     outer, inner = torch.ones(6, dtype=torch.float64), torch.tensor([1.0] * 4 + [1e-3] * 12, dtype=torch.float64)
     spectra = Spectrum(outer, (6, 144), EPS), Spectrum(inner, (16, 54), EPS)
-    found = candidate_of(layer, Tucker(Solver()), spectra)
-    meter = Meter(layer.weight.numel, lambda _, ranks: found.parameters(ranks) if ranks else layer.weight.numel)
+    found = candidate_of(layer, "tucker", Tucker(Solver()), spectra)
+    meter = Meter(layer.weight.numel, lambda _, pick: found.parameters(pick.ranks) if pick else layer.weight.numel)
     ranks = parse_rule(f"budget:params={found.parameters((6, 4))}").choose([found], Context(meter, round_to=4)).ranks
     assert ranks == {"x": (6, 4)}
 

@@ -43,6 +43,29 @@ def test_a_larger_budget_never_loses_more(items: list[Options], extra: tuple[int
     assert high <= low + SLACK
 
 
+@given(
+    items=problems(),
+    scales=st.lists(st.tuples(st.integers(-9, 9), st.integers(0, 12)), min_size=5, max_size=5),
+    exponent=st.integers(-9, 9),
+)
+def test_layers_of_any_sizes_are_solved_where_the_budget_is_met_exactly(
+    items: list[Options], scales: list[tuple[int, int]], exponent: int
+) -> None:
+    # Losses and costs of one item may be smaller than the rounding errors of another's.
+    items = [
+        Options(item.costs * 3**cost, item.losses * 10.0**loss, item.labels)
+        for item, (loss, cost) in zip(items, scales, strict=False)
+    ]
+    # The best choice at a price leaves no gap between the least loss and its bound.
+    budget = sum(int(item.costs[np.argmin(item.losses + 10.0**exponent * item.costs)]) for item in items)
+    found = minimize_sum(items, budget)
+    optimum = least_loss(items, budget, by_maximum=False)
+    largest = sum(float(item.losses[0]) for item in items)
+    assert found.cost <= budget
+    assert found.bound <= optimum + 1e-15 * largest
+    assert found.loss <= optimum * (1 + 1e-9) + 1e-11 * largest
+
+
 def test_a_budget_below_the_cheapest_options_is_refused() -> None:
     with pytest.raises(ValueError, match="cost 3, the budget is 2"):
         minimize_sum([options([3, 5], [1.0, 0.0])], 2)

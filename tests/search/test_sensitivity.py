@@ -1,3 +1,4 @@
+import json
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,18 @@ def test_a_cached_result_is_not_measured_again(folder: Path, tmp_path: Path, mon
     assert measure(folder, **options | {"finetune_steps": 6}).measured == 8
     x, y = classes()
     assert measure(folder, **options, learning=learning_of(x[:-1], y[:-1])).measured == 13
+
+
+@pytest.mark.parametrize(
+    "scores", [None, {}, 7, [], {"accuracy": "x"}, {"accuracy": 0.5}, {"accuracy": None}, {"r2": "0.5"}], ids=str
+)
+def test_a_damaged_result_is_measured_again(scores: object, folder: Path, tmp_path: Path) -> None:
+    first = measure(folder, energies=(0.3,), cache=tmp_path / "c.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(line | {"scores": scores}) + "\n" for line in lines))
+    again = measure(folder, energies=(0.3,), cache=tmp_path / "c.jsonl")
+    assert again.measured == first.measured == len(lines)
+    assert again.to_dict() == first.to_dict()
 
 
 def test_an_interrupted_measurement_continues_from_its_cache(folder: Path, tmp_path: Path) -> None:

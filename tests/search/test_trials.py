@@ -1,3 +1,6 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -5,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from lrzip.core.documents import Record
 from lrzip.core.errors import LrzipError
 from lrzip.search.trial import NOT_SMALLER
 from lrzip.search.trials import Callbacks, Trials
@@ -99,10 +103,13 @@ def test_a_note_is_computed_once(trials: Trials) -> None:
         calls.append(variants)
         return {"values": [len(variants.candidates)]}
 
-    found = [trials.note(trials.dense, {"energies of": "fc1"}, compute)["values"] for _ in range(2)]
+    def read(document: Record) -> Any:
+        return document.fields["values"]
+
+    found = [trials.note(trials.dense, {"energies of": "fc1"}, compute, read) for _ in range(2)]
     assert found == [[4], [4]]
     assert len(calls) == 1
-    trials.note(trials.dense, {"energies of": "fc2"}, compute)
+    trials.note(trials.dense, {"energies of": "fc2"}, compute, read)
     assert len(calls) == 2
 
 
@@ -132,3 +139,56 @@ def _count_tunings(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
     monkeypatch.setattr(Bench, "tune", counted)
     return calls
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ranks": {"fc9": 2}},
+        {"ranks": {"fc2": 10**6, "fc3": 2}},
+        {"ranks": {"fc2": [2, 2], "fc3": 2}},
+        {"ranks": {"fc2": {}, "fc3": {}}},
+        {"parameters": 1},
+        {"parameters": None},
+        {"scores": {"r2": 0.5}},
+        {"scores": {}},
+        {"stopped": "x"},
+        {"same": "itself"},
+        {"same": "nothing"},
+        {"same": 7},
+    ],
+    ids=str,
+)
+def test_a_damaged_result_is_computed_again(change: dict[str, Any], folder: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    earlier = trials_of(folder, log=log)
+    first = earlier.attempt(earlier.dense, {"step": 1}, partial(with_ranks, RANKS), SETTINGS)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    damaged = [{**line, **change} for line in lines]
+    for line in damaged:
+        line |= {"same": line["key"]} if change == {"same": "itself"} else {}
+    log.write_text("".join(json.dumps(line) + "\n" for line in damaged))
+    later = trials_of(folder, log=log)
+    again = later.attempt(later.dense, {"step": 1}, partial(with_ranks, RANKS), SETTINGS)
+    assert replace(again, seconds=0.0) == replace(first, seconds=0.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state | {"fc1.weight": state["fc1.weight"][:-1]},
+        lambda state: {name: tensor for name, tensor in state.items() if name != "fc1.bias"},
+        lambda state: state | {"other": torch.ones(1)},
+        lambda state: state | {"fc2.0.weight": torch.ones(3, 24), "fc2.1.weight": torch.ones(24, 3)},
+        lambda state: state | {"fc1.bias": None},
+        lambda state: [state],
+    ],
+)
+def test_a_damaged_state_is_computed_again(change: Callable[[Any], Any], folder: Path, tmp_path: Path) -> None:
+    trials = trials_of(folder, log=tmp_path / "log.jsonl")
+    trial = trials.attempt(trials.dense, {"step": 1}, partial(with_ranks, RANKS), SETTINGS)
+    before = dict(trials.state(trial))
+    assert trials.has_state(trial)
+    torch.save(change(before), tmp_path / "states" / f"{trial.key}.pt")
+    assert not trials.has_state(trial)
+    assert all(torch.equal(trials.state(trial)[name], tensor) for name, tensor in before.items())

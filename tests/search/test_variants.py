@@ -3,7 +3,8 @@ import torch
 from torch import Tensor, nn
 
 import lrzip
-from lrzip.core.options import Selection
+from lrzip.core.errors import UsageError
+from lrzip.core.options import Factoring, Selection
 from lrzip.formats.live import LiveSource
 from lrzip.networks.weights import is_parameter
 from lrzip.search.variants import Variants
@@ -132,3 +133,8 @@ def test_calibration_lowers_the_error_of_outputs_even_where_export_fails(kind: t
         with torch.no_grad():
             errors = [float((variant.network(x) - model(x)).norm()) for variant in pair]
         assert errors[1] < errors[0]
+
+
+def test_a_search_needs_one_decomposition() -> None:
+    with pytest.raises(UsageError, match="`decomposition=auto` is for rank rules"):
+        Variants(nn.Sequential(nn.Linear(30, 20)), factoring=Factoring(decomposition="auto"))

@@ -29,7 +29,7 @@ def candidate(m: int, n: int, name: str = "x", values: Tensor | None = None) -> 
     """Return a linear layer as a candidate for the SVD, by default with slowly decaying singular values."""
     layer = linear_layer(m, n, name)
     spectrum = Spectrum(slow(min(m, n)) if values is None else values, (m, n), EPS)
-    return candidate_of(layer, DECOMPOSITIONS.of(layer), (spectrum,))
+    return candidate_of(layer, DEFAULT_DECOMPOSITION, DECOMPOSITIONS.of(DEFAULT_DECOMPOSITION), (spectrum,))
 
 
 def calibrated(

@@ -18,7 +18,7 @@ WITH_BIAS = Layer(
 
 def low_rank(layer: Layer, rank: int, dtype: str = "float32") -> Factorize:
     """Return the decision to replace a layer by a truncated SVD."""
-    return Factorize.of(layer, "svd", (rank,), DECOMPOSITIONS.of(layer).blueprint(layer, (rank,)), dtype)
+    return Factorize.of(layer, "svd", (rank,), DECOMPOSITIONS.of("svd").blueprint(layer, (rank,)), dtype)
 
 
 def narrowed(units: int) -> Factorize:

@@ -38,6 +38,16 @@ def noisy(count: int) -> Tensor:
     return torch.where(torch.arange(count) < max(count // 8, 1), 10.0, 1.0).double()
 
 
+def nearly_flat(count: int) -> Tensor:
+    """A few values slightly above all others: Ritz values with small residuals need not be leading ones."""
+    return torch.where(torch.arange(count) < max(count // 8, 1), 1.2, 1.0).double()
+
+
+def flat(count: int) -> Tensor:
+    """Values between 1 and 1.1, evenly spaced."""
+    return torch.linspace(1.1, 1.0, count, dtype=torch.float64)
+
+
 def zero(count: int) -> Tensor:
     """All values 0."""
     return torch.zeros(count, dtype=torch.float64)
@@ -48,6 +58,8 @@ SPECTRA: dict[str, Callable[[int], Tensor]] = {
     "fast": fast,
     "flat_then_drop": flat_then_drop,
     "noisy": noisy,
+    "nearly_flat": nearly_flat,
+    "flat": flat,
     "zero": zero,
 }
 

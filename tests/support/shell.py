@@ -16,7 +16,7 @@ def run(*arguments: str | Path, stdin: bytes = b"", cwd: Path | None = None) -> 
     """Return what `lrzip` with these arguments does with pipes on all three streams."""
     command = ["lrzip", *map(str, arguments)]
     saved = sys.argv, sys.stdin, sys.stdout, sys.stderr
-    terminate = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
     try:
         sys.argv, sys.stdin, sys.stdout, sys.stderr = command, io.TextIOWrapper(io.BytesIO(stdin)), out, err
@@ -26,7 +26,8 @@ def run(*arguments: str | Path, stdin: bytes = b"", cwd: Path | None = None) -> 
         code = int(exit_.code or 0)
     finally:
         sys.argv, sys.stdin, sys.stdout, sys.stderr = saved
-        signal.signal(signal.SIGTERM, terminate)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return subprocess.CompletedProcess(command, code, *(_content(stream) for stream in (out, err)))
 
 

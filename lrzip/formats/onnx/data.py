@@ -1,9 +1,13 @@
 """Bytes of the tensors of ONNX models, inside the model or in external files, one chunk at a time."""
 
+import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
+from google.protobuf.message import Message
 
 from lrzip.core.errors import UnsupportedCheckpoint
 from lrzip.core.layers import TensorSpec
@@ -69,23 +73,26 @@ def chunks_of(path: Path, tensor: ir.TensorProtocol) -> Iterator[memoryview]:
 
 
 class DataFile:
-    """A file of external data to which tensors are appended.
+    """A file of external data to which tensors are appended, and whose final name contains a digest of its content.
+
+    An old model and a new one of the same name thus never refer to the same file, unless it has the same content.
 
     Args:
-        path: Path of the file, beside the model.
+        path: Path of the file while it is written, beside the model.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = path.open("wb")
+        self._digest = hashlib.blake2b(digest_size=8)
 
     def append(self, spec: TensorSpec, dtype: ir.DataType, chunks: Iterator[memoryview]) -> ir.ExternalTensor:
         """Append a tensor and return the reference to it for the model."""
         if spec.nbytes >= _LARGE:
-            self._file.write(bytes(-self._file.tell() % _PAGE))
+            self._write(bytes(-self._file.tell() % _PAGE))
         offset = self._file.tell()
         for chunk in chunks:
-            self._file.write(chunk)
+            self._write(chunk)
         return ir.ExternalTensor(
             self.path.name,
             offset,
@@ -96,6 +103,44 @@ class DataFile:
             base_dir=self.path.parent,
         )
 
+    def finish(self, model: onnx.ModelProto, stem: str, ending: str) -> None:
+        """Give the file its final name, also in a model.
+
+        Args:
+            model: Model that refers to the file.
+            stem: Start of the name: the name of the model's file.
+            ending: End of the name, such as `.data`.
+        """
+        self.close()
+        name = f"{stem}.{self._digest.hexdigest()}{ending}"
+        for tensor in _tensors(model):
+            for entry in tensor.external_data:
+                if entry.key == "location" and entry.value == self.path.name:
+                    entry.value = name
+        self.path.replace(self.path.with_name(name))
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self._digest.update(data)
+        self._file.write(data)
+
+
+def own_data(model: Path) -> set[Path]:
+    """Return the files of external data that `DataFile` wrote for a model of this name, past or present."""
+    name = re.compile(re.escape(model.name) + r"\.[0-9a-f]{16}[._]\w+")
+    return {path for path in model.parent.iterdir() if name.fullmatch(path.name) and path.is_file()}
+
+
+def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
+    """Yield the tensors in a message and in all messages within it."""
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        for inner in [value] if isinstance(value, Message) else value:
+            if isinstance(inner, onnx.TensorProto):
+                yield inner
+            else:
+                yield from _tensors(inner)

@@ -1,7 +1,6 @@
 """Read side of ONNX: an open model, whose external data is read one tensor at a time."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,18 +10,21 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from lrzip.core.costs import Multiplications, Timing
+from lrzip.core.costs import Positions, Timing
 from lrzip.core.errors import NotCompared, UnsupportedCheckpoint, UsageError, one_line
 from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.core.moments import Arguments, Observe
-from lrzip.core.report import Difference
+from lrzip.core.report import Comparison
 from lrzip.core.stored import DenseLayer
 from lrzip.formats import FORMATS
 from lrzip.formats.onnx.compare import compare, time
-from lrzip.formats.onnx.costs import count
+from lrzip.formats.onnx.costs import positions_and_macs
 from lrzip.formats.onnx.data import chunks_of, external_file, spec_of
+from lrzip.formats.onnx.feeds import Given
 from lrzip.formats.onnx.graph import constants_of, find_bias, find_layers, graphs_of, tensor_of
 from lrzip.formats.onnx.observe import observe_model
+from lrzip.formats.onnx.ranges import index_limits
+from lrzip.formats.onnx.samples import as_sample
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.inputs import InputShape
 
@@ -47,8 +49,8 @@ class OnnxFile:
         constants = constants_of(model)
         self._stored = {name: tensor_of(value) for name, value in constants.items()}
         self._specs = {name: spec_of(name, tensor) for name, tensor in self._stored.items()}
-        self._sizes: Sequence[Sequence[int]] = ()
-        self._outcomes: dict[Path, Sequence[Difference] | NotCompared] = {}
+        self._given = Given(limits=index_limits(model))
+        self._outcomes: dict[Path, Comparison | NotCompared] = {}
         self._layers = find_layers(constants, names_of(model))
         weights = [item.weight.name for item in self._layers if isinstance(item, Layer)]
         self._biases = {weight: find_bias(constants, weight) for weight in weights}
@@ -86,8 +88,13 @@ class OnnxFile:
         if not FORMATS[format_].is_program:
             raise UsageError(f"`{self.path}` is a program, so the name of the output must end in .onnx.")
 
-    def compare(self, output: Path) -> Sequence[Difference]:
-        """Run both models on the same random inputs of the declared shapes.
+    def compare_on(self, samples: Sequence[Arguments], shapes: Sequence[InputShape]) -> None:
+        """Choose the inputs of later comparisons."""
+        arrays, sizes = [as_sample(arguments) for arguments in samples], [shape.sizes for shape in shapes]
+        self._given = Given(arrays, sizes, self._given.limits)
+
+    def compare(self, output: Path) -> Comparison:
+        """Run both models on the same inputs: those that were chosen, or random ones that its outputs depend on.
 
         The result is reused if the output was checked before it appeared.
 
@@ -106,19 +113,17 @@ class OnnxFile:
         """Run the model on batches in onnxruntime and pass the inputs of layers to an observer."""
         observe_model(self.path, self.nbytes, layers, batches, observer)
 
-    def measure(self, inputs: Sequence[InputShape]) -> Multiplications:
-        """Count the multiplications of a run; for branches and loops the model is run in onnxruntime."""
-        model = ir.serde.serialize_model(load_model(self.path))
-        found = count(self.path, model, self.nbytes, [shape.sizes for shape in inputs])
+    def measure(self, inputs: Sequence[InputShape]) -> tuple[Mapping[str, Positions], int] | None:
+        """Count the multiplications of a run, by the shapes that onnx infers."""
+        found = positions_and_macs(self.path, [shape.sizes for shape in inputs])
+        if found is None:
+            return None
         names = {item.weight.name: item.name for item in self._layers if isinstance(item, Layer)}
-        positions = {names[weight]: times for weight, times in found.positions.items() if weight in names}
-        unknown = frozenset(names[weight] for weight in found.unknown if weight in names)
-        self._sizes = list(found.inputs.values())
-        return replace(found, positions=positions, unknown=unknown)
+        return {names[weight]: times for weight, times in found[0].items() if weight in names}, found[1]
 
     def time(self, output: Path, inputs: Sequence[InputShape]) -> Timing | None:
         """Time both models alternately in onnxruntime, which fuses nodes, so that single layers have no times."""
-        total = time(self.path, output, [shape.sizes for shape in inputs] or self._sizes)
+        total = time(self.path, output, [shape.sizes for shape in inputs])
         return Timing(total, {}) if total else None
 
     def check_run(self, written: Path, output: Path) -> None:
@@ -132,7 +137,7 @@ class OnnxFile:
             LrzipError: This model runs and the one that was written does not.
         """
         try:
-            self._outcomes[output] = compare(self.path, written, nbytes=self.nbytes)
+            self._outcomes[output] = compare(self.path, written, self._given, nbytes=self.nbytes)
         except NotCompared as error:
             self._outcomes[output] = error
 

@@ -1,22 +1,27 @@
 """Observe the inputs of the layers of an ONNX model, by running it in onnxruntime with them as further outputs."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from torch import Tensor
 
 from lrzip.core.activations import Inputs, Window
-from lrzip.core.errors import LrzipError
+from lrzip.core.errors import LimitReached, LrzipError, NotCompared
 from lrzip.core.kinds import LINEAR
 from lrzip.core.layers import Layer
+from lrzip.core.limited import stream_limited
 from lrzip.core.moments import Arguments, Observe
-from lrzip.formats.onnx.run import run, start
+from lrzip.formats.onnx.record import record
+from lrzip.formats.onnx.run import limits_of, require_runtime
+from lrzip.formats.onnx.samples import as_sample, nbytes_of
 
 _PROTOBUF_LIMIT = 1 << 31
+_SECONDS = 24 * 3600.0
+"""Calibration data is of any size, and its run can be interrupted."""
 
 
 def observe_model(
@@ -38,18 +43,25 @@ def observe_model(
     """
     if nbytes >= _PROTOBUF_LIMIT:
         raise LrzipError(f"`{path}` is too large to calibrate: onnxruntime takes 2 GB with outputs added. Use PyTorch.")
-    model = onnx.load(str(path.absolute()))
+    try:
+        require_runtime()
+    except NotCompared as error:
+        raise LrzipError(f"Running the model needs onnxruntime: {error}") from error
+    model = onnx.load(str(path.absolute()), load_external_data=False)
     calls = list(_calls(model.graph, {layer.weight.name: layer for layer in layers}))
-    known = {value.name for value in (*model.graph.input, *model.graph.output)}
     wanted = list(dict.fromkeys(name for _, _, name in calls))
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in known)
-    session = start(model.SerializeToString())
-    computed = [name for name in wanted if name not in {value.name for value in session.get_inputs()}]
-    for arguments in batches:
-        for feed in _feeds(path, session.get_inputs(), arguments):
-            values = {**feed, **run(session, computed, feed)} if computed else feed
+    samples = [as_sample(arguments) for arguments in batches]
+    limits = replace(limits_of(nbytes + nbytes_of(samples)), seconds=_SECONDS)
+    try:
+        for values in stream_limited(record, path, wanted, samples, torch.get_num_threads(), limits=limits):
             for layer, node, name in calls:
-                observer(layer.name, _inputs(layer, node, torch.from_numpy(np.asarray(values[name]))))
+                observer(layer.name, _inputs(layer, node, torch.from_numpy(values[name])))
+    except LimitReached as error:
+        raise LrzipError(
+            f"The run of `{path}` on the samples was stopped, since {error}. Take fewer: `batch_size=1`."
+        ) from error
+    except RuntimeError as error:
+        raise ValueError(str(error).removeprefix("ValueError: ")) from error
 
 
 def _calls(graph: Any, layers: Mapping[str, Layer]) -> Iterator[tuple[Layer, Any, str]]:
@@ -86,26 +98,3 @@ def _window(node: Any, kernel: Sequence[int], sizes: Sequence[int]) -> Window:
             less, more = total // 2, total - total // 2
             padding.append((less, more) if mode == "SAME_UPPER" else (more, less))
     return Window(tuple(kernel), strides, padding, dilations)
-
-
-def _feeds(path: Path, inputs: Sequence[Any], arguments: Arguments) -> Iterator[dict[str, Any]]:
-    """Yield the inputs of a model, in pieces of the batch size that it declares."""
-    args, kwargs = arguments
-    named = dict(zip([value.name for value in inputs], args, strict=False)) | kwargs
-    if len(args) > len(inputs) or set(named) != {value.name for value in inputs}:
-        names = ", ".join(f"`{value.name}`" for value in inputs)
-        raise LrzipError(f"`{path}` takes {names}, and the samples have {len(args) + len(kwargs)} inputs.")
-    samples = len(next(iter(named.values())))
-    declared = [value.shape[0] for value in inputs if value.shape]
-    size = next((size for size in declared if isinstance(size, int)), samples)
-    for start_ in range(0, samples // size * size, size):
-        yield {
-            value.name: np.ascontiguousarray(named[value.name][start_ : start_ + size].numpy()).astype(_dtype(value))
-            for value in inputs
-        }
-
-
-def _dtype(value: Any) -> str:
-    """Return the name of NumPy's dtype for a type of onnxruntime such as `tensor(float)`."""
-    name = str(value.type).removeprefix("tensor(").removesuffix(")")
-    return {"float": "float32", "double": "float64"}.get(name, name)

@@ -1,92 +1,113 @@
-"""Sessions of onnxruntime: start one for a model, and run it with messages of one line."""
+"""Sessions of onnxruntime, in processes of their own with limits of memory and time.
+
+A model may ask for any amount of either. This file is imported in those processes, which import no torch.
+"""
 
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from threading import Timer
 from typing import Any
 
 import numpy as np
-import torch
 
 from lrzip.core.errors import LrzipError, NotCompared, as_line, one_line
-from lrzip.formats.onnx.feeds import Arrays
+from lrzip.core.limited import Limits
+from lrzip.formats.onnx.feeds import Array, Arrays
 
 _FATAL = 4
-# Limit of a run in seconds, since a model may run for any time.
 _SECONDS = 60.0
+# Memory that a run may take beyond that for the weights: what real networks need for their activations.
+_ACTIVATIONS = 5 << 28
+# Sessions hold the message, its tensors and repacked copies of them; two models may be open.
+_COPIES = 6
+_MEMORY = re.compile(r"bad_alloc|Failed to allocate memory|bad allocation", re.IGNORECASE)
+# Each thread takes address space, which is what is limited.
+_MOST_THREADS = 16
 
 
-def runtime() -> Any:
-    """Import onnxruntime, which is optional.
+def limits_of(nbytes: int) -> Limits:
+    """Return the limits of a run of a model.
+
+    Args:
+        nbytes: Size of its file and of what it is given.
+    """
+    return Limits(_ACTIVATIONS + _COPIES * nbytes, _SECONDS)
+
+
+def is_installed() -> bool:
+    """Return whether onnxruntime, which is optional, is installed."""
+    return find_spec("onnxruntime") is not None
+
+
+def require_runtime() -> None:
+    """Check that onnxruntime is installed.
 
     Raises:
-        NotCompared: It is not installed.
+        NotCompared: It is not.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise NotCompared("onnxruntime is not installed. Get it with `pip install 'lrzip-nn[onnx]'`.") from error
-    return onnxruntime
+    if not is_installed():
+        raise NotCompared("onnxruntime is not installed. Get it with `pip install 'lrzip-nn[onnx]'`.")
 
 
-def start(model: bytes) -> Any:
-    """Return a session of a serialized model.
+def new_session(model: Path | bytes, threads: int) -> Any:
+    """Return a deterministic session on the CPU.
 
-    Raises:
-        LrzipError: onnxruntime is not installed, or cannot load the model.
+    Args:
+        model: Path of the model, or the serialized model.
+        threads: Number of threads.
     """
-    try:
-        return new_session(runtime(), model)
-    except NotCompared as error:
-        raise LrzipError(f"Running the model needs onnxruntime: {error}") from error
-    except Exception as error:
-        raise LrzipError(f"onnxruntime cannot run the model: {message_of(error)}.") from error
+    import onnxruntime
 
-
-def run(session: Any, names: Sequence[str], feed: Arrays) -> Arrays:
-    """Return the named outputs of a model.
-
-    Raises:
-        ValueError: The model does not take the inputs.
-    """
-    try:
-        return dict(zip(names, session.run(names, feed), strict=True))
-    except Exception as error:
-        raise ValueError(message_of(error)) from error
-
-
-def new_session(onnxruntime: Any, model: Path | bytes) -> Any:
-    """Return a deterministic session on the CPU, with the number of threads that torch uses."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
     options.use_deterministic_compute = True
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.enable_cpu_mem_arena = False  # it takes more than it needs, and keeps it
+    options.intra_op_num_threads = min(threads, _MOST_THREADS)
     where = str(model.absolute()) if isinstance(model, Path) else model
-    return onnxruntime.InferenceSession(where, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(where, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise _raised(error) from error
 
 
-def run_numbers(onnxruntime: Any, session: Any, feed: Arrays) -> Arrays:
-    """Return the numerical outputs of a model.
+def run(session: Any, names: Sequence[str], feed: Arrays) -> dict[str, Any]:
+    """Return the named outputs of a model.
 
     Raises:
-        NotCompared: The run takes too long.
+        MemoryError: The run takes too much memory.
+        ValueError: The model does not take the inputs, or does not run.
     """
-    names = [item.name for item in session.get_outputs()]
+    import onnxruntime
+
     options = onnxruntime.RunOptions()
     options.log_severity_level = _FATAL
-    timer = Timer(_SECONDS, setattr, (options, "terminate", True))
-    timer.daemon = True
-    timer.start()
     try:
-        values = dict(zip(names, session.run(names, feed, options), strict=True))
+        return dict(zip(names, session.run(names, feed, options), strict=True))
     except Exception as error:
-        if options.terminate:
-            raise NotCompared(f"the model runs for more than {_SECONDS:g} s.") from error
-        raise
-    finally:
-        timer.cancel()
+        raise _raised(error) from error
+
+
+def run_numbers(session: Any, feed: Arrays) -> dict[str, Array]:
+    """Return the numerical outputs of a model."""
+    values = run(session, [item.name for item in session.get_outputs()], feed)
     return {n: v for n, v in values.items() if isinstance(v, np.ndarray) and v.dtype.kind in "fiub"}
+
+
+def check_loads(model: bytes, threads: int) -> None:
+    """Check that onnxruntime loads a serialized model.
+
+    Raises:
+        LrzipError: It does not.
+    """
+    try:
+        new_session(model, threads)
+    except ValueError as error:
+        raise LrzipError(str(error)) from error
+
+
+def _raised(error: Exception) -> Exception:
+    return MemoryError() if _MEMORY.search(str(error)) else ValueError(message_of(error))
 
 
 def message_of(error: Exception) -> str:

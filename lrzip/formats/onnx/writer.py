@@ -1,6 +1,7 @@
 """Write side of ONNX: the model of the source is read again, and the nodes of layers are replaced in it."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,13 +15,14 @@ from lrzip.core.layout import Entry
 from lrzip.core.structure import Structure
 from lrzip.formats.files.atomic import atomic_files
 from lrzip.formats.files.stream import tensor_bytes
-from lrzip.formats.onnx.data import DataFile, chunks_of, spec_of
+from lrzip.formats.onnx.data import DataFile, chunks_of, own_data, spec_of
 from lrzip.formats.onnx.graph import constants_of, graphs_of, tensor_of
 from lrzip.formats.onnx.model import OnnxFile, load_model, names_of, nodes_of, root_cause
 from lrzip.formats.onnx.nodes import registered, replace_use
 
 # Limit of the tensors in a protobuf message, which is at most 2 GiB in total.
 _PROTOBUF_LIMIT = 2_000_000_000
+_DATA = "data"  # name of the external data while it is written
 # Smaller tensors stay in the model, where shape inference can see them.
 _EXTERNAL_FROM = 1024
 
@@ -39,21 +41,18 @@ def write_model(destination: Path, source: OnnxFile, layout: Sequence[Entry]) ->
         LrzipError: The output is not valid, or does not run although the source does.
     """
     external = bool(source.data_files) or sum(entry.spec.nbytes for entry in layout) > _PROTOBUF_LIMIT
-    data = _data_path(destination, source)
-    for path in (destination, data):
-        if path.exists() and any(path.samefile(file) for file in source.data_files):
-            raise OutputExists(
-                f"`{destination}` would overwrite `{path}`, data of the input. Choose another with `output=PATH`."
-            )
-    if external and (data.is_dir() or (data.exists() and not destination.exists())):
-        raise OutputExists(
-            f"`{data}`, where the tensors of `{destination}` go, exists. Choose another with `output=PATH`."
-        )
-    with atomic_files(destination) as folder:
-        writer = OnnxWriter(source, layout, DataFile(folder / data.name) if external else None)
+    if destination.exists() and any(destination.samefile(file) for file in source.data_files):
+        raise OutputExists(f"`{destination}` is data of the input. Choose another with `output=PATH`.")
+
+    def obsolete(current: Collection[Path]) -> set[Path]:
+        kept = {*current, *(file.resolve() for file in source.data_files)}
+        return {path for path in own_data(destination) if path.absolute() not in kept and path.resolve() not in kept}
+
+    with atomic_files(destination, obsolete) as folder:
+        writer = OnnxWriter(source, layout, DataFile(folder / _DATA) if external else None)
         try:
             yield writer
-            content = writer.finish()
+            content = writer.finish(destination.name, _ending(source))
         finally:
             writer.close()
         (folder / destination.name).write_bytes(content)
@@ -91,8 +90,12 @@ class OnnxWriter:
         spec = TensorSpec(name, tuple(stored.shape), entry.spec.dtype, stored.nbytes)
         self._tensors.setdefault(entry.origin, []).append(self._stored(spec, dtype, tensor_bytes(stored)))
 
-    def finish(self) -> bytes:
+    def finish(self, name: str, ending: str) -> bytes:
         """Replace the nodes of layers, copy the external data that is still used, and return the serialized model.
+
+        Args:
+            name: Name of the model's file.
+            ending: End of the name of the file of external data.
 
         Raises:
             LrzipError: The source turns out to be damaged, or the message is too large.
@@ -105,7 +108,10 @@ class OnnxWriter:
                 self._resize(self._constants[origin], *self._tensors[origin])
             if self._data:
                 self._move_all()
-            return bytes(ir.to_proto(self._model).SerializeToString(deterministic=True))
+            model = ir.to_proto(self._model)
+            if self._data:
+                self._data.finish(model, name, ending)
+            return bytes(model.SerializeToString(deterministic=True))
         except (LrzipError, OSError, MemoryError):
             raise
         except Exception as error:
@@ -188,11 +194,11 @@ def _graph_of(weight: ir.Value) -> ir.Graph:
     return graph
 
 
-def _data_path(destination: Path, source: OnnxFile) -> Path:
-    """Return the path of the external data, named after the output as that of the source is after the source."""
+def _ending(source: OnnxFile) -> str:
+    """Return the end of the name of external data, which follows the name of the model as in the source."""
     names = [file.name for file in source.data_files]
-    ending = names[0].removeprefix(source.path.name) if len(names) == 1 else ""
-    return destination.with_name(destination.name + (ending if ending not in ("", *names) else ".data"))
+    found = re.fullmatch(re.escape(source.path.name) + r"(?:\.[0-9a-f]{16})?([._]\w+)", names[0] if names else "")
+    return found[1] if found and len(names) == 1 else ".data"
 
 
 def _check(path: Path, source: OnnxFile) -> None:

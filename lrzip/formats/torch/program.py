@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from lrzip.core.costs import Multiplications, Timing
+from lrzip.core.costs import Positions, Timing
 from lrzip.core.errors import LrzipError, UnsupportedCheckpoint, UntrustedFile, one_line
 from lrzip.core.layers import Keep, Layer
 from lrzip.core.layout import Entry
 from lrzip.core.moments import Arguments, Observe
-from lrzip.core.report import Difference
+from lrzip.core.report import Comparison
 from lrzip.formats import FORMATS
 from lrzip.formats.files.atomic import atomic_file
 from lrzip.formats.files.keys import refuse_key
@@ -43,6 +43,7 @@ class ProgramFile(RawFile):
         self._program: ExportedProgram | None = None
         self._known = self._layers_of_graph() if trust else None
         self.knows_layers = trust
+        self._compared_on: tuple[Sequence[Arguments], Sequence[InputShape]] = ((), ())
 
     def _layers_of_graph(self) -> Sequence[Layer | Keep]:
         from lrzip.networks.programs.rewrite import program_layers
@@ -98,32 +99,26 @@ class ProgramFile(RawFile):
         self._refuse_pickled(name)
         return super().chunks(name)
 
-    def compare(self, output: Path) -> Sequence[Difference]:
-        """Run both programs on the inputs that are stored in this one, if there are any."""
+    def compare_on(self, samples: Sequence[Arguments], shapes: Sequence[InputShape]) -> None:
+        """Choose the inputs of later comparisons."""
+        self._compared_on = samples, shapes
+
+    def compare(self, output: Path) -> Comparison:
+        """Run both programs on the chosen inputs, or on those that are stored in this one."""
+        from lrzip.networks.programs.compare import compare_programs
         from lrzip.networks.programs.rewrite import load_program
-        from lrzip.networks.programs.run import differences
 
-        return differences(self.program(), load_program(output)) if FORMAT.matches(output) else ()
+        if not FORMAT.matches(output):
+            return Comparison()
+        return compare_programs(self.program(), load_program(output), *self._compared_on)
 
-    def measure(self, inputs: Sequence[InputShape]) -> Multiplications:
-        """Count the multiplications of a run.
-
-        Raises:
-            UntrustedFile: The file is not trusted.
-        """
+    def measure(self, inputs: Sequence[InputShape]) -> tuple[Mapping[str, Positions], int] | None:
+        """Count the multiplications of a run, if the program is trusted."""
         if not self.trust:
-            raise UntrustedFile(
-                f"`{self.path}` is a program, which must be loaded to be run, and that can execute code from the file. "
-                "Pass `trust=True` if you know its origin."
-            )
+            return None
         from lrzip.networks.programs.run import measure
 
-        try:
-            return measure(self.program(), [item for item in self.layers() if isinstance(item, Layer)], inputs)
-        except LrzipError as error:
-            if inputs:
-                raise
-            return Multiplications({}, None, not_counted=str(error).rstrip("."))
+        return measure(self.program(), [item for item in self.layers() if isinstance(item, Layer)], inputs)
 
     def time(self, output: Path, inputs: Sequence[InputShape]) -> Timing | None:
         """Time both programs alternately, if this one is trusted."""

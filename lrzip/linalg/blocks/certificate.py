@@ -6,12 +6,9 @@ import torch
 from torch import Tensor
 
 from lrzip.linalg.blocks.gram import rounding, squared_norm
-from lrzip.linalg.blocks.scaling import unit_scaled
 
 # Rows of a residual that are formed at a time.
 _ROWS = 256
-# Ratio up to which separations of Ritz values from the rest of the spectrum share one bound.
-_LIKE = 16.0
 
 
 def squared_residual(matrix: Tensor, left: Tensor, right: Tensor) -> float:
@@ -35,62 +32,42 @@ def interlacing_bound(values: Tensor, rank: int) -> float:
     sharp if Q captures much more than `rank` directions.
 
     Args:
-        values: sᵢ of QᵀA, (size,) descending.
-        rank: Below size.
+        values: sᵢ of QᵀA, (size,) descending; each is lowered by the rounding error of its dtype.
+        rank: At most size.
     """
-    return float(values[rank:].double().square().sum())
+    if len(values) == rank:
+        return 0.0
+    certain = values[rank:].double() - rounding(values, values.dtype)
+    return float(certain.clamp(min=0).square().sum())
 
 
-def ritz_bound(matrix: Tensor, basis: Tensor) -> float:
-    """Return a lower bound on the squared error of the best approximation of a rank: ‖A‖_F² − Σ(θᵢ + ‖ρᵢ‖).
-
-    θᵢ are the Ritz values of AᵀA in a subspace and ρᵢ the residuals of its Ritz vectors. An eigenvalue lies within
-    ‖ρᵢ‖ of each θᵢ (Parlett 1998, theorem 4.5.1). The bound assumes that these are the leading eigenvalues, as they are
-    for a converged subspace from a random start. It is negative where the subspace has not converged.
-
-    Args:
-        matrix: A (m, n), m ≥ n.
-        basis: V (n, rank), orthonormal; its size is the rank of the approximation.
-    """
-    scaled = unit_scaled(matrix)
-    image = scaled @ basis
-    values, vectors = torch.linalg.eigh(image.mT @ image)
-    residuals = (scaled.mT @ image) @ vectors - (basis @ vectors) * values
-    missed = torch.linalg.vector_norm(residuals, dim=0, dtype=torch.float64).sum()
-    captured = float(values.sum(dtype=torch.float64) + missed) + 2 * len(values) * rounding(values, values.dtype)
-    unit = scaled.before * scaled.after
-    return (scaled.squared_norm() - captured) / unit**2
-
-
-def ritz_gap(projected: Tensor, coupling: Tensor, rest: float, rank: int) -> float:
+def ritz_gap(projected: Tensor, root: Tensor, rest: float, rank: int, *, size: int) -> float:
     """Return a bound on the sum of the leading eigenvalues of an operator minus that of its leading Ritz values.
 
-    With an orthonormal Q and any completion, a symmetric G is [T Fᵀ; F C]. Above ‖C‖, G has as many eigenvalues larger
-    than λ as the Schur complement T + Fᵀ(λ − C)⁻¹F (Haynsworth 1968), which is at most T + FᵀF / (θᵢ − ‖C‖) for λ at
-    least the Ritz value θᵢ. Hence λᵢ ≤ λᵢ(T + FᵀF / (θᵢ − ‖C‖)): the bound is quadratic in the residuals, as the errors
-    of Ritz values are, and holds for clustered eigenvalues too.
+    With an orthonormal Q and any completion, a symmetric G is [T Fᵀ; F C] ≤ [T Fᵀ; F ‖C‖I], and the eigenvalues of the
+    latter are at least those of G (Weyl). They depend on T, FᵀF and ‖C‖ only, so the bound is the smallest one that
+    these allow. It is quadratic in the residuals where ‖C‖ is below the leading Ritz values, as the errors of Ritz
+    values are, and holds for clustered eigenvalues and for any ‖C‖.
 
     Args:
-        projected: T = QᵀGQ (size, size).
-        coupling: FᵀF (size, size) for the residual F = GQ − QT.
+        projected: T = QᵀGQ (count, count).
+        root: R (any, count) with RᵀR = FᵀF for the residual F = GQ − QT.
         rest: Upper bound on ‖C‖₂, the norm of G on the complement of Q.
-        rank: At most size.
+        rank: At most count.
+        size: Number of rows of G.
 
     Returns:
-        The bound; infinite if `rest` is not below θ_rank.
+        The bound; infinite if `rest` is.
     """
-    values = torch.linalg.eigvalsh(projected).flip(0)[:rank]
-    separations = values.double() - rest
-    if float(separations[-1]) <= 0:
+    if rest == inf:
         return inf
-    total, start = 0.0, 0
-    while start < rank:
-        # Ritz values of similar separation share one matrix, with the smallest separation among them.
-        end = start + int((separations[start:] * _LIKE >= separations[start]).sum())
-        raised = torch.linalg.eigvalsh(projected + coupling / float(separations[end - 1])).flip(0)
-        total += max(float((raised[start:end] - values[start:end]).sum(dtype=torch.float64)), 0.0)
-        start = end
-    return total
+    rows, count = root.shape
+    outer = rest * torch.eye(rows, dtype=root.dtype, device=root.device)
+    bordered = torch.cat([torch.cat([projected, root.mT], dim=1), torch.cat([root, outer], dim=1)])
+    others = torch.full((min(max(size - rows - count, 0), rank),), rest, dtype=root.dtype, device=root.device)
+    most = torch.cat([torch.linalg.eigvalsh(bordered), others]).topk(rank).values
+    least = torch.linalg.eigvalsh(projected)[-rank:].flip(0)
+    return max(float((most - least).sum(dtype=torch.float64)), 0.0)
 
 
 def excess(squared_error: float, squared_optimum: float, floor: float) -> float:
@@ -104,3 +81,20 @@ def excess(squared_error: float, squared_optimum: float, floor: float) -> float:
     if squared_error <= max(squared_optimum, floor):
         return 0.0
     return sqrt(squared_error / max(squared_optimum, floor)) - 1
+
+
+def stored_excess(computed: float | None, squared_error: float, squared_optimum: float, floor: float) -> float | None:
+    """Return an upper bound on the error of stored factors relative to the optimal error, minus 1.
+
+    Args:
+        computed: The bound before they were rounded to their dtype; None if there is none.
+        squared_error: Squared error of the stored factors.
+        squared_optimum: Lower bound on the optimal squared error.
+        floor: Squared error below which the excess counts as 0.
+
+    Returns:
+        The bound; None if there was none before, or where rounding alone makes the error.
+    """
+    if computed is None or squared_optimum <= floor < squared_error:
+        return None
+    return max(computed, excess(squared_error, squared_optimum, floor))

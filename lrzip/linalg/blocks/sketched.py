@@ -6,19 +6,17 @@ from math import ceil, inf, log
 import torch
 from torch import Generator, Tensor
 
-from lrzip.linalg.blocks.certificate import interlacing_bound, ritz_gap, squared_residual
-from lrzip.linalg.blocks.gram import gram, product, rounding, squared_norm
-from lrzip.linalg.blocks.lanczos import rest_norm
+from lrzip.linalg.blocks.certificate import interlacing_bound, squared_residual
+from lrzip.linalg.blocks.gram import gram, product, squared_norm
 from lrzip.linalg.blocks.orthogonal import orthonormalize
 from lrzip.linalg.blocks.precision import attainable, working
+from lrzip.linalg.blocks.rayleigh_ritz import rayleigh_ritz
 from lrzip.linalg.blocks.sketches import gaussian
 from lrzip.linalg.blocks.subspace import Subspace
 
 _OVERSAMPLE = 48
 # Columns beyond the rank that are kept after convergence, to separate the last wanted direction from the rest.
 _KEPT = 24
-# Rows that are converted to float64 at a time.
-_ROWS = 1024
 # Energy that a Gaussian sketch misses before the first application of AᵀA, relative to σ² of the last wanted direction.
 # The measured ratio is 8; one application too many costs less than another pass in float64.
 _START = 100.0
@@ -34,7 +32,7 @@ def sketched_subspace(
     AᵀA is applied to a Gaussian sketch of `rank` + `oversample` columns (Halko, Martinsson & Tropp 2011, algorithm 4.4,
     from the smaller side). If the sketch captures nearly all energy, interlacing proves that one application is enough.
     Otherwise AᵀA is applied as often as the decay within the sketch requires, and once more in float64, where Ritz
-    values and residuals are the proof (`lrzip.linalg.blocks.certificate.ritz_gap`).
+    values and residuals are the proof (`lrzip.linalg.blocks.rayleigh_ritz`).
 
     Args:
         matrix: Finite, shape (m, n); computed in float32, or in float64 if it has that dtype.
@@ -95,22 +93,13 @@ class _Search:
         """Apply AᵀA in float64 until the leading Ritz vectors of a basis (n, size) provably meet the tolerance."""
         basis = orthonormalize(basis.double())
         for _ in range(_PASSES):
-            projected, images, energy = _pass(self.columns, basis)
-            residual = images - basis @ projected
-            rest = rest_norm(self._squared, basis.to(self.columns.dtype), generator).upper
-            missed = ritz_gap(projected, residual.mT @ residual, rest, self.rank)
-            values, rotation = torch.linalg.eigh(projected)
-            squares = values[-self.rank :].flip(0).clamp(min=0)
-            vectors = (basis @ rotation[:, -self.rank :].flip(1)).to(self.columns.dtype)
-            slack = missed / self.rank + 2 * rounding(squares, torch.float64)
-            found = self._found(squares, vectors, energy, slack)
+            ritz = rayleigh_ritz(self.columns, basis, self.rank, generator)
+            vectors = (basis @ ritz.rotation).to(self.columns.dtype)
+            found = self._found(ritz.squares, vectors, ritz.energy, ritz.slack)
             if found.excess(self.rank) <= tolerance:
                 return found
-            basis = orthonormalize(images)
+            basis = orthonormalize(ritz.images)
         return None
-
-    def _squared(self, x: Tensor) -> Tensor:
-        return product(self.columns.mT, product(self.columns, x))
 
     def _found(self, squares: Tensor, vectors: Tensor, energy: float, slack: float) -> Subspace:
         """Return the subspace of A from the numbers of A / scale."""
@@ -129,19 +118,6 @@ def _applied(columns: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     image = product(columns.mT, orthonormalize(product(columns, start)))
     squares, rotation = torch.linalg.eigh(gram(image, dtype=torch.float64))
     return squares.flip(0).clamp(min=0), image @ rotation.flip(1).to(image.dtype)
-
-
-def _pass(columns: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Return QᵀAᵀAQ, AᵀAQ and ‖A‖_F² in float64, reading A once."""
-    size = basis.shape[1]
-    projected, images, energy = basis.new_zeros(size, size), torch.zeros_like(basis), 0.0
-    for rows in torch.split(columns, _ROWS):
-        doubled = rows.double()
-        image = product(doubled, basis)
-        projected += image.mT @ image
-        images += product(doubled.mT, image)
-        energy += float(torch.linalg.vector_norm(doubled)) ** 2
-    return projected, images, energy
 
 
 def _enough(squares: Tensor, rank: int, allowed: float) -> int | None:

@@ -47,6 +47,12 @@ class Subspace:
             return 0.0
         return sqrt(1 + missed / max(discarded - missed, self.floor)) - 1
 
+    def least(self, rank: int) -> float:
+        """Return a lower bound on the squared error of the best approximation of a rank."""
+        if rank == self.vectors.shape[0]:
+            return 0.0
+        return max(self.energy - float(self.squares[:rank].sum()) - rank * self.slack, 0.0)
+
 
 def full_subspace(
     matrix: Tensor, count: int, *, tolerance: float, rank: int | None = None, coarse: bool = True

@@ -1,7 +1,6 @@
-"""Run programs of torch.export to compare their outputs, count their multiplications, and time them."""
+"""Run programs of torch.export to count their multiplications and time them."""
 
-import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import median
 from time import perf_counter
@@ -10,92 +9,59 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.fx import GraphModule, Node
-from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
 
-from lrzip.core.costs import Latency, Multiplications, Positions, Timing
-from lrzip.core.errors import LrzipError, typed_line
+from lrzip.core.costs import Latency, Positions, Timing
 from lrzip.core.layers import Layer
-from lrzip.core.report import Difference
 from lrzip.core.structure import parents_of_parts
-from lrzip.networks.counting import MacCounter
 from lrzip.networks.inputs import InputShape, example_inputs
 from lrzip.networks.programs.intercept import Intercepted
-from lrzip.networks.programs.operators import OPERATORS, tensor_argument
 from lrzip.networks.programs.silence import silenced
-from lrzip.networks.programs.unroll import Unrolled
 from lrzip.networks.timing import time_alternately
 
 # Number of runs in which layers are timed.
 _ROUNDS = 12
 
 
-@torch.no_grad()
-def differences(before: ExportedProgram, after: ExportedProgram) -> Sequence[Difference]:
-    """Run two programs on the inputs stored in the first one, and compare their outputs.
-
-    Returns:
-        One difference per output tensor; empty if no inputs are stored.
-    """
-    inputs = before.example_inputs
-    if inputs is None:
-        return ()
-    names = before.graph_signature.user_outputs
-    outputs = zip(names, _outputs(before, inputs), _outputs(after, inputs), strict=True)
-    return [difference_of(str(name), old, new) for name, old, new in outputs if isinstance(old, Tensor)]
-
-
-def measure(program: ExportedProgram, layers: Sequence[Layer], inputs: Sequence[InputShape]) -> Multiplications:
+def measure(
+    program: ExportedProgram, layers: Sequence[Layer], inputs: Sequence[InputShape]
+) -> tuple[Mapping[str, Positions], int] | None:
     """Run a program and count its multiplications.
 
     Args:
         program: The program.
         layers: Layers of the program.
-        inputs: Shapes of its inputs. If empty, the inputs that are stored in it are used, and the result is that of one
-            sample.
+        inputs: Shapes of its inputs. If empty, the inputs that are stored in it are used.
 
-    Raises:
-        LrzipError: There are no inputs, or the program does not take them.
+    Returns:
+        How often each element of a layer's weight is multiplied, by layer name, and the multiply-accumulates of the
+        whole program; None if there are no inputs to run it on.
     """
-    values = input_values(program, inputs)
-    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    positions, counter = _PositionCounter({layer.weight.name: layer for layer in layers}), MacCounter()
-    try:
-        with silenced(), torch.no_grad(), counter:
-            outputs = Unrolled(program.module(), positions).run(*values.values())
-    except Exception as error:
-        given = ", ".join(f"{name}: {'×'.join(map(str, shape))}" for name, shape in shapes.items())
-        raise LrzipError(f"The program does not run on inputs of {given}: {typed_line(error)}.") from error
-    found = Multiplications(positions.found, counter.macs, shapes, not_counted=counter.not_counted)
-    return found if inputs else found.of_one(_batch(tensors.values(), outputs))
-
-
-def _batch(inputs: Iterable[Tensor], outputs: Any) -> int:
-    """Return the first size of all inputs, if an output has it too, or 1."""
-    sizes = {tensor.shape[0] if tensor.dim() else 1 for tensor in inputs}
-    results = [value.shape[0] for value in pytree.tree_leaves(outputs) if isinstance(value, Tensor) and value.dim()]
-    return next(iter(sizes)) if len(sizes) == 1 and sizes & set(results) else 1
+    arguments = _arguments(program, inputs)
+    if arguments is None:
+        return None
+    module = program.module()
+    counter = _PositionCounter({layer.weight.name: layer for layer in layers})
+    with silenced(), torch.no_grad(), FlopCounterMode(display=False) as flops:
+        Intercepted(module, counter).run(*arguments)
+    return counter.found, flops.get_total_flops() // 2
 
 
 def time(
     before: ExportedProgram, after: ExportedProgram, layers: Sequence[Layer], inputs: Sequence[InputShape]
-) -> Timing:
-    """Return the run times of two programs and of their layers on the same inputs.
+) -> Timing | None:
+    """Return the run times of two programs and of their layers on the same inputs, or None without inputs.
 
     Args:
         before: The dense program.
         after: The same program with layers replaced.
         layers: Layers of the dense program.
         inputs: Shapes of the inputs. If empty, the inputs that are stored in the dense program are used.
-
-    Raises:
-        LrzipError: There are no inputs.
     """
-    values = list(input_values(before, inputs).values())
-    spec = before.call_spec.in_spec
-    args, kwargs = pytree.tree_unflatten(values, spec) if spec else (values, {})
+    arguments = _arguments(before, inputs)
+    if arguments is None:
+        return None
     dense, small = before.module(), after.module()
     paths = {layer.module: layer.name for layer in layers}
     names = {name: paths[path] for name in after.state_dict for path in parents_of_parts([name]) & paths.keys()}
@@ -103,35 +69,18 @@ def time(
     small_clock = _Clock(small, names)
     with silenced(), torch.inference_mode():
         for _ in range(_ROUNDS):
-            dense_clock.run(*values)
-            small_clock.run(*values)
-        total = time_alternately(partial(dense, *args, **kwargs), partial(small, *args, **kwargs))
+            dense_clock.run(*arguments)
+            small_clock.run(*arguments)
+        total = time_alternately(partial(dense, *arguments), partial(small, *arguments))
     old, new = dense_clock.medians(), small_clock.medians()
     return Timing(total, {name: Latency(old[name], new[name]) for name in new if name in old})
 
 
-def input_values(program: ExportedProgram, inputs: Sequence[InputShape]) -> Mapping[str, Any]:
-    """Return the flat inputs of a program by name: random ones of given shapes, or those that are stored in it.
-
-    Raises:
-        LrzipError: There are no inputs, or not as many as the program takes.
-    """
-    names = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
-    stored = copy.deepcopy(pytree.tree_leaves(program.example_inputs)) if program.example_inputs else []
-    if not inputs and len(stored) == len(names):
-        return dict(zip(names, stored, strict=True))
-    constants = {
-        spec.arg.name: spec.arg.value
-        for spec in program.graph_signature.input_specs
-        if spec.kind is InputKind.USER_INPUT and isinstance(spec.arg, ConstantArgument)
-    }
-    wanted = [name for name in names if name not in constants]
-    if len(inputs) != len(wanted):
-        listed = ", ".join(f"`{name}`" for name in wanted)
-        problem = f"takes {len(wanted)} inputs, {listed}" if inputs else f"stores no inputs for {listed}"
-        raise LrzipError(f"The program {problem}. Give `input_shapes=SIZES` for each, in this order.")
-    examples = dict(zip(wanted, example_inputs(inputs, inputs[0].sizes[0]), strict=True))
-    return {name: examples.get(name, constants.get(name)) for name in names}
+def _arguments(program: ExportedProgram, inputs: Sequence[InputShape]) -> tuple[Any, ...] | None:
+    if inputs:
+        return example_inputs(inputs, inputs[0].sizes[0])
+    stored, options = program.example_inputs or ((), {})
+    return tuple(stored) if stored and not options else None
 
 
 class _PositionCounter:
@@ -143,14 +92,14 @@ class _PositionCounter:
 
     def __call__(self, node: Node, compute: Callable[[], Any], values: Mapping[Node, Any]) -> Any:
         result = compute()
-        operator = OPERATORS.get(node.target)
-        weight = node.args[operator.weight] if operator and len(node.args) > operator.weight else None
-        layer = self._layers.get(str(weight.target)) if isinstance(weight, Node) else None
-        if layer and operator:
-            x = values[tensor_argument(node, operator.x)]
-            positions = Positions.of_call(layer.stage, x.shape, result.shape)
-            before = self.found.get(layer.name)
-            self.found[layer.name] = before.plus(positions) if before else positions
+        for weight in node.all_input_nodes if node.op == "call_function" else ():
+            layer = self._layers.get(str(weight.target)) if weight.op == "get_attr" else None
+            if layer:
+                others = [values[x] for x in node.all_input_nodes if x is not weight]
+                given = next((x for x in others if isinstance(x, Tensor) and x.dim() > 1), others[0])
+                positions = _positions(layer, given, result)
+                before = self.found.get(layer.name)
+                self.found[layer.name] = before.plus(positions) if before else positions
         return result
 
 
@@ -189,29 +138,6 @@ class _Clock:
         return result
 
 
-def _outputs(program: ExportedProgram, inputs: tuple[Any, Any]) -> Sequence[Any]:
-    """Return the outputs of a program with a fixed seed, so that its random numbers are reproducible."""
-    args, kwargs = copy.deepcopy(inputs)  # a program may change its inputs
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return pytree.tree_leaves(program.module()(*args, **kwargs))
-
-
-def difference_of(name: str, before: Tensor, after: Tensor) -> Difference:
-    """Return the difference of an output from its expected value.
-
-    Args:
-        name: Name of the output.
-        before: Expected value.
-        after: Value to compare. If its shape differs, the difference is infinite.
-
-    Returns:
-        The largest absolute difference, and the norm of the difference relative to that of the expected value.
-    """
-    if before.shape != after.shape:
-        return Difference(name, torch.inf, torch.inf)
-    exact = torch.complex128 if before.is_complex() else torch.float64
-    change = (after.to(exact) - before.to(exact)).abs()
-    scale = float(torch.linalg.vector_norm(before.to(exact)))
-    size = float(torch.linalg.vector_norm(change))
-    return Difference(name, float(change.max()) if change.numel() else 0.0, size / scale if scale else size)
+def _positions(layer: Layer, given: Tensor, result: Tensor) -> Positions:
+    """Return the positions at which a layer is applied in one call."""
+    return Positions.of_call(layer.stage, given.shape, result.shape)

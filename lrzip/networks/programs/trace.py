@@ -11,6 +11,7 @@ from torch.export import Dim, ExportedProgram
 from lrzip.core.errors import LrzipError, typed_line
 from lrzip.networks.inputs import BATCH, InputShape, example_inputs, run
 from lrzip.networks.programs.silence import silenced
+from lrzip.networks.programs.trials import randomized
 
 # Batch sizes at which outputs are compared: the one that is traced (a size of 1 would be specialized), a single sample,
 # and a third.
@@ -64,7 +65,19 @@ def trace(model: nn.Module, inputs: Sequence[InputShape]) -> Traced:
     ]
     wanted = {name for shape in inputs for name in shape.names if name}
     fixed = sorted(wanted - {name for names in dynamic for name in names.values()})
-    return Traced(program, model, [example_inputs(inputs, batch) for batch in batches], dynamic, fixed)
+    return Traced(program, model, _runs(program, inputs, batches), dynamic, fixed)
+
+
+def _runs(program: ExportedProgram, inputs: Sequence[InputShape], batches: Sequence[int]) -> list[tuple[Tensor, ...]]:
+    """Return random inputs of several batch sizes, with indices of all rows of tables if the program takes them."""
+    plain = [example_inputs(inputs, batch) for batch in batches]
+    wide = [randomized(program, (run_, {}))[0] for run_ in plain]
+    with silenced(), torch.no_grad():
+        try:
+            program.module()(*wide[0])
+        except Exception:  # an index is out of range after it was computed from the input
+            return plain
+    return wide
 
 
 def trace_program(program: ExportedProgram) -> Traced:

@@ -1,6 +1,7 @@
 """Everything but the replaced layers of a model is written unchanged, and only if it is valid and runs."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from tests.support.graphs import (
     feeds,
     model,
     node,
-    placed,
     rich,
     run,
     save,
@@ -83,16 +83,19 @@ def test_other_dtypes_are_kept(dtype: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "expected"),
+    ("data", "ending"),
     [
-        ("dense.onnx.data", "small.onnx.data"),
-        ("dense.onnx_data", "small.onnx_data"),
-        ("weights.bin", "small.onnx.data"),
+        ("dense.onnx.data", ".data"),
+        ("dense.onnx_data", "_data"),
+        ("dense.onnx.0123456789abcdef.weights", ".weights"),
+        ("weights.bin", ".data"),
     ],
 )
-def test_external_data_stays_external(data: str, expected: str, tmp_path: Path) -> None:
+def test_external_data_stays_external(data: str, ending: str, tmp_path: Path) -> None:
     path = external(tmp_path, data)
     report = lrzip.compress(path, tmp_path / "small.onnx", energy=1.0, force_factorize=True, layers={"second": "keep"})
+    expected = data_of(tmp_path / "small.onnx").name
+    assert re.fullmatch(rf"small\.onnx\.[0-9a-f]{{16}}{re.escape(ending)}", expected)
     after = onnx.load(tmp_path / "small.onnx", load_external_data=False)
     places = {
         tensor.name: next((e.value for e in tensor.external_data if e.key == "location"), None)
@@ -113,7 +116,7 @@ def test_large_results_are_written_externally(tmp_path: Path, monkeypatch: pytes
     path = save(shared(), tmp_path / "a.onnx")
     monkeypatch.setattr("lrzip.formats.onnx.writer._PROTOBUF_LIMIT", 100)
     lrzip.compress(path, tmp_path / "b.onnx", energy=1.0, force_factorize=True, only=["kernel"])
-    assert (tmp_path / "b.onnx.data").stat().st_size >= 4 * 12 * 12 * 9
+    assert data_of(tmp_path / "b.onnx").stat().st_size >= 4 * 12 * 12 * 9
     inputs = feeds(path)
     agree(run(path, inputs), run(tmp_path / "b.onnx", inputs), depth=4, inner=108)
 
@@ -137,22 +140,36 @@ def test_tensors_of_attributes_may_be_external(tmp_path: Path) -> None:
         assert np.array_equal(result.read("b").numpy(), weight(20))
 
 
-def test_existing_data_is_not_overwritten(tmp_path: Path) -> None:
-    path = external(tmp_path, "small.onnx.data")
-    with pytest.raises(OutputExists, match=r"would overwrite `.*small\.onnx\.data`, data of the input"):
-        lrzip.compress(path, tmp_path / "small.onnx", rank=2)
-    path.with_name("small.onnx.data").rename(tmp_path / "data.onnx")
-    placed(path, location="data.onnx", index=slice(None))
-    with pytest.raises(OutputExists, match=r"would overwrite `.*data\.onnx`, data of the input"):
-        lrzip.compress(path, tmp_path / "data.onnx", rank=2, force=True)
+def data_of(path: Path) -> Path:
+    """Return the only file of external data that a model of this name has."""
+    (found,) = path.parent.glob(f"{path.name}?*")
+    return found
+
+
+def test_data_of_the_input_is_not_overwritten(tmp_path: Path) -> None:
+    path = external(tmp_path, "small.onnx")
+    with pytest.raises(OutputExists, match=r"small\.onnx` is data of the input"):
+        lrzip.compress(path, tmp_path / "small.onnx", rank=2, force=True)
+    path = external(tmp_path, "small.onnx.0123456789abcdef.data")
+    before = data_of(tmp_path / "small.onnx").read_bytes()
+    (tmp_path / "small.onnx").unlink()
+    lrzip.compress(path, tmp_path / "small.onnx", rank=2)
+    assert (tmp_path / "small.onnx.0123456789abcdef.data").read_bytes() == before
+    assert run(path, feeds(path))
+
+
+def test_the_data_of_a_replaced_model_goes_and_that_of_others_stays(tmp_path: Path) -> None:
+    path, output = external(tmp_path), tmp_path / "other.onnx"
     (tmp_path / "other.onnx.data").write_text("precious")
-    with pytest.raises(OutputExists, match=r"other\.onnx\.data`, where the tensors of .* exists"):
-        lrzip.compress(path, tmp_path / "other.onnx", rank=2)
+    (tmp_path / "other.onnx.0123456789abcdef.data").write_text("of a run that was killed")
+    names = set()
+    for rank in (2, 3, 3):
+        lrzip.compress(path, output, rank=rank, force=True)
+        (written,) = {*tmp_path.glob("other.onnx?*")} - {tmp_path / "other.onnx.data"}
+        names.add(written.name)
+        assert run(output, feeds(path))
+    assert len(names) == 2
     assert (tmp_path / "other.onnx.data").read_text() == "precious"
-    (tmp_path / "third.onnx").write_text("old")
-    lrzip.compress(path, tmp_path / "third.onnx", rank=2, force=True)
-    lrzip.compress(path, tmp_path / "third.onnx", rank=3, force=True)
-    assert run(tmp_path / "third.onnx", feeds(path))
 
 
 @pytest.mark.parametrize("when", ["put", "check", "move"])

@@ -8,6 +8,8 @@ from lrzip.linalg.blocks.lanczos import Ritz, block_lanczos, block_size
 from tests.support.matrices import SPECTRA, slow, with_spectrum
 
 SIZE = 400
+# Spectra whose leading eigenvalues are not separated from those that follow.
+UNPROVEN = ("flat", "flat_then_drop")
 
 
 def positive(values: Tensor, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
@@ -41,7 +43,9 @@ def test_vectors_miss_at_most_the_energy_of_their_bound(spectrum: str, dtype: to
     matrix = positive(values, dtype)
     for rank in (5, 60):
         ritz = lanczos(matrix, rank)
-        assert ritz is not None
+        if ritz is None:  # the norm of the complement is not known precisely enough to tell wanted from unwanted ones
+            assert spectrum in UNPROVEN
+            continue
         eps = torch.finfo(dtype).eps * float(values[0])
         captured = float((ritz.vectors.double() * (matrix.double() @ ritz.vectors.double())).sum())
         missed = float(values[:rank].sum()) - captured
@@ -78,10 +82,26 @@ def test_clusters_wider_than_a_block_do_not_hide(rank: int) -> None:
         limit=600,
         generator=generator,
     )
-    assert (ritz is None) == (rank == 140)  # which is recognized
-    if ritz:
-        missed = float(values[:rank].sum() - ritz.values.sum())
-        assert missed <= 1e-3 * float(values[rank:].sum())
+    # They are found in the complement of the space, which proves nothing then.
+    assert ritz is None
+
+
+def test_an_eigenvalue_slightly_above_the_wanted_ones_does_not_hide() -> None:
+    # 8 of the first 40 are outside of any Krylov space of 32 start vectors, and few steps do not find them.
+    values = torch.where(torch.arange(600) < 40, 1.05, torch.linspace(1, 0.5, 600).double())
+    matrix, generator = positive(values), Generator().manual_seed(0)
+    for tolerance in (1e-2, 1e-3):
+        ritz = block_lanczos(
+            matrix.matmul,
+            40,
+            start=start(matrix, 40, generator),
+            trace=float(values.sum()),
+            tolerance=tolerance,
+            limit=400,
+            generator=generator,
+        )
+        missed = float(values[:40].sum() - ritz.values.sum()) if ritz else 0.0
+        assert missed <= (ritz.missed if ritz else 0.0) + 1e-9
 
 
 def test_a_flat_spectrum_reaches_the_limit() -> None:

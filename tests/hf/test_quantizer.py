@@ -228,18 +228,63 @@ def test_transformers_4_reports_factors_that_are_missing(root: Path) -> None:
         quantizer.update_missing_keys(model, ["transformer.h.1.mlp.c_fc.weight_in"], "")
 
 
-def test_a_module_that_the_model_lacks_or_cannot_have_in_factors_is_named(root: Path, tmp_path: Path) -> None:
-    ranks = ranks_of(root / "gpt2.lrzip")
-    for module, message in {
-        "transformer.ghost": "names `transformer.ghost`, which GPT2LMHeadModel does not have",
-        "transformer.wpe": "`transformer.wpe` is Embedding, for which there is no low-rank module",
-    }.items():
-        folder = copy_of(root / "gpt2.lrzip", tmp_path / module, ranks=ranks | {module: RANK})
-        tensors = load_file(folder / "model.safetensors")
-        tensors |= {f"{module}.weight_in": torch.zeros(RANK, 32), f"{module}.weight": torch.zeros(20, RANK)}
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(LrzipError, match=message):
-            auto("gpt2").from_pretrained(folder)
+def with_tensors(folder: Path, target: Path, ranks: dict[str, int], tensors: dict[str, Tensor]) -> Path:
+    """Return a copy of a folder with other ranks and tensors."""
+    made = copy_of(folder, target, ranks=ranks)
+    save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
+    return made
+
+
+def test_a_layer_of_another_name_or_kind_than_in_the_model_is_named(root: Path, tmp_path: Path) -> None:
+    ranks, tensors = ranks_of(root / "gpt2.lrzip"), load_file(root / "gpt2.lrzip" / "model.safetensors")
+    lost = "transformer.h.1.mlp.c_fc"
+    renamed = {name.replace(lost, "transformer.ghost"): tensor for name, tensor in tensors.items()}
+    elsewhere = {name.replace(lost, "transformer.ghost"): rank for name, rank in ranks.items()}
+    folder = with_tensors(root / "gpt2.lrzip", tmp_path / "renamed", elsewhere, renamed)
+    message = f"`transformer.ghost`, which GPT2LMHeadModel does not have, while no file has its `{lost}.weight`"
+    with pytest.raises(LrzipError, match=message):
+        auto("gpt2").from_pretrained(folder)
+    extra = {"transformer.wpe.weight_in": torch.zeros(RANK, 32), "transformer.wpe.weight": torch.zeros(20, RANK)}
+    ranks["transformer.wpe"] = RANK
+    folder = with_tensors(root / "gpt2.lrzip", tmp_path / "kind", ranks, tensors | extra)
+    with pytest.raises(LrzipError, match=r"`transformer\.wpe` is Embedding, for which there is no low-rank module"):
+        auto("gpt2").from_pretrained(folder)
+
+
+def test_layers_that_the_class_ignores_do_not_matter(root: Path, tmp_path: Path) -> None:
+    dense = load_file(root / "llama" / "model.safetensors")
+    transformers.LlamaConfig.from_pretrained(root / "llama").save_pretrained(tmp_path / "more")
+    config = json.loads((root / "llama" / "config.json").read_text())
+    (tmp_path / "more" / "config.json").write_text(json.dumps(config))
+    save_file(dense | {"extra.weight": torch.randn(32, 32)}, tmp_path / "more" / "model.safetensors")
+    lrzip.compress(tmp_path / "more", tmp_path / "small", rank=RANK)
+    assert "extra" in ranks_of(tmp_path / "small")
+    assert_close(
+        logits(auto("llama").from_pretrained(tmp_path / "small")), logits(auto("llama").from_pretrained(root / "llama"))
+    )
+
+
+def test_dequantize_gives_the_dense_model(name: str, root: Path, tmp_path: Path) -> None:
+    model = auto(name).from_pretrained(root / f"{name}.lrzip")
+    expected = logits(model)
+    dense = model.dequantize()
+    assert not [module for module in dense.modules() if isinstance(module, hf.LowRankLinear)]
+    assert {n: type(m) for n, m in dense.named_modules()} == {n: type(m) for n, m in build(name).named_modules()}
+    assert_close(logits(dense), expected)
+    dense.save_pretrained(tmp_path / "dense")
+    assert_close(logits(auto(name).from_pretrained(tmp_path / "dense")), expected)
+
+
+def test_subclasses_of_linear_layers_load(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = transformers.FalconForCausalLM(transformers.FalconConfig(**sizes)).eval()
+    model.save_pretrained(tmp_path / "dense")
+    lrzip.compress(tmp_path / "dense", tmp_path / "small", rank=8)
+    lrzip.export(tmp_path / "small", "dense", tmp_path / "merged")
+    small, merged = (transformers.AutoModelForCausalLM.from_pretrained(tmp_path / n) for n in ("small", "merged"))
+    assert sum(isinstance(module, hf.LowRankLinear) for module in small.modules()) == len(ranks_of(tmp_path / "small"))
+    assert_close(logits(small), logits(merged))
+    assert {type(m) for m in small.dequantize().modules()} == {type(m) for m in model.modules()}
 
 
 def test_a_plain_file_keeps_conv1d_and_a_live_network_does_not(tmp_path: Path) -> None:
@@ -261,7 +306,7 @@ def test_a_plain_file_keeps_conv1d_and_a_live_network_does_not(tmp_path: Path) -
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_a_low_rank_convolution_computes_the_product_of_its_factors_in_each_group(groups: int) -> None:
     layer = nn.Conv2d(8, 12, 3, stride=2, padding=1, dilation=2, groups=groups)
-    low_rank = hf._low_rank("layer", layer, 2)
+    low_rank = hf.modules.low_rank("layer", layer, 2)
     generator = torch.Generator().manual_seed(0)
     for parameter in low_rank.parameters():
         nn.init.normal_(parameter, generator=generator)
