@@ -9,8 +9,11 @@ from torch import Tensor
 
 from lrzip.linalg.blocks.subspace import Subspace
 
-# Sums of squares in float64 have a relative error near 1e-14; an energy that is met exactly must count as met.
+# Sums of squares in float64 have a relative error near 1e-14; an energy that is met exactly must count as met. So must
+# one that only rounding errors of the values miss, which are largest for float32 (√1e-12 σ₁).
 _SUM_SLACK = 1e-12
+# The same, relative to the energy that may be left: where nothing may be left, a sum of nothing has no error.
+_SHARE_SLACK = 1e-6
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,14 @@ class Spectrum:
         return float(self.values[rank:].square().sum().sqrt())
 
     def rank_for_energy(self, energy: float) -> int:
-        """Return the smallest rank r ≥ 1 with Σ_{i≤r} σᵢ² ≥ energy · Σ σᵢ²."""
-        reached = self._energies >= (energy - _SUM_SLACK) * self.total
-        return int(torch.argmax(reached.to(torch.uint8))) + 1
+        """Return the smallest rank r ≥ 1 with Σ_{i≤r} σᵢ² ≥ energy · Σ σᵢ².
+
+        An energy of 1 keeps all values but those that rounding alone makes, as their sums cannot tell them from 0.
+        """
+        left = self.values.square().flip(0).cumsum(0).flip(0)[1:]  # from the smallest up, so that none is lost
+        noise = (max(self.shape) * self.eps) ** 2
+        allowed = 1 - energy + min(_SUM_SLACK, max(_SHARE_SLACK * (1 - energy), noise))
+        return 1 + int((left > allowed * self.total).sum())
 
     def settles(self, energy: float) -> bool:
         """Return whether `rank_for_energy` is the same for all values within their error bound."""
@@ -68,14 +76,13 @@ class Spectrum:
 
     @property
     def numerical_rank(self) -> int:
-        """Number of singular values above σ₁ · max(m, n) · eps, as in `numpy.linalg.matrix_rank`."""
+        """Number of singular values above σ₁ · max(m, n) · eps, as in `numpy.linalg.matrix_rank`; others count as 0."""
         return int((self.values > self.spectral_norm * max(self.shape) * self.eps).sum())
 
     @property
     def condition_number(self) -> float | None:
-        """σ₁ / σ_min; None if σ_min is zero to the precision of the values."""
-        smallest = float(self.values[-1])
-        return self.spectral_norm / smallest if smallest > self.spectral_norm * self.eps else None
+        """σ₁ / σ_min; None if the matrix has less than full numerical rank."""
+        return self.spectral_norm / float(self.values[-1]) if self.numerical_rank == len(self.values) else None
 
     @property
     def effective_rank(self) -> float | None:

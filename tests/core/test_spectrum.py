@@ -47,7 +47,32 @@ def test_the_rank_for_an_energy_is_the_smallest_that_keeps_it(values: list[float
     rank = found.rank_for_energy(energy)
     assert 1 <= rank <= len(values)
     assert found.energy(rank) >= energy - 2e-12
-    assert rank == 1 or found.energy(rank - 1) < energy
+    assert rank == 1 or found.tail(rank - 1) ** 2 > (1 - energy) * found.total
+
+
+@pytest.mark.parametrize("exponent", [-1, -3, -6, -9, -12])
+def test_all_of_the_energy_keeps_every_value_above_rounding(exponent: int) -> None:
+    eps = torch.finfo(torch.float64).eps
+    values = torch.tensor([1.0, 0.5, 10.0**exponent], dtype=torch.float64)
+    matrix = with_spectrum((40, 3), values, dtype=torch.float64)
+    assert Spectrum(values, (40, 3), eps).rank_for_energy(1.0) == 3
+    assert Spectrum(singular_values(matrix), (40, 3), eps).rank_for_energy(1.0) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("size", [6, 60, 400])
+def test_all_of_the_energy_drops_values_that_rounding_made(size: int, dtype: torch.dtype) -> None:
+    matrix = with_spectrum((size, size), torch.linspace(2, 1, 5), dtype=dtype)
+    found = Spectrum(singular_values(matrix), (size, size), torch.finfo(dtype).eps)
+    assert found.rank_for_energy(1.0) == found.numerical_rank == 5
+
+
+@given(st.floats(-20, 0), st.sampled_from([torch.float32, torch.float64]), st.integers(2, 5000))
+def test_a_condition_number_is_given_at_full_numerical_rank(exponent: float, dtype: torch.dtype, rows: int) -> None:
+    values = torch.tensor([1.0, 10.0**exponent], dtype=torch.float64)
+    found = Spectrum(values, (rows, 2), torch.finfo(dtype).eps)
+    assert (found.condition_number is None) == (found.numerical_rank < 2)
+    assert found.condition_number in (None, 1 / 10.0**exponent)
 
 
 def test_tail_and_energy_add_up_to_the_total() -> None:
