@@ -27,6 +27,7 @@ from lrzip.networks.weights import is_parameter
 from lrzip.pipeline.latency import costs_of
 from lrzip.pipeline.profile import Profile, profile_of
 from lrzip.pipeline.selection import select
+from lrzip.pipeline.subnormal_weights import SubnormalWeight, find_subnormal_weights
 from lrzip.pipeline.survey import check_device, survey
 from lrzip.ranks import Candidate, Context
 from lrzip.ranks.energy import Energy
@@ -88,6 +89,7 @@ class Analysis:
         parameters_at: Number of parameters after factorization, by energy.
         costs_at: Costs of a run after factorization, by energy; empty if it is not known how to run the network.
         version: Version of lrzip.
+        subnormal: Weights with many subnormal numbers.
         inferred: Whether the kinds of layers were inferred from their weights.
     """
 
@@ -102,6 +104,7 @@ class Analysis:
     parameters_at: Mapping[float, int]
     costs_at: Mapping[float, Costs]
     version: str
+    subnormal: Sequence[SubnormalWeight]
     inferred: bool
 
     def to_dict(self, *, spectrum: bool = False) -> dict[str, Any]:
@@ -120,6 +123,7 @@ class Analysis:
             | ({"costs_at_energy": {f"{e:g}": costs.to_dict() for e, costs in self.costs_at.items()}} if run else {}),
             "layers": [item.to_dict(spectrum=spectrum) | self._costs_of(item) for item in self.layers],
             "kept": [{"name": keep.name, "tensor": keep.tensor.name, "reason": keep.reason} for keep in self.keep],
+            "subnormals": [weight.to_dict() for weight in self.subnormal],
         }
 
     def _costs_of(self, item: LayerAnalysis) -> dict[str, Any]:
@@ -164,6 +168,7 @@ def analyze(path: str | Path, **options: Unpack[AnalyzeOptions]) -> Analysis:
             parameters_at={energy: parameters - _saved(candidates, ranks) for energy, ranks in chosen.items()},
             costs_at=_costs(profile, candidates, chosen, latency=latency),
             version=__version__,
+            subnormal=find_subnormal_weights(checkpoint),
             inferred=model is None and not checkpoint.knows_layers,
         )
 

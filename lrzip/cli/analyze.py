@@ -122,6 +122,8 @@ def _sorted(
 
 
 def _print(console: Console, document: dict[str, Any], layers: list["LayerAnalysis"], analysis: "Analysis") -> None:
+    from lrzip.pipeline.subnormal_weights import subnormal_note
+
     source, totals = document["source"], document["totals"]
     entry = f" · entry {source['key']}" if source["key"] else ""
     console.print(Text(printable(f"{source['path']} · {source['format']}{entry} · {size_text(source['nbytes'])}")))
@@ -153,6 +155,8 @@ def _print(console: Console, document: dict[str, Any], layers: list["LayerAnalys
         f"\n{len(rows)} of {totals['tensors']} tensors can be factorized: {totals['factorizable_parameters']:,} of "
         f"{totals['parameters']:,} parameters.{' Kinds are inferred from the weights.' if analysis.inferred else ''}"
     )
+    if note := subnormal_note(analysis.subnormal):
+        console.print(Text(printable(note)), soft_wrap=True)
     for energy, count in analysis.parameters_at.items():
         console.print(
             f"  energy {energy:g}: {count:,} parameters, {totals['parameters'] / max(count, 1):.2f} times smaller"

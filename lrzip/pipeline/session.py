@@ -45,6 +45,7 @@ from lrzip.pipeline.profile import Profile, profile_of
 from lrzip.pipeline.request import Request
 from lrzip.pipeline.scratch import Scratch, scratch_beside
 from lrzip.pipeline.setup import Setup
+from lrzip.pipeline.subnormal_weights import find_subnormal_weights, subnormal_note
 from lrzip.pipeline.survey import find_candidates, selected_layers
 from lrzip.ranks import Candidate, Meter, RankRule
 
@@ -233,9 +234,14 @@ class Session:
             costs=self._costs(plan, output if results else None),
             usage=usage_of(format_) if format_ and plan.factorize else None,
             comparison=compare(checkpoint, output) if output and results else Comparison(),
-            notes=notes_of(checkpoint) if output else (),
+            notes=self._notes(written=output is not None),
             calibrated=calibration_summary(calibration, changed) if calibration else None,
         )
+
+    def _notes(self, *, written: bool) -> Sequence[str]:
+        notes = tuple(notes_of(self.checkpoint)) if written else ()
+        slow = subnormal_note(find_subnormal_weights(self.checkpoint)) if self.setup.latency else None
+        return (*notes, slow) if slow else notes
 
     def _calibrate(self, layers: Sequence[Layer]) -> Calibration | None:
         """Calibrate on the first call; unless the request names an objective, that of the calibration is used."""

@@ -98,6 +98,7 @@ ANALYZE = strict(
         )
     ),
     kept=KEPT,
+    subnormals=listed(strict(tensor=TEXT, count=COUNT, parameters=COUNT)),
 )
 
 BUDGET = strict(

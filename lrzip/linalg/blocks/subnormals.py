@@ -5,6 +5,8 @@ from torch import Tensor
 
 # Below this, no number matters beside the others of a layer, whatever their dtype.
 _NEGLIGIBLE = torch.finfo(torch.float32).tiny
+# Numbers just above the subnormal ones are set to 0 with them: almost any product with them is subnormal.
+_MARGIN = 1.01
 
 
 def stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -20,7 +22,7 @@ def flush_subnormals(tensor: Tensor) -> Tensor:
     """
     if not tensor.is_floating_point():
         return tensor
-    subnormal = subnormals(tensor)
+    subnormal = subnormals(tensor, _MARGIN)
     if not bool(subnormal.any()):
         return tensor
     flushed: Tensor = tensor.masked_fill(subnormal, 0)
@@ -31,7 +33,7 @@ def flush_subnormals(tensor: Tensor) -> Tensor:
     return flushed
 
 
-def subnormals(tensor: Tensor) -> Tensor:
-    """Return a mask of the numbers that are not 0 and smaller than the smallest normal number of the dtype."""
-    mask: Tensor = (tensor != 0) & (tensor.abs() < torch.finfo(tensor.dtype).tiny)
+def subnormals(tensor: Tensor, margin: float = 1.0) -> Tensor:
+    """Return a mask of the numbers that are not 0 and below the smallest normal number of the dtype, times a margin."""
+    mask: Tensor = (tensor != 0) & (tensor.abs() < margin * torch.finfo(tensor.dtype).tiny)
     return mask

@@ -10,9 +10,11 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 def test_subnormal_numbers_become_zero_and_all_others_stay(dtype: torch.dtype) -> None:
     info = torch.finfo(dtype)
     least = info.smallest_normal * info.eps
-    values = torch.tensor([0.0, -0.0, least, -least, info.tiny / 2, info.tiny, -info.tiny, 1.0, info.max], dtype=dtype)
+    values = torch.tensor(
+        [0.0, -0.0, least, -least, info.tiny / 2, 2 * info.tiny, -2 * info.tiny, 1.0, info.max], dtype=dtype
+    )
     assert int(subnormals(values).sum()) == 3
-    expected = torch.tensor([0.0, -0.0, 0.0, 0.0, 0.0, info.tiny, -info.tiny, 1.0, info.max], dtype=dtype)
+    expected = torch.tensor([0.0, -0.0, 0.0, 0.0, 0.0, 2 * info.tiny, -2 * info.tiny, 1.0, info.max], dtype=dtype)
     assert torch.equal(flush_subnormals(values), expected)
 
 
