@@ -5,14 +5,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
+from lrzip.core.documents import Place
 from lrzip.core.errors import LrzipError, one_line
+from lrzip.core.tensors import tensor
+from lrzip.formats.torch.plain import read_plain
+from lrzip.training.data.npz import check_npz
 from lrzip.training.data.samples import Arrays
 
 _SUFFIXES = (".npz", ".safetensors", ".pt", ".pth")
 _PARTS = ("train", "val", "test")
+_WANTED = {"x", "y", *(f"{part}_{leaf}" for part in _PARTS for leaf in "xy")}
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def is_array_file(path: Path) -> bool:
@@ -39,28 +45,36 @@ def read_arrays(path: Path) -> dict[str, Arrays]:
 
 
 def _load(path: Path) -> Mapping[str, Tensor]:
+    """Return the arrays that are read, and empty ones for the names of all others."""
+    readers = {".safetensors": _load_safetensors, ".npz": _load_npz}
     try:
-        return _load_unchecked(path)
+        return readers.get(path.suffix.lower(), _load_pt)(path)
     except (LrzipError, MemoryError):
         raise
     except Exception as error:  # the libraries raise errors of any type on damaged files
         raise LrzipError(f"The data in `{path}` cannot be read: {one_line(error)}.") from error
 
 
-def _load_unchecked(path: Path) -> Mapping[str, Tensor]:
-    suffix = path.suffix.lower()
-    if suffix == ".safetensors":
-        return load_file(path)
-    if suffix == ".npz":
-        wanted = {"x", "y", *(f"{part}_{leaf}" for part in _PARTS for leaf in "xy")}
-        # By handle, since NumPy does not close files that it opened itself if they are damaged.
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            # Other arrays, such as names of features, may have dtypes that torch lacks.
-            return {name: _tensor(path, name, file) if name in wanted else torch.empty(0) for name in file.files}
-    content = torch.load(path, map_location="cpu", weights_only=True)
+def _load_safetensors(path: Path) -> Mapping[str, Tensor]:
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) if name in _WANTED else torch.empty(0) for name in file.keys()}  # noqa: SIM118
+
+
+def _load_npz(path: Path) -> Mapping[str, Tensor]:
+    check_npz(path)
+    # By handle, since NumPy does not close files that it opened itself if they are damaged.
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        # Other arrays, such as names of features, may have dtypes that torch lacks.
+        return {name: _tensor(path, name, file) if name in _WANTED else torch.empty(0) for name in file.files}
+
+
+def _load_pt(path: Path) -> Mapping[str, Tensor]:
+    place = Place(f"`{path}`", "Save a dict of dense tensors with torch.save.")
+    content = read_plain(path, place, only=_WANTED)
     if not isinstance(content, dict):
         raise LrzipError(f"`{path}` holds a {type(content).__name__}, not a dict of tensors.")
-    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    arrays = {name: tensor()(content[name], place.at(name)) for name in content.keys() & _WANTED}
+    return arrays | {str(name): torch.empty(0) for name in content.keys() - _WANTED}
 
 
 def _tensor(path: Path, name: str, file: Mapping[str, np.ndarray]) -> Tensor:
@@ -85,6 +99,8 @@ def _check(path: Path, name: str, array: Tensor) -> None:
         raise LrzipError(f"`{path}`: `{name}` of shape {tuple(array.shape)} holds no samples.")
     if array.is_complex():
         raise LrzipError(f"`{path}`: `{name}` is complex. Give real numbers.")
+    if array.is_floating_point() and array.dtype not in _FLOATS:
+        raise LrzipError(f"`{path}`: `{name}` is {str(array.dtype).removeprefix('torch.')}. Give float32.")
     if array.is_floating_point():
         bad = ~torch.isfinite(array.flatten(1) if array.ndim > 1 else array[:, None]).all(1)
         if bool(bad.any()):

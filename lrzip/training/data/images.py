@@ -1,5 +1,6 @@
 """Folders of images: one subfolder per class, in the order of their names."""
 
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -94,13 +95,22 @@ def _decoded(path: Path, size: int | None, mode: str | None) -> Any:
     except ModuleNotFoundError as error:
         raise LrzipError("Reading images needs Pillow. Install it with `pip install 'lrzip-nn[train]'`.") from error
     try:
-        with pillow.open(path) as opened:
+        # Pillow warns of images of half the size that it refuses.
+        with warnings.catch_warnings(action="ignore"), pillow.open(path) as opened:
             image = opened.convert(mode or ("L" if opened.mode in ("1", "L", "I;16") else "RGB"))
-    except (OSError, ValueError) as error:
+            return image if size is None else _cropped(image, size)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises errors of any type on damaged files
         raise LrzipError(f"`{path}` cannot be read as an image: {one_line(error, 120)}.") from error
-    if size is None:
-        return image
+
+
+def _cropped(image: Any, size: int) -> Any:
+    """Return the center of an image whose shorter side is scaled to a size; the rest is never scaled."""
     shorter = min(image.size)
-    resized = image.resize(tuple(round(side * size / shorter) for side in image.size))
-    left, top = (resized.size[0] - size) // 2, (resized.size[1] - size) // 2
-    return resized.crop((left, top, left + size, top + size))
+    scaled = [round(side * size / shorter) for side in image.size]
+    starts = [(side - size) // 2 for side in scaled]
+    ratios = [side / new for side, new in zip(image.size, scaled, strict=True)]
+    box = [start * ratio for start, ratio in zip(starts, ratios, strict=True)]
+    box += [(start + size) * ratio for start, ratio in zip(starts, ratios, strict=True)]
+    return image.resize((size, size), box=tuple(box))

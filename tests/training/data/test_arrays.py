@@ -1,3 +1,5 @@
+import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +80,7 @@ def test_unusable_arrays_are_named(arrays: dict[str, Any], message: str, tmp_pat
 )
 def test_damaged_files_are_named(damaged: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / damaged).write_bytes(content)
-    with pytest.raises(LrzipError, match=r"The data in .* cannot be read: ") as error:
+    with pytest.raises(LrzipError, match=r"(The data in .* cannot be read: |b\.pt` is damaged)") as error:
         read_arrays(tmp_path / damaged)
     assert "\n" not in str(error.value)
 
@@ -87,3 +89,72 @@ def test_a_file_without_a_dictionary_is_named(tmp_path: Path) -> None:
     torch.save(torch.zeros(3), tmp_path / "d.pt")
     with pytest.raises(LrzipError, match="holds a Tensor, not a dict of tensors"):
         read_arrays(tmp_path / "d.pt")
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("name", ["x", "y"])
+@pytest.mark.parametrize("kind", ["sparse", "csr", "meta", "quantized", "number", "list", "complex", "float8"])
+def test_tensors_without_dense_numbers_are_named(name: str, kind: str, tmp_path: Path) -> None:
+    dense = torch.ones(24, 6)
+    made: dict[str, Any] = {
+        "sparse": dense.to_sparse(),
+        "csr": dense.to_sparse_csr(),
+        "meta": dense.to("meta"),
+        "quantized": torch.quantize_per_tensor(dense, 1.0, 0, torch.qint8),
+        "number": 5,
+        "list": [1.0] * 24,
+        "complex": dense.to(torch.complex64),
+        "float8": dense.to(torch.float8_e4m3fn),
+    }
+    torch.save({"x": dense, "y": torch.zeros(24), name: made[kind]}, tmp_path / "d.pt")
+    with pytest.raises(LrzipError, match=rf"d\.pt`: `{name}` (is|must be) ") as error:
+        read_arrays(tmp_path / "d.pt")
+    assert str(error.value).isprintable()
+
+
+def test_other_entries_are_not_read(tmp_path: Path) -> None:
+    torch.save({"x": torch.ones(3, 2), "sparse": torch.ones(3).to_sparse(), 7: object}, tmp_path / "d.pt")
+    assert list(read_arrays(tmp_path / "d.pt")) == ["train"]
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors", "pt"])
+def test_files_cut_anywhere_are_refused(suffix: str, tmp_path: Path) -> None:
+    path, x = tmp_path / f"d.{suffix}", torch.ones(30, 4)
+    if suffix == "npz":
+        write_data(path, x)
+    elif suffix == "pt":
+        torch.save({"x": x}, path)
+    else:
+        save_file({"x": x}, path)
+    content = path.read_bytes()
+    for length in range(0, len(content), len(content) // 80):
+        path.write_bytes(content[:length])
+        with pytest.raises(LrzipError, match=rf"`{path}`"):
+            read_arrays(path)
+
+
+def claiming(shape: str, data: bytes = b"", dtype: str = "<f4") -> bytes:
+    """Return an array whose header claims a shape."""
+    header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("shape", ["(1000000000, 6)", "(3, 2)", f"({10**30},)", "(-1,)", "('a',)", "(True, 1e9)", "7"])
+def test_arrays_that_claim_more_than_the_file_has_are_refused(shape: str, compression: int, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "d.npz", "w", compression) as archive:
+        archive.writestr("x.npy", claiming(shape))
+    with pytest.raises(LrzipError, match=r"d\.npz`") as error:
+        read_arrays(tmp_path / "d.npz")
+    assert str(error.value).isprintable()
+
+
+def test_a_directory_that_claims_more_than_its_bytes_unpack_to_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "d.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", claiming("(250000000,)", b"1234"))
+    content = path.read_bytes()
+    at = content.rindex(b"PK\x01\x02") + 24
+    path.write_bytes(content[:at] + struct.pack("<I", 1 << 30) + content[at + 4 :])
+    with pytest.raises(LrzipError, match=r"`x` claims 1073741824 bytes, and the file has fewer"):
+        read_arrays(path)
