@@ -34,6 +34,7 @@ from lrzip.training.outcomes import Epoch, Outcome
 from lrzip.training.settings import Settings
 from lrzip.training.student import StudentTeacher, load_student
 from lrzip.training.tasks import Task, task_of
+from lrzip.training.tokens import with_alignment
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class FinetuneReport:
             "input": str(self.source),
             "output": str(self.output),
             "task": self.task.kind,
+            "task_remark": self.task.remark,
             "train_examples": self.examples[0],
             "val_examples": self.examples[1],
             "before": _scores(self.before),
@@ -131,7 +133,8 @@ def finetune(
     networks = load_student(source, given[Network].model, Path(teacher) if teacher else None, **vars(given[Opening]))
     freeze(networks.student, **vars(given[TrainedModules]))
     found = data if isinstance(data, Data) else _read(data, given)
-    task = task_of(networks.student, found, given[Batching].loss)
+    name = given[Batching].loss
+    task = with_alignment(networks.student, found.train, task_of(networks.student, found, name), name)
     scorer, loss = Scorer(given[DataOptions].metrics, task), _loss(source, networks, task, given)
     record = _record(found, scorer, given)
     counts = len(found.train), len(found.val) if found.val is not None else 0

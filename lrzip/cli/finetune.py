@@ -60,6 +60,8 @@ def _print(console: Console, report: "FinetuneReport") -> None:
     outcome = report.outcome
     for name, reason in report.dropped:
         console.print(Text(printable(f"Left out: {name}: {reason}.")), soft_wrap=True)
+    if report.task.remark:
+        console.print(f"Labels of sequences: {report.task.remark}.")
     if report.before:
         rows = [
             [

@@ -43,7 +43,7 @@ class DataOptions:
     )
     metrics: Sequence[str] = option(
         (),
-        "Metrics: accuracy, top5, r2, rmse, mae or pkg.mod:fn; the first one decides.",
+        "Metrics: accuracy, top5, r2, rmse, mae or pkg.mod:fn:max (:min if lower is better); the first one decides.",
         flag="--metric",
         shown="accuracy or r2",
         modes=MEASURED,

@@ -25,6 +25,9 @@ from lrzip.pipeline.parallel import map_in_order
 from lrzip.pipeline.scratch import Scratch
 from lrzip.pipeline.survey import memory_of, read_weight
 
+# Dtypes that factors may have, by their range; that of float32 ends somewhat above that of bfloat16.
+_RANGES = ("bfloat16", "float32")
+
 
 @dataclass(frozen=True)
 class Factorizer:
@@ -116,8 +119,9 @@ def _check_weight(layer: Layer, weight: Tensor) -> None:
 
 def _check_error(error: float, decision: Factorize) -> None:
     if not isfinite(error):
-        name = decision.group.name
-        raise LrzipError(f"`{name}` overflows in {decision.dtype}. Use `dtype=bfloat16` or `skip={name}`.")
+        name, largest = decision.group.name, torch.finfo(getattr(torch, decision.dtype)).max
+        wider = next((f"`dtype={each}` or " for each in _RANGES if torch.finfo(getattr(torch, each)).max > largest), "")
+        raise LrzipError(f"`{name}` overflows in {decision.dtype}. Use {wider}`skip={name}`.")
 
 
 def factorize_all(

@@ -29,6 +29,7 @@ from lrzip.training.outcomes import Outcome, StepCallback
 from lrzip.training.processes import precision
 from lrzip.training.settings import Settings
 from lrzip.training.tasks import Task, task_of
+from lrzip.training.tokens import with_alignment
 
 # The drops of these metrics are measured in percentage points.
 _UNITS = {"accuracy": 0.01, "top5": 0.01}
@@ -110,6 +111,7 @@ class Bench:
             learning.loss,
             learning.label_smoothing,
             list(self.scorer.metrics),
+            asdict(self.task),
             network_digest(self.teacher) if self.teacher is not None else None,
             asdict(learning.distillation),
             learning.settings.amp,
@@ -155,7 +157,7 @@ def make_bench(
     data = learning.data if isinstance(learning.data, Data) else _read(learning.data, learning)
     if data.val is None or not len(data.val):
         raise UsageError("There is no validation set. Give `val=SPEC`, or a `val_fraction` above 0.")
-    task = task_of(model, data, learning.loss)
+    task = with_alignment(model, data.train, task_of(model, data, learning.loss), learning.loss)
     images = use_channels_last(copy.deepcopy(model), data.train)
     amp = precision(learning.settings.amp, learning.device, images=images)
     learning = replace(learning, settings=replace(learning.settings, amp=amp))

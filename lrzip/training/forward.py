@@ -23,17 +23,40 @@ def apply(model: nn.Module, inputs: Any) -> Tensor:
     Raises:
         LrzipError: The output contains no tensor.
     """
+    return _output(_call(model, inputs))
+
+
+def forward(model: nn.Module, inputs: Any, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the output of a network that also takes labels, and the loss that it computes from them, if it does.
+
+    Args:
+        model: The network, whose `forward` has an argument `labels`.
+        inputs: A tensor, a tuple of positional inputs or a mapping of named inputs.
+        labels: Labels.
+
+    Raises:
+        LrzipError: The output contains no tensor.
+    """
+    result = _call(model, inputs, labels=labels)
+    loss = _field(result, "loss")
+    return _output(result), loss if isinstance(loss, Tensor) and loss.ndim == 0 else None
+
+
+def _call(model: nn.Module, inputs: Any, **others: Any) -> Any:
     if isinstance(inputs, Mapping):
-        result = model(**inputs)
-    elif isinstance(inputs, tuple | list):
-        result = model(*inputs)
-    else:
-        result = model(inputs)
-    logits = result.get("logits") if isinstance(result, Mapping) else getattr(result, "logits", None)
-    for candidate in (result, logits, *torch.utils._pytree.tree_leaves(result)):
+        return model(**inputs, **others)
+    return model(*inputs, **others) if isinstance(inputs, tuple | list) else model(inputs, **others)
+
+
+def _output(result: Any) -> Tensor:
+    for candidate in (result, _field(result, "logits"), *torch.utils._pytree.tree_leaves(result)):
         if isinstance(candidate, Tensor):
             return candidate
     raise LrzipError(f"The network returns {type(result).__name__} without a tensor, so there is nothing to train on.")
+
+
+def _field(result: Any, name: str) -> Any:
+    return result.get(name) if isinstance(result, Mapping) else getattr(result, name, None)
 
 
 def probe(model: nn.Module, samples: Samples, *, memory_format: torch.memory_format | None = None) -> Tensor:

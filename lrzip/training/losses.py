@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lrzip.core.errors import LrzipError, UsageError
 from lrzip.networks.build import locate
-from lrzip.training.forward import apply
-from lrzip.training.tasks import CLASSIFICATION, Task, class_first
+from lrzip.training.forward import apply, forward
+from lrzip.training.tasks import CLASSIFICATION, IGNORED, Task, aligned, class_first
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """Takes outputs and labels and returns a scalar."""
@@ -45,7 +45,7 @@ def make_loss(spec: str, task: Task, *, label_smoothing: float = 0.0) -> LossFun
         raise UsageError(f"`loss={name}` does not fit the data, which is {task.kind}.")
     if name == "cross_entropy":
         return lambda output, target: F.cross_entropy(
-            class_first(output, target), target, label_smoothing=label_smoothing
+            *aligned(class_first(output, target), target, task), label_smoothing=label_smoothing, ignore_index=IGNORED
         )
     if name == "kl":
         return lambda output, target: F.kl_div(F.log_softmax(output, 1), target, reduction="batchmean")
@@ -126,14 +126,14 @@ class TrainingLoss:
         Raises:
             LrzipError: The batch has no labels, although the task has.
         """
-        output = apply(model, inputs).float()
+        output, own = self._outputs(model, inputs, target)
         if self.teacher is None:
-            return self._label_loss(output, target)
+            return self._label_loss(output, target) if own is None else own
         with torch.no_grad():
             goal = apply(self.teacher, inputs).float()
         loss, share = self._distance(output, goal), self._distillation.share
         if self._task.labelled:
-            loss = share * loss + (1 - share) * self._label_loss(output, target)
+            loss = share * loss + (1 - share) * (self._label_loss(output, target) if own is None else own)
         return loss + self._distillation.layers * self._layer_loss() if self._modules else loss
 
     def target(self, inputs: Any, target: Tensor | None) -> Tensor:
@@ -147,7 +147,14 @@ class TrainingLoss:
         if self.teacher is None:
             raise LrzipError("The data has no labels, so nothing can be measured.")
         goal = apply(self.teacher, inputs).float()
-        return goal.argmax(1) if self._task.kind == CLASSIFICATION else goal
+        return goal.argmax(_class_axis(goal)) if self._task.kind == CLASSIFICATION else goal
+
+    def _outputs(self, model: nn.Module, inputs: Any, target: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the outputs of the network, and the loss of the labels if it computes that itself."""
+        if not self._task.own_loss or target is None:
+            return apply(model, inputs).float(), None
+        output, own = forward(model, inputs, target)
+        return output.float(), own
 
     def _label_loss(self, output: Tensor, target: Tensor | None) -> Tensor:
         if target is None:
@@ -159,18 +166,24 @@ class TrainingLoss:
         if temperature is None or self._task.kind != CLASSIFICATION:
             return F.mse_loss(output, goal)
         # T² keeps the gradients at the scale of those of the labels (Hinton, Vinyals & Dean 2015, section 2).
+        axis = _class_axis(output)
         divergence = F.kl_div(
-            F.log_softmax(output / temperature, 1),
-            F.log_softmax(goal / temperature, 1),
+            F.log_softmax(output / temperature, axis),
+            F.log_softmax(goal / temperature, axis),
             reduction="none",
             log_target=True,
         )
-        return temperature**2 * divergence.sum(1).mean()
+        return temperature**2 * divergence.sum(axis).mean()
 
     def _layer_loss(self) -> Tensor:
         student, teacher = self._student_outputs, self._teacher_outputs
         differences = [_relative_difference(student.pop(name), teacher.pop(name)) for name in self._modules]
         return torch.stack(differences).mean()
+
+
+def _class_axis(output: Tensor) -> int:
+    """Return the axis of the classes: the last one for the tokens of a sequence, otherwise the one after samples."""
+    return 2 if output.ndim == 3 else 1
 
 
 def _recorder(outputs: dict[str, Tensor], name: str) -> Callable[..., None]:

@@ -18,7 +18,7 @@ from lrzip.networks.build import locate
 from lrzip.training.batches import Share
 from lrzip.training.data.samples import Batch, Samples
 from lrzip.training.forward import apply
-from lrzip.training.tasks import CLASSIFICATION, REGRESSION, Task, class_first
+from lrzip.training.tasks import CLASSIFICATION, IGNORED, REGRESSION, Task, aligned, class_first
 
 METRICS = {
     "accuracy": CLASSIFICATION,
@@ -62,12 +62,13 @@ class Scorer:
     """Computes metrics of networks; the first one decides which state of a network is best.
 
     Args:
-        specs: Names in `METRICS`, or `pkg.mod:fn`, a function of all outputs and labels or a torchmetrics Metric.
-            Higher is better unless it has `higher_is_better = False`. By default `accuracy` or `r2`.
+        specs: Names in `METRICS`, or `pkg.mod:fn`, a function of all outputs and labels or a torchmetrics Metric. The
+            first one says which direction is better, by `pkg.mod:fn:max`, `pkg.mod:fn:min` or an attribute
+            `higher_is_better`. By default `accuracy` or `r2`.
         task: The task.
 
     Raises:
-        UsageError: There is no such metric, or it does not fit the task.
+        UsageError: There is no such metric, it does not fit the task, or the first one has no direction.
     """
 
     def __init__(self, specs: Sequence[str], task: Task) -> None:
@@ -75,9 +76,7 @@ class Scorer:
         self._task = task
         self.metrics: Mapping[str, Metric] = {name: make_metric(name, task) for name in names}
         self.first = names[0]
-        deciding = self.metrics[self.first]
-        declaring = deciding.function if isinstance(deciding, FunctionMetric) else deciding
-        self.higher_is_better = getattr(declaring, "higher_is_better", None) is not False
+        self.higher_is_better = _is_higher_better(self.first, self.metrics[self.first])
 
     def gain(self, scores: Mapping[str, float]) -> float:
         """Return the first metric, negated if lower is better; −∞ if it is not finite."""
@@ -123,15 +122,17 @@ class Scorer:
                 goal = target(inputs, labels) if target else labels
                 if goal is None:
                     raise LrzipError(f"`{samples.name}` has no labels, so nothing can be measured.")
-                self._update(output, goal)
+                self._update(output, goal, labelled=labels is not None)
         return {name: _call(name, partial(_value, metric)) for name, metric in self.metrics.items()}
 
-    def _update(self, output: Tensor, target: Tensor) -> None:
+    def _update(self, output: Tensor, target: Tensor, *, labelled: bool) -> None:
         if self._task.kind == CLASSIFICATION:
             output = class_first(output, target)
+        known = aligned(output, target, self._task) if labelled else (output, target)
         for name, metric in self.metrics.items():
             flat = name in METRICS and self._task.kind == REGRESSION
-            arguments = (output.flatten(), target.flatten()) if flat else (output, target)
+            of_name = known if name in METRICS else (output, target)
+            arguments = (output.flatten(), target.flatten()) if flat else of_name
             _call(name, partial(metric.update, *arguments))
 
 
@@ -143,7 +144,7 @@ def make_metric(name: str, task: Task) -> Metric:
         LrzipError: The object of that name is not a metric.
     """
     if ":" in name:
-        found = locate(name, "metrics")
+        found = locate(_split_direction(name)[0], "metrics")
         made = found() if isinstance(found, type) else found
         if not callable(made):
             raise LrzipError(f"`{name}` is {type(made).__name__}, not a function or a torchmetrics Metric.")
@@ -157,10 +158,26 @@ def make_metric(name: str, task: Task) -> Metric:
         raise UsageError(f"`metrics=top5` is always 1 for {task.classes} classes. Choose `accuracy`.")
     if METRICS[name] == CLASSIFICATION:
         top = _TOP if name == "top5" else 1
-        return MulticlassAccuracy(task.classes, top_k=top, average="micro", validate_args=False)
+        return MulticlassAccuracy(task.classes, top_k=top, average="micro", ignore_index=IGNORED, validate_args=False)
     if name == "r2":
         return R2Score()
     return MeanSquaredError(squared=False) if name == "rmse" else MeanAbsoluteError()
+
+
+def _split_direction(name: str) -> tuple[str, str | None]:
+    """Return `pkg.mod:fn` and the direction, `min` or `max`, of `pkg.mod:fn:max`."""
+    function, _, direction = name.rpartition(":")
+    return (function, direction) if ":" in function and direction in ("min", "max") else (name, None)
+
+
+def _is_higher_better(name: str, metric: Metric) -> bool:
+    direction = _split_direction(name)[1]
+    if direction is not None:
+        return direction == "max"
+    declared = getattr(metric.function if isinstance(metric, FunctionMetric) else metric, "higher_is_better", None)
+    if declared is None and name not in METRICS:
+        raise UsageError(f"`metrics={name}` has no direction. Give `{name}:max` or `{name}:min`, whichever is better.")
+    return declared is not False
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """The task that labels and outputs imply: classification or regression."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lrzip.core.errors import LrzipError
@@ -11,6 +13,8 @@ from lrzip.training.forward import probe
 
 CLASSIFICATION = "classification"
 REGRESSION = "regression"
+IGNORED = -100
+"""Label of the positions that count neither in a loss nor in a metric, as in torch and transformers."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +25,23 @@ class Task:
         kind: `classification` or `regression`.
         classes: Number of classes; 0 for a regression.
         labelled: Whether the data has labels.
+        shifted: Whether the output at a position predicts the label of the next one, as in causal language models.
+        own_loss: Whether the network computes its loss from the labels itself.
     """
 
     kind: str
     classes: int
     labelled: bool
+    shifted: bool = False
+    own_loss: bool = False
+
+    @property
+    def remark(self) -> str | None:
+        """How the loss is computed, where that is not the cross entropy or the difference of outputs and labels."""
+        what = "the label of the next position" if self.shifted else "the label of the same position"
+        if self.own_loss:
+            return f"the loss is computed by the network; each output predicts {what}"
+        return f"each output predicts {what}" if self.shifted else None
 
 
 def task_of(model: nn.Module, data: Data, loss: str) -> Task:
@@ -59,9 +75,9 @@ def find_task(samples: Samples, output: Tensor, *, loss: str = "auto") -> Task:
     Raises:
         LrzipError: The labels do not fit the output.
     """
-    _, target = samples.fetch(range(min(len(output), len(samples))))
+    inputs, target = samples.fetch(range(min(len(output), len(samples))))
     if target is None:
-        if loss == "mse" or output.ndim < 2 or output.shape[1] == 1:
+        if loss == "mse" or not _are_class_scores(inputs, output):
             return Task(REGRESSION, 0, labelled=False)
         return Task(CLASSIFICATION, output.shape[-1], labelled=False)
     if target.is_floating_point():
@@ -84,6 +100,18 @@ def find_task(samples: Samples, output: Tensor, *, loss: str = "auto") -> Task:
     return Task(CLASSIFICATION, classes, labelled=True)
 
 
+def _are_class_scores(inputs: Any, output: Tensor) -> bool:
+    """Return whether outputs without labels are scores of classes: those of each sample, or of each token.
+
+    Other outputs with several axes may be anything, such as the boxes of a detector.
+    """
+    if output.ndim == 2:
+        return output.shape[1] > 1
+    leaves = (leaf for leaf in torch.utils._pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))
+    tokens = (leaf.shape for leaf in leaves if not leaf.is_floating_point())
+    return output.ndim == 3 and output.shape[:2] in tokens and output.shape[2] > 1
+
+
 def class_first(output: Tensor, target: Tensor) -> Tensor:
     """Return outputs as (n, classes, …) for class labels (n, …); language models return the classes last."""
     if output.ndim > 2 and output.shape[:-1] == target.shape and output.shape[2:] != target.shape[1:]:
@@ -91,8 +119,14 @@ def class_first(output: Tensor, target: Tensor) -> Tensor:
     return output
 
 
+def aligned(output: Tensor, target: Tensor, task: Task) -> tuple[Tensor, Tensor]:
+    """Return outputs (n, classes, …) and labels (n, …) of which each output predicts the label at its own position."""
+    return (output[..., :-1], target[..., 1:]) if task.shifted else (output, target)
+
+
 def _check_classes(labels: Tensor, classes: int, name: str) -> None:
-    invalid = ((labels < 0) | (labels >= classes)).nonzero()
+    ignored = (labels == IGNORED) & (labels.ndim > 1)
+    invalid = (((labels < 0) | (labels >= classes)) & ~ignored).nonzero()
     if len(invalid):
         first = tuple(invalid[0].tolist())
         raise LrzipError(

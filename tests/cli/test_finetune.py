@@ -119,7 +119,8 @@ def test_checkpoints_are_read_from_and_written_to_pipes(folder: Path) -> None:
         ((*FAST, "--loss", "my_code:broken"), 1, "Step 1, on inputs float32 (12,): AttributeError: "),
         ((*FAST, "--loss", "my_code:number"), 1, "The loss, float, is no scalar tensor that depends on weights"),
         ((*FAST, "--loss", "my_code:each"), 1, "The loss, of shape (32,), is no scalar tensor"),
-        ((*FAST, "--metric", "my_code:broken"), 1, "`--metric my_code:broken` failed: AttributeError: "),
+        ((*FAST, "--metric", "my_code:number"), 2, "Give `my_code:number:max` or `my_code:number:min`"),
+        ((*FAST, "--metric", "my_code:broken:max"), 1, "`--metric my_code:broken:max` failed: AttributeError: "),
         ((*FAST, "--loss", "my_code:lost"), 1, "`my_code` has no `lost`"),
         (
             ("--model", "tests.support.tasks:Classifier", "--data", "missing.npz"),

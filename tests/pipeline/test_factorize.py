@@ -1,3 +1,6 @@
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -5,9 +8,11 @@ from torch import Tensor, nn
 from lrzip.core.errors import LrzipError
 from lrzip.core.options import Factoring
 from lrzip.formats.live import LiveSource
+from lrzip.pipeline.factorize import _check_error
 from lrzip.pipeline.request import Request
 from lrzip.pipeline.session import Session
 from lrzip.ranks.fixed import FixedRank
+from tests.support.decisions import WITH_BIAS, low_rank
 
 
 def session_of(weights: dict[str, Tensor], **options: object) -> Session:
@@ -45,6 +50,21 @@ def test_factors_that_overflow_in_their_dtype_are_an_error() -> None:
     session = session_of({"a": 1e12 * torch.rand(40, 30)}, dtype="float16")
     with pytest.raises(LrzipError, match="`a` overflows in float16"):
         list(session.factors(session.plan()))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "remedy"),
+    [
+        ("float16", "`dtype=bfloat16` or `skip=fc1`"),
+        ("bfloat16", "`dtype=float32` or `skip=fc1`"),
+        ("float32", "`skip=fc1`"),
+        ("float64", "`skip=fc1`"),
+    ],
+)
+def test_the_remedy_of_an_overflow_has_a_larger_range(dtype: str, remedy: str) -> None:
+    decision = replace(low_rank(WITH_BIAS, 4), dtype=dtype)
+    with pytest.raises(LrzipError, match=re.escape(f"`fc1` overflows in {dtype}. Use {remedy}.")):
+        _check_error(float("nan"), decision)
 
 
 def test_weights_that_become_infinite_after_planning_are_an_error() -> None:

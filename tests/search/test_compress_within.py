@@ -180,7 +180,7 @@ def test_nothing_is_written_if_no_network_is_within_the_bound(folder: Path) -> N
     x, y = classes()
     hopeless = Learning(
         learning_of(x, torch.from_numpy(generator.permutation(y.numpy()))).data,
-        metrics=["tests.search.test_compress_within:exactly"],
+        metrics=["tests.search.test_compress_within:exactly:max"],
         settings=Settings(steps=1, lr=1e-9),
     )
     with pytest.raises(

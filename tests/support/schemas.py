@@ -195,6 +195,7 @@ FINETUNE = strict(
     input=TEXT,
     output=TEXT,
     task={"enum": ["classification", "regression"]},
+    task_remark={"type": ["string", "null"]},
     train_examples=COUNT,
     val_examples=COUNT,
     before=SCORES,

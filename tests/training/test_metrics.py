@@ -52,9 +52,9 @@ def test_regression_agrees_with_scikit_learn() -> None:
 
 
 def test_functions_get_all_outputs_at_once() -> None:
-    found = score(["tests.training.test_metrics:median_error"], NUMBERS)
+    found = score(["tests.training.test_metrics:median_error:min"], NUMBERS)
     expected = float((OUTPUTS[:, 0] - TARGETS).abs().median())
-    assert found["tests.training.test_metrics:median_error"] == expected
+    assert found["tests.training.test_metrics:median_error:min"] == expected
 
 
 def test_the_deciding_metric_says_which_direction_is_better() -> None:
@@ -64,6 +64,13 @@ def test_the_deciding_metric_says_which_direction_is_better() -> None:
     assert Scorer([], CLASSES).higher_is_better
     assert Scorer([], NUMBERS).first == "r2"
     assert Scorer([], CLASSES).gain({"accuracy": float("nan")}) == float("-inf")
+    assert Scorer(["tests.training.test_metrics:Squared:max"], NUMBERS).higher_is_better
+    for direction in ("min", "max"):
+        named = Scorer([f"tests.training.test_metrics:median_error:{direction}"], NUMBERS)
+        assert named.higher_is_better == (direction == "max")
+    with pytest.raises(UsageError, match=r"median_error` has no direction. Give `.*:median_error:max` or `.*:min`"):
+        Scorer(["tests.training.test_metrics:median_error"], NUMBERS)
+    assert Scorer(["r2", "tests.training.test_metrics:median_error"], NUMBERS).higher_is_better
     with pytest.raises(LrzipError, match="is int, not a function"):
         Scorer(["tests.training.test_metrics:number"], NUMBERS)
 
@@ -94,8 +101,8 @@ def test_metrics_that_do_not_fit_are_refused(spec: str, message: str) -> None:
 
 
 def test_metrics_that_fail_are_named() -> None:
-    with pytest.raises(LrzipError, match=r"test_metrics:failing` failed: ValueError: no luck"):
-        score(["tests.training.test_metrics:failing"], CLASSES)
+    with pytest.raises(LrzipError, match=r"test_metrics:failing:max` failed: ValueError: no luck"):
+        score(["tests.training.test_metrics:failing:max"], CLASSES)
 
 
 def test_the_target_replaces_labels() -> None:
