@@ -25,6 +25,9 @@ _EMPTY: Mapping[str, Callable[[], Any]] = {
     "EMPTY_TUPLE": tuple,
 }
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+# Hashing and comparing a tuple visits all tuples within it: deep ones overflow the stack of C, and ones that hold the
+# same tuple many times take exponential time.
+_DEEPEST_TUPLE, _LARGEST_TUPLE = 100, 1 << 24
 
 
 class Name(NamedTuple):
@@ -60,6 +63,21 @@ class Inert:
     items: dict[Key, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Parsed:
+    """A parsed pickle.
+
+    Attributes:
+        content: The object.
+        handles: All persistent ids.
+        calls: All calls of functions and classes.
+    """
+
+    content: Any
+    handles: list[Handle]
+    calls: list[Inert]
+
+
 def read_pickle(file: bytes | IO[bytes]) -> tuple[Any, list[Handle]]:
     """Return the content of a pickle, and all persistent ids in it.
 
@@ -71,10 +89,23 @@ def read_pickle(file: bytes | IO[bytes]) -> tuple[Any, list[Handle]]:
     Raises:
         Exception: The pickle is damaged; mostly ValueError and IndexError.
     """
+    parsed = parse_pickle(file)
+    return parsed.content, parsed.handles
+
+
+def parse_pickle(file: bytes | IO[bytes]) -> Parsed:
+    """Return the content of a pickle, all persistent ids in it, and all calls that it makes.
+
+    Args:
+        file: The pickle. An open file is left at the end of the pickle.
+
+    Raises:
+        Exception: The pickle is damaged; mostly ValueError and IndexError.
+    """
     machine = _Machine()
     for opcode, argument, _ in pickletools.genops(file):
         machine.step(opcode.name, argument)
-    return machine.result, machine.handles
+    return Parsed(machine.result, machine.handles, machine.calls)
 
 
 def outermost_class(file: IO[bytes]) -> str | None:
@@ -95,6 +126,9 @@ class _Machine:
     def __init__(self) -> None:
         self.result: Any = None
         self.handles: list[Handle] = []
+        self.calls: list[Inert] = []
+        # Depth and number of items of tuples that hold tuples, which are kept so that their ids stay theirs.
+        self._nested: dict[int, tuple[tuple[Any, ...], int, int]] = {}
         self._stack: list[Any] = []
         self._below: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
@@ -107,7 +141,7 @@ class _Machine:
             self._stack.append(_EMPTY[opcode]())
         elif opcode in _TUPLES:
             count = _TUPLES[opcode]
-            self._stack[-count:] = [tuple(self._last(count))]
+            self._stack[-count:] = [self._tupled(self._last(count))]
         elif opcode in ("BINGET", "LONG_BINGET", "GET"):
             self._stack.append(self._memo[argument])
         elif opcode in ("BINPUT", "LONG_BINPUT", "PUT"):
@@ -155,7 +189,19 @@ class _Machine:
 
     def _tuple(self) -> None:
         items = self._marked()
-        self._stack.append(tuple(items))
+        self._stack.append(self._tupled(items))
+
+    def _tupled(self, items: list[Any]) -> tuple[Any, ...]:
+        """Return a tuple of items, after checking how much it holds."""
+        result = tuple(items)
+        within = [item for item in items if isinstance(item, tuple)]
+        if within:
+            known = [self._nested.get(id(item), (item, 1, len(item))) for item in within]
+            depth, size = 1 + max(entry[1] for entry in known), len(items) + sum(entry[2] for entry in known)
+            if depth > _DEEPEST_TUPLE or size > _LARGEST_TUPLE:
+                raise ValueError("it nests tuples more deeply than any checkpoint needs")
+            self._nested[id(result)] = (result, depth, size)
+        return result
 
     def _list(self) -> None:
         items = self._marked()
@@ -214,21 +260,21 @@ class _Machine:
     def _inst(self, argument: str) -> None:
         arguments = self._marked()
         self._global(argument)
-        self._stack[-1] = Inert(self._stack[-1], tuple(arguments))
+        self._stack[-1] = self._called(self._stack[-1], tuple(arguments))
 
     def _obj(self) -> None:
         name, *arguments = self._marked()
-        self._stack.append(_made(name, tuple(arguments)))
+        self._stack.append(self._called(name, tuple(arguments)))
 
     def _reduce(self) -> None:
         name, arguments = self._last(2)
-        self._stack[-2:] = [_made(name, arguments)]
+        self._stack[-2:] = [self._called(name, arguments)]
 
     _newobj = _reduce
 
     def _newobj_ex(self) -> None:
         name, arguments, _ = self._last(3)
-        self._stack[-3:] = [_made(name, arguments)]
+        self._stack[-3:] = [self._called(name, arguments)]
 
     def _build(self) -> None:
         target, state = self._last(2)
@@ -240,8 +286,9 @@ class _Machine:
         self._stack[-1] = Handle(self._stack[-1])
         self.handles.append(self._stack[-1])
 
-
-def _made(name: Any, arguments: Any) -> Inert:
-    if isinstance(name, Handle) and isinstance(name.identity, tuple):  # ("module", class, …) of a legacy file
-        name = next((part for part in name.identity if isinstance(part, Name)), None)
-    return Inert(name if isinstance(name, Name) else None, arguments if isinstance(arguments, tuple) else ())
+    def _called(self, name: Any, arguments: Any) -> Inert:
+        if isinstance(name, Handle) and isinstance(name.identity, tuple):  # ("module", class, …) of a legacy file
+            name = next((part for part in name.identity if isinstance(part, Name)), None)
+        call = Inert(name if isinstance(name, Name) else None, arguments if isinstance(arguments, tuple) else ())
+        self.calls.append(call)
+        return call

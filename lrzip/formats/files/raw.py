@@ -26,8 +26,8 @@ DTYPES = {
 """Dtypes whose elements are stored as raw bytes, by torch's names."""
 
 _CHUNK = 1 << 23
-# Limit in bytes of an expanded tensor (stride 0), which may be larger than its file.
-_REPEATED_LIMIT = 1 << 28
+REPEATED_LIMIT = 1 << 28
+"""Limit in bytes of an expanded tensor (stride 0), which may be larger than its file."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class RawTensor:
         if not self.block.nbytes:
             raise UnsupportedCheckpoint(f"`{path}` does not store its weight `{name}`. Save it again with its weights.")
         beyond = (self.offset + self.span) * self.dtype.itemsize > self.block.nbytes
-        if beyond or self.numel * self.dtype.itemsize > max(path.stat().st_size, _REPEATED_LIMIT):
+        if beyond or self.numel * self.dtype.itemsize > max(path.stat().st_size, REPEATED_LIMIT):
             raise UnsupportedCheckpoint(f"`{path}` is damaged: `{name}` {self.shape} exceeds the stored bytes.")
 
     def read(self, path: Path) -> Tensor:

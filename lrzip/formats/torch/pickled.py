@@ -39,11 +39,15 @@ class Pickled:
         blocks: Bytes of each storage, by key.
         left: Number of entries that may still be visited, initially the size of the pickle. Only a pickle that refers
             to the same objects many times, and would unfold to a huge tree, has more entries than bytes.
+        handles: All references to storages.
+        calls: All calls of functions and classes.
     """
 
     content: Any
     blocks: Mapping[str, Block]
     left: int
+    handles: Sequence[Handle] = ()
+    calls: Sequence[Inert] = ()
 
     def tensor(self, value: Any) -> RawTensor | None:
         """Return the tensor that an inert object represents, or None if it is not a tensor or parameter."""

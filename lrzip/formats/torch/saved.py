@@ -1,16 +1,16 @@
 """Read files of torch.save as inert objects, without executing their pickle: zip archives and legacy files."""
 
-import mmap
 import struct
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from lrzip.core.errors import UnsupportedCheckpoint
 from lrzip.formats.files.archive import checked_members
-from lrzip.formats.files.inert import read_pickle
+from lrzip.formats.files.bounded import BoundedReader
+from lrzip.formats.files.inert import parse_pickle, read_pickle
 from lrzip.formats.files.raw import Block, members_of
 from lrzip.formats.torch.pickled import STORAGES, Pickled
 
@@ -24,10 +24,11 @@ def opened_pickle(path: Path) -> Iterator[IO[bytes] | None]:
     with path.open("rb") as file, ExitStack() as stack:
         head = file.read(len(_LEGACY))
         if head == _LEGACY:
-            mapped = stack.enter_context(_mapped(file))
+            bounded: Any = BoundedReader(path)
+            stack.callback(bounded.close)
             for _ in range(_LEGACY_PICKLES):
-                read_pickle(mapped)
-            yield mapped
+                read_pickle(bounded)
+            yield bounded
             return
         members: Sequence[zipfile.ZipInfo] = ()
         if head.startswith(b"PK\x03\x04"):
@@ -41,8 +42,9 @@ def read_file(path: Path) -> Pickled:
     """Read a file of torch.save, zip or legacy, as inert objects."""
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
-            with _mapped(file) as mapped:
-                return _read_legacy(mapped, path.stat().st_size)
+            bounded = BoundedReader(path)
+            with closing(bounded):
+                return _read_legacy(bounded)
     checked_members(path)
     return read_archive(path)
 
@@ -58,33 +60,30 @@ def read_archive(path: Path) -> Pickled:
         if file.read(order.nbytes) == b"big":
             raise UnsupportedCheckpoint(f"`{path}` is big-endian, and lrzip reads little-endian files.")
         file.seek(members[name].start)
-        content, _ = read_pickle(file.read(members[name].nbytes))
+        parsed = parse_pickle(file.read(members[name].nbytes))
     folder = f"{root}data/"
     blocks = {n.removeprefix(folder): block for n, block in members.items() if n.startswith(folder)}
-    return Pickled(content, blocks, members[name].nbytes)
+    return Pickled(parsed.content, blocks, members[name].nbytes, parsed.handles, parsed.calls)
 
 
-def _mapped(file: IO[bytes]) -> Any:
-    """Map a file into memory, so that a length beyond its end allocates nothing."""
-    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-
-def _read_legacy(file: IO[bytes], size: int) -> Pickled:
+def _read_legacy(file: Any) -> Pickled:
     """Read a legacy file: four pickles, a list of storages, and each storage as its length and bytes."""
-    for _ in range(_LEGACY_PICKLES):
-        read_pickle(file)
+    heads = [parse_pickle(file) for _ in range(_LEGACY_PICKLES)]
     start = file.tell()
-    content, handles = read_pickle(file)
+    parsed = parse_pickle(file)
+    content, handles = parsed.content, parsed.handles
     left = file.tell() - start
     stored = [handle.identity for handle in handles if handle.identity[0] == "storage"]
     sizes = {str(key): STORAGES[of.name].itemsize for _, of, key, *_ in stored if of.name in STORAGES}
-    keys, _ = read_pickle(file)
+    listed = parse_pickle(file)
+    keys = listed.content
     blocks: dict[str, Block] = {}
     for key in keys:
         (count,) = struct.unpack("<q", file.read(8))
         block = Block(file.tell(), count * sizes[str(key)])
-        if count < 0 or block.start + block.nbytes > size:
+        if count < 0 or block.start + block.nbytes > file.size:
             raise ValueError("its storages exceed the file")
         blocks[str(key)] = block
         file.seek(block.start + block.nbytes)
-    return Pickled(content, blocks, left)
+    calls = [call for part in (*heads, parsed, listed) for call in part.calls]
+    return Pickled(content, blocks, left, handles, calls)

@@ -20,9 +20,11 @@ from lrzip.core.layout import Entry
 from lrzip.core.stored import DenseLayer
 from lrzip.formats.files.archive import checked_members
 from lrzip.formats.files.atomic import atomic_file
+from lrzip.formats.files.raw import REPEATED_LIMIT
 from lrzip.formats.files.stream import tensor_bytes
 from lrzip.formats.protocols import Checkpoint, Writer
 from lrzip.formats.torch.collecting import CollectingWriter
+from lrzip.formats.torch.guarded import check_size, load_guarded
 from lrzip.formats.torch.nesting import beside, descend, find_weights, rebuilt, refilled
 from lrzip.formats.torch.pickled_file import PickledFile
 from lrzip.networks.architecture import Architecture
@@ -52,6 +54,8 @@ class StateDictFile:
         self.state: Mapping[str, Any] = descend(self.content, self.steps)
         self._tensors = {name: value for name, value in self.state.items() if isinstance(value, Tensor)}
         self._specs = {name: _spec(name, tensor) for name, tensor in self._tensors.items()}
+        for spec in self._specs.values():
+            check_size(path, spec.name, spec.nbytes, max(self.nbytes, REPEATED_LIMIT))
 
     @property
     def others(self) -> Sequence[str]:
@@ -197,7 +201,9 @@ def _check_zip(path: Path) -> None:
 
 def _load(path: Path, *, mmap: bool, trust: bool) -> Any:
     try:
-        return torch.load(path, map_location="cpu", mmap=mmap, weights_only=not trust)
+        if not trust:
+            return load_guarded(path, mmap=mmap)
+        return torch.load(path, map_location="cpu", mmap=mmap, weights_only=False)
     except Exception as error:
         found = re.search(
             r"Unsupported (?:global|class|type|operand).*?(?:GLOBAL )?([A-Za-z_][\w.]*\.[\w.]+)", str(error)
