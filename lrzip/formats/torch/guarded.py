@@ -66,7 +66,9 @@ def _check_storage(path: Path, handle: Handle, pickled: Pickled) -> None:
     stored = STORAGES.get(of.name) if isinstance(of, Name) else None
     nbytes = count * (stored.itemsize if stored else 1) if type(count) is int else -1
     if not 0 <= nbytes <= pickled.blocks.get(str(key), Block(0, 0)).nbytes:
-        raise UnsupportedCheckpoint(f"`{path}` is damaged: the storage {key!r} claims more bytes than it has.")
+        raise UnsupportedCheckpoint(
+            f"`{path}` is damaged or not a checkpoint: the storage {key!r} claims more bytes than it has."
+        )
 
 
 def _check_call(path: Path, call: Inert, pickled: Pickled, size: int) -> None:
@@ -84,4 +86,6 @@ def _check_call(path: Path, call: Inert, pickled: Pickled, size: int) -> None:
     elif name.name == "_rebuild_qtensor" and len(arguments) > 2:
         counts = arguments[2]
     if isinstance(counts, list | tuple) and all(type(count) is int for count in counts) and math.prod(counts) > size:
-        raise UnsupportedCheckpoint(f"`{path}` is damaged: `{name}` claims more bytes than the file has.")
+        raise UnsupportedCheckpoint(
+            f"`{path}` is damaged or not a checkpoint: `{name}` claims more bytes than the file has."
+        )
