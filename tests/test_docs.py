@@ -18,6 +18,7 @@ import typer.main
 
 import lrzip
 from lrzip.cli.main import app
+from tests.support.adapters import peft_folder
 from tests.support.graphs import model, node, save, weight
 from tests.support.pages import PAGES, ROOT, Command, blocks_of, inline_code_of, pipelines_of, prose_of
 from tests.support.recipes import recipes
@@ -36,7 +37,7 @@ COUNTS = {
     "docs/calibration.md": (2, 0),
     "docs/compression.md": (7, 0),
     "docs/finetuning.md": (2, 0),
-    "docs/formats.md": (4, 0),
+    "docs/formats.md": (5, 0),
     "docs/testing.md": (2, 0),
     "docs/transformers.md": (2, 1),
     "samples/README.md": (2, 0),
@@ -78,6 +79,7 @@ def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
     nodes = [node("Flatten", "x", "flat"), node("Gemm", "flat layer.weight", transB=1)]
     low_rank = {"layer.weight": weight(48, 4) @ weight(4, 64)}
     save(model(nodes, {"x": ["batch", 1, 8, 8]}, {"y": 2}, low_rank), folder / "model.onnx")
+    peft_folder(folder)
     batch = torch.export.Dim("batch", min=1, max=64)
     torch.export.save(torch.export.export(dense, (images[:2],), dynamic_shapes=({0: batch},)), folder / "net.pt2")
     config = transformers.BertConfig(

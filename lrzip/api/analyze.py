@@ -18,6 +18,7 @@ from lrzip.core.plan import SCHEMA
 from lrzip.core.spectrum import Spectrum
 from lrzip.core.version import __version__
 from lrzip.decompositions import DEFAULT_DECOMPOSITION, Decompositions
+from lrzip.formats.adapters import as_adapter
 from lrzip.formats.open import open_checkpoint
 from lrzip.formats.protocols import Checkpoint
 from lrzip.linalg.svd import Solver
@@ -148,7 +149,7 @@ def analyze(path: str | Path, **options: Unpack[AnalyzeOptions]) -> Analysis:
     rules = {energy: Energy(energy) for energy in given[Analyzing].energies}
     model, opening, machine = given[Network].model, given[Opening], given[Machine]
     check_device(machine.device)
-    with open_checkpoint(Path(path), key=opening.key, trust=opening.trust) as checkpoint:
+    with as_adapter(open_checkpoint(Path(path), key=opening.key, trust=opening.trust)) as checkpoint:
         latency = given[Timing].latency
         profile = profile_of(checkpoint, model, given[Inputs].input_shapes, needed=latency)
         layers = checkpoint.layers(Architecture.of(model) if model else None)

@@ -17,6 +17,7 @@ from lrzip.core.options import Factoring, LayerRules, Selection
 from lrzip.core.plan import SCHEMA
 from lrzip.core.report import Report
 from lrzip.core.version import __version__
+from lrzip.formats.adapters import as_adapter
 from lrzip.formats.open import open_checkpoint
 from lrzip.formats.protocols import Checkpoint
 from lrzip.pipeline.calibrate import network_of
@@ -79,7 +80,8 @@ def curve(path: str | Path, budgets: str, **options: Unpack[CurveOptions]) -> Cu
     request = request_of(rules[0], given[Selection], given[Factoring], given[LayerRules].layers)
     setup, learning = setup_of(given), given[MeasuringKeywords].learning
     check_setup(given)
-    with open_checkpoint(Path(path), key=setup.opening.key, trust=setup.opening.trust) as checkpoint:
+    opened = open_checkpoint(Path(path), key=setup.opening.key, trust=setup.opening.trust)
+    with as_adapter(opened) as checkpoint:
         bench = _bench(checkpoint, setup, learning) if learning else None
         if bench and not setup.input_shapes and request.unit in RUN_UNITS:
             setup = replace(setup, input_shapes=bench.input_shapes())

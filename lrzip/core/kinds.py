@@ -121,6 +121,8 @@ TRANSPOSED_CONVOLUTIONS: Mapping[int, Kind] = MappingProxyType(
     {n: Kind(f"conv_transpose{n}d", spatial=n, inputs_first=True) for n in (1, 2, 3)}
 )
 """Kinds of transposed convolutions by number of spatial axes."""
+LORA = Kind("lora")
+"""The product of the two matrices of an adapter, stored as a `lrzip.core.layers.Pair`."""
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         kind.name: kind
@@ -131,6 +133,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             *CONVOLUTIONS.values(),
             *TRANSPOSED_CONVOLUTIONS.values(),
             ATTENTION,
+            LORA,
         )
     }
 )

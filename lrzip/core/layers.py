@@ -43,6 +43,21 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """Two stored matrices whose product is a weight: W = scale · B A, as in LoRA.
+
+    They are presented as one tensor (outputs + inputs, rank): B (outputs, rank) over Aᵀ (inputs, rank).
+
+    Attributes:
+        outputs: Number of rows of B.
+        scale: Factor of the product.
+    """
+
+    outputs: int
+    scale: float
+
+
+@dataclass(frozen=True)
 class Layer:
     """A layer that can be factorized.
 
@@ -54,6 +69,7 @@ class Layer:
         bias: The bias tensor (out,), if there is one.
         groups: Number of parts, stacked along the first axis of the weight, that are factorized separately.
         round_to: Default multiple to which ranks are rounded up, for the runtimes of the file format.
+        pair: Layout of the weight if it is stored as a product already; None for dense weights.
     """
 
     name: str
@@ -63,11 +79,14 @@ class Layer:
     bias: TensorSpec | None
     groups: int = 1
     round_to: int = 1
+    pair: Pair | None = None
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        """Shape of the channel unfolding of one group: the first axis of the weight by all others."""
+        """Shape of the channel unfolding of one group, the first axis of the weight by all others, or of a product."""
         rows = self.weight.shape[0]
+        if self.pair:
+            return self.pair.outputs, rows - self.pair.outputs
         return rows // self.groups, self.weight.numel // rows
 
     @property

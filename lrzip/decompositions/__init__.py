@@ -23,6 +23,9 @@ DECOMPOSITIONS = Registry(
 )
 DEFAULT_DECOMPOSITION = "svd"
 """Decomposition of the layers that the requested one refuses."""
+PRODUCT = "product"
+"""Decomposition of the layers that are stored as a product already; it is not chosen by users."""
+_PRODUCTS = Registry("decomposition", {PRODUCT: "lrzip.decompositions.pair:PairSVD"})
 AUTO = "auto"
 """Name that stands for all decompositions, of which rank rules choose one for each layer."""
 
@@ -140,7 +143,7 @@ class Decompositions:
         wanted = matching[-1] if matching else self.name
         names = tuple(DECOMPOSITIONS) if wanted == AUTO else (wanted,)
         taken = tuple(name for name in names if self.of(name).refuse(layer) is None)
-        return taken or (DEFAULT_DECOMPOSITION,)
+        return taken or (PRODUCT if layer.pair else DEFAULT_DECOMPOSITION,)
 
     def of(self, name: str) -> Decomposition:
         """Return a registered decomposition with the solver."""
@@ -149,11 +152,11 @@ class Decompositions:
 
 def decomposition_of(name: str, solver: Solver) -> Decomposition:
     """Return a registered decomposition with a solver."""
-    made: Decomposition = DECOMPOSITIONS[name](solver)
+    made: Decomposition = (_PRODUCTS if name == PRODUCT else DECOMPOSITIONS)[name](solver)
     return made
 
 
 def group_decomposition_of(name: str, solver: Solver) -> GroupDecomposition | None:
     """Return a registered decomposition of groups, or None if it replaces single layers."""
-    made = DECOMPOSITIONS[name](solver)
+    made = decomposition_of(name, solver)
     return made if isinstance(made, GroupDecomposition) else None

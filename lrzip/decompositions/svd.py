@@ -41,9 +41,11 @@ class SVD:
     solver: Solver
 
     def refuse(self, layer: Layer) -> str | None:
-        """Refuse grouped transposed convolutions, which no chain of two stages computes with fewer parameters."""
+        """Refuse grouped transposed convolutions, for which no two stages are smaller, and stored products."""
         if layer.groups > 1 and layer.kind.is_transposed_convolution:
             return "a transposed convolution in groups"
+        if layer.pair:
+            return "stored as a product already"
         return None
 
     def max_ranks(self, layer: Layer) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from lrzip.core.factors import GroupFactors
 from lrzip.core.layout import Entry
 from lrzip.core.plan import Plan
 from lrzip.formats import FORMATS
+from lrzip.formats.adapters import Adapter, AdapterWriter
 from lrzip.formats.outputs import output_format
 from lrzip.formats.protocols import Checkpoint, Format, Writer
 
@@ -49,6 +50,10 @@ def create(
     Raises:
         LrzipError: The output could not be written.
     """
+    if isinstance(source, Adapter):
+        with create(destination, source.stored, source.split(layout), format_=format_, drop=drop) as writer:
+            yield AdapterWriter(source, writer)
+        return
     target: Format = FORMATS[format_]
     if not target.stores_kinds:
         _refuse_unrecognizable(destination, source, layout)

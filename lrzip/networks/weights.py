@@ -1,6 +1,7 @@
 """Properties of tensors by their name, shape and dtype alone."""
 
 from lrzip.core.layers import FACTORIZABLE_DTYPES, TensorSpec
+from lrzip.networks.adapters import adapter_reason
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "n_averaged")
 
@@ -11,7 +12,7 @@ def is_parameter(spec: TensorSpec) -> bool:
 
 
 def not_a_weight(spec: TensorSpec) -> str | None:
-    """Return why a tensor cannot be the weight of a layer, by its shape and dtype, or None if it can."""
+    """Return why a tensor cannot be the weight of a layer, by its name, shape and dtype, or None if it can."""
     if len(spec.shape) < 2:
         return "a vector" if spec.shape else "a scalar"
     if not spec.numel:
@@ -20,4 +21,4 @@ def not_a_weight(spec: TensorSpec) -> str | None:
         return f"{spec.dtype}, not one of {', '.join(sorted(FACTORIZABLE_DTYPES))}"
     if len(spec.shape) > 5:
         return f"{len(spec.shape)}-dimensional"
-    return None
+    return adapter_reason(spec.name)

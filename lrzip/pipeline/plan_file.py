@@ -8,7 +8,13 @@ from lrzip.core.errors import PlanMismatch, UnknownName
 from lrzip.core.layers import Group, Keep, Layer, TensorSpec
 from lrzip.core.plan import Plan
 from lrzip.core.plan_file import PlanEntry, read_plan
-from lrzip.decompositions import DECOMPOSITIONS, DEFAULT_DECOMPOSITION, decomposition_of, group_decomposition_of
+from lrzip.decompositions import (
+    DECOMPOSITIONS,
+    DEFAULT_DECOMPOSITION,
+    PRODUCT,
+    decomposition_of,
+    group_decomposition_of,
+)
 from lrzip.formats.protocols import Source, with_bias
 from lrzip.networks.architecture import Architecture
 from lrzip.pipeline.decide import listed, plan_of
@@ -66,7 +72,7 @@ def _chosen(source: Source, named: Mapping[str, Layer], choice: PlanEntry, reque
     missing = next((name for name in choice.shapes if name not in named), None)
     if missing is not None:
         raise PlanMismatch(f"`{path}` names `{missing}`, which belongs to another layer. Take it out of the plan.")
-    if choice.decomposition not in DECOMPOSITIONS:
+    if choice.decomposition not in (*DECOMPOSITIONS, PRODUCT):
         raise UnknownName(
             f"`{path}` gives `{next(iter(choice.shapes))}` to the unknown decomposition `{choice.decomposition}`. "
             f"Choose one of: {', '.join(DECOMPOSITIONS)}."

@@ -18,6 +18,7 @@ from lrzip.core.layers import Keep, Layer
 from lrzip.core.plan import Plan
 from lrzip.core.report import Comparison, LayerResult, Report
 from lrzip.core.version import __version__
+from lrzip.formats.adapters import as_adapter
 from lrzip.formats.live import LiveSource
 from lrzip.formats.open import open_checkpoint
 from lrzip.formats.outputs import compare, nbytes_of, notes_of, output_format, size_on_disk, usage_of
@@ -285,7 +286,7 @@ def open_session(path: Path, request: Request, setup: Setup, *, beside: Path | N
         setup: Architecture, calibration data and machine.
         beside: Output in whose folder temporary data is kept; None if nothing is factorized.
     """
-    with open_checkpoint(path, key=setup.opening.key, trust=setup.opening.trust) as checkpoint:
+    with as_adapter(open_checkpoint(path, key=setup.opening.key, trust=setup.opening.trust)) as checkpoint:
         if beside is None:
             yield Session(checkpoint, request, setup)
             return

@@ -28,7 +28,7 @@ METHOD = "^([a-z-]+, then )?((gram|lanczos)( in float64)?|lapack|[a-z-]+)(, trai
 KEPT = listed(strict(name=TEXT, tensor=TEXT, reason=TEXT))
 DROPPED = listed(strict(name=TEXT, reason=TEXT))
 KINDS = [f"{kind}{n}d" for kind in ("conv", "conv_transpose") for n in (1, 2, 3)]
-KIND = {"enum": ["linear", "linear_transposed", "embedding", "attention", *KINDS]}
+KIND = {"enum": ["linear", "linear_transposed", "embedding", "attention", "lora", *KINDS]}
 LAYER = {"name": TEXT, "tensor": TEXT, "kind": KIND, "shape": COUNTS}
 LATENCY = strict(dense_ms=NUMBER, factorized_ms=NUMBER)
 COSTS = {"macs_before": COUNT, "macs_after": COUNT, "latency": LATENCY}

@@ -22,7 +22,7 @@ from lrzip.formats.protocols import Checkpoint, Restricted, Writer
 from lrzip.formats.safetensors.companions import all_files, copy_files, left_out, other_files
 from lrzip.formats.safetensors.file import stream_tensors
 from lrzip.formats.safetensors.index import Index
-from lrzip.formats.safetensors.selection import find_weights, output_name
+from lrzip.formats.safetensors.selection import WeightFiles, find_weights, output_name
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.recognition import find_layers
 
@@ -72,9 +72,9 @@ class ShardedFolder:
     knows_layers = False
     is_rewritable = True
 
-    def __init__(self, path: Path, *, trust: bool = False) -> None:
+    def __init__(self, path: Path, *, trust: bool = False, names: Sequence[str] = ()) -> None:
         self.path = path
-        weights = find_weights(path)
+        weights = WeightFiles(names) if names else find_weights(path)
         self.index = weights.index
         with ExitStack() as stack:
             files = {name: stack.enter_context(_open_file(path, name, trust=trust)) for name in weights.names}
