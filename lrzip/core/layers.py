@@ -11,6 +11,8 @@ FACTORIZABLE_DTYPES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes per element of the dtypes that can be factorized."""
 
 
+_DEEPEST = 64
+
 ROOT = "(root)"
 """Name of a layer that is itself the network."""
 
@@ -147,10 +149,13 @@ class Keep:
 
 
 def by_module(tensors: Mapping[str, TensorSpec]) -> Mapping[str, Mapping[str, TensorSpec]]:
-    """Return, for each module path in the names of tensors, the tensors below it by their relative names."""
+    """Return, for each module path in the names of tensors, the tensors below it by their relative names.
+
+    Of a path with more parts than any network has levels, only the last ones count.
+    """
     modules: dict[str, dict[str, TensorSpec]] = {}
     for name, spec in tensors.items():
         parts = name.split(".")
-        for depth in range(len(parts)):
+        for depth in range(max(len(parts) - _DEEPEST, 0), len(parts)):
             modules.setdefault(".".join(parts[:depth]), {})[".".join(parts[depth:])] = spec
     return modules

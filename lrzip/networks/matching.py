@@ -139,9 +139,30 @@ def _check(path: Path, match: Match, architecture: Architecture) -> None:
         may_lack = is_counter or is_tied or architecture.may_lack(name)
         if shape == expected.get(name) or (shape is None and may_lack):
             continue
+        _refuse_misplaced(path, name, found, architecture)
         actual = f"has shape {shape}" if name in found else "is missing"
         wanted = f"takes {expected[name]}" if name in expected else "has no such tensor"
         raise LrzipError(f"`{path}` does not fit the model: `{name}` {actual}, the model {wanted}.")
+
+
+def _refuse_misplaced(path: Path, name: str, found: Mapping[str, TensorSpec], architecture: Architecture) -> None:
+    """Refuse factors in the place of a module that they cannot replace, which usually follow from a wrong kind.
+
+    Args:
+        path: Path of the file, for messages.
+        name: Name of a tensor that does not fit.
+        found: Tensors of the file by their names in the network.
+        architecture: The network.
+    """
+    for stored in find_structures({name: spec.renamed(name) for name, spec in found.items()}):
+        own = {stored.dense_name, stored.dense_bias_name, *(spec.name for spec in stored.weights)}
+        info, module = architecture.layers.get(stored.module), architecture.classes.get(stored.module)
+        if name in own and module and not (info and info.kind == stored.replaced.kind and info.groups == 1):
+            raise LrzipError(
+                f"`{path}` does not fit the model: `{stored.module}` is stored as factors of a {stored.replaced.kind} "
+                f"layer, which cannot replace the {module} of the model. "
+                f"Compress again with `skip={stored.module}` or with `model=PKG.MOD:NET`."
+            )
 
 
 def _expected_shapes(found: Mapping[str, TensorSpec], architecture: Architecture) -> Mapping[str, tuple[int, ...]]:

@@ -1,6 +1,6 @@
 """Layers are inferred from names and shapes, and kept where they are ambiguous."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 
@@ -16,6 +16,10 @@ def specs(shapes: Shapes, dtype: str = "float32") -> dict[str, TensorSpec]:
 
 def infer(shapes: Shapes, **options: str) -> dict[str, Layer | Keep]:
     return {item.name: item for item in infer_layers(specs(shapes), **options)}  # type: ignore[arg-type]
+
+
+def item_shape(item: Layer | Keep) -> tuple[int, ...]:
+    return (item.weight if isinstance(item, Layer) else item.tensor).shape
 
 
 def kept(shapes: Shapes, name: str) -> Keep:
@@ -170,3 +174,109 @@ def test_a_module_that_holds_more_than_a_layer_is_kept(other: str) -> None:
     assert isinstance(kept_item, Keep)
     assert kept_item.reason == f"its module also holds `{other}`"
     assert isinstance(found["fc1"], Layer)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "emb_l.0", "embeds.1", "embedder.embeddings.0", "model.token_embed.0.0", "user_factors", "item_factors",
+        "codebook", "quantizer.codebooks.2", "EmbeddingBag", "bias.relative_attention_bias", "catEmbeds.3",
+    ],
+)  # fmt: skip
+def test_every_part_of_a_path_may_name_an_embedding(name: str) -> None:
+    assert kept({f"{name}.weight": (400, 32)}, name).reason == "embedding"
+
+
+@pytest.mark.parametrize(
+    "name", ["embed.proj", "embeddings.0.linear", "time_embed.fc1", "embedder.mlp.0", "emb.q_proj"]
+)
+def test_the_last_name_that_says_something_decides(name: str) -> None:
+    assert isinstance(infer({f"{name}.weight": (400, 32)})[name], Layer)
+
+
+@pytest.mark.parametrize("name", ["user", "items.0", "tokens", "pos", "entities", "embed_out", "tables.1"])
+def test_names_that_may_be_those_of_embeddings_are_doubtful(name: str) -> None:
+    item = kept({f"{name}.weight": (400, 32)}, name)
+    assert "may be an embedding, by its name" in item.reason
+    assert item.override
+
+
+BLOCK: Shapes = {"a.fc1.weight": (64, 32), "a.fc1.bias": (64,), "a.fc2.weight": (32, 64), "a.fc2.bias": (32,)}
+
+
+def test_a_matrix_without_bias_whose_rows_nothing_takes_may_be_an_embedding() -> None:
+    for rows, doubtful in ((700, True), (64, False), (96, False)):  # 64 inputs of `fc2`, and 3 × 32 of `fc1`
+        item = infer({"u.weight": (rows, 32), **BLOCK})["u"]
+        assert isinstance(item, Keep if doubtful else Layer), rows
+    assert "no tensor here takes 700 inputs" in kept({"u.weight": (700, 32), **BLOCK}, "u").reason
+    assert isinstance(infer({"lm_head.weight": (700, 32), **BLOCK})["lm_head"], Layer)
+    assert isinstance(infer({"b.0.weight": (32, 64), "b.2.weight": (700, 32), **BLOCK})["b.2"], Layer)
+
+
+DCGAN: Shapes = {
+    "main.0.weight": (100, 128, 4, 4),
+    "main.1.weight": (128,),
+    "main.3.weight": (128, 64, 4, 4),
+    "main.4.weight": (64,),
+    "main.6.weight": (64, 3, 4, 4),
+}
+
+
+@pytest.mark.parametrize("order", [list, sorted])
+def test_norms_reveal_transposed_convolutions_in_any_order(order: Callable[[Shapes], list[str]]) -> None:
+    for name in ("main.0", "main.3", "main.6"):
+        item = kept({name: DCGAN[name] for name in order(DCGAN)}, name)
+        assert item.reason == "transposed convolution by the norm beside it"
+        assert item.override is None
+
+
+def test_the_norms_of_ordinary_convolutions_reveal_nothing() -> None:
+    after = {"0.weight": (128, 64, 3, 3), "1.weight": (128,), "3.weight": (32, 128, 3, 3), "4.weight": (32,)}
+    before = {
+        "norm1.weight": (64,),
+        "conv1.weight": (128, 64, 3, 3),
+        "norm2.weight": (128,),
+        "z.weight": (32, 128, 3, 3),
+    }
+    for shapes in (after, before, dict(sorted(before.items()))):
+        assert not any(isinstance(item, Keep) for item in infer(shapes).values() if len(item_shape(item)) > 1)
+
+
+def test_sizes_of_numbered_layers_reveal_transposed_convolutions_without_norms() -> None:
+    shapes = {"ups.0.weight": (512, 256, 4, 4), "ups.1.weight": (256, 128, 4, 4), "ups.2.weight": (128, 1, 4, 4)}
+    assert "by the sizes of the layers beside it" in kept(shapes, "ups.0").reason
+    assert "by the sizes of the layers beside it" in kept(shapes, "ups.1").reason
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_doubtful"),
+    [
+        ((24, 40, 40), True), ((24, 20, 30), True), ((6, 5, 5), True), ((8, 512, 256), True),
+        ((64, 40, 3), False), ((512, 512, 8), False), ((64, 3, 3), False), ((64, 32, 7, 7), False),
+    ],
+)  # fmt: skip
+def test_axes_that_are_too_long_for_kernels_are_doubtful(shape: tuple[int, ...], is_doubtful: bool) -> None:
+    for shapes in ({"x.weight": shape}, {"x.weight": shape, "x.bias": shape[:1]}):
+        item = infer(shapes)["x"]
+        assert isinstance(item, Keep if is_doubtful else Layer)
+    assert isinstance(infer({"conv.weight": shape, "conv.bias": shape[:1]})["conv"], Layer)
+
+
+def test_the_layer_before_reveals_groups_even_if_another_tensor_has_their_width() -> None:
+    squeeze = {"se.fc.weight": (4, 128, 1, 1), "se.fc.bias": (4,)}
+    by_norm = {"conv1.weight": (128, 64, 1, 1), "bn1.weight": (128,), "conv2.weight": (128, 4, 3, 3), **squeeze}
+    by_number = {name: shape for name, shape in sorted(by_norm.items()) if name != "bn1.weight"}
+    for shapes in (by_norm, by_number):
+        assert "grouped convolution, by the width of the layer before it" in kept(shapes, "conv2").reason
+
+
+def test_square_weights_between_transposed_ones_are_doubtful() -> None:
+    shapes = {**DCGAN, "main.7.weight": (64, 64, 5, 5)}
+    assert "stored transposed" in kept(shapes, "main.7").reason
+
+
+def test_the_time_to_recognize_a_name_does_not_grow_with_its_square() -> None:
+    long = "a" * 400_000
+    dots = "a." * 200_000
+    names = [f"{long}.weight", f"{dots}weight", f"{long}_emb{long}.weight", f"{long}deconv.weight"]
+    assert len(infer({name: (8, 4) if "deconv" not in name else (8, 4, 3) for name in names})) == len(names)
