@@ -15,12 +15,13 @@ from lrzip.core.layers import Keep, Layer
 from lrzip.core.options import Inputs, Machine, Network, Opening, Selection, Timing
 from lrzip.core.output_options import Analyzing
 from lrzip.core.plan import SCHEMA
+from lrzip.core.report import EntryChoice
 from lrzip.core.spectrum import Spectrum
 from lrzip.core.version import __version__
 from lrzip.decompositions import DEFAULT_DECOMPOSITION, Decompositions
 from lrzip.formats.adapters import as_adapter
 from lrzip.formats.open import open_checkpoint
-from lrzip.formats.protocols import Checkpoint
+from lrzip.formats.protocols import Checkpoint, entry_of
 from lrzip.linalg.svd import Solver
 from lrzip.linalg.vbmf import noise_rank
 from lrzip.networks.architecture import Architecture
@@ -81,7 +82,7 @@ class Analysis:
     Attributes:
         source: File or folder.
         format: Registered name of the format.
-        key: Entry that holds the weights; "" for the file itself.
+        entry: Entry of a nested file that holds the weights.
         nbytes: Size on disk in bytes.
         parameters: Number of floating-point elements, without the running statistics of batch norms.
         tensors: Number of tensors.
@@ -96,7 +97,7 @@ class Analysis:
 
     source: Path
     format: str
-    key: str
+    entry: EntryChoice
     nbytes: int
     parameters: int
     tensors: int
@@ -114,7 +115,7 @@ class Analysis:
         return {
             "schema": SCHEMA,
             "lrzip": self.version,
-            "source": {"path": str(self.source), "format": self.format, "key": self.key, "nbytes": self.nbytes},
+            "source": {"path": str(self.source), "format": self.format, "nbytes": self.nbytes} | self.entry.to_dict(),
             "totals": {
                 "parameters": self.parameters,
                 "factorizable_parameters": sum(item.candidate.layer.weight.numel for item in self.layers),
@@ -160,7 +161,7 @@ def analyze(path: str | Path, **options: Unpack[AnalyzeOptions]) -> Analysis:
         return Analysis(
             source=Path(path),
             format=checkpoint.format,
-            key=checkpoint.key,
+            entry=entry_of(checkpoint),
             nbytes=checkpoint.nbytes,
             parameters=parameters,
             tensors=len(checkpoint.tensors()),

@@ -1,7 +1,7 @@
 """Export a checkpoint in another format, or with its factors merged."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Unpack
@@ -17,17 +17,17 @@ from lrzip.core.kinds import ATTENTION, EMBEDDING, TRANSPOSED_CONVOLUTIONS
 from lrzip.core.layers import TensorSpec, by_module
 from lrzip.core.layout import Entry
 from lrzip.core.merge import merge
-from lrzip.core.options import Inputs, Machine, Network, Opening
+from lrzip.core.options import Inputs, Key, Machine, Network, Opening
 from lrzip.core.output_options import MergedLayers, Overwriting
 from lrzip.core.plan import SCHEMA
-from lrzip.core.report import Difference
+from lrzip.core.report import Difference, EntryChoice
 from lrzip.core.stored import DenseLayer, Stored, find_structures
 from lrzip.core.version import __version__
 from lrzip.formats.files.atomic import check_output
 from lrzip.formats.load import load_into
 from lrzip.formats.open import open_checkpoint
 from lrzip.formats.outputs import not_carried, target_format
-from lrzip.formats.protocols import Checkpoint, Nested, Runnable
+from lrzip.formats.protocols import Checkpoint, Nested, Runnable, entry_of
 from lrzip.formats.torch.module import ModuleFile
 from lrzip.formats.torch.program import ProgramFile
 from lrzip.formats.traced import save_onnx, save_pt2
@@ -54,6 +54,7 @@ class Export:
         dropped: Entries of the source that were left out, with reasons.
         version: Version of lrzip.
         differences: Differences between the outputs of the program and the network; None if not compared.
+        entry: Entry of a nested source that holds the weights; not known for programs.
         doubtful: Modules that may be factorized layers, of a kind that only the architecture can confirm.
         not_compared: Reason why some or all outputs of the program were not compared.
         fixed: Dimensions of a program that were requested as dynamic, but are constants in the network.
@@ -70,6 +71,7 @@ class Export:
     fixed: Sequence[str] = ()
     doubtful: Sequence[str] = ()
     not_compared: str | None = None
+    entry: EntryChoice = field(default_factory=EntryChoice)
 
     @property
     def is_program(self) -> bool:
@@ -83,6 +85,7 @@ class Export:
             "lrzip": self.version,
             "input": str(self.source),
             "output": str(self.output),
+            "entry": self.entry.to_dict(),
             "to": self.target,
             "tensors": self.tensors,
             "multiplied": list(self.chains),
@@ -129,9 +132,8 @@ def export(path: str | Path, to: str, output: str | Path | None = None, **option
     if input_shapes:
         raise UsageError(f"`input_shapes` is for programs; `to={to}` runs no network.")
     with open_checkpoint(source, key=opening.key, trust=opening.trust) as checkpoint:
-        if to == "dense":
-            return _merge(checkpoint, destination, model, given)
-        return _copy(checkpoint, destination, to)
+        made = _merge(checkpoint, destination, model, given) if to == "dense" else _copy(checkpoint, destination, to)
+        return replace(made, entry=entry_of(checkpoint))
 
 
 def _refuse_merging(given: Options, to: str) -> None:
@@ -188,7 +190,7 @@ def _export_program(
     model: nn.Module | None,
     input_shapes: Sequence[str],
     *,
-    key: str | None,
+    key: Key,
     trust: bool,
 ) -> Export:
     if destination.suffix.lower() not in ("", f".{to}"):
@@ -202,7 +204,7 @@ def _export_program(
 
 
 def _traced(
-    source: Path, to: str, model: nn.Module | None, inputs: Sequence[InputShape], *, key: str | None, trust: bool
+    source: Path, to: str, model: nn.Module | None, inputs: Sequence[InputShape], *, key: Key, trust: bool
 ) -> Traced:
     """Trace the network of a checkpoint, given or from a trusted file, or return the program in a trusted file."""
     if model is None and trust:

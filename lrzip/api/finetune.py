@@ -11,7 +11,7 @@ from lrzip.api.keywords import FINETUNE_GROUPS, FinetuneOptions, TrainingKeyword
 from lrzip.core.declarations import Options, documented
 from lrzip.core.errors import LrzipError, UsageError
 from lrzip.core.layout import Entry
-from lrzip.core.options import Machine, Network, Opening
+from lrzip.core.options import Key, Machine, Network, Opening
 from lrzip.core.output_options import Overwriting
 from lrzip.core.plan import SCHEMA
 from lrzip.core.structure import join
@@ -217,7 +217,7 @@ def default_output(source: Path) -> Path:
     return path.with_name(f"{path.name}.tuned" if path.is_dir() else f"{path.stem}.tuned{path.suffix}")
 
 
-def _check_format(source: Path, destination: Path, *, key: str | None, trust: bool) -> None:
+def _check_format(source: Path, destination: Path, *, key: Key, trust: bool) -> None:
     """Refuse an output that could not be written, before any work is done."""
     with open_checkpoint(source, key=key, trust=trust) as checkpoint:
         format_ = output_format(destination, checkpoint.format)
@@ -227,7 +227,7 @@ def _check_format(source: Path, destination: Path, *, key: str | None, trust: bo
 
 
 def _write(
-    source: Path, destination: Path, outcome: Outcome, matched: Match, *, key: str | None, trust: bool
+    source: Path, destination: Path, outcome: Outcome, matched: Match, *, key: Key, trust: bool
 ) -> Mapping[str, str]:
     """Write the source with the tensors of a state in place of its own; return the entries left out, with reasons."""
     with open_checkpoint(source, key=key, trust=trust) as checkpoint:

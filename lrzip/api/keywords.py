@@ -13,6 +13,7 @@ from lrzip.core.options import (
     CalibrationData,
     Factoring,
     Inputs,
+    Key,
     LayerRules,
     Machine,
     NamedTarget,
@@ -82,7 +83,7 @@ class TrainingKeywords:
 class OpeningOptions(TypedDict, total=False):
     """Keywords of functions that open checkpoints."""
 
-    key: str | None
+    key: Key
     trust: bool
 
 

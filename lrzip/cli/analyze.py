@@ -10,6 +10,7 @@ from lrzip.cli.commands import Given, run_as
 from lrzip.cli.console import (
     costs_text,
     layer_progress,
+    print_entry,
     print_kept,
     print_table,
     printable,
@@ -125,8 +126,8 @@ def _print(console: Console, document: dict[str, Any], layers: list["LayerAnalys
     from lrzip.pipeline.subnormal_weights import subnormal_note
 
     source, totals = document["source"], document["totals"]
-    entry = f" · entry {source['key']}" if source["key"] else ""
-    console.print(Text(printable(f"{source['path']} · {source['format']}{entry} · {size_text(source['nbytes'])}")))
+    console.print(Text(printable(f"{source['path']} · {source['format']} · {size_text(source['nbytes'])}")))
+    print_entry(console, analysis.entry)
     console.print()
     energies = [f"{energy:g}" for energy in analysis.parameters_at]
     columns = [*list(_COLUMNS.values())[:5], *energies, *list(_COLUMNS.values())[5:], "spectrum"]

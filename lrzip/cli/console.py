@@ -19,6 +19,7 @@ from lrzip.core.progress import Progress, silent
 if TYPE_CHECKING:
     from lrzip.core.costs import Costs
     from lrzip.core.layers import Keep, Layer
+    from lrzip.core.report import EntryChoice
 
 
 # Wider than any table, so that nothing is cut where no terminal limits the width.
@@ -146,6 +147,13 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     return table
+
+
+def print_entry(console: Console, entry: "EntryChoice") -> None:
+    """Print which entry of a nested file was taken, and the others with weights."""
+    if entry.key:
+        others = f"; others with weights: {', '.join(entry.others)} (`--key` chooses)" if entry.others else ""
+        console.print(Text(printable(f"Weights of the entry {entry.key}{others}")), soft_wrap=True)
 
 
 def print_kept(console: Console, keep: Sequence["Keep"]) -> None:

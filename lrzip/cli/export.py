@@ -10,7 +10,7 @@ from rich.text import Text
 
 from lrzip.cli.checks import check_options
 from lrzip.cli.commands import Given, run_as
-from lrzip.cli.console import printable, show_result
+from lrzip.cli.console import print_entry, printable, show_result
 from lrzip.cli.files import checkpoint_path, goes_to_stdout, output_path
 from lrzip.cli.messages import with_flags
 from lrzip.cli.network import load_network
@@ -41,6 +41,7 @@ def export(given: Given) -> None:
 
 
 def _print(console: Console, result: "Export") -> None:
+    print_entry(console, result.entry)
     for name, reason in result.dropped:
         console.print(Text(printable(f"Left out: {name}: {reason}.")), soft_wrap=True)
     for name in result.doubtful:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from lrzip.cli.console import costs_text, print_kept, print_table, printable, shape_text, size_text
+from lrzip.cli.console import costs_text, print_entry, print_kept, print_table, printable, shape_text, size_text
 from lrzip.cli.messages import with_flags
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def print_report(console: Console, report: "Report") -> None:
     table = _table(report)
     if report.plan.factorize:
         print_table(console, list(table), list(zip(*table.values(), strict=True)), expendable=_EXPENDABLE)
+    print_entry(console, report.entry)
     print_kept(console, report.plan.keep)
     for name, reason in report.dropped:
         console.print(Text(printable(f"Left out: {name}: {reason}.")), soft_wrap=True)

@@ -6,13 +6,16 @@ The modes of `compress` are one plan, a curve of plans for several budgets, and 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from lrzip.core.declarations import keyword, option
 from lrzip.core.progress import Progress, silent
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+Key: TypeAlias = str | Sequence[str] | None
+"""Dotted name of an entry of a nested file, or several; None for the default choice."""
 
 PLAN, CURVE, BOUND = "plan", "curve", "bound"
 PLANS = (PLAN, CURVE)
@@ -269,7 +272,12 @@ class Opening:
 
     heading: ClassVar[str] = "Network and file"
 
-    key: str | None = option(None, "Entry of a nested file that holds the weights.", metavar="NAME")
+    key: Key = option(
+        None,
+        "Entry of a nested file that holds the weights; several are taken together, with their names as prefixes.",
+        metavar="NAME",
+        parsed=list[str] | None,
+    )
     trust: bool = option(False, "Allow files to run code when they are loaded.")
 
 

@@ -72,6 +72,23 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class EntryChoice:
+    """The entry of a nested file that holds the weights.
+
+    Attributes:
+        key: Dotted name of the entry, or of several; "" for the file itself.
+        others: Dotted names of the other entries that hold weights.
+    """
+
+    key: str = ""
+    others: Sequence[str] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the choice as it appears in JSON documents."""
+        return {"key": self.key, "others": list(self.others)}
+
+
+@dataclass(frozen=True)
 class CalibrationSummary:
     """Summary of the calibration that ranks and factors are based on.
 
@@ -122,6 +139,7 @@ class Report:
         comparison: Changes of the program's outputs, for formats whose program can be run.
         notes: What else users should know about the output.
         calibrated: Summary of the calibration, if there was one.
+        entry: Entry of a nested source that holds the weights.
     """
 
     plan: Plan
@@ -138,6 +156,7 @@ class Report:
     comparison: Comparison = field(default_factory=Comparison)
     notes: Sequence[str] = ()
     calibrated: CalibrationSummary | None = None
+    entry: EntryChoice = field(default_factory=EntryChoice)
 
     @property
     def differences(self) -> Sequence[Difference]:
@@ -172,6 +191,7 @@ class Report:
             "lrzip": self.version,
             "input": self.plan.source,
             "output": str(self.output) if self.output else None,
+            "entry": self.entry.to_dict(),
             "totals": {
                 "parameters_before": self.parameters_before,
                 "parameters_after": self.parameters_after,

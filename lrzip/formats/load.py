@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from lrzip.core.options import Key
 from lrzip.core.stored import find_structures
 from lrzip.formats.open import open_checkpoint
 from lrzip.networks.architecture import Architecture
@@ -14,7 +15,7 @@ from lrzip.networks.surgery import leave_fast_paths, replacement
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def load_into(model: Module, path: str | Path, *, key: str | None = None, trust: bool = False) -> Module:
+def load_into(model: Module, path: str | Path, *, key: Key = None, trust: bool = False) -> Module:
     """Load a compressed checkpoint into the dense network that it was made from, in place.
 
     Each layer that is stored as factors is replaced by a module of these factors, usually an `nn.Sequential`, with the

@@ -4,12 +4,13 @@ import re
 from pathlib import Path
 
 from lrzip.core.errors import UnsupportedCheckpoint
+from lrzip.core.options import Key
 from lrzip.formats import FORMATS
 from lrzip.formats.files.readable import readable
 from lrzip.formats.protocols import Checkpoint, Format
 
 
-def open_checkpoint(path: Path, *, key: str | None = None, trust: bool = False) -> Checkpoint:
+def open_checkpoint(path: Path, *, key: Key = None, trust: bool = False) -> Checkpoint:
     """Open a checkpoint of any known format.
 
     Args:

@@ -7,7 +7,7 @@ from lrzip.core.errors import NotCompared, UsageError
 from lrzip.core.report import Comparison
 from lrzip.formats import FORMATS
 from lrzip.formats.files.atomic import is_stream
-from lrzip.formats.protocols import Checkpoint, Folder, Format, Noted, Runnable
+from lrzip.formats.protocols import Checkpoint, Folder, Format, Noted, Runnable, entry_of
 from lrzip.formats.torch.nesting import optimizer_entries
 
 
@@ -119,9 +119,13 @@ def not_carried(format_: str, source: Checkpoint, *, optimizer: bool, others: bo
         entries = optimizer_entries(source.others) if optimizer else []
         return dict.fromkeys(entries, "its state no longer fits the parameters")
     if FORMATS[format_].holds_metadata:
-        return dict.fromkeys(source.others, "safetensors holds tensors only")
-    strings = [f"metadata {name}" for name in source.metadata if name != "format"]  # "format" is always "pt"
-    return dict.fromkeys([*strings, *source.others], "a state_dict has no place for it")
+        reasons = dict.fromkeys(source.others, "safetensors holds tensors only")
+    else:
+        strings = [f"metadata {name}" for name in source.metadata if name != "format"]  # "format" is always "pt"
+        reasons = dict.fromkeys([*strings, *source.others], "a state_dict has no place for it")
+    rivals = entry_of(source).others
+    holds = {name for name in reasons if any(rival == name or rival.startswith(f"{name}.") for rival in rivals)}
+    return reasons | dict.fromkeys(holds, "weights of another entry")
 
 
 def nbytes_of(source: Checkpoint, dropped: Iterable[str]) -> int:

@@ -13,7 +13,8 @@ from lrzip.core.costs import Positions, Timing
 from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.core.layout import Entry
 from lrzip.core.moments import Arguments, Observe
-from lrzip.core.report import Comparison
+from lrzip.core.options import Key
+from lrzip.core.report import Comparison, EntryChoice
 from lrzip.core.stored import DenseLayer
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.inputs import InputShape
@@ -137,6 +138,21 @@ class Folder(Protocol):
     def left_out(self) -> Mapping[str, str]:
         """Return the other files that do not fit an output with other weights, with the reason."""
         ...
+
+
+@runtime_checkable
+class Chosen(Protocol):
+    """A checkpoint whose weights were chosen among several entries of a nested file."""
+
+    @property
+    def rivals(self) -> Sequence[str]:
+        """Dotted names of the other entries that hold weights."""
+        ...
+
+
+def entry_of(checkpoint: Checkpoint) -> EntryChoice:
+    """Return the entry that holds the weights of a checkpoint, and the others that could."""
+    return EntryChoice(checkpoint.key, tuple(checkpoint.rivals) if isinstance(checkpoint, Chosen) else ())
 
 
 @runtime_checkable
@@ -291,7 +307,7 @@ class Format(Protocol):
         """Return whether a path is of this format, by its name and bytes. Nothing is executed or unpickled."""
         ...
 
-    def open(self, path: Path, *, key: str | None, trust: bool) -> Checkpoint:
+    def open(self, path: Path, *, key: Key, trust: bool) -> Checkpoint:
         """Open a path for reading."""
         ...
 

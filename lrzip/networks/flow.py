@@ -35,8 +35,8 @@ def may_be_grouped(layer: Layer, neighbors: Neighbors) -> bool:
     before = neighbors.norm_before(layer.module)
     if before is None:
         previous = neighbors.numbered(layer.module, -1)
-        before = previous and (previous.width or previous.weight.shape[0])
-    return bool(before) and _groups(before or 0, first, second)
+        before = (previous.width or previous.weight.shape[0]) if previous else 0
+    return _groups(before, first, second)
 
 
 def _groups(inputs: int, outputs: int, channels: int) -> bool:

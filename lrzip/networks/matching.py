@@ -139,7 +139,7 @@ def _check(path: Path, match: Match, architecture: Architecture) -> None:
         may_lack = is_counter or is_tied or architecture.may_lack(name)
         if shape == expected.get(name) or (shape is None and may_lack):
             continue
-        _refuse_misplaced(path, name, found, architecture)
+        _refuse_misplaced(path, name, match.specs, architecture)
         actual = f"has shape {shape}" if name in found else "is missing"
         wanted = f"takes {expected[name]}" if name in expected else "has no such tensor"
         raise LrzipError(f"`{path}` does not fit the model: `{name}` {actual}, the model {wanted}.")

@@ -26,8 +26,8 @@ _LINEAR = {
 }
 _LINEAR_STEMS = ("proj", "linear", "dense", "classif", "predict", "bottleneck", "compress", "mix")
 _CONVOLUTIONS = ("conv", "cnn", "tdnn", "patch", "wavenet", "stem")
-_TRANSPOSED = ("deconv", "convtrans", "transconv", "transposeconv", "transposedconv", "upconv", "upsample")
-_TRANSPOSED_WORDS = {"convt", "tconv"}
+_TRANSPOSED = ("deconv", "convtranspose", "transconv", "transposeconv", "transposedconv", "upconv", "upsample")
+_TRANSPOSED_WORDS = ({"convt"}, {"tconv"}, {"convtrans"}, {"conv", "trans"})
 
 
 def parts_of(path: str) -> Iterator[str]:
@@ -68,7 +68,9 @@ def convolution_by_name(path: str) -> bool:
 def transposed_by_name(path: str) -> bool:
     """Return whether a name in a path is one that transposed convolutions usually have."""
     plain = [part.lower().replace("_", "") for part in parts_of(path)]
-    return any(stem in part for part in plain for stem in _TRANSPOSED) or bool(_TRANSPOSED_WORDS & _words(path))
+    return any(stem in part for part in plain for stem in _TRANSPOSED) or any(
+        words <= _words(part) for part in parts_of(path) for words in _TRANSPOSED_WORDS
+    )
 
 
 def attention_by_name(name: str) -> bool:

@@ -22,7 +22,7 @@ from lrzip.formats.adapters import as_adapter
 from lrzip.formats.live import LiveSource
 from lrzip.formats.open import open_checkpoint
 from lrzip.formats.outputs import compare, nbytes_of, notes_of, output_format, size_on_disk, usage_of
-from lrzip.formats.protocols import Checkpoint, Runnable
+from lrzip.formats.protocols import Checkpoint, Runnable, entry_of
 from lrzip.formats.write import rewrite
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.inputs import InputShape
@@ -237,6 +237,7 @@ class Session:
             comparison=compare(checkpoint, output) if output and results else Comparison(),
             notes=self._notes(written=output is not None),
             calibrated=calibration_summary(calibration, changed) if calibration else None,
+            entry=entry_of(checkpoint),
         )
 
     def _notes(self, *, written: bool) -> Sequence[str]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.options import Key
 from lrzip.core.stored import find_structures
 from lrzip.core.version import __version__
 from lrzip.formats.load import load_into
@@ -130,7 +131,7 @@ def make_bench(
     learning: Learning,
     *,
     distil: bool,
-    key: str | None = None,
+    key: Key = None,
     trust: bool = False,
 ) -> Bench:
     """Load a checkpoint into its network and read the data.
@@ -164,7 +165,7 @@ def make_bench(
     return Bench(model, teacher, data.train, data.val, learning, task, Scorer(learning.metrics, task))
 
 
-def _require_dense(path: Path, model: nn.Module, *, key: str | None, trust: bool) -> None:
+def _require_dense(path: Path, model: nn.Module, *, key: Key, trust: bool) -> None:
     """Refuse a program, which cannot be trained, and a checkpoint that is factorized already."""
     with open_checkpoint(path, key=key, trust=trust) as checkpoint:
         if isinstance(checkpoint, Runnable):

@@ -9,6 +9,7 @@ from torch import nn
 
 from lrzip.core.errors import UsageError
 from lrzip.core.numbers import finite
+from lrzip.core.options import Key
 from lrzip.training.bench import Bench, make_bench
 from lrzip.training.data.read import read_parts
 from lrzip.training.data.samples import Samples
@@ -43,7 +44,7 @@ def evaluate(
     *,
     model: nn.Module,
     learning: Learning,
-    key: str | None = None,
+    key: Key = None,
     trust: bool = False,
 ) -> Evaluation:
     """Return the metrics of a checkpoint, dense or factorized, on the validation set.

@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 
 from lrzip.core.errors import LrzipError, UsageError
 from lrzip.core.kinds import ATTENTION
+from lrzip.core.options import Key
 from lrzip.core.stored import find_structures
 from lrzip.formats.load import load_into
 from lrzip.formats.open import open_checkpoint
@@ -36,7 +37,7 @@ class StudentTeacher:
 
 
 def load_student(
-    source: Path, model: nn.Module | None, teacher: Path | None, *, key: str | None = None, trust: bool = False
+    source: Path, model: nn.Module | None, teacher: Path | None, *, key: Key = None, trust: bool = False
 ) -> StudentTeacher:
     """Load the networks of a training.
 
@@ -56,7 +57,7 @@ def load_student(
 
 
 def _from_architecture(
-    source: Path, model: nn.Module, teacher_path: Path | None, key: str | None, trust: bool
+    source: Path, model: nn.Module, teacher_path: Path | None, key: Key, trust: bool
 ) -> StudentTeacher:
     with open_checkpoint(source, key=key, trust=trust) as checkpoint:
         architecture = Architecture.of(model)
@@ -71,7 +72,7 @@ def _from_architecture(
     return StudentTeacher(student, teacher, matched, modules)
 
 
-def _from_files(source: Path, teacher_path: Path | None, key: str | None, trust: bool) -> StudentTeacher:
+def _from_files(source: Path, teacher_path: Path | None, key: Key, trust: bool) -> StudentTeacher:
     student = _contained_network(source, key=key, trust=trust)
     teacher = _contained_network(teacher_path, key=None, trust=trust) if teacher_path is not None else None
     with open_checkpoint(source, key=key, trust=trust) as checkpoint:
@@ -88,7 +89,7 @@ def _callable_modules(network: nn.Module) -> set[str]:
     return set() if isinstance(network, GraphModule) else {name for name, _ in network.named_modules()}
 
 
-def _contained_network(path: Path, *, key: str | None, trust: bool) -> nn.Module:
+def _contained_network(path: Path, *, key: Key, trust: bool) -> nn.Module:
     with open_checkpoint(path, key=key, trust=trust) as checkpoint:
         if isinstance(checkpoint, Loadable):
             return checkpoint.network()

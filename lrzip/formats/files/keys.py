@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from lrzip.core.errors import UnsupportedCheckpoint
+from lrzip.core.options import Key
 
 
-def refuse_key(path: Path, key: str | None, kind: str) -> None:
+def refuse_key(path: Path, key: Key, kind: str) -> None:
     """Refuse a key for a file without entries to choose from.
 
     Args:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lrzip.core.errors import UnsupportedCheckpoint
 from lrzip.core.layers import TensorSpec
+from lrzip.formats.files.views import View, shared_views
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -114,13 +115,13 @@ class RawTensor:
 
 
 def shared(tensors: Mapping[str, RawTensor]) -> dict[str, str]:
-    """Return the reason for each tensor that shares its block with another one, or that repeats stored elements."""
-    users: dict[Block, list[str]] = {}
-    for name, tensor in tensors.items():
-        if tensor.block.nbytes:
-            users.setdefault(tensor.block, []).append(name)
-    groups = (names for names in users.values() if len(names) > 1)
-    reasons = {name: f"shared with {names[names[0] == name]}" for names in groups for name in names}
+    """Return the reason for each tensor that shares stored elements with another one, or that repeats its own."""
+    views = {
+        name: View(tensor.block, tensor.dtype.itemsize, tensor.offset, tensor.shape, tensor.strides)
+        for name, tensor in tensors.items()
+        if tensor.numel
+    }
+    reasons = {name: f"shared with {other}" for name, other in shared_views(views).items()}
     return {name: "repeats fewer stored elements" for name, tensor in tensors.items() if tensor.repeats} | reasons
 
 

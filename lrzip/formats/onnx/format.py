@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lrzip.core.errors import LrzipError
 from lrzip.core.layout import Entry
+from lrzip.core.options import Key
 from lrzip.formats.files.keys import refuse_key
 from lrzip.formats.protocols import Checkpoint, Writer
 
@@ -37,7 +38,7 @@ class Onnx:
             head = file.read(3)
         return path.suffix.lower() in self.suffixes or re.match(_MAGIC, head) is not None
 
-    def open(self, path: Path, *, key: str | None, trust: bool) -> "OnnxFile":
+    def open(self, path: Path, *, key: Key, trust: bool) -> "OnnxFile":
         """Open a file, which contains no code to trust."""
         from lrzip.formats.onnx.model import OnnxFile
 

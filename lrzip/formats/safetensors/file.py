@@ -14,6 +14,7 @@ from torch import Tensor
 from lrzip.core.errors import UnsupportedCheckpoint
 from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.core.layout import Entry
+from lrzip.core.options import Key
 from lrzip.core.stored import DenseLayer
 from lrzip.formats.files.atomic import atomic_file
 from lrzip.formats.files.keys import refuse_key
@@ -121,7 +122,7 @@ class Safetensors:
             head = file.read(9)
         return path.suffix.lower() in self.suffixes or head[8:] == b"{"
 
-    def open(self, path: Path, *, key: str | None, trust: bool) -> SafetensorsFile:
+    def open(self, path: Path, *, key: Key, trust: bool) -> SafetensorsFile:
         """Open a file, which contains no code to trust."""
         del trust
         refuse_key(path, key, "safetensors")

@@ -20,6 +20,7 @@ from lrzip.core.errors import LrzipError, UnsupportedCheckpoint
 from lrzip.core.kinds import CONVOLUTIONS, LINEAR, LINEAR_TRANSPOSED, Kind, kind_of_shape
 from lrzip.core.layers import Keep, Layer, by_module
 from lrzip.core.layout import Entry
+from lrzip.core.options import Key
 from lrzip.core.stored import DenseLayer, find_structures
 from lrzip.core.structure import Chain, Stage, Structure
 from lrzip.formats.files.keys import refuse_key
@@ -137,7 +138,7 @@ class HuggingFace:
             return True
         return "model_type" in config or "architectures" in config
 
-    def open(self, path: Path, *, key: str | None, trust: bool) -> HuggingFaceFolder:
+    def open(self, path: Path, *, key: Key, trust: bool) -> HuggingFaceFolder:
         """Open a folder; safetensors contains no code to trust, but files of torch.save may."""
         refuse_key(path, key, "safetensors")
         return HuggingFaceFolder(path, trust=trust)

@@ -14,6 +14,7 @@ from torch import Tensor
 from lrzip.core.errors import LrzipError, UnsupportedCheckpoint
 from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.core.layout import Entry
+from lrzip.core.options import Key
 from lrzip.core.stored import DenseLayer
 from lrzip.formats.files.atomic import atomic_folder
 from lrzip.formats.files.keys import refuse_key
@@ -173,7 +174,7 @@ class Sharded:
         """Return whether the path is a folder."""
         return path.is_dir()
 
-    def open(self, path: Path, *, key: str | None, trust: bool) -> ShardedFolder:
+    def open(self, path: Path, *, key: Key, trust: bool) -> ShardedFolder:
         """Open a folder; safetensors contains no code to trust, but files of torch.save may."""
         refuse_key(path, key, "safetensors")
         return ShardedFolder(path, trust=trust)

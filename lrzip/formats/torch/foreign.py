@@ -10,6 +10,7 @@ from typing import IO, NoReturn
 
 from lrzip.core.errors import UnsupportedCheckpoint
 from lrzip.core.layout import Entry
+from lrzip.core.options import Key
 from lrzip.formats.protocols import Checkpoint, Writer
 from lrzip.formats.torch.saved import opened_pickle
 
@@ -45,7 +46,7 @@ class Foreign:
         """Return whether the bytes are those of a known kind of file that lrzip does not read."""
         return _kind_of(path) is not None
 
-    def open(self, path: Path, *, key: str | None, trust: bool) -> NoReturn:
+    def open(self, path: Path, *, key: Key, trust: bool) -> NoReturn:
         """Refuse the file with a message that names its kind."""
         del key, trust
         raise UnsupportedCheckpoint(f"`{path}` is {str(_kind_of(path)).removesuffix('.')}.")

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,15 @@ from lrzip.core.errors import LrzipError, UnsupportedCheckpoint, UntrustedFile, 
 from lrzip.core.kinds import Kind
 from lrzip.core.layers import Keep, Layer
 from lrzip.core.layout import Entry
+from lrzip.core.options import Key
 from lrzip.core.stored import Stored
 from lrzip.formats import FORMATS
 from lrzip.formats.files.atomic import atomic_file
 from lrzip.formats.files.inert import outermost_class
 from lrzip.formats.protocols import Checkpoint, Format, Writer
 from lrzip.formats.torch.collecting import CollectingWriter
+from lrzip.formats.torch.entries import Steps
+from lrzip.formats.torch.nesting import descend, rebuilt
 from lrzip.formats.torch.pickled_file import PickledFile
 from lrzip.formats.torch.raw import refuse_other_dtypes
 from lrzip.formats.torch.saved import opened_pickle
@@ -35,7 +39,7 @@ from lrzip.networks.surgery import leave_fast_paths, replace_layer, resize
 class ModuleFile(PickledFile):
     """An open file of a module. With trust the module is loaded and determines the layers."""
 
-    def __init__(self, path: Path, *, key: str | None, trust: bool) -> None:
+    def __init__(self, path: Path, *, key: Key, trust: bool) -> None:
         super().__init__(path, key=key)
         self.trust = trust
         self.knows_layers = trust
@@ -46,21 +50,40 @@ class ModuleFile(PickledFile):
         """Load the module, which executes code from the file.
 
         Raises:
-            UnsupportedCheckpoint: The class of the module cannot be imported, or the file does not load.
+            UnsupportedCheckpoint: The class of the module cannot be imported, the file does not load, or several
+                modules were chosen.
+        """
+        if len(self.weights.entries) > 1:
+            raise UnsupportedCheckpoint(
+                f"`{self.path}`: `key={self.key}` names several modules, of which one is loaded at a time. "
+                "Give one, or leave out `trust=True`, which gives their state_dicts."
+            )
+        module = descend(self.content(), self.steps)
+        if not isinstance(module, nn.Module):
+            raise UnsupportedCheckpoint(f"`{self.path}` holds `{self.kind}`, which is not a module.")
+        return module
+
+    @property
+    def steps(self) -> Steps:
+        """Keys that lead to the module in a nested file."""
+        return next(iter(self.weights.entries.values()))
+
+    def content(self) -> Any:
+        """Load everything in the file, which executes code from it.
+
+        Raises:
+            UnsupportedCheckpoint: A class cannot be imported, or the file does not load.
         """
         try:
             with importable(Path.cwd()), warnings.catch_warnings():
                 # A class whose source differs from the saved one is the user's own, in a newer version.
                 warnings.simplefilter("ignore", torch.serialization.SourceChangeWarning)
-                module = torch.load(self.path, map_location="cpu", weights_only=False)
+                return torch.load(self.path, map_location="cpu", weights_only=False)
         except Exception as error:
             raise UnsupportedCheckpoint(
                 f"`{self.path}` is a module of class `{self.kind}`, which cannot be loaded: {one_line(error)}. "
                 "Make the class importable, or leave out `trust=True`, which gives its state_dict."
             ) from error
-        if not isinstance(module, nn.Module):
-            raise UnsupportedCheckpoint(f"`{self.path}` holds `{self.kind}`, which is not a module.")
-        return module
 
     def network(self) -> nn.Module:
         """Load the module.
@@ -102,7 +125,7 @@ class Module:
         with opened_pickle(path) as file:
             return file is not None and outermost_class(file) is not None
 
-    def open(self, path: Path, *, key: str | None, trust: bool) -> ModuleFile:
+    def open(self, path: Path, *, key: Key, trust: bool) -> ModuleFile:
         """Open a file; without `trust` the module is not loaded."""
         return ModuleFile(path, key=key, trust=trust)
 
@@ -115,25 +138,30 @@ class Module:
     ) -> AbstractContextManager[Writer]:
         """Write the module with layers replaced if the source is trusted, otherwise a state_dict of its weights."""
         if isinstance(source, ModuleFile) and source.trust:
-            return _write_module(destination, source, layout)
+            return _write_module(destination, source, layout, drop)
         state_dict: Format = FORMATS["state_dict"]
         return state_dict.write(destination, source, layout, drop=drop)
 
 
 @contextmanager
-def _write_module(destination: Path, source: ModuleFile, layout: Sequence[Entry]) -> Iterator[Writer]:
+def _write_module(
+    destination: Path, source: ModuleFile, layout: Sequence[Entry], drop: Sequence[str]
+) -> Iterator[Writer]:
     refuse_other_dtypes(source, layout)
     with atomic_file(destination) as temporary:
         writer = CollectingWriter()
         yield writer
-        module = _rewritten(source, layout, writer.tensors)
+        content = source.content()
+        module = _rewritten(descend(content, source.steps), source, layout, writer.tensors)
         with temporary.open("wb") as file:
-            save_to(file, module)
+            save_to(file, rebuilt(content, source.steps, module, drop))
 
 
-def _rewritten(source: ModuleFile, layout: Sequence[Entry], computed: Mapping[str, Tensor]) -> nn.Module:
-    """Return the module with the computed tensors of a layout, and with layers replaced by structures."""
-    result = source.load()
+def _rewritten(
+    module: nn.Module, source: ModuleFile, layout: Sequence[Entry], computed: Mapping[str, Tensor]
+) -> nn.Module:
+    """Return a module with the computed tensors of a layout, and with layers replaced by structures."""
+    result = module
     own = result.state_dict()
     layers = {item.weight.name: item for item in source.layers() if isinstance(item, Layer)}
     kept_biases = {entry.origin for entry in layout if entry.origin == entry.spec.name}

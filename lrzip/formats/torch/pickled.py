@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lrzip.formats.files.inert import Handle, Inert, Name
+from lrzip.formats.files.inert import Handle, Inert, Key, Name
 from lrzip.formats.files.raw import DTYPES, Block, RawTensor
 
 STORAGES = {
@@ -26,6 +26,12 @@ STORAGES = {
 }
 """Dtypes by the names of torch's classes of storages."""
 
+_DICTS = {
+    ("collections", "OrderedDict"),
+    ("collections", "defaultdict"),
+    ("builtins", "dict"),
+    ("__builtin__", "dict"),
+}
 _PARAMETERS = ("_rebuild_parameter", "_rebuild_parameter_with_state")
 _TENSORS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
 
@@ -121,8 +127,21 @@ def mapping_of(value: Any) -> Mapping[Any, Any] | None:
     """Return the items of a dict, or of an inert object that is a dict such as OrderedDict; otherwise None."""
     if isinstance(value, dict):
         return value
-    is_dict = isinstance(value, Inert) and (value.items or value.name == ("collections", "OrderedDict"))
-    return value.items if is_dict else None
+    if not isinstance(value, Inert):
+        return None
+    if value.name in _DICTS:
+        return _pairs(value.arguments) | value.items
+    return value.items or None
+
+
+def _pairs(arguments: Sequence[Any]) -> dict[Any, Any]:
+    """Return the items in the arguments of the constructor of a dict: a mapping or pairs, as Python 2 pickles them."""
+    for argument in arguments:
+        if isinstance(argument, dict):
+            return argument
+        if isinstance(argument, list | tuple) and all(isinstance(pair, list | tuple) for pair in argument):
+            return {pair[0]: pair[1] for pair in argument if len(pair) == 2 and isinstance(pair[0], Key)}
+    return {}
 
 
 def _listed(value: Any) -> Sequence[Any]:

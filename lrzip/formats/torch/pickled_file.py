@@ -7,10 +7,12 @@ from typing import Any
 import torch
 
 from lrzip.core.errors import UnsupportedCheckpoint, UntrustedFile
+from lrzip.core.options import Key
 from lrzip.formats import FORMATS
 from lrzip.formats.files.inert import Inert
 from lrzip.formats.files.raw import RawTensor
-from lrzip.formats.torch.nesting import beside, descend, find_weights
+from lrzip.formats.torch.entries import find_weights
+from lrzip.formats.torch.nesting import beside, merged
 from lrzip.formats.torch.pickled import Pickled, mapping_of
 from lrzip.formats.torch.raw import RawFile
 from lrzip.formats.torch.saved import read_file
@@ -24,7 +26,7 @@ class PickledFile(RawFile):
         refusal: Reason why the entries beside the tensors cannot be written again.
     """
 
-    def __init__(self, path: Path, *, key: str | None, refusal: str = "") -> None:
+    def __init__(self, path: Path, *, key: Key, refusal: str = "") -> None:
         pickled = read_file(path)
         content: Any = pickled.tree(pickled.content)
         if not isinstance(content, dict) and isinstance(pickled.content, Inert):
@@ -32,15 +34,20 @@ class PickledFile(RawFile):
                 f"`{path}` is a pickled object of class `{pickled.content.name}`, not a module or a state_dict. "
                 "Save its weights with `torch.save(model.state_dict(), path)` and compress those."
             )
-        steps = find_weights(path, _outline(content), key)
-        state = descend(content, steps)
-        tensors = {str(name): value for name, value in state.items() if isinstance(value, RawTensor)}
-        self.kind = _class_of(pickled, steps)
+        self.weights = find_weights(path, _outline(content), key)
+        self.rivals = self.weights.rivals
+        state = merged(content, self.weights.entries)
+        tensors = {
+            name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, RawTensor)
+        }
+        kinds = [_class_of(pickled, steps) for steps in self.weights.entries.values()]
+        self.kind = next(filter(None, kinds), None)
         self.refusal = refusal
         others = [f"the code and attributes of `{self.kind}`"] if self.kind else []
         format_ = "module" if self.kind else "state_dict"
-        super().__init__(path, format_, tensors, others + beside(content, steps, tensors))
-        self.key = ".".join(steps)
+        others += [str(name) for name in state if name not in tensors]
+        super().__init__(path, format_, tensors, others + beside(content, self.weights.entries.values()))
+        self.key = self.weights.key
 
     def refuse_replacing(self, format_: str) -> None:
         """Refuse an output that would hold the entries beside the tensors, which would have to be loaded."""

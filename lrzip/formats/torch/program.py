@@ -16,6 +16,7 @@ from lrzip.core.errors import LrzipError, UnsupportedCheckpoint, UntrustedFile, 
 from lrzip.core.layers import Keep, Layer
 from lrzip.core.layout import Entry
 from lrzip.core.moments import Arguments, Observe
+from lrzip.core.options import Key
 from lrzip.core.report import Comparison
 from lrzip.formats import FORMATS
 from lrzip.formats.files.atomic import atomic_file
@@ -172,7 +173,7 @@ class Program:
         """Return whether the file is a zip archive with the members of a program."""
         return holds_program(path)
 
-    def open(self, path: Path, *, key: str | None, trust: bool) -> ProgramFile:
+    def open(self, path: Path, *, key: Key, trust: bool) -> ProgramFile:
         """Open a file; without `trust` the program is not loaded."""
         refuse_key(path, key, "a program")
         return ProgramFile(path, trust=trust)

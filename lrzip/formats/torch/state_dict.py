@@ -17,20 +17,25 @@ from torch import Tensor, nn
 from lrzip.core.errors import UnsupportedCheckpoint, UntrustedFile
 from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.core.layout import Entry
+from lrzip.core.options import Key
 from lrzip.core.stored import DenseLayer
+from lrzip.formats import FORMATS
 from lrzip.formats.files.archive import checked_members
 from lrzip.formats.files.atomic import atomic_file
 from lrzip.formats.files.raw import REPEATED_LIMIT
 from lrzip.formats.files.stream import tensor_bytes
-from lrzip.formats.protocols import Checkpoint, Writer
+from lrzip.formats.protocols import Checkpoint, Format, Writer
 from lrzip.formats.torch.collecting import CollectingWriter
+from lrzip.formats.torch.entries import Weights, find_weights
 from lrzip.formats.torch.guarded import check_size, load_guarded
-from lrzip.formats.torch.nesting import beside, descend, find_weights, rebuilt, refilled
+from lrzip.formats.torch.nesting import beside, descend, merged, rebuilt, refilled
 from lrzip.formats.torch.pickled_file import PickledFile
 from lrzip.networks.architecture import Architecture
+from lrzip.networks.build import importable
 from lrzip.networks.recognition import find_layers
 
 _PICKLE_LIMIT = 1 << 29
+_MESSAGE_LIMIT = 1000
 
 
 class StateDictFile:
@@ -42,17 +47,19 @@ class StateDictFile:
     knows_layers = False
     is_rewritable = True
 
-    def __init__(self, path: Path, *, key: str | None, trust: bool) -> None:
+    def __init__(self, path: Path, *, key: Key, trust: bool) -> None:
         self.path = path
         self.nbytes = path.stat().st_size
         zipped = _is_zip(path)
         if zipped:
             _check_zip(path)
         self.content = _load(path, mmap=zipped, trust=trust)
-        self.steps = find_weights(path, self.content, key)
-        self.key = ".".join(self.steps)
-        self.state: Mapping[str, Any] = descend(self.content, self.steps)
-        self._tensors = {name: value for name, value in self.state.items() if isinstance(value, Tensor)}
+        self.weights = find_weights(path, self.content, key)
+        self.key, self.rivals = self.weights.key, self.weights.rivals
+        self.state = merged(self.content, self.weights.entries)
+        self._tensors = {
+            name: value for name, value in self.state.items() if isinstance(name, str) and isinstance(value, Tensor)
+        }
         self._specs = {name: _spec(name, tensor) for name, tensor in self._tensors.items()}
         for spec in self._specs.values():
             check_size(path, spec.name, spec.nbytes, max(self.nbytes, REPEATED_LIMIT))
@@ -60,7 +67,8 @@ class StateDictFile:
     @property
     def others(self) -> Sequence[str]:
         """Dotted names of the entries beside the tensors, on every level of the nesting."""
-        return beside(self.content, self.steps, self._tensors)
+        own = [str(name) for name in self.state if name not in self._tensors]
+        return own + beside(self.content, self.weights.entries.values())
 
     def tensors(self) -> Mapping[str, TensorSpec]:
         """Return the specs of all tensors of the state_dict, in its order."""
@@ -71,9 +79,7 @@ class StateDictFile:
 
         A nested state_dict was written by a trainer, so the prefix `model.` is an attribute of the trainer.
         """
-        return find_layers(
-            self.path, self._specs, architecture, trainer=bool(self.steps), untouchable=self.untouchable()
-        )
+        return find_layers(self.path, self._specs, architecture, trainer=bool(self.key), untouchable=self.untouchable())
 
     def untouchable(self) -> Mapping[str, str]:
         """Return the tensors that must not be replaced, with the reason."""
@@ -90,7 +96,7 @@ class StateDictFile:
     def bare(self) -> "StateDictFile":
         """Return a view of the state_dict without the entries around it."""
         view = copy.copy(self)
-        view.content, view.steps, view.key = self.state, (), ""
+        view.content, view.weights, view.key = self.state, Weights({"": ()}), ""
         return view
 
     def __enter__(self) -> Self:
@@ -119,11 +125,15 @@ class StateDict:
         with path.open("rb") as file:
             return file.read(4).startswith((b"PK\x03\x04", b"\x80\x02"))
 
-    def open(self, path: Path, *, key: str | None, trust: bool) -> StateDictFile | PickledFile:
+    def open(self, path: Path, *, key: Key, trust: bool) -> Checkpoint:
         """Open a file.
 
         Without `trust` it is loaded by torch's restricted unpickler, or, if that refuses, only its tensors are read.
+        With `trust`, an entry that is a module is rewritten as one.
         """
+        if trust and _is_module(path, key):
+            module: Format = FORMATS["module"]
+            return module.open(path, key=key, trust=True)
         try:
             return StateDictFile(path, key=key, trust=trust)
         except UntrustedFile as error:
@@ -174,8 +184,15 @@ def _rebuilt(
         replacements[entry.origin].append(
             (entry.spec.name, old if entry.copied else _alike(old, computed[entry.spec.name]))
         )
-    items = [pair for name, value in source.state.items() for pair in replacements.get(name, [(name, value)])]
-    return rebuilt(source.content, source.steps, refilled(copy.copy(source.state), items), drop)
+    content = source.content
+    for prefix, steps in source.weights.entries.items():
+        own = descend(source.content, steps)
+        items: list[tuple[Any, Any]] = []
+        for name, value in own.items():
+            found = replacements.get(f"{prefix}{name}") if isinstance(name, str) else None
+            items += [(name, value)] if found is None else [(new.removeprefix(prefix), tensor) for new, tensor in found]
+        content = rebuilt(content, steps, refilled(copy.copy(own), items), drop)
+    return content
 
 
 def _alike(old: Tensor, new: Tensor) -> Tensor:
@@ -199,20 +216,31 @@ def _check_zip(path: Path) -> None:
             )
 
 
+def _is_module(path: Path, key: Key) -> bool:
+    """Return whether the entry that holds the weights is a module, without executing anything."""
+    try:
+        return PickledFile(path, key=key).kind is not None
+    except Exception:
+        return False  # only loading it shows what it is
+
+
 def _load(path: Path, *, mmap: bool, trust: bool) -> Any:
     try:
         if not trust:
             return load_guarded(path, mmap=mmap)
-        return torch.load(path, map_location="cpu", mmap=mmap, weights_only=False)
+        with importable(Path.cwd()):
+            return torch.load(path, map_location="cpu", mmap=mmap, weights_only=False)
     except Exception as error:
         found = re.search(
-            r"Unsupported (?:global|class|type|operand).*?(?:GLOBAL )?([A-Za-z_][\w.]*\.[\w.]+)", str(error)
+            r"Unsupported (?:global|class|type|operand).*?(?:GLOBAL )?([A-Za-z_][\w.]*\.[\w.]+)",
+            str(error)[:_MESSAGE_LIMIT],  # it quotes names of the file
         )
         if trust or not found:
             raise
         raise UntrustedFile(
             f"`{path}` holds pickled Python objects, not only tensors: `{found[1]}`. "
-            "Pass `trust=True` if you know where it came from: it allows the file to execute code."
+            "Write the weights alone with `output=NAME.safetensors`, or pass `trust=True`, which allows the file to "
+            "execute code, if you know where it came from."
         ) from error
 
 

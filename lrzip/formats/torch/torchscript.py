@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lrzip.core.errors import UnsupportedCheckpoint
 from lrzip.core.layout import Entry
+from lrzip.core.options import Key
 from lrzip.formats.files.archive import checked_members
 from lrzip.formats.files.inert import Inert
 from lrzip.formats.files.keys import refuse_key
@@ -58,7 +59,7 @@ class TorchScript:
         with zipfile.ZipFile(path) as archive:
             return any(re.fullmatch(r"([^/]+/)?(code/.*|constants\.pkl)", name) for name in archive.namelist())
 
-    def open(self, path: Path, *, key: str | None, trust: bool) -> TorchScriptFile:
+    def open(self, path: Path, *, key: Key, trust: bool) -> TorchScriptFile:
         """Open a file; the program is not loaded, so no trust is needed."""
         del trust
         refuse_key(path, key, "TorchScript")

@@ -1,52 +1,25 @@
 """State_dicts are found in nested dicts, and replaced in copies of them."""
 
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
-from lrzip.core.errors import UnsupportedCheckpoint
-from lrzip.formats.torch.nesting import beside, descend, find_weights, optimizer_entries, rebuilt, refilled
+from lrzip.formats.torch.nesting import beside, merged, optimizer_entries, rebuilt, refilled
 
-PATH = Path("a.pt")
 STATE = {"w": torch.ones(2)}
 
 
-@pytest.mark.parametrize(
-    ("content", "key", "steps"),
-    [
-        (STATE, None, ()),
-        ({"model": STATE, "ema_state_dict": STATE}, None, ("ema_state_dict",)),
-        ({"model": {"state_dict": STATE}}, None, ("model", "state_dict")),
-        ({"x": STATE, "y": {"w": torch.ones(3)}}, None, ("y",)),
-        ({"a.b": {"c": STATE}}, "a.b.c", ("a.b", "c")),
-        ({"a": {"b.c": STATE}}, "a.b.c", ("a", "b.c")),
-    ],
-)
-def test_the_state_dict_is_found(content: Any, key: str | None, steps: tuple[str, ...]) -> None:
-    assert find_weights(PATH, content, key) == steps
-    assert any(isinstance(value, torch.Tensor) for value in descend(content, steps).values())
-
-
-@pytest.mark.parametrize(
-    ("content", "key", "message"),
-    [
-        ([1], None, "holds a list, not a state_dict"),
-        ({"a": 1}, None, "holds no state_dict. It has: a"),
-        ({"a": STATE, "b": STATE}, None, "several state_dicts of one size. Choose with `key=NAME`: a, b"),
-        ({"model": STATE}, "net", "no entry `net` of tensors. It has: model"),
-    ],
-)
-def test_without_a_state_dict_the_entries_are_named(content: Any, key: str | None, message: str) -> None:
-    with pytest.raises(UnsupportedCheckpoint, match=message):
-        find_weights(PATH, content, key)
-
-
 def test_entries_beside_the_tensors_are_named_on_every_level() -> None:
-    content = {"epoch": 1, "model": {"state_dict": {**STATE, "extra": 1}, "args": 2}}
-    assert beside(content, ("model", "state_dict"), STATE) == ["extra", "epoch", "model.args"]
+    content = {"epoch": 1, "model": {"state_dict": STATE, "args": 2}}
+    assert beside(content, [("model", "state_dict")]) == ["epoch", "model.args"]
+
+
+def test_several_state_dicts_are_merged_under_prefixes() -> None:
+    content = {"epoch": 1, "G": {"w": 2}, "net": {"D": {"w": 3}, "step": 4}}
+    entries = {"G.": ("G",), "net.D.": ("net", "D")}
+    assert merged(content, entries) == {"G.w": 2, "net.D.w": 3}
+    assert beside(content, entries.values()) == ["epoch", "net.step"]
 
 
 def test_a_copy_has_another_state_dict_and_lacks_dropped_entries() -> None:
