@@ -8,6 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy
 import torch
 
 _EXACT_LIMIT = 1 << 28  # bytes of a range within which elements are compared one by one
@@ -103,7 +104,7 @@ def _overlapping(names: Sequence[str], views: Mapping[str, View]) -> Sequence[Se
     for place, name in enumerate(names):
         view = views[name]
         own = owners.as_strided(view.shape, view.strides, view.offset - start // size)
-        before = set(own.unique().tolist()) - {-1}
+        before = set(numpy.unique(own.numpy()).tolist()) - {-1}
         group = set().union(*(groups[other] for other in before), {place})
         groups |= dict.fromkeys(group, group)
         own.fill_(place)
