@@ -64,7 +64,16 @@ def test_a_sequential_of_the_network_is_not_mistaken_for_factors(tmp_path: Path)
             lambda m: setattr(m, "conv2", nn.Conv2d(32, 24, (3, 5), groups=2)),
             r"`conv2` stands for .*, 1\), but the model has .*, 2\) there",
         ),
-        (lambda m: setattr(m, "fc1", nn.Embedding(20, 576)), r"`fc1\.weight` is missing, the model takes \(20, 576\)"),
+        (
+            lambda m: setattr(m, "fc1", nn.Embedding(20, 576)),
+            r"`fc1` is stored as factors of a linear layer, which cannot replace the Embedding of the model\. "
+            r"Compress again with `skip=fc1` or with `model=PKG\.MOD:NET`",
+        ),
+        (
+            lambda m: setattr(m, "conv1", nn.ConvTranspose2d(16, 3, 3, bias=False)),
+            r"`conv1` is stored as factors of a conv2d layer, which cannot replace the ConvTranspose2d",
+        ),
+        (lambda m: setattr(m, "fc2", nn.Bilinear(20, 20, 12)), r"`fc2` .* cannot replace the Bilinear of the model"),
     ],
 )
 def test_a_model_that_does_not_fit_is_unchanged(change: object, message: str, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ ANALYZE = strict(
     sensitivity=SENSITIVITY,
     schema={"const": 1},
     lrzip=TEXT,
-    source=strict(path=TEXT, format=TEXT, key=TEXT, nbytes=COUNT),
+    source=strict(path=TEXT, format=TEXT, nbytes=COUNT, key=TEXT, others=listed(TEXT)),
     totals=strict(
         ("costs_at_energy",),
         parameters=COUNT,
@@ -111,6 +111,7 @@ BUDGET = strict(
     predicted_loss=NUMBER,
     bound=NUMBER,
 )
+ENTRY = strict(key=TEXT, others=listed(TEXT))
 DIFFERENCES = listed(strict(output=TEXT, absolute=NUMBER, relative=NUMBER))
 CALIBRATION = strict(
     examples=TEXT,
@@ -125,6 +126,7 @@ COMPRESS = strict(
     lrzip=TEXT,
     input=TEXT,
     output={"type": ["string", "null"]},
+    entry=ENTRY,
     totals=strict(
         ("budget", *COSTS),
         **COSTS,
@@ -179,6 +181,7 @@ EXPORT = strict(
     lrzip=TEXT,
     input=TEXT,
     output=TEXT,
+    entry=ENTRY,
     to=TEXT,
     tensors=COUNT,
     multiplied=listed(TEXT),

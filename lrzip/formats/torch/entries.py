@@ -90,7 +90,7 @@ def _best(path: Path, content: Any, found: Mapping[Steps, Mapping[str, Any]]) ->
     first = [steps for steps in ranks if ranks[steps] == min(ranks.values())]
     sizes = {steps: _size(found[steps]) for steps in first}
     largest = [steps for steps in first if sizes[steps] == max(sizes.values())]
-    if len({id(found[steps]) for steps in largest}) > 1:
+    if len(largest) > 1:
         names = ", ".join(".".join(steps) for steps in largest)
         raise UnsupportedCheckpoint(f"`{path}` holds several state_dicts of one size. Choose with `key=NAME`: {names}.")
     return largest[0]
@@ -119,12 +119,17 @@ def _candidates(content: Any) -> Iterator[tuple[Steps, Mapping[str, Any]]]:
 
 
 def _is_averaged(steps: Steps, found: Mapping[Steps, Mapping[str, Any]]) -> bool:
-    """Return whether an entry holds averaged weights by its name; a teacher's may be those of another network."""
+    """Return whether an entry holds averaged weights by its name.
+
+    An average of less than half of the tensors of another entry is no complete network, and a teacher may be another
+    network.
+    """
     words = {word.lower() for step in steps for word in _WORD.findall(step)}
-    if words & _AVERAGED:
-        return True
     own = _shapes(found[steps])
-    return _TEACHER in words and any(_shapes(value) == own for other, value in found.items() if other != steps)
+    others = [_shapes(value) for other, value in found.items() if other != steps]
+    if words & _AVERAGED:
+        return not any(own.keys() <= other.keys() and 2 * len(own) < len(other) for other in others)
+    return _TEACHER in words and own in others
 
 
 def _shapes(value: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
