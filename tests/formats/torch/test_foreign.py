@@ -131,10 +131,8 @@ def test_files_that_are_no_checkpoint_are_refused_by_their_kind(
 def test_foreign_classes_are_named_and_need_trust_to_be_written_back(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     torch.save({"state_dict": {"fc.weight": torch.ones(4, 4)}, "args": Custom()}, path)
-    with pytest.raises(
-        UntrustedFile,
-        match=r"not only tensors: `[\w.]*test_foreign\.Custom`\. Write the weights alone with `output=NAME\.safetensors`, or pass `trust=True`",
-    ):
+    message = r"test_foreign\.Custom`\. Write the weights alone with `output=NAME\.safetensors`, or pass `trust=True`"
+    with pytest.raises(UntrustedFile, match=message):
         lrzip.compress(path, tmp_path / "b.pt", rank=1)
     assert not (tmp_path / "b.pt").exists()
     report = lrzip.compress(path, tmp_path / "b.safetensors", rank=1)
