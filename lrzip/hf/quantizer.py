@@ -1,6 +1,7 @@
 """The quantizer that transformers calls for compressed folders."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from lrzip.core.errors import LrzipError
 from lrzip.formats.safetensors.config import FORMAT_VERSION, METHOD, read_ranks
 from lrzip.hf.adapters import register_with_peft
 from lrzip.hf.modules import LowRank, low_rank
-from lrzip.hf.names import WHERE, missing_weights, paths_of, saved_name
+from lrzip.hf.names import WHERE, missing_weights, paths_of
+from lrzip.networks.transformers_names import TransformersNaming
 
 
 @register_quantization_config(METHOD)
@@ -47,6 +49,7 @@ class LrzipQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is not 
     is_qat_trainable = True
     is_compileable = True
     _unused: str | None = None
+    _paths: Mapping[str, str] = MappingProxyType({})
 
     def is_serializable(self, *_: Any, **__: Any) -> bool:
         """Return True: `save_pretrained` is supported."""
@@ -64,11 +67,7 @@ class LrzipQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is not 
             replacements = {path: low_rank(path, model.get_submodule(path), ranks[n]) for n, path in paths.items()}
         for path, module in replacements.items():
             model.set_submodule(path, module)
-        saved = {name: saved_name(name, path) for name, path in paths.items()}
-        self.quantization_config.ranks = {saved[name]: ranks[name] for name in paths}
-        transposed = getattr(self.quantization_config, "transposed", ())
-        if transposed:
-            self.quantization_config.transposed = [saved[name] for name in transposed if name in saved]
+        self._paths = paths
 
     def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
         """Refuse files without factors.
@@ -97,10 +96,20 @@ class LrzipQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is not 
         )
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        self._rename_layers(model)
         model.is_quantized = False  # its weights are plain tensors, so the model can be cast and trained
         model.config.quantization_config = self.quantization_config  # transformers 4 copied it before its names changed
         register_with_peft()
         return model
+
+    def _rename_layers(self, model: Any) -> None:
+        """Name the layers in the configuration as `save_pretrained` will, which depends on what was loaded."""
+        naming, config = TransformersNaming(model), self.quantization_config
+        saved = {name: naming.saved_module(path) for name, path in self._paths.items()}
+        config.ranks = {saved[name]: config.ranks[name] for name in self._paths}
+        transposed = getattr(config, "transposed", ())
+        if transposed:
+            config.transposed = [saved[name] for name in transposed if name in saved]
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         """Replace the low-rank modules of a model by dense layers, in place."""

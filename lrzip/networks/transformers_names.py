@@ -67,6 +67,10 @@ class TransformersNaming:
         target, transform, _ = self._renamed(f"{name}.weight")
         return target.removesuffix(".weight"), transform is not None
 
+    def target(self, key: str) -> str:
+        """Return the name in the model of a tensor of a file, or of the first one that it is converted to."""
+        return self._renamed(key)[0]
+
     def saved_module(self, path: str) -> str:
         """Return the name by which `save_pretrained` saves a layer, given its path in the model."""
         key = f"{path}.weight"
@@ -143,7 +147,7 @@ class TransformersNaming:
         """Return why loading ignores a tensor that the model lacks; None if the model should have it."""
         buffers = tuple(name for name, _ in self._model.named_buffers())
         stale = [pattern for pattern in _STALE if any(re.search(pattern, name) for name in buffers)]
-        if _matches([*stale, *(self._model._keys_to_ignore_on_load_unexpected or ())], target):
+        if target in buffers or _matches([*stale, *(self._model._keys_to_ignore_on_load_unexpected or ())], target):
             return "a buffer that the model computes itself, or does not use"
         *path, _ = target.split(".")
         missing = next((i for i in range(len(path)) if ".".join(path[: i + 1]) not in self._modules), None)
