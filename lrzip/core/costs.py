@@ -1,7 +1,8 @@
 """Costs of one run of layers and networks: multiply-accumulates and seconds."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from math import prod
 from operator import add
 from typing import Any, NamedTuple
@@ -41,10 +42,13 @@ class Timing:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """Costs of a layer before and after its replacement: multiply-accumulates of a run, and latency if measured."""
+    """Costs of a layer before and after its replacement: multiply-accumulates of a run, and latency if measured.
 
-    macs_before: int
-    macs_after: int
+    Multiply-accumulates that could not be counted are None.
+    """
+
+    macs_before: int | None
+    macs_after: int | None
     latency: Latency | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -55,23 +59,44 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs of a network before and after compression, and of each replaced layer by name."""
+    """Costs of a network before and after compression, and of each replaced layer by name.
 
-    macs_before: int
-    macs_after: int
+    Attributes:
+        macs_before: Multiply-accumulates of the dense network, None if they could not be counted.
+        macs_after: Those of the compressed network.
+        layers: Costs of each replaced layer.
+        latency: Latency of the network, if measured.
+        inputs: Shape of each input of the run, by name.
+        samples: Number of samples in this run, of which the multiply-accumulates are those of one.
+        not_counted: What the multiply-accumulates leave out and why; None if they are complete.
+        not_timed: Why there is no latency although it was requested.
+    """
+
+    macs_before: int | None
+    macs_after: int | None
     layers: Mapping[str, LayerCost]
     latency: Latency | None
+    inputs: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    samples: int = 1
+    not_counted: str | None = None
+    not_timed: str | None = None
 
     def timed(self, timing: Timing | None) -> "Costs":
         """Return the costs with measured latencies."""
         if timing is None:
-            return self
+            return replace(self, not_timed="the program does not run on random inputs of these shapes")
         layers = {name: replace(cost, latency=timing.layers.get(name)) for name, cost in self.layers.items()}
-        return replace(self, layers=layers, latency=timing.network)
+        return replace(self, layers=layers, latency=timing.network, not_timed=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the totals as they appear in JSON documents."""
-        return LayerCost(self.macs_before, self.macs_after, self.latency).to_dict()
+        run = {
+            "inputs": {name: list(shape) for name, shape in self.inputs.items()},
+            "samples": self.samples,
+            "not_counted": self.not_counted,
+            "not_timed": self.not_timed,
+        }
+        return LayerCost(self.macs_before, self.macs_after, self.latency).to_dict() | {"run": run}
 
 
 @dataclass(frozen=True)
@@ -81,12 +106,13 @@ class Positions:
     Attributes:
         counts: 2^d numbers for d spatial axes. Bit a of an index is set if axis a has the size of the layer's outputs
             instead of that of its inputs. So the first number is that of the inputs, the last one that of the outputs.
+            They may be means, of the projections of an attention layer, or shares of one sample.
     """
 
-    counts: tuple[int, ...]
+    counts: tuple[int | Fraction, ...]
 
     @classmethod
-    def of(cls, repeats: int, inputs: Sequence[int] = (), outputs: Sequence[int] = ()) -> "Positions":
+    def of(cls, repeats: int | Fraction, inputs: Sequence[int] = (), outputs: Sequence[int] = ()) -> "Positions":
         """Return the positions of one call.
 
         Args:
@@ -118,13 +144,45 @@ class Positions:
         """Return the element-wise sum of both."""
         return Positions(tuple(map(add, self.counts, other.counts)))
 
-    def at(self, strided: Sequence[bool]) -> int:
+    def shared(self, samples: int) -> "Positions":
+        """Return the share of one of several samples."""
+        return Positions(tuple(Fraction(count, samples) for count in self.counts))
+
+    def at(self, strided: Sequence[bool]) -> int | Fraction:
         """Return the number of positions where some axes already have the size of the outputs.
 
         Args:
             strided: For each spatial axis, whether the layer's stride along it has been applied already.
         """
         return self.counts[sum(1 << axis for axis, done in enumerate(strided) if done)]
+
+
+@dataclass(frozen=True)
+class Multiplications:
+    """Multiplications in a run of a network.
+
+    Attributes:
+        positions: Positions at which each layer is applied, by layer name; a layer without does not run.
+        macs: Multiply-accumulates of all operators; None if nothing could be counted.
+        inputs: Shape of each input of the run, by name.
+        samples: Number of samples in the run, of which positions and multiply-accumulates are those of one.
+        not_counted: What is left out and why; None if everything was counted.
+        unknown: Names of layers that may run, at unknown positions.
+    """
+
+    positions: Mapping[str, Positions]
+    macs: int | None
+    inputs: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    samples: int = 1
+    not_counted: str | None = None
+    unknown: Collection[str] = ()
+
+    def of_one(self, samples: int) -> "Multiplications":
+        """Return the share of one of several samples, provided that the multiply-accumulates divide evenly."""
+        if self.macs is None or samples < 1 or self.macs % samples:
+            return self
+        positions = {name: found.shared(samples) for name, found in self.positions.items()}
+        return replace(self, positions=positions, macs=self.macs // samples, samples=samples)
 
 
 def macs(structure: Structure, positions: Positions | None) -> int:
@@ -136,7 +194,7 @@ def macs(structure: Structure, positions: Positions | None) -> int:
     if positions is None:
         return 0
     axes = len(positions.counts).bit_length() - 1
-    return _macs(structure, positions, _Extent((False,) * axes))[0]
+    return round(_macs(structure, positions, _Extent((False,) * axes))[0])
 
 
 class _Extent(NamedTuple):
@@ -151,13 +209,13 @@ class _Extent(NamedTuple):
     rows: int = 1
 
 
-def _macs(structure: Structure, positions: Positions, extent: _Extent) -> tuple[int, _Extent]:
+def _macs(structure: Structure, positions: Positions, extent: _Extent) -> tuple[int | Fraction, _Extent]:
     if isinstance(structure, Reshape):
         return 0, extent._replace(rows=prod(structure.shape[:-1]))
     if isinstance(structure, Select):
         return 0, extent
     if isinstance(structure, Chain):
-        total = 0
+        total: int | Fraction = 0
         for part in structure.parts:
             count, extent = _macs(part, positions, extent)
             total += count

@@ -50,6 +50,10 @@ class InputShape:
             raise UsageError(f"`input_shapes={text}`: `{dtype}` is not a dtype of torch.")
         return cls(tuple(sizes), tuple(names), dtype or "float32")
 
+    def sizes_at(self, batch: int) -> tuple[int, ...]:
+        """Return the sizes with a given size of the batch dimension."""
+        return tuple(batch if name == BATCH else size for size, name in zip(self.sizes, self.names, strict=True))
+
     def example(self, batch: int, generator: Generator) -> Tensor:
         """Return a random input.
 
@@ -57,7 +61,7 @@ class InputShape:
             batch: Size of the batch dimension.
             generator: Source of randomness; floating-point inputs are normal, integers are 0 or 1.
         """
-        sizes = [batch if name == BATCH else size for size, name in zip(self.sizes, self.names, strict=True)]
+        sizes = self.sizes_at(batch)
         dtype: torch.dtype = getattr(torch, self.dtype)
         if dtype.is_floating_point or dtype.is_complex:
             return torch.randn(sizes, generator=generator).to(dtype)

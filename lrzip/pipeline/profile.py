@@ -2,21 +2,25 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from lrzip.core.costs import Positions, macs
-from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.costs import Multiplications, Positions, macs
+from lrzip.core.errors import LrzipError, UntrustedFile, UsageError, typed_line
 from lrzip.core.kinds import ATTENTION
 from lrzip.core.layers import Layer
 from lrzip.core.structure import Stage, Structure
-from lrzip.formats.protocols import Runnable, Source
+from lrzip.formats.protocols import Loadable, Runnable, Source
 from lrzip.networks.architecture import module_info
+from lrzip.networks.counting import MacCounter
 from lrzip.networks.inputs import InputShape, run
+
+
+_PROJECTION = "in_proj"
 
 
 @dataclass(frozen=True)
@@ -34,23 +38,19 @@ class Site:
 
 @dataclass(frozen=True)
 class Profile:
-    """One run of a network or program.
+    """One run of a network or program, and its multiplications."""
 
-    Attributes:
-        positions: Positions at which each layer is applied, by layer name.
-        macs: Multiply-accumulates of all linear layers, convolutions, attention and recurrent layers.
-    """
+    run: Multiplications
 
-    positions: Mapping[str, Positions]
-    macs: int
-
-    def macs_of(self, layer: Layer) -> int:
-        """Return the multiply-accumulates of a layer in the run."""
+    def macs_of(self, layer: Layer) -> int | None:
+        """Return the multiply-accumulates of a layer in the run, or None if they are unknown."""
         return self.macs_with(layer, layer.stage)
 
-    def macs_with(self, layer: Layer, structure: Structure) -> int:
-        """Return the multiply-accumulates of a structure in the place of a layer."""
-        return macs(structure, self.positions.get(layer.name))
+    def macs_with(self, layer: Layer, structure: Structure) -> int | None:
+        """Return the multiply-accumulates of a structure in the place of a layer, or None if they are unknown."""
+        if self.run.macs is None or layer.name in self.run.unknown:
+            return None
+        return macs(structure, self.run.positions.get(layer.name))
 
 
 @dataclass(frozen=True)
@@ -74,40 +74,38 @@ def profile_of(
     """Return the profile of a run of the network, or of the program that a checkpoint holds; None without either.
 
     Args:
-        checkpoint: The checkpoint.
+        checkpoint: The checkpoint. If it contains its network, that one is run unless another is given.
         model: The network.
         input_shapes: Shape of each input. Programs may store them.
         needed: Whether costs are requested.
 
     Raises:
         UsageError: Costs are requested or input shapes are given, and there is nothing that can be run.
-        LrzipError: The costs of a program are requested, and cannot be determined.
+        UntrustedFile: The same, and the file contains a network or program that is not trusted.
     """
-    if model and input_shapes:
-        return profile(model, input_shapes)
-    if isinstance(checkpoint, Runnable):
-        return _program_profile(checkpoint, input_shapes, needed=needed or bool(input_shapes))
-    if input_shapes or needed:
-        raise UsageError(
-            "The costs of a run are known with both `model=PKG.MOD:NET` and `input_shapes=SIZES`, or of a program."
-        )
-    return None
+    needed = needed or bool(input_shapes)
+    if model is None and isinstance(checkpoint, Runnable):
+        return _program_profile(checkpoint, input_shapes, needed=needed)
+    if not needed:
+        return None
+    if not input_shapes:
+        network = "" if model is not None or isinstance(checkpoint, Loadable) else "`model=PKG.MOD:NET` and "
+        raise UsageError(f"The costs of a run depend on the sizes of its inputs. Give {network}`input_shapes=SIZES`.")
+    if model is None and isinstance(checkpoint, Loadable):
+        model = checkpoint.network().eval()
+    if model is None:
+        raise UsageError(f"`{checkpoint.path}` holds only weights, which cannot be run. Give `model=PKG.MOD:NET`.")
+    return profile(model, input_shapes)
 
 
 def _program_profile(checkpoint: Runnable, input_shapes: Sequence[str], *, needed: bool) -> Profile | None:
-    """Return the profile of a run of a program; None if it cannot be determined and is not needed."""
+    """Return the profile of a run of a program; None if it must not be run and is not needed."""
     try:
-        measured = checkpoint.measure([InputShape.parse(text) for text in input_shapes])
-    except LrzipError:
+        return Profile(checkpoint.measure([InputShape.parse(text) for text in input_shapes]))
+    except UntrustedFile:
         if needed:
             raise
         return None
-    if measured is None and needed:
-        raise LrzipError(
-            "The costs of a run of this program cannot be determined: its shapes depend on values, or it is not "
-            "trusted (`trust=True`), or it stores no inputs to run it on (`input_shapes=SIZES`)."
-        )
-    return Profile(*measured) if measured else None
 
 
 def profile(model: nn.Module, shapes: Sequence[str]) -> NetworkProfile:
@@ -122,40 +120,58 @@ def profile(model: nn.Module, shapes: Sequence[str]) -> NetworkProfile:
         LrzipError: The network does not take these shapes.
     """
     inputs = [InputShape.parse(text) for text in shapes]
+    batch = inputs[0].sizes[0]
     sites: dict[str, Site] = {}
-    recurrent: dict[str, int] = {}
+    sizes = {f"input {number}": shape.sizes_at(batch) for number, shape in enumerate(inputs)}
+    counter = MacCounter()
+    try:
+        with _observed(model, sites), counter:
+            run(model, inputs, batch=batch)
+        found = Multiplications({}, counter.macs, sizes, not_counted=counter.not_counted)
+    except LrzipError as error:
+        sites.clear()
+        with _observed(model, sites):
+            run(model, inputs, batch=batch)  # raises unless it was counting that failed
+        cause = typed_line(error.__cause__ or error)
+        found = Multiplications({}, None, sizes, not_counted=f"PyTorch cannot count this network: {cause}")
+    found = replace(found, positions={name: site.positions for name, site in sites.items()})
+    return NetworkProfile(found, model, inputs, {name: site.shape for name, site in sites.items()})
+
+
+@contextmanager
+def _observed(model: nn.Module, sites: dict[str, Site]) -> Iterator[None]:
+    """Observe the layers of a network while it runs.
+
+    Args:
+        model: The network.
+        sites: Receives the use of each layer, by its name.
+    """
 
     def observe(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-            if isinstance(module, nn.RNNBase):
-                steps = arguments[0].numel() // module.input_size
-                recurrent[name] = steps * sum(p.numel() for n, p in module.named_parameters() if "weight" in n)
-            elif isinstance(module, nn.MultiheadAttention):
-                sites[f"{name}.in_proj"] = _attention_site(module, arguments)
-            elif arguments and isinstance(arguments[0], Tensor):
-                positions = _positions(module, arguments[0], output)
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+            if isinstance(module, nn.MultiheadAttention):
+                sites[f"{name}.{_PROJECTION}"] = _attention_site(module, args, kwargs)
+            elif given:
+                positions = _positions(module, given[0], output)
                 total = sites[name].positions.plus(positions) if name in sites else positions
-                sites[name] = Site(tuple(arguments[0].shape), total)
+                sites[name] = Site(tuple(given[0].shape), total)
 
         return hook
 
-    with ExitStack() as hooks, _without_fast_paths(), FlopCounterMode(display=False) as counter:
+    with ExitStack() as hooks, _without_fast_paths():
         for name, module in model.named_modules():
-            if module_info(module).kind or isinstance(module, nn.RNNBase | nn.MultiheadAttention):
-                hooks.callback(module.register_forward_hook(observe(name)).remove)
-        run(model, inputs, batch=inputs[0].sizes[0])
-    counted = {name for name, counts in counter.get_flop_counts().items() if counts}
-    uncounted = sum(count for name, count in recurrent.items() if not any(c.endswith(f".{name}") for c in counted))
-    positions = {name: site.positions for name, site in sites.items()}
-    total = counter.get_total_flops() // 2 + uncounted
-    return NetworkProfile(positions, total, model, inputs, {name: site.shape for name, site in sites.items()})
+            if module_info(module).kind or isinstance(module, nn.MultiheadAttention):
+                hooks.callback(module.register_forward_hook(observe(name), with_kwargs=True).remove)
+        yield
 
 
-def _attention_site(module: nn.MultiheadAttention, arguments: Sequence[Any]) -> Site:
-    """Return the mean positions of query, key and value, over those that were passed by position."""
-    given = [x for x in arguments[: ATTENTION.groups] if isinstance(x, Tensor)]
-    positions = sum(x.numel() for x in given) // (module.embed_dim * max(len(given), 1))
-    return Site(tuple(given[0].shape) if given else (), Positions.of(positions))
+def _attention_site(module: nn.MultiheadAttention, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Site:
+    """Return the mean positions of query, key and value."""
+    named = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+    given = [named["query"], named["key"], named["value"]]
+    positions = Fraction(sum(x.numel() for x in given), module.embed_dim * ATTENTION.groups)
+    return Site(tuple(given[0].shape), Positions.of(positions))
 
 
 def _positions(module: nn.Module, x: Tensor, output: Any) -> Positions:
@@ -168,7 +184,7 @@ def _positions(module: nn.Module, x: Tensor, output: Any) -> Positions:
 
 @contextmanager
 def _without_fast_paths() -> Iterator[None]:
-    """Disable fused attention, whose products are not counted."""
+    """Disable fused attention, which calls no modules."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
