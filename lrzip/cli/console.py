@@ -187,11 +187,28 @@ def size_text(nbytes: int) -> str:
     return f"{size:.1f} TB"
 
 
+def count_text(count: int | None) -> str:
+    """Return a count, or a dash if it is not known."""
+    return "–" if count is None else f"{count:,}"
+
+
 def costs_text(costs: "Costs") -> str:
     """Return the costs of a run of the dense and the factorized network, in one line."""
-    fewer = costs.macs_before / max(costs.macs_after, 1)
-    text = f"{costs.macs_before:,} → {costs.macs_after:,} multiply-accumulates ({fewer:.2f} times fewer)"
-    if costs.latency is None:
-        return text
-    dense, factorized = 1e3 * costs.latency.dense, 1e3 * costs.latency.factorized
-    return f"{text}, {dense:.2f} → {factorized:.2f} ms a run here ({costs.latency.speedup:.2f} times faster)"
+    text = _macs_text(costs)
+    if costs.latency:
+        dense, factorized = 1e3 * costs.latency.dense, 1e3 * costs.latency.factorized
+        text += f", {dense:.2f} → {factorized:.2f} ms a run here ({costs.latency.speedup:.2f} times faster)"
+    run = ", ".join(f"{name} {shape_text(shape)}" for name, shape in costs.inputs.items())
+    text += f" at {run}" if run else ""
+    text += f", of one of {costs.samples} samples" if costs.samples > 1 else ""
+    text += f"; not counted: {costs.not_counted}" if costs.not_counted and costs.macs_before is not None else ""
+    return printable(text + (f"; not timed: {costs.not_timed}" if costs.not_timed else ""))
+
+
+def _macs_text(costs: "Costs") -> str:
+    before, after = costs.macs_before, costs.macs_after
+    if before is None or after is None:
+        return f"Multiply-accumulates are not known: {costs.not_counted}"
+    if costs.not_counted:
+        return f"At least {before:,} → {after:,} multiply-accumulates"
+    return f"{before:,} → {after:,} multiply-accumulates ({before / max(after, 1):.2f} times fewer)"

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lrzip.cli.commands import Given
-from lrzip.cli.console import layer_progress, print_table, printable, show_result, size_text
+from lrzip.cli.console import count_text, layer_progress, print_table, printable, show_result, size_text
 from lrzip.cli.files import checkpoint_path
 from lrzip.cli.learning import score_text, scores_text
 from lrzip.core.output_options import CompressOutputs, Overwriting, Printing
@@ -76,4 +76,4 @@ def _row(report: "Report") -> dict[str, str]:
         "predicted loss": f"{spent.predicted_loss:.4g}",
         "at best": f"{spent.bound:.4g}",
     }
-    return row | ({"MACs": f"{report.costs.macs_after:,}"} if report.costs else {})
+    return row | ({"MACs": count_text(report.costs.macs_after)} if report.costs else {})

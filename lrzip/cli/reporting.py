@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from lrzip.cli.console import costs_text, print_entry, print_kept, print_table, printable, shape_text, size_text
+from lrzip.cli.console import (
+    costs_text,
+    count_text,
+    print_entry,
+    print_kept,
+    print_table,
+    printable,
+    shape_text,
+    size_text,
+)
 from lrzip.cli.messages import with_flags
 
 if TYPE_CHECKING:
@@ -37,8 +46,8 @@ def _table(report: "Report") -> dict[str, list[str]]:
         table["of outputs"] = ["" if error is None else f"{error:.4f}" for error in seen]
     if report.costs:
         costs = [report.costs.layers[decision.group.name] for decision in decisions]
-        table["MACs"] = [f"{cost.macs_before:,}" for cost in costs]
-        table["then"] = [f"{cost.macs_after:,}" for cost in costs]
+        table["MACs"] = [count_text(cost.macs_before) for cost in costs]
+        table["then"] = [count_text(cost.macs_after) for cost in costs]
         if report.costs.latency:
             table["faster"] = [f"{cost.latency.speedup:.2f}×" if cost.latency else "" for cost in costs]
     return table

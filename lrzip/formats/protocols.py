@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 from torch import Tensor, nn
 
-from lrzip.core.costs import Positions, Timing
+from lrzip.core.costs import Multiplications, Timing
 from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.core.layout import Entry
 from lrzip.core.moments import Arguments, Observe
@@ -185,16 +185,19 @@ class Guarded(Protocol):
 class Runnable(Protocol):
     """A checkpoint that holds a program, which can be executed."""
 
-    def measure(self, inputs: Sequence[InputShape]) -> tuple[Mapping[str, Positions], int] | None:
+    def measure(self, inputs: Sequence[InputShape]) -> Multiplications:
         """Return the multiplications of one run.
 
         Args:
-            inputs: Shapes of the inputs. If empty, the declared or stored inputs are used, with dynamic dimensions of
-                size 1.
+            inputs: Shapes of the inputs. If empty, those of the declared or stored inputs are used, and the result is
+                that of one sample.
 
         Returns:
-            How often each element of a layer's weight is multiplied, by layer name, and the multiply-accumulates of
-            the whole program; None if they cannot be determined.
+            The multiplications. If they cannot be counted, the result contains the reason.
+
+        Raises:
+            UntrustedFile: The program must not be run.
+            LrzipError: The program does not take inputs of these shapes.
         """
         ...
 

@@ -21,7 +21,7 @@ _OWN |= {"inductor", "_c10d_functional", "c10d", "profiler", "debugprims", "rngp
 class MacCounter:
     """A context that counts multiply-accumulates.
 
-    Matrix products, convolutions, attention, recurrent and bilinear layers are counted; element-wise operations are not.
+    Matrix products, convolutions, attention, recurrent and bilinear layers are counted, and no element-wise operations.
     """
 
     def __init__(self) -> None:
@@ -53,11 +53,11 @@ class MacCounter:
         self._modes.__exit__(kind, error, traceback)
 
 
-class _Witness(TorchDispatchMode):
+class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Collects the names of operators without a formula that may multiply."""
 
     def __init__(self, known: set[Any]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._known = known
         self.unknown: set[str] = set()
 

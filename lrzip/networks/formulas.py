@@ -3,7 +3,7 @@
 The formulas return floating-point operations, as those of PyTorch do: two for each multiply-accumulate.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any, TypeAlias
 
@@ -78,11 +78,12 @@ def _trilinear(
     first: Shape, second: Shape, third: Shape, axes1: Shape, axes2: Shape, axes3: Shape, *_: Any, **__: Any
 ) -> int:
     """Count one multiply-accumulate for each element of the product of all three, expanded to their common shape."""
-    expanded = []
+    expanded: list[list[int]] = []
     for shape, axes in zip((first, second, third), (axes1, axes2, axes3), strict=True):
-        rest = iter(shape)
+        rest: Iterator[int] = iter(shape)
         expanded.append([1 if axis in axes else next(rest) for axis in range(len(shape) + len(axes))])
-    return 2 * prod(map(max, *expanded))
+    sizes: list[int] = [max(found) for found in zip(*expanded, strict=True)]
+    return 2 * prod(sizes)
 
 
 def _attention(query: Shape, key: Shape, _value: Shape, width: int, *_: Any, **__: Any) -> int:
@@ -97,7 +98,7 @@ def _encoder_layer(x: Shape, width: int, *arguments: Any, **_: Any) -> int:
 
 
 def _scores_and_sums(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value)
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
 
 def _nothing(*_: Any, **__: Any) -> int:
@@ -110,8 +111,8 @@ _FORMULAS: Mapping[Formula, str] = {
     _features: "_int_mm _scaled_mm_v2 _weight_int8pack_mm _weight_int4pack_mm _weight_int4pack_mm_for_cpu "
     "_weight_int4pack_mm_with_scales_and_zeros _dyn_quant_matmul_4bit mkldnn_linear mkldnn._linear_pointwise "
     "mkl._mkl_linear quantized.linear quantized.linear_relu quantized.linear_dynamic quantized.linear_relu_dynamic "
-    "quantized.linear_dynamic_fp16 quantized.linear_relu_dynamic_fp16 quantized.linear_leaky_relu quantized.linear_tanh "
-    "onednn.qlinear_pointwise",
+    "quantized.linear_dynamic_fp16 quantized.linear_relu_dynamic_fp16 quantized.linear_leaky_relu "
+    "quantized.linear_tanh onednn.qlinear_pointwise",
     _vector: "mv dot vdot",
     _added_vector: "addmv addmv_",
     _added_products: "addmm_ addbmm addbmm_ baddbmm_",

@@ -1,7 +1,7 @@
 """Time layers and networks on this machine, dense and factorized."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -29,15 +29,30 @@ def costs_of(profile: Profile, decisions: Sequence[Factorize], *, latency: bool)
     network = profile if isinstance(profile, NetworkProfile) and latency else None
     layers = {
         decision.group.name: LayerCost(
-            sum(profile.macs_of(layer) for layer in decision.group.layers),
-            sum(profile.macs_with(each.layer, each.structure) for each in decision.replacements),
+            _sum(profile.macs_of(layer) for layer in decision.group.layers),
+            _sum(profile.macs_with(each.layer, each.structure) for each in decision.replacements),
             layer_latency(network, decision) if network else None,
         )
         for decision in decisions
     }
-    saved = sum(cost.macs_before - cost.macs_after for cost in layers.values())
-    total = network_latency(network, decisions) if network else None
-    return Costs(profile.macs, profile.macs - saved, layers, total)
+    saved = _sum(None if c.macs_after is None else (c.macs_before or 0) - c.macs_after for c in layers.values())
+    run = profile.run
+    return Costs(
+        run.macs,
+        None if run.macs is None or saved is None else run.macs - saved,
+        layers,
+        network_latency(network, decisions) if network else None,
+        run.inputs,
+        run.samples,
+        run.not_counted,
+        "a program is timed when it is written" if latency and not network else None,
+    )
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    """Return the sum of counts, or None if one is unknown."""
+    known = list(counts)
+    return None if None in known else sum(count for count in known if count is not None)
 
 
 def keep_slow(profile: Profile, plan: Plan, speedup: float) -> Plan:
@@ -47,7 +62,7 @@ def keep_slow(profile: Profile, plan: Plan, speedup: float) -> Plan:
         UsageError: The speedup is not positive, or there is no network whose layers can be timed.
     """
     if not isinstance(profile, NetworkProfile):
-        raise UsageError("`min_speedup` times layers of a network. Give `model=PKG.MOD:NET` and `input_shapes=SIZES`.")
+        raise UsageError("`min_speedup` times layers of a network, which a program does not offer. Leave it out.")
     if not speedup > 0:
         raise UsageError(f"`min_speedup` must be above 0, got {speedup:g}.")
     fast: list[Factorize] = []

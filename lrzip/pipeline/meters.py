@@ -7,7 +7,7 @@ from statistics import median
 import numpy as np
 
 from lrzip.core.decisions import Factorize
-from lrzip.core.errors import UsageError
+from lrzip.core.errors import LrzipError, UsageError
 from lrzip.core.layers import FACTORIZABLE_DTYPES, Layer, TensorSpec
 from lrzip.core.structure import Structure, parameters
 from lrzip.decompositions import Decompositions
@@ -53,18 +53,27 @@ def meter_of(
 
     def macs(layer: Layer, pick: Pick | None) -> int:
         assert profile, "a unit of runs comes with a profile"
-        return profile.macs_with(layer, structure(layer, pick))
+        count = profile.macs_with(layer, structure(layer, pick))
+        if count is None:
+            raise LrzipError(_uncounted(profile, f"`{layer.name}`"))
+        return count
 
     if unit == "latency":
         if not isinstance(profile, NetworkProfile):
-            raise UsageError("A budget of time measures layers. Give `model=PKG.MOD:NET` and `input_shapes=SIZES`.")
+            raise UsageError("A budget of time measures layers of a network, which a program does not offer.")
         return _latency_meter(profile, decompositions)
     if unit == "macs":
         assert profile, "a unit of runs comes with a profile"
-        return Meter(profile.macs, macs)
+        if profile.run.macs is None:
+            raise LrzipError(_uncounted(profile, "the network"))
+        return Meter(profile.run.macs, macs)
     if unit == "nbytes":
         return Meter(sum(spec.nbytes for spec in tensors), nbytes)
     return Meter(sum(spec.numel for spec in tensors if is_parameter(spec)), count)
+
+
+def _uncounted(profile: Profile, what: str) -> str:
+    return f"The multiply-accumulates of {what} are not known, and a budget limits them: {profile.run.not_counted}."
 
 
 def _latency_meter(profile: NetworkProfile, decompositions: Decompositions) -> Meter:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from inspect import Parameter, signature
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -18,7 +20,6 @@ from lrzip.formats.protocols import Loadable, Runnable, Source
 from lrzip.networks.architecture import module_info
 from lrzip.networks.counting import MacCounter
 from lrzip.networks.inputs import InputShape, run
-
 
 _PROJECTION = "in_proj"
 
@@ -122,7 +123,7 @@ def profile(model: nn.Module, shapes: Sequence[str]) -> NetworkProfile:
     inputs = [InputShape.parse(text) for text in shapes]
     batch = inputs[0].sizes[0]
     sites: dict[str, Site] = {}
-    sizes = {f"input {number}": shape.sizes_at(batch) for number, shape in enumerate(inputs)}
+    sizes = {name: shape.sizes_at(batch) for name, shape in zip(_names(model), inputs, strict=False)}
     counter = MacCounter()
     try:
         with _observed(model, sites), counter:
@@ -138,6 +139,13 @@ def profile(model: nn.Module, shapes: Sequence[str]) -> NetworkProfile:
     return NetworkProfile(found, model, inputs, {name: site.shape for name, site in sites.items()})
 
 
+def _names(model: nn.Module) -> Iterator[str]:
+    """Yield the names of the inputs of a network, and numbers for those of `*args`."""
+    kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    named = [name for name, parameter in signature(model.forward).parameters.items() if parameter.kind in kinds]
+    return chain(named, (f"input {number}" for number in count(len(named))))
+
+
 @contextmanager
 def _observed(model: nn.Module, sites: dict[str, Site]) -> Iterator[None]:
     """Observe the layers of a network while it runs.
@@ -150,12 +158,13 @@ def _observed(model: nn.Module, sites: dict[str, Site]) -> Iterator[None]:
     def observe(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-            if isinstance(module, nn.MultiheadAttention):
-                sites[f"{name}.{_PROJECTION}"] = _attention_site(module, args, kwargs)
-            elif given:
-                positions = _positions(module, given[0], output)
-                total = sites[name].positions.plus(positions) if name in sites else positions
-                sites[name] = Site(tuple(given[0].shape), total)
+            if not given:
+                return
+            attends = isinstance(module, nn.MultiheadAttention)
+            layer = f"{name}.{_PROJECTION}" if attends else name
+            positions = _mean_positions(module, args, kwargs) if attends else _positions(module, given[0], output)
+            total = sites[layer].positions.plus(positions) if layer in sites else positions
+            sites[layer] = Site(tuple(given[0].shape), total)
 
         return hook
 
@@ -166,12 +175,11 @@ def _observed(model: nn.Module, sites: dict[str, Site]) -> Iterator[None]:
         yield
 
 
-def _attention_site(module: nn.MultiheadAttention, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Site:
-    """Return the mean positions of query, key and value."""
-    named = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
-    given = [named["query"], named["key"], named["value"]]
-    positions = Fraction(sum(x.numel() for x in given), module.embed_dim * ATTENTION.groups)
-    return Site(tuple(given[0].shape), Positions.of(positions))
+def _mean_positions(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Positions:
+    """Return the mean positions at which the projections of query, key and value are applied in one call."""
+    named = {**dict(zip(("query", "key", "value"), args, strict=False)), **kwargs}
+    elements = sum(named[name].numel() for name in ("query", "key", "value"))
+    return Positions.of(Fraction(elements, module.embed_dim * ATTENTION.groups))  # type: ignore[arg-type,operator]
 
 
 def _positions(module: nn.Module, x: Tensor, output: Any) -> Positions:

@@ -151,6 +151,8 @@ def measured(model: nn.Module, shape: str, ratio: float) -> Costs:
 def row(name: str, model: nn.Module, shape: str, ratio: float, costs: Costs) -> list[str]:
     """Return the cells of the table."""
     assert costs.latency
+    assert costs.macs_before
+    assert costs.macs_after
     small = lrzip.factorize(model, ratio=ratio)
     sizes = [sum(parameter.numel() for parameter in network.parameters()) / 1e6 for network in (model, small)]
     cells = [name, f"{sizes[0]:.2f} → {sizes[1]:.2f}", f"{costs.macs_before / 1e9:.3f} → {costs.macs_after / 1e9:.3f}"]

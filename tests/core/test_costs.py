@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from fractions import Fraction
 from math import prod
 
 import pytest
@@ -6,8 +7,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lrzip.core.costs import Costs, Latency, LayerCost, Positions, Timing, macs
-from lrzip.core.kinds import CONVOLUTIONS, EMBEDDING, LINEAR, TRANSPOSED_CONVOLUTIONS
+from lrzip.core.costs import Costs, Latency, LayerCost, Multiplications, Positions, Timing, macs
+from lrzip.core.kinds import ATTENTION, CONVOLUTIONS, EMBEDDING, LINEAR, TRANSPOSED_CONVOLUTIONS
 from lrzip.core.layers import TensorSpec
 from lrzip.core.stored import Stored
 from lrzip.core.structure import Chain, Reshape, Select, Stage, Structure, Sum, tensor_names, tensor_shapes
@@ -143,11 +144,35 @@ def test_the_document_is_in_milliseconds() -> None:
     assert Latency(dense=3e-3, factorized=2e-3).to_dict() == {"dense_ms": 3.0, "factorized_ms": 2.0}
 
 
+RUN = {"inputs": {}, "samples": 1, "not_counted": None, "not_timed": None}
+
+
 def test_measured_latencies_are_added_to_costs() -> None:
     costs = Costs(9, 3, {"a": LayerCost(5, 2, None), "b": LayerCost(4, 1, None)}, None)
     network, layer = Latency(3e-3, 2e-3), Latency(2e-3, 1e-3)
     timed = costs.timed(Timing(network, {"a": layer}))
-    assert timed.to_dict() == {"macs_before": 9, "macs_after": 3, "latency": network.to_dict()}
+    assert timed.to_dict() == {"macs_before": 9, "macs_after": 3, "latency": network.to_dict(), "run": RUN}
     assert timed.layers == {"a": LayerCost(5, 2, layer), "b": LayerCost(4, 1, None)}
-    assert costs.timed(None) is costs
-    assert costs.to_dict() == {"macs_before": 9, "macs_after": 3}
+    assert costs.timed(None).not_timed == "the program does not run on random inputs of these shapes"
+    assert costs.to_dict() == {"macs_before": 9, "macs_after": 3, "run": RUN}
+
+
+def test_the_document_states_the_run_whose_costs_they_are() -> None:
+    costs = Costs(None, None, {}, None, {"x": (1, 3, 8, 8)}, samples=2, not_counted="a", not_timed="b")
+    run = {"inputs": {"x": [1, 3, 8, 8]}, "samples": 2, "not_counted": "a", "not_timed": "b"}
+    assert costs.to_dict() == {"macs_before": None, "macs_after": None, "run": run}
+
+
+def test_the_share_of_a_sample_is_exact() -> None:
+    found = Multiplications({"a": Positions.of(6, (5,), (3,))}, 12 * 70)
+    share = found.of_one(4)
+    assert (share.macs, share.samples) == (3 * 70, 4)
+    assert 4 * share.positions["a"].at((True,)) == 18
+    assert found.of_one(9) == found, "what does not divide evenly is no sum over samples"
+    assert Multiplications({}, None).of_one(4).macs is None
+
+
+def test_means_of_positions_are_exact() -> None:
+    """Three projections at 5, 6 and 6 positions multiply as often as three at their mean."""
+    stage = Stage(ATTENTION, (3 * 8, 8))
+    assert macs(stage, Positions.of(Fraction(17, 3))) == (5 + 6 + 6) * 8 * 8

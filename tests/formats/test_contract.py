@@ -213,10 +213,10 @@ def test_a_program_counts_the_products_of_its_layers(checkpoint: Checkpoint) -> 
         assert not FORMATS[checkpoint.format].is_program
         return
     measured = checkpoint.measure([])
-    assert measured
-    positions, macs = measured
-    assert positions.keys() == {"conv1", "conv2", "fc1", "fc2"}
-    assert macs > sum(checkpoint.tensors()[f"{name}.weight"].numel for name in positions)
+    assert measured.not_counted is None
+    assert measured.positions.keys() == {"conv1", "conv2", "fc1", "fc2"}
+    assert measured.macs
+    assert measured.macs > sum(checkpoint.tensors()[f"{name}.weight"].numel for name in measured.positions)
 
 
 def test_specs_and_bytes_are_those_that_were_saved(checkpoint: Checkpoint) -> None:

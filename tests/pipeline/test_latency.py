@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lrzip.core.costs import Latency
+from lrzip.core.costs import Latency, Multiplications
 from lrzip.core.errors import UsageError
 from lrzip.formats.live import LiveSource
 from lrzip.pipeline.latency import costs_of, keep_slow, layer_latency
@@ -45,6 +45,8 @@ def test_costs_are_those_of_the_layers_that_run(session: Session) -> None:
     assert costs.layers["unused"].macs_before == 0
     assert costs.layers["unused"].latency is None
     assert costs.layers["small"].latency == Latency(30.0, 30.0)
+    assert costs.macs_before
+    assert costs.macs_after
     assert costs.macs_before - costs.macs_after == 5 * (600 - 150) + 5 * (1200 - 210)
     assert costs.latency == Latency(40.0, 40.0)
 
@@ -69,6 +71,6 @@ def test_a_layer_is_timed_on_inputs_of_the_observed_shape(session: Session) -> N
 
 def test_only_networks_have_layers_that_can_be_timed(session: Session) -> None:
     with pytest.raises(UsageError, match="`min_speedup` times layers of a network"):
-        keep_slow(Profile({}, 0), session.plan(), 1.0)
+        keep_slow(Profile(Multiplications({}, 0)), session.plan(), 1.0)
     with pytest.raises(UsageError, match="`min_speedup` must be above 0, got 0"):
         keep_slow(profile(Half(), ["5,20"]), session.plan(), 0.0)

@@ -36,7 +36,7 @@ def test_a_budget_of_multiply_accumulates_counts_as_the_report_does(path: Path) 
     assert report.costs
     assert (spent.dense, spent.used) == (report.costs.macs_before, report.costs.macs_after)
     assert spent.used <= spent.dense // 2
-    with pytest.raises(UsageError, match=r"both `model=PKG\.MOD:NET` and `input_shapes="):
+    with pytest.raises(UsageError, match=r"Give `model=PKG\.MOD:NET` and `input_shapes="):
         lrzip.compress(path, budget="macs=50%", dry_run=True)
 
 

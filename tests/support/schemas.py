@@ -31,8 +31,18 @@ KINDS = [f"{kind}{n}d" for kind in ("conv", "conv_transpose") for n in (1, 2, 3)
 KIND = {"enum": ["linear", "linear_transposed", "embedding", "attention", "lora", *KINDS]}
 LAYER = {"name": TEXT, "tensor": TEXT, "kind": KIND, "shape": COUNTS}
 LATENCY = strict(dense_ms=NUMBER, factorized_ms=NUMBER)
-COSTS = {"macs_before": COUNT, "macs_after": COUNT, "latency": LATENCY}
-COSTS_AT = {"type": "object", "additionalProperties": strict(("latency",), **COSTS)}
+OPTIONAL_COUNT = {"type": ["integer", "null"], "minimum": 0}
+OPTIONAL_TEXT = {"type": ["string", "null"]}
+COSTS = {"macs_before": OPTIONAL_COUNT, "macs_after": OPTIONAL_COUNT, "latency": LATENCY}
+RUN = {
+    "run": strict(
+        inputs={"type": "object", "additionalProperties": COUNTS},
+        samples=COUNT,
+        not_counted=OPTIONAL_TEXT,
+        not_timed=OPTIONAL_TEXT,
+    )
+}
+COSTS_AT = {"type": "object", "additionalProperties": strict(("latency", "run"), **COSTS, **RUN)}
 
 SCORES = {"type": "object", "additionalProperties": OPTIONAL}
 SPREAD = strict(values=listed(OPTIONAL), mean=OPTIONAL, std=OPTIONAL, ci95=OPTIONAL)
@@ -128,8 +138,9 @@ COMPRESS = strict(
     output={"type": ["string", "null"]},
     entry=ENTRY,
     totals=strict(
-        ("budget", *COSTS),
+        ("budget", *COSTS, *RUN),
         **COSTS,
+        **RUN,
         budget=BUDGET,
         parameters_before=COUNT,
         parameters_after=COUNT,

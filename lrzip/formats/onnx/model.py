@@ -1,6 +1,7 @@
 """Read side of ONNX: an open model, whose external data is read one tensor at a time."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -10,7 +11,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from lrzip.core.costs import Positions, Timing
+from lrzip.core.costs import Multiplications, Timing
 from lrzip.core.errors import NotCompared, UnsupportedCheckpoint, UsageError, one_line
 from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.core.moments import Arguments, Observe
@@ -18,7 +19,7 @@ from lrzip.core.report import Comparison
 from lrzip.core.stored import DenseLayer
 from lrzip.formats import FORMATS
 from lrzip.formats.onnx.compare import compare, time
-from lrzip.formats.onnx.costs import positions_and_macs
+from lrzip.formats.onnx.costs import Subject, count
 from lrzip.formats.onnx.data import chunks_of, external_file, spec_of
 from lrzip.formats.onnx.feeds import Given
 from lrzip.formats.onnx.graph import constants_of, find_bias, find_layers, graphs_of, tensor_of
@@ -49,6 +50,7 @@ class OnnxFile:
         constants = constants_of(model)
         self._stored = {name: tensor_of(value) for name, value in constants.items()}
         self._specs = {name: spec_of(name, tensor) for name, tensor in self._stored.items()}
+        self._sizes: Sequence[Sequence[int]] = ()
         self._given = Given(limits=index_limits(model))
         self._outcomes: dict[Path, Comparison | NotCompared] = {}
         self._layers = find_layers(constants, names_of(model))
@@ -113,17 +115,20 @@ class OnnxFile:
         """Run the model on batches in onnxruntime and pass the inputs of layers to an observer."""
         observe_model(self.path, self.nbytes, layers, batches, observer)
 
-    def measure(self, inputs: Sequence[InputShape]) -> tuple[Mapping[str, Positions], int] | None:
-        """Count the multiplications of a run, by the shapes that onnx infers."""
-        found = positions_and_macs(self.path, [shape.sizes for shape in inputs])
-        if found is None:
-            return None
+    def measure(self, inputs: Sequence[InputShape]) -> Multiplications:
+        """Count the multiplications of a run; for branches and loops the model is run in onnxruntime."""
+        model = ir.serde.serialize_model(load_model(self.path))
+        subject = Subject(self.path, model, self.nbytes, self._given.limits)
+        found = count(subject, [shape.sizes for shape in inputs])
         names = {item.weight.name: item.name for item in self._layers if isinstance(item, Layer)}
-        return {names[weight]: times for weight, times in found[0].items() if weight in names}, found[1]
+        positions = {names[weight]: times for weight, times in found.positions.items() if weight in names}
+        unknown = frozenset(names[weight] for weight in found.unknown if weight in names)
+        self._sizes = list(found.inputs.values())
+        return replace(found, positions=positions, unknown=unknown)
 
     def time(self, output: Path, inputs: Sequence[InputShape]) -> Timing | None:
         """Time both models alternately in onnxruntime, which fuses nodes, so that single layers have no times."""
-        total = time(self.path, output, [shape.sizes for shape in inputs])
+        total = time(self.path, output, [shape.sizes for shape in inputs] or self._sizes)
         return Timing(total, {}) if total else None
 
     def check_run(self, written: Path, output: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from lrzip.core.costs import Positions, Timing
+from lrzip.core.costs import Multiplications, Timing
 from lrzip.core.errors import LrzipError, UnsupportedCheckpoint, UntrustedFile, one_line
 from lrzip.core.layers import Keep, Layer
 from lrzip.core.layout import Entry
@@ -113,13 +113,25 @@ class ProgramFile(RawFile):
             return Comparison()
         return compare_programs(self.program(), load_program(output), *self._compared_on)
 
-    def measure(self, inputs: Sequence[InputShape]) -> tuple[Mapping[str, Positions], int] | None:
-        """Count the multiplications of a run, if the program is trusted."""
+    def measure(self, inputs: Sequence[InputShape]) -> Multiplications:
+        """Count the multiplications of a run.
+
+        Raises:
+            UntrustedFile: The file is not trusted.
+        """
         if not self.trust:
-            return None
+            raise UntrustedFile(
+                f"`{self.path}` is a program, which must be loaded to be run, and that can execute code from the file. "
+                "Pass `trust=True` if you know its origin."
+            )
         from lrzip.networks.programs.run import measure
 
-        return measure(self.program(), [item for item in self.layers() if isinstance(item, Layer)], inputs)
+        try:
+            return measure(self.program(), [item for item in self.layers() if isinstance(item, Layer)], inputs)
+        except LrzipError as error:
+            if inputs:
+                raise
+            return Multiplications({}, None, not_counted=str(error).rstrip("."))
 
     def time(self, output: Path, inputs: Sequence[InputShape]) -> Timing | None:
         """Time both programs alternately, if this one is trusted."""
