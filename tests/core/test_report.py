@@ -8,7 +8,7 @@ from lrzip.core.decisions import Factorize
 from lrzip.core.factors import Factors, GroupFactors
 from lrzip.core.layers import Layer
 from lrzip.core.plan import Plan
-from lrzip.core.report import CalibrationSummary, Difference, LayerResult, Report
+from lrzip.core.report import CalibrationSummary, Comparison, Difference, LayerResult, Report
 from tests.support.candidates import DECOMPOSITIONS, linear_layer
 
 
@@ -57,7 +57,7 @@ def test_documents_of_dry_runs_have_decisions_without_errors() -> None:
 
 
 def test_documents_hold_the_result_of_each_layer() -> None:
-    document = report(results(), differences=(Difference("y", 0.5, 0.25),)).to_dict()
+    document = report(results(), comparison=Comparison((Difference("y", 0.5, 0.25),))).to_dict()
     first, second = document["layers"]
     assert (first["error"], first["method"], first["excess"], first["seconds"]) == (0.25, "gram", 0.0, 0.9877)
     assert "output_error" not in first

@@ -172,7 +172,9 @@ COMPRESS = strict(
     kept=KEPT,
     dropped=DROPPED,
     differences=DIFFERENCES,
-    not_compared={"type": ["string", "null"]},
+    compared_on=OPTIONAL_TEXT,
+    not_compared=OPTIONAL_TEXT,
+    notes=listed(TEXT),
     calibration=CALIBRATION,
 )
 
