@@ -7,14 +7,16 @@ from lrzip.api.keywords import COMPRESS_GROUPS, CompressOptions
 from lrzip.api.requests import check_setup, setup_of
 from lrzip.core.declarations import Options, documented
 from lrzip.core.errors import UsageError
+from lrzip.core.layers import Layer
 from lrzip.core.options import Factoring, LayerRules, NamedTarget, Selection, Speedup, Target
 from lrzip.core.output_options import Writing
 from lrzip.core.report import Report
 from lrzip.formats.files.atomic import check_output
+from lrzip.formats.files.space import check_space
 from lrzip.formats.outputs import check_program, default_output, not_carried, output_format
 from lrzip.formats.protocols import Checkpoint, Guarded
 from lrzip.pipeline.request import Request, request_of, target_of
-from lrzip.pipeline.session import open_session
+from lrzip.pipeline.session import Session, open_session
 
 
 @documented(CompressOptions, *COMPRESS_GROUPS)
@@ -53,6 +55,8 @@ def compress(path: str | Path, output: str | Path | None = None, **options: Unpa
     with open_session(source, request, setup, beside=None if writing.dry_run else destination) as session:
         checkpoint = session.checkpoint
         _check_format(checkpoint, destination, request, writing)
+        if not writing.dry_run:
+            _check_space(session, destination)
         plan = session.plan()
         replaced, format_ = bool(plan.factorize), output_format(destination, checkpoint.format)
         dropped = not_carried(
@@ -62,6 +66,12 @@ def compress(path: str | Path, output: str | Path | None = None, **options: Unpa
             others=replaced and not writing.keep_others,
         )
         return session.report(plan, dropped=dropped) if writing.dry_run else session.write(plan, destination, dropped)
+
+
+def _check_space(session: Session, destination: Path) -> None:
+    """Refuse an output that does not fit its disk whatever the ranks are, before the weights are read."""
+    weights = sum(item.weight.nbytes for item in session.layers if isinstance(item, Layer))
+    check_space(destination, sum(spec.nbytes for spec in session.checkpoint.tensors().values()) - weights)
 
 
 def _check_budget(request: Request, given: Options) -> None:

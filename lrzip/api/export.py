@@ -24,6 +24,8 @@ from lrzip.core.report import Difference, EntryChoice
 from lrzip.core.stored import DenseLayer, Stored, find_structures
 from lrzip.core.version import __version__
 from lrzip.formats.files.atomic import check_output
+from lrzip.formats.files.claims import checked_before
+from lrzip.formats.files.unchanged import Snapshot
 from lrzip.formats.load import load_into
 from lrzip.formats.open import open_checkpoint
 from lrzip.formats.outputs import not_carried, target_format
@@ -195,8 +197,10 @@ def _export_program(
 ) -> Export:
     if destination.suffix.lower() not in ("", f".{to}"):
         raise UsageError(f"`to={to}` writes .{to} files, got `{destination}`.")
+    before = Snapshot.of(source) if source.exists() else Snapshot()
     traced = _traced(source, to, model, [InputShape.parse(text) for text in input_shapes], key=key, trust=trust)
-    found = save_onnx(traced, destination) if to == "onnx" else save_pt2(traced, destination)
+    with checked_before(destination, before.refuse_changes):
+        found = save_onnx(traced, destination) if to == "onnx" else save_pt2(traced, destination)
     count, differences = len(traced.program.state_dict), found.differences or None
     return Export(
         source, destination, to, count, (), (), __version__, differences, traced.fixed, (), found.not_compared

@@ -7,7 +7,8 @@ from lrzip.core.errors import UnsupportedCheckpoint
 from lrzip.core.options import Key
 from lrzip.formats import FORMATS
 from lrzip.formats.files.readable import readable
-from lrzip.formats.protocols import Checkpoint, Format
+from lrzip.formats.files.unchanged import Snapshot
+from lrzip.formats.protocols import Checkpoint, External, Format
 
 
 def open_checkpoint(path: Path, *, key: Key = None, trust: bool = False) -> Checkpoint:
@@ -24,11 +25,15 @@ def open_checkpoint(path: Path, *, key: Key = None, trust: bool = False) -> Chec
     """
     if not path.exists():
         raise _missing(path)
+    before = Snapshot.of(path)
     with readable(path):
         for name in FORMATS:
             format_: Format = FORMATS[name]
             if format_.matches(path):
-                return format_.open(path, key=key, trust=trust)
+                checkpoint = format_.open(path, key=key, trust=trust)
+                beside = checkpoint.data_files if isinstance(checkpoint, External) else ()
+                checkpoint.snapshot = before | Snapshot.of_all(beside)
+                return checkpoint
     raise UnsupportedCheckpoint(
         f"`{path}` is not a checkpoint that lrzip knows. It reads safetensors, ONNX, and the files of torch.save and "
         "torch.export."

@@ -16,6 +16,7 @@ from lrzip.core.moments import Arguments, Observe
 from lrzip.core.options import Key
 from lrzip.core.report import Comparison, EntryChoice
 from lrzip.core.stored import DenseLayer
+from lrzip.formats.files.unchanged import Snapshot
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.inputs import InputShape
 
@@ -65,7 +66,13 @@ def with_bias(source: Source, layer: Layer) -> Layer:
 
 
 class Checkpoint(Source, Protocol):
-    """Read side of a format: a context manager over an open file or folder."""
+    """Read side of a format: a context manager over an open file or folder.
+
+    Attributes:
+        snapshot: The files as they were when the checkpoint was opened.
+    """
+
+    snapshot: Snapshot
 
     @property
     def format(self) -> str:
@@ -153,6 +160,16 @@ class Chosen(Protocol):
 def entry_of(checkpoint: Checkpoint) -> EntryChoice:
     """Return the entry that holds the weights of a checkpoint, and the others that could."""
     return EntryChoice(checkpoint.key, tuple(checkpoint.rivals) if isinstance(checkpoint, Chosen) else ())
+
+
+@runtime_checkable
+class External(Protocol):
+    """A checkpoint with data in files beside it."""
+
+    @property
+    def data_files(self) -> Sequence[Path]:
+        """Files that hold data of the checkpoint, beside its own."""
+        ...
 
 
 @runtime_checkable

@@ -15,6 +15,8 @@ from lrzip.core.layout import Entry
 from lrzip.core.plan import Plan
 from lrzip.formats import FORMATS
 from lrzip.formats.adapters import Adapter, AdapterWriter
+from lrzip.formats.files.claims import checked_before
+from lrzip.formats.files.space import check_space
 from lrzip.formats.outputs import output_format
 from lrzip.formats.protocols import Checkpoint, Format, Writer
 
@@ -58,11 +60,17 @@ def create(
     if not target.stores_kinds:
         _refuse_unrecognizable(destination, source, layout)
     try:
-        with target.write(destination, source, layout, drop=drop) as writer:
+        check_space(destination, sum(entry.spec.nbytes for entry in layout))
+        with (
+            checked_before(destination, source.snapshot.refuse_changes),
+            target.write(destination, source, layout, drop=drop) as writer,
+        ):
             yield writer
     except OSError as error:
         advice = " Free some space and run it again." if error.errno == errno.ENOSPC else ""
         raise LrzipError(f"Could not write `{destination}`: {error.strerror or error}.{advice}") from error
+    except RecursionError as error:
+        raise LrzipError(f"`{source.path}` nests its entries too deeply to be written.") from error
 
 
 def _refuse_unrecognizable(destination: Path, source: Checkpoint, layout: Sequence[Entry]) -> None:

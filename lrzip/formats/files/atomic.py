@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lrzip.core.errors import LrzipError, OutputExists
-from lrzip.formats.files.claims import Identity, claim, newcomer, refuse_newcomer, renew, replaceable
+from lrzip.formats.files.claims import Identity, claim, newcomer, refuse_newcomer, renew, replaceable, run_check
 from lrzip.formats.files.renames import exchange, move_new
 from lrzip.formats.files.signals import uninterrupted
 from lrzip.formats.files.staging import bring_back, remove_leftovers, set_aside, staging_folder
@@ -75,11 +75,12 @@ def atomic_file(destination: Path) -> Iterator[Path]:
     if is_stream(destination):
         with TemporaryDirectory(prefix="lrzip-") as folder:
             yield Path(folder) / destination.name
+            run_check(destination)
             with (Path(folder) / destination.name).open("rb") as file, destination.open("ab") as stream:
                 shutil.copyfileobj(file, stream)
         return
     target = _target(destination)
-    with atomic_files(target) as folder:
+    with atomic_files(destination) as folder:
         (folder / target.name).touch()  # so that an output that cannot be written fails before the work
         yield folder / target.name
 
@@ -88,7 +89,7 @@ def atomic_file(destination: Path) -> Iterator[Path]:
 def atomic_folder(destination: Path) -> Iterator[Path]:
     """Yield a temporary folder, which gets the destination's name on success and is removed on failure."""
     target = _target(destination)
-    with atomic_files(target) as folder:
+    with atomic_files(destination) as folder:
         (folder / target.name).mkdir()
         yield folder / target.name
 
@@ -115,6 +116,7 @@ def atomic_files(
             if not path.is_symlink():
                 _sync(path)
         others = {path: target.with_name(path.name) for path in folder.iterdir() if path.name != target.name}
+        run_check(destination)
         with uninterrupted(), ExitStack() as undo:
             for path, beside in others.items():
                 _move_beside(path, beside, undo)

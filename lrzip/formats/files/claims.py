@@ -1,6 +1,8 @@
 """What is at the paths of outputs when a run begins, so that nothing that appears during the run is replaced."""
 
 import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +36,29 @@ class Identity(NamedTuple):
 
 
 _CLAIMED: dict[Path, Identity | None] = {}
+_CHECKS: dict[Path, Callable[[], None]] = {}
+
+
+@contextmanager
+def checked_before(path: Path, check: Callable[[], None]) -> Iterator[None]:
+    """Check that an output is still valid immediately before it appears at its path.
+
+    Args:
+        path: Path of the output.
+        check: Function that raises an error if the output must not appear.
+    """
+    _CHECKS[path.absolute()] = check
+    try:
+        yield
+    finally:
+        _CHECKS.pop(path.absolute(), None)
+
+
+def run_check(path: Path) -> None:
+    """Run the check of an output that is about to appear, if it has one."""
+    check = _CHECKS.get(path.absolute())
+    if check:
+        check()
 
 
 def claim(path: Path) -> None:

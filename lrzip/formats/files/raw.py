@@ -105,13 +105,25 @@ class RawTensor:
             return
         end = self._start + self.numel * self.dtype.itemsize
         with path.open("rb") as file:
-            for position in range(self._start, end, _CHUNK):
-                file.seek(position)
-                yield memoryview(file.read(min(end - position, _CHUNK)))
+            yield from read_range(file, path, self._start, end)
 
     @property
     def _start(self) -> int:
         return self.block.start + self.offset * self.dtype.itemsize
+
+
+def read_range(file: IO[bytes], path: Path, start: int, end: int) -> Iterator[memoryview]:
+    """Yield the bytes of a range of an open file.
+
+    Raises:
+        UnsupportedCheckpoint: The file ends within the range.
+    """
+    for position in range(start, end, _CHUNK):
+        file.seek(position)
+        data = file.read(min(end - position, _CHUNK))
+        if len(data) < min(end - position, _CHUNK):
+            raise UnsupportedCheckpoint(f"`{path}` became shorter while it was read. Run it again.")
+        yield memoryview(data)
 
 
 def shared(tensors: Mapping[str, RawTensor]) -> dict[str, str]:

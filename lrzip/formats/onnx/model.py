@@ -18,6 +18,7 @@ from lrzip.core.moments import Arguments, Observe
 from lrzip.core.report import Comparison
 from lrzip.core.stored import DenseLayer
 from lrzip.formats import FORMATS
+from lrzip.formats.files.unchanged import Snapshot
 from lrzip.formats.onnx.compare import compare, time
 from lrzip.formats.onnx.costs import Subject, count
 from lrzip.formats.onnx.data import chunks_of, external_file, spec_of
@@ -39,6 +40,7 @@ class OnnxFile:
     dense_layers: Mapping[str, DenseLayer] | None = None
     knows_layers = True
     is_rewritable = True
+    snapshot = Snapshot()
 
     def __init__(self, path: Path) -> None:
         self.path = path

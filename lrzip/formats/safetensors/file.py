@@ -18,12 +18,12 @@ from lrzip.core.options import Key
 from lrzip.core.stored import DenseLayer
 from lrzip.formats.files.atomic import atomic_file
 from lrzip.formats.files.keys import refuse_key
+from lrzip.formats.files.raw import read_range
 from lrzip.formats.files.stream import CODES, NAMES, TensorStream, tensor_bytes
+from lrzip.formats.files.unchanged import Snapshot
 from lrzip.formats.protocols import Checkpoint, Writer
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.recognition import find_layers
-
-_CHUNK = 1 << 23
 
 
 class SafetensorsFile:
@@ -39,6 +39,7 @@ class SafetensorsFile:
     dense_layers: Mapping[str, DenseLayer] | None = None
     knows_layers = False
     is_rewritable = True
+    snapshot = Snapshot()
 
     def __init__(self, path: Path) -> None:
         with safe_open(path, framework="pt"):
@@ -79,10 +80,7 @@ class SafetensorsFile:
     def chunks(self, name: str) -> Iterator[memoryview]:
         """Yield the bytes of one tensor."""
         start = self._starts[name]
-        end = start + self._specs[name].nbytes
-        for position in range(start, end, _CHUNK):
-            self._file.seek(position)
-            yield memoryview(self._file.read(min(end - position, _CHUNK)))
+        return read_range(self._file, self.path, start, start + self._specs[name].nbytes)
 
     def __enter__(self) -> Self:
         return self

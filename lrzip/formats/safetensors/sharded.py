@@ -18,6 +18,7 @@ from lrzip.core.options import Key
 from lrzip.core.stored import DenseLayer
 from lrzip.formats.files.atomic import atomic_folder
 from lrzip.formats.files.keys import refuse_key
+from lrzip.formats.files.unchanged import Snapshot
 from lrzip.formats.open import open_checkpoint
 from lrzip.formats.protocols import Checkpoint, Restricted, Writer
 from lrzip.formats.safetensors.companions import all_files, copy_files, left_out, other_files
@@ -72,6 +73,7 @@ class ShardedFolder:
     dense_layers: Mapping[str, DenseLayer] | None = None
     knows_layers = False
     is_rewritable = True
+    snapshot = Snapshot()
 
     def __init__(self, path: Path, *, trust: bool = False, names: Sequence[str] = ()) -> None:
         self.path = path

@@ -12,6 +12,7 @@ from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.core.layout import Entry
 from lrzip.core.stored import DenseLayer
 from lrzip.formats.files.raw import RawTensor, shared
+from lrzip.formats.files.unchanged import Snapshot
 from lrzip.formats.protocols import Checkpoint
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.recognition import find_layers
@@ -48,6 +49,7 @@ class RawFile:
     dense_layers: Mapping[str, DenseLayer] | None = None
     knows_layers = False
     is_rewritable = False
+    snapshot = Snapshot()
     key = ""
 
     def __init__(self, path: Path, format_: str, tensors: Mapping[str, RawTensor], others: Sequence[str]) -> None:

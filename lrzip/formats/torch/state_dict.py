@@ -24,6 +24,7 @@ from lrzip.formats.files.archive import checked_members
 from lrzip.formats.files.atomic import atomic_file
 from lrzip.formats.files.raw import REPEATED_LIMIT
 from lrzip.formats.files.stream import tensor_bytes
+from lrzip.formats.files.unchanged import Snapshot
 from lrzip.formats.protocols import Checkpoint, Format, Writer
 from lrzip.formats.torch.collecting import CollectingWriter
 from lrzip.formats.torch.entries import Weights, find_weights
@@ -46,6 +47,7 @@ class StateDictFile:
     dense_layers: Mapping[str, DenseLayer] | None = None
     knows_layers = False
     is_rewritable = True
+    snapshot = Snapshot()
 
     def __init__(self, path: Path, *, key: Key, trust: bool) -> None:
         self.path = path
@@ -86,12 +88,13 @@ class StateDictFile:
         return _irreplaceable(self._tensors)
 
     def read(self, name: str) -> Tensor:
-        """Return one tensor, mapped from the file."""
-        return self._tensors[name].detach()
+        """Read one tensor."""
+        self.snapshot.refuse_changes()  # a part of a mapping behind the end of its file ends the process
+        return self._tensors[name].detach().clone()
 
     def chunks(self, name: str) -> Iterator[memoryview]:
         """Yield the bytes of one tensor."""
-        yield tensor_bytes(self._tensors[name])
+        yield tensor_bytes(self.read(name))
 
     def bare(self) -> "StateDictFile":
         """Return a view of the state_dict without the entries around it."""
@@ -156,6 +159,7 @@ class StateDict:
             else:
                 tensors = {e.spec.name: source.read(e.origin) for e in layout if e.copied} | writer.tensors
                 content = {e.spec.name: tensors[e.spec.name] for e in layout}
+            source.snapshot.refuse_changes()
             with temporary.open("wb") as file:
                 save_to(file, content)
 
