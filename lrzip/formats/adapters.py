@@ -58,6 +58,7 @@ class Adapter:
         self._scales = {name: self._scale(pair) for name, pair in self.pairs.items()}
         self.path, self.format, self.key, self.nbytes = stored.path, stored.format, stored.key, stored.nbytes
         self.metadata, self.others, self.is_rewritable = stored.metadata, stored.others, stored.is_rewritable
+        self.snapshot = stored.snapshot
 
     def _scale(self, pair: StoredPair) -> float:
         if isinstance(self.stored, Configured):

@@ -25,8 +25,8 @@ def open_checkpoint(path: Path, *, key: Key = None, trust: bool = False) -> Chec
     """
     if not path.exists():
         raise _missing(path)
-    before = Snapshot.of(path)
     with readable(path):
+        before = Snapshot.of(path)
         for name in FORMATS:
             format_: Format = FORMATS[name]
             if format_.matches(path):

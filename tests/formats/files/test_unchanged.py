@@ -52,12 +52,14 @@ def remove(path: Path) -> None:
 @contextmanager
 def after_the_first_layer(change: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Change something once, after the factors of one layer were computed."""
-    compute, changed = Factorizer.factorize, []
+    compute = Factorizer.factorize
+    changed: list[bool] = []
 
     def call(self: Factorizer, *arguments: object, **keywords: object) -> object:
         result = compute(self, *arguments, **keywords)  # type: ignore[arg-type]
         if not changed:
-            changed.append(change())
+            change()
+            changed.append(True)
         return result
 
     monkeypatch.setattr(Factorizer, "factorize", call)
