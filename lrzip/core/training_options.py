@@ -190,7 +190,7 @@ class SensitivityOptions:
     sensitivity: bool = option(
         False, "Factorize each layer alone, and measure the metric on `data`.", goes_with=("data",)
     )
-    decomposition: str = option("svd", "svd, or tucker for k×k convolutions.", goes_with=("sensitivity",))
+    decomposition: str = option("svd", "As in `compress`, of one kind: svd, tucker, …", goes_with=("sensitivity",))
     finetune_steps: int = option(
         0, "Steps of a fine-tune after each factorization; 0 measures without one.", goes_with=("sensitivity",)
     )

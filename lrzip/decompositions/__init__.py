@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from lrzip.core.decisions import Replacement
+from lrzip.core.errors import UsageError
 from lrzip.core.factors import Factors, GroupFactors
 from lrzip.core.globs import matches
 from lrzip.core.layers import Group, Layer
@@ -19,7 +20,15 @@ from lrzip.linalg.blocks.subspace import Subspace
 from lrzip.linalg.svd import Solver
 
 DECOMPOSITIONS = Registry(
-    "decomposition", {"svd": "lrzip.decompositions.svd:SVD", "tucker": "lrzip.decompositions.tucker:Tucker"}
+    "decomposition",
+    {
+        "svd": "lrzip.decompositions.svd:SVD",
+        "tucker": "lrzip.decompositions.tucker:Tucker",
+        "spatial-vertical": "lrzip.decompositions.spatial:vertical_first",
+        "spatial-horizontal": "lrzip.decompositions.spatial:horizontal_first",
+        "filter-basis": "lrzip.decompositions.filter_basis:FilterBasis",
+        "depthwise-separable": "lrzip.decompositions.depthwise_separable:DepthwiseSeparable",
+    },
 )
 DEFAULT_DECOMPOSITION = "svd"
 """Decomposition of the layers that the requested one refuses."""
@@ -27,7 +36,9 @@ PRODUCT = "product"
 """Decomposition of the layers that are stored as a product already; it is not chosen by users."""
 _PRODUCTS = Registry("decomposition", {PRODUCT: "lrzip.decompositions.pair:PairSVD"})
 AUTO = "auto"
-"""Name that stands for all decompositions, of which rank rules choose one for each layer."""
+"""Name of the family of all decompositions."""
+FAMILIES: Mapping[str, tuple[str, ...]] = {"spatial": ("spatial-vertical", "spatial-horizontal"), AUTO: ()}
+"""Names that stand for several decompositions, of which rank rules choose one for each layer."""
 
 
 class Decomposition(Protocol):
@@ -128,7 +139,7 @@ class Decompositions:
     """The decompositions of all layers.
 
     Attributes:
-        name: Registered name of a decomposition, or `auto` for all of them.
+        name: Name of a decomposition or of a family.
         solver: Solver of the factors.
         overrides: Names for some layers by pattern; the last match wins.
     """
@@ -141,13 +152,24 @@ class Decompositions:
         """Return the names of the decompositions of a layer: the requested ones that take it, or else the default."""
         matching = [name for pattern, name in self.overrides.items() if matches(layer.name, pattern)]
         wanted = matching[-1] if matching else self.name
-        names = tuple(DECOMPOSITIONS) if wanted == AUTO else (wanted,)
-        taken = tuple(name for name in names if self.of(name).refuse(layer) is None)
+        taken = tuple(name for name in members(wanted) if self.of(name).refuse(layer) is None)
         return taken or (PRODUCT if layer.pair else DEFAULT_DECOMPOSITION,)
 
     def of(self, name: str) -> Decomposition:
         """Return a registered decomposition with the solver."""
         return decomposition_of(name, self.solver)
+
+
+def members(name: str) -> tuple[str, ...]:
+    """Return the registered names that a name stands for.
+
+    Raises:
+        UsageError: There is neither a decomposition nor a family of this name.
+    """
+    known = (*DECOMPOSITIONS, *FAMILIES)
+    if name not in known:
+        raise UsageError(f"`decomposition` must be one of {', '.join(known)}, got {name}.")
+    return tuple(DECOMPOSITIONS) if name == AUTO else FAMILIES.get(name, (name,))
 
 
 def decomposition_of(name: str, solver: Solver) -> Decomposition:

@@ -6,22 +6,22 @@ applications', section 3.1). Pointwise convolutions are refused: a truncated SVD
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import prod, sqrt
+from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Generator, Tensor
 
-from lrzip.core.factors import Factors, relative_difference
+from lrzip.core.factors import Factors
 from lrzip.core.layers import Layer
-from lrzip.core.merge import merge
 from lrzip.core.moments import Moments
 from lrzip.core.spectrum import Spectrum
-from lrzip.core.structure import Chain, Stage, tensor_shapes
+from lrzip.core.structure import Chain, Stage
+from lrzip.decompositions.chains import refusal_of_convolution, stored_factors, with_output_error
+from lrzip.decompositions.outputs import damped_moment
 from lrzip.linalg.blocks.certificate import interlacing_bound, stored_excess
 from lrzip.linalg.blocks.gram import gram
 from lrzip.linalg.blocks.precision import attainable, compute_dtype
-from lrzip.linalg.blocks.subnormals import stored
 from lrzip.linalg.blocks.subspace import Subspace
 from lrzip.linalg.svd import Solver, singular_values
 from lrzip.linalg.tucker import balanced, tucker2
@@ -40,11 +40,7 @@ class Tucker:
 
     def refuse(self, layer: Layer) -> str | None:
         """Refuse all layers except ungrouped, untransposed convolutions with a kernel larger than 1×1."""
-        if not layer.kind.is_plain_convolution:
-            return "no convolution"
-        if layer.groups > 1:
-            return "a convolution in groups"
-        return None if prod(layer.weight.shape[2:]) > 1 else "a convolution without a kernel"
+        return refusal_of_convolution(layer)
 
     def max_ranks(self, layer: Layer) -> tuple[int, ...]:
         """Return the smaller sides of the unfoldings along output and input channels."""
@@ -111,19 +107,13 @@ class Tucker:
         if moments is None:
             found = balanced(tucker2(tensor, (outer_rank, inner_rank)))
         else:
-            found = balanced(weighted_tucker2(tensor, _damped_moment(moments), (outer_rank, inner_rank)))
-        parts = found.inner.mT, found.core, found.outer
-        structure = self.blueprint(layer, ranks)
-        shapes = zip(parts, tensor_shapes(structure), strict=True)
-        weights = tuple(stored(part, dtype).cpu().reshape(shape).contiguous() for part, shape in shapes)
-        dense = merge(structure, weights, layer.stage).to(weight.device)
-        error = relative_difference(weight, dense)
-        if moments is None:
-            return Factors(structure, weights, error, "orthogonal-iteration", _excess(weight, error, ranks))
-        (second,) = moments.second
-        squared = _output_energy(weight, second)
-        output_error = sqrt(_output_energy(weight - dense, second) / squared) if squared else 0.0
-        return Factors(structure, weights, error, "alternating-least-squares", output_error=output_error)
+            found = balanced(weighted_tucker2(tensor, damped_moment(moments), (outer_rank, inner_rank)))
+        parts, structure = (found.inner.mT, found.core, found.outer), self.blueprint(layer, ranks)
+        if moments is not None:
+            made = stored_factors(layer, weight, structure, parts, dtype, method="alternating-least-squares")
+            return with_output_error(made, layer, weight, moments)
+        made = stored_factors(layer, weight, structure, parts, dtype, method="orthogonal-iteration")
+        return replace(made, excess=_excess(weight, made.error, ranks))
 
 
 def _unfoldings(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,31 +129,12 @@ def _excess(weight: Tensor, error: float, ranks: tuple[int, ...]) -> float | Non
     return stored_excess(0.0, error**2 * energy, least, attainable(weight.dtype, energy))
 
 
-def _damped_moment(moments: Moments) -> Tensor:
-    """Return the second moment of the inputs plus a share of its mean times the identity, positive definite."""
-    (second,) = moments.second
-    added = moments.damping * (float(second.diagonal().mean()) or 1.0)
-    damped: Tensor = second + added * torch.eye(len(second), dtype=second.dtype)
-    if not torch.linalg.cholesky_ex(damped).info:
-        return damped
-    # Where the mean of the inputs is large compared to their spread, sums in float32 leave negative eigenvalues.
-    values, vectors = torch.linalg.eigh(second)
-    positive: Tensor = (vectors * (values.clamp(min=0) + added)) @ vectors.mT
-    return positive
-
-
 def _output_values(weight: Tensor, moments: Moments) -> list[Tensor]:
     """Return the singular values of the outputs for both unfoldings; see `Tucker.spectra`."""
-    second, (outer, inner) = _damped_moment(moments), _unfoldings(weight.double().cpu())
+    second, (outer, inner) = damped_moment(moments), _unfoldings(weight.double().cpu())
     roots = torch.linalg.cholesky(channel_moment(second, len(inner)))
     grams = outer @ second @ outer.mT, gram(inner.mT @ roots, dtype=torch.float64)
     squares = [torch.linalg.eigvalsh(square).flip(0).clamp(min=0) for square in grams]
     scales = 1.0, float(squares[0].sum()) / (float(squares[1].sum()) or 1.0)
     found = zip(squares, scales, (outer, inner), strict=True)
     return [(values * scale).sqrt()[: min(unfolding.shape)] for values, scale, unfolding in found]
-
-
-def _output_energy(weight: Tensor, second: Tensor) -> float:
-    """Return E‖Wx‖²."""
-    matrix = weight.flatten(1).to(second)
-    return max(float(((matrix @ second) * matrix).sum()), 0.0)

@@ -10,7 +10,7 @@ from lrzip.core.errors import LrzipError
 from lrzip.core.layers import Keep, Layer
 from lrzip.core.options import Factoring
 from lrzip.core.plan import Plan, fingerprint
-from lrzip.decompositions import AUTO, DEFAULT_DECOMPOSITION
+from lrzip.decompositions import DEFAULT_DECOMPOSITION, members
 from lrzip.formats.protocols import Source
 from lrzip.pipeline.request import Request
 from lrzip.ranks import Candidate, Context, Meter, Pick, RankRule
@@ -89,7 +89,7 @@ def _check_taken(items: Sequence[Candidate | Keep], request: Request) -> None:
     name = request.factoring.decomposition
     candidates = [item for item in items if isinstance(item, Candidate)]
     used = {each.decomposition for candidate in candidates for each in candidate.alternatives}
-    if candidates and name not in (AUTO, DEFAULT_DECOMPOSITION, *used):
+    if candidates and name != DEFAULT_DECOMPOSITION and used.isdisjoint(members(name)):
         raise LrzipError(f"No selected layer can be replaced by `decomposition={name}`. Choose another one, or auto.")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from lrzip.core.errors import UsageError
 from lrzip.core.layers import FACTORIZABLE_DTYPES, Layer
 from lrzip.core.options import Factoring, NamedTarget, Selection, Target
-from lrzip.decompositions import AUTO, DECOMPOSITIONS, DEFAULT_DECOMPOSITION, Decompositions
+from lrzip.decompositions import DECOMPOSITIONS, DEFAULT_DECOMPOSITION, FAMILIES, Decompositions, members
 from lrzip.linalg.svd import METHODS, Solver
 from lrzip.pipeline.selection import rule_for
 from lrzip.ranks import RankRule, parse_rule
@@ -104,6 +104,7 @@ def request_of(
         UsageError: Options contradict each other or are out of range.
         UnknownName: The objective is unknown.
     """
+    members(factoring.decomposition)
     _check(factoring)
     if isinstance(target, Path):
         _check_plan_alone(selection, factoring, layers or {})
@@ -120,7 +121,7 @@ def _split(layers: Mapping[str, str]) -> tuple[Mapping[str, str], Mapping[str, s
     overrides, rules = {}, {}
     for pattern, text in layers.items():
         name, _, rest = text.partition(":")
-        if name in (AUTO, *DECOMPOSITIONS):
+        if name in (*DECOMPOSITIONS, *FAMILIES):
             overrides[pattern] = name
         else:
             rest = text
@@ -136,9 +137,6 @@ def _check_plan_alone(selection: Selection, factoring: Factoring, layers: Mappin
 
 
 def _check(factoring: Factoring) -> None:
-    if factoring.decomposition not in (AUTO, *DECOMPOSITIONS):
-        known = ", ".join((*DECOMPOSITIONS, AUTO))
-        raise UsageError(f"`decomposition` must be one of {known}, got {factoring.decomposition}.")
     measured = factoring.objective and objective_of(factoring.objective).measured
     if measured and factoring.decomposition != DEFAULT_DECOMPOSITION:
         name = factoring.objective

@@ -16,7 +16,7 @@ from lrzip.core.layers import TensorSpec
 from lrzip.core.merge import merge
 from lrzip.core.options import Factoring, Selection
 from lrzip.core.stored import Stored, find_structures
-from lrzip.decompositions import AUTO
+from lrzip.decompositions import FAMILIES
 from lrzip.formats.live import LiveSource
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.surgery import leave_fast_paths, replacement
@@ -66,7 +66,7 @@ class Variants:
     Raises:
         LrzipError: The network has no layer that can be factorized.
         UnknownName: A pattern matches no layer.
-        UsageError: The decomposition is `auto`.
+        UsageError: The name of the decomposition stands for several ones.
     """
 
     model: nn.Module
@@ -76,8 +76,9 @@ class Variants:
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
 
     def __post_init__(self) -> None:
-        if self.factoring.decomposition == AUTO:
-            raise UsageError("A search compares ranks of one decomposition, so `decomposition=auto` is for rank rules.")
+        name = self.factoring.decomposition
+        if name in FAMILIES:
+            raise UsageError(f"`decomposition={name}` is for rank rules: a search compares ranks of one decomposition.")
         _ = self.candidates
 
     @cached_property

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from lrzip.decompositions import DECOMPOSITIONS
 
 ADDED: dict[str, str] = {
-    "spatial": "tests.support.decompositions.spatial:Spatial",
     "depthwise-sum": "tests.support.decompositions.depthwise_sum:DepthwiseSum",
 }
 """Decompositions of single layers."""
