@@ -1,7 +1,7 @@
 """Export a checkpoint in another format, or with its factors merged."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any, Unpack
@@ -10,18 +10,17 @@ import torch
 from torch import nn
 
 from lrzip.api.keywords import EXPORT_GROUPS, ExportOptions
+from lrzip.api.merging import ambiguous_modules, factorized_layers, selected_layers
 from lrzip.core.declarations import Options, documented
-from lrzip.core.errors import LrzipError, UnknownName, UsageError
-from lrzip.core.globs import matches
-from lrzip.core.kinds import ATTENTION, EMBEDDING, TRANSPOSED_CONVOLUTIONS
-from lrzip.core.layers import TensorSpec, by_module
+from lrzip.core.errors import LrzipError, UsageError
+from lrzip.core.layers import TensorSpec
 from lrzip.core.layout import Entry
 from lrzip.core.merge import merge
 from lrzip.core.options import Inputs, Key, Machine, Network, Opening
 from lrzip.core.output_options import MergedLayers, Overwriting
 from lrzip.core.plan import SCHEMA
 from lrzip.core.report import Difference, EntryChoice
-from lrzip.core.stored import DenseLayer, Stored, find_structures
+from lrzip.core.stored import Stored
 from lrzip.core.version import __version__
 from lrzip.formats.files.atomic import check_output
 from lrzip.formats.files.claims import checked_before
@@ -34,9 +33,7 @@ from lrzip.formats.torch.module import ModuleFile
 from lrzip.formats.torch.program import ProgramFile
 from lrzip.formats.traced import save_onnx, save_pt2
 from lrzip.formats.write import create
-from lrzip.networks.architecture import Architecture
 from lrzip.networks.inputs import InputShape
-from lrzip.networks.matching import match_names, wrapper_prefix
 from lrzip.networks.programs.trace import Traced, trace, trace_program
 
 TARGETS = ("safetensors", "state-dict", "dense", "onnx", "pt2")
@@ -152,8 +149,8 @@ def _merge(checkpoint: Checkpoint, destination: Path, model: nn.Module | None, g
     path = checkpoint.path
     if isinstance(checkpoint, Runnable):
         raise LrzipError(f"`{path}` is a program; only factors in weights alone are merged. Keep the dense original.")
-    factorized = _selected(_factorized(checkpoint, model), given[MergedLayers])
-    ambiguous = _ambiguous(checkpoint, factorized) if model is None else ()
+    factorized = selected_layers(factorized_layers(checkpoint, model), given[MergedLayers])
+    ambiguous = ambiguous_modules(checkpoint, factorized) if model is None else ()
     if not factorized:
         settle = (
             f" `{ambiguous[0]}` may be factors; `model=PKG.MOD:NET` settles it."
@@ -224,53 +221,6 @@ def _traced(
             "a program or a pickled module brings its own network, with `trust=True`."
         )
     return trace(model, inputs)
-
-
-def _factorized(checkpoint: Checkpoint, model: nn.Module | None) -> Sequence[Stored]:
-    """Return the factorized layers of a checkpoint, under its names."""
-    if model is None:
-        return find_structures(checkpoint.tensors(), checkpoint.dense_layers)
-    architecture = Architecture.of(model)
-    specs = match_names(checkpoint.path, checkpoint.tensors(), architecture)
-    named = {name: spec.renamed(name) for name, spec in specs.items()}
-    return [_stored_as(stored, specs) for stored in find_structures(named, architecture.dense_layers)]
-
-
-def _stored_as(stored: Stored, specs: Mapping[str, TensorSpec]) -> Stored:
-    """Return a structure under the names of the file, given its tensors by the names of the network."""
-    suffix = stored.weights[0].name.removeprefix(stored.module)
-    weights = tuple(specs[spec.name] for spec in stored.weights)
-    bias = specs[stored.bias.name] if stored.bias else None
-    return replace(stored, module=weights[0].name.removesuffix(suffix), weights=weights, bias=bias)
-
-
-def _selected(factorized: Sequence[Stored], layers: MergedLayers) -> Sequence[Stored]:
-    """Return the factorized layers that are selected for merging, by names with or without wrapper prefixes.
-
-    Raises:
-        UnknownName: A pattern matches no factorized layer.
-    """
-    prefix = wrapper_prefix((stored.module for stored in factorized), trainer=True)
-
-    def is_matched(stored: Stored, patterns: Sequence[str]) -> bool:
-        names = (stored.module, stored.module.removeprefix(prefix))
-        return any(matches(name, pattern) for name in names for pattern in patterns)
-
-    for option, patterns in vars(layers).items():
-        for pattern in patterns:
-            if not any(is_matched(stored, [pattern]) for stored in factorized):
-                raise UnknownName(f"`{option}={pattern}` matches no factorized layer.")
-    wanted = [stored for stored in factorized if not layers.only or is_matched(stored, layers.only)]
-    return [stored for stored in wanted if not is_matched(stored, layers.skip)]
-
-
-def _ambiguous(checkpoint: Checkpoint, factorized: Sequence[Stored]) -> Sequence[str]:
-    """Return the modules that may be factorized layers, of a kind that only the architecture can confirm."""
-    tensors, known = checkpoint.tensors(), {stored.module for stored in factorized}
-    kinds = (EMBEDDING, ATTENTION, *TRANSPOSED_CONVOLUTIONS.values())
-    modules = [dict.fromkeys(by_module(tensors), DenseLayer(kind)) for kind in kinds]
-    found = {stored.module for layers in modules for stored in find_structures(tensors, layers)}
-    return sorted(found - known)
 
 
 def default_output(source: Path, to: str) -> Path:

@@ -23,8 +23,11 @@ from lrzip.decompositions.chains import (
     refusal_of_convolution,
     spectrum_of,
     stored_factors,
+    with_excess,
+    with_output_error,
 )
 from lrzip.decompositions.outputs import damped_moment, fit_outputs, output_energy
+from lrzip.linalg.blocks.certificate import interlacing_bound
 from lrzip.linalg.blocks.subspace import Subspace
 from lrzip.linalg.svd import Solver
 
@@ -93,11 +96,13 @@ class DepthwiseSeparable:
         filters = (root[:, :, None] * vh[:, :rank]).flatten(0, 1)
         mixing = (u[:, :, :rank] * root[:, None]).transpose(0, 1).flatten(1)
         if moments is None:
-            return stored_factors(layer, weight, structure, (filters, mixing), dtype, method="exact", excess=0.0)
+            made = stored_factors(layer, weight, structure, (filters, mixing), dtype, method="exact")
+            return with_excess(made, weight, 0.0, interlacing_bound(s.square().sum(0).sqrt(), rank))
         second = damped_moment(moments)
         fitted = fit_outputs(structure, (filters, mixing), weight, layer.stage, second)
         method = "alternating-least-squares"
-        return stored_factors(layer, weight, structure, balanced_pair(*fitted), dtype, method=method, second=second)
+        made = stored_factors(layer, weight, structure, balanced_pair(*fitted), dtype, method=method)
+        return with_output_error(made, layer, weight, moments)
 
 
 def _shape(layer: Layer) -> tuple[int, int]:

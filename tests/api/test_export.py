@@ -152,6 +152,16 @@ def test_dense_names_the_layers_that_only_the_network_can_identify(zoo: Path, tm
     assert not set(result.doubtful) & set(result.chains)
 
 
+@pytest.mark.parametrize("name", ["filter-basis", "depthwise-separable"])
+def test_dense_names_depthwise_chains_that_may_be_factors(name: str, tmp_path: Path) -> None:
+    torch.save(seeded(Net).state_dict(), tmp_path / "net.pt")
+    lrzip.compress(tmp_path / "net.pt", tmp_path / "small.pt", ratio=2, layers={"conv2": name})
+    result = lrzip.export(tmp_path / "small.pt", "dense", tmp_path / "dense.pt")
+    assert result.doubtful == ["conv2"]
+    assert "conv2" not in result.chains
+    assert "conv2" in lrzip.export(tmp_path / "small.pt", "dense", tmp_path / "all.pt", model=Net()).chains
+
+
 def test_dense_merges_the_factors_of_all_kinds_with_the_network(zoo: Path, tmp_path: Path) -> None:
     result = lrzip.export(zoo, "dense", tmp_path / "dense.pt", model=seeded(Zoo))
     assert result.doubtful == ()

@@ -312,7 +312,7 @@ def test_the_loaded_network_computes_the_product_of_the_factors(
         with pytest.raises(LrzipError, match="is a program"):
             lrzip.export(output, "dense", dense)
         return
-    lrzip.export(output, "dense", dense)
+    lrzip.export(output, "dense", dense, model=NetWithExtras())  # which tells factors from depthwise layers
     merged = lrzip.load_into(NetWithExtras(), dense)
     assert isinstance(merged.get_submodule("conv2"), nn.Conv2d)
     # Outputs of a few layers, each a sum of some 1000 products in float32.
