@@ -68,13 +68,13 @@ def stored_factors(
     return Factors(structure, weights, relative_difference(weight, dense), method)
 
 
-def with_excess(factors: Factors, weight: Tensor, claimed: float, least: float) -> Factors:
+def with_excess(factors: Factors, weight: Tensor, claimed: float | None, least: float) -> Factors:
     """Return factors with a bound on their excess error, rounding to the stored dtype included.
 
     Args:
         factors: The factors.
         weight: The weight.
-        claimed: Bound on the excess before rounding.
+        claimed: Bound on the excess before rounding; None if there is none.
         least: Lower bound on the squared error of the best factors.
     """
     energy = float(weight.double().square().sum())
