@@ -1,7 +1,7 @@
 """Export a checkpoint in another format, or with its factors merged."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Unpack
