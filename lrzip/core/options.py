@@ -87,7 +87,7 @@ class Selection:
 
     only: Sequence[str] = option(
         (),
-        "Globs of the layers to factorize. A full name also overrides the reason to skip an ambiguous layer.",
+        "Globs of the layers to factorize. One that is more than wildcards also settles what an ambiguous layer is.",
         metavar="GLOB",
         parsed=list[str] | None,
     )

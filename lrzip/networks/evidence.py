@@ -13,6 +13,8 @@ from lrzip.networks.neighbors import Neighbors
 
 _RECURRENT = ("weight_ih", "weight_hh", "weight_hr")
 _PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+# Layers of a state-space mixer whose weights some implementations pass to a kernel.
+_MIXED = ("in_proj", "x_proj", "dt_proj", "out_proj")
 NAMED_OTHERWISE = "not named `weight`, so not the weight of a layer"
 _COLOR_CHANNELS = 3
 # Longest usual kernels by number of spatial axes; longer ones are more likely features.
@@ -117,9 +119,10 @@ class Evidence:
     def _of_matrix(self, layer: Layer) -> str | None:
         """Return why a matrix may not be the weight of a linear layer, or None."""
         rows, columns = layer.weight.shape
-        if words.attention_by_name(layer.module.rpartition(".")[2]):
-            return "fused attention matrix, several projections in one"
-        if layer.bias:
+        parent, _, child = layer.module.rpartition(".")
+        if child in _MIXED and "A_log" in self.members[parent]:
+            return "may be read directly by the mixer of a state-space model"
+        if layer.bias or words.attention_by_name(child):
             return None
         if words.embedding_by_name(layer.module):
             return "may be an embedding, by its name"

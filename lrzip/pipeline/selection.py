@@ -16,7 +16,8 @@ def select(
     """Return the items, with a `Keep` in place of each layer that is not selected.
 
     A pattern matches the full name, without wrapper prefixes, in the style of `fnmatch`; a full name matches itself,
-    even with brackets in it. A full name in `only` or `named` also overrides the reason to keep an ambiguous layer.
+    even with brackets in it. A full name in `only` or `named`, or a pattern in `only` that is more than wildcards, also
+    overrides the reason to keep an ambiguous layer.
 
     Args:
         found: All items of a checkpoint.
@@ -42,16 +43,21 @@ def rule_for(layer: Layer, rules: Mapping[str, Rule], default: Rule) -> Rule:
 
 def _decide(item: Layer | Keep, only: Sequence[str], skip: Sequence[str], named: Sequence[str]) -> Layer | Keep:
     if isinstance(item, Keep):
-        overridden = next((name for name in named if name == item.name), None)
-        if overridden is None:
+        is_named = item.name in named
+        if is_named and item.override is None:
+            raise UnknownName(f"`{item.name}` cannot be factorized: {item.reason}.")
+        if item.override is None or not (is_named or any(_settles(pattern, item.name) for pattern in only)):
             return item
-        if item.override is None:
-            raise UnknownName(f"`{overridden}` cannot be factorized: {item.reason}.")
         item = item.override
     if only and not any(matches(item.name, pattern) for pattern in only):
         return Keep(item.name, item.weight, "not matched by `--only`")
     skipped = next((pattern for pattern in skip if matches(item.name, pattern)), None)
     return Keep(item.name, item.weight, f"matched `--skip {skipped}`") if skipped else item
+
+
+def _settles(pattern: str, name: str) -> bool:
+    """Return whether a pattern names an ambiguous layer: wildcards alone, as in `*`, name none in particular."""
+    return bool(pattern.strip("*?.")) and matches(name, pattern)
 
 
 def _some_names(found: Sequence[Layer | Keep]) -> str:

@@ -101,12 +101,19 @@ def test_the_output_projection_of_multihead_attention_is_read_directly() -> None
     assert isinstance(infer({"in_proj_weight": (24, 8), "out_proj.weight": (8, 8)})["out_proj"], Keep)
 
 
+@pytest.mark.parametrize("name", ["a.qkv", "query_key_value", "a.in_proj", "a.qkv_proj", "a.Wqkv", "h.attn.c_attn"])
+@pytest.mark.parametrize("biased", [False, True])
+def test_fused_projections_are_linear_layers(name: str, biased: bool) -> None:
+    shapes: Shapes = {f"{name}.weight": (24, 8), "norm.weight": (8,), "norm.bias": (8,)}
+    assert isinstance(infer(shapes | ({f"{name}.bias": (24,)} if biased else {}))[name], Layer)
+
+
 @pytest.mark.parametrize(
     ("shapes", "name", "ambiguity"),
     [
         ({"x.weight": (8, 1, 3, 3)}, "x", "may be depthwise"),
         ({"x.weight": (8, 1, 3)}, "x", "may be depthwise"),
-        ({"attn.qkv.weight": (24, 8), "attn.qkv.bias": (24,)}, "attn.qkv", "fused attention"),
+        ({"m.in_proj.weight": (24, 8), "m.A_log": (24, 4)}, "m.in_proj", "may be read directly by the mixer"),
         ({"up.deconv.weight": (8, 8, 2, 2)}, "up.deconv", "may be a transposed convolution"),
         (
             {"a.c_proj.weight": (8, 8), "a.c_proj.bias": (8,), "b.c_proj.weight": (32, 8), "b.c_proj.bias": (8,)},

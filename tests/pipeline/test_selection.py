@@ -36,11 +36,21 @@ def test_reasons_name_the_flag() -> None:
     assert reasons["fc"] == "not matched by `--only`"
 
 
-def test_only_a_name_in_full_settles_a_doubt() -> None:
-    assert "depth" not in taken(only=["*"])
-    assert "depth" not in taken(only=["dept?"])
-    assert taken(only=["depth"]) == ["depth"]
+def test_a_name_or_a_pattern_of_more_than_wildcards_settles_an_ambiguity() -> None:
+    for pattern in ("*", "**", "?????", "*.*"):
+        assert "depth" not in taken(only=[pattern, "fc"])
+    for pattern in ("dept?", "dep*", "depth"):
+        assert taken(only=[pattern]) == ["depth"]
     assert "depth" in taken(named=["depth"])
+    assert "depth" not in taken(named=["dept?"])
+
+
+def test_a_pattern_settles_nothing_about_tensors_that_cannot_be_factorized() -> None:
+    assert taken(only=["b*", "fc"]) == ["fc"]
+
+
+def test_a_settled_layer_can_be_skipped() -> None:
+    assert taken(only=["dep*", "fc"], skip=["depth"]) == ["fc"]
 
 
 def test_a_tensor_that_cannot_be_factorized_cannot_be_selected() -> None:

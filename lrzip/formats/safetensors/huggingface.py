@@ -29,7 +29,7 @@ from lrzip.formats.safetensors.companions import all_files
 from lrzip.formats.safetensors.config import CONFIG, FORMAT_VERSION, METHOD, read_config, read_ranks
 from lrzip.formats.safetensors.selection import has_weights
 from lrzip.formats.safetensors.sharded import ShardedFolder, write_folder
-from lrzip.formats.safetensors.transformers_models import check_ambiguity, conv1d_weights, read_directly
+from lrzip.formats.safetensors.transformers_models import check_ambiguity, known_kinds, read_directly
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.recognition import find_layers
 
@@ -101,7 +101,7 @@ class HuggingFaceFolder(ShardedFolder):
         reasons |= dict.fromkeys(chained, "already factorized")
         if self.foreign:
             reasons = dict.fromkeys(tensors, f"quantized already ({self.foreign})")
-        kinds = dict.fromkeys(conv1d_weights(self.config, tensors), LINEAR_TRANSPOSED)
+        kinds = known_kinds(self.config, tensors)
         found = find_layers(self.path, tensors, architecture, untouchable=reasons, kinds=kinds)
         return [_storable(item) if architecture else _storable(check_ambiguity(self.config, item)) for item in found]
 

@@ -178,6 +178,7 @@ def test_layers_that_are_read_directly_are_kept_in_mixtures_and_mixers(tmp_path:
         "l.3.moe.input_linear.weight": (4, 30, 16),
         "l.3.moe.router.layer.weight": (4, 16),
         "l.1.mixer.A_log": (30, 16),
+        "l.1.mixer.in_proj.weight": (60, 16),
         "l.1.mixer.x_proj.weight": (40, 30),
         "l.1.mixer.dt_proj.weight": (30, 8),
         "l.1.mixer.dt_proj.bias": (30,),
@@ -185,11 +186,11 @@ def test_layers_that_are_read_directly_are_kept_in_mixtures_and_mixers(tmp_path:
         "l.2.attn.out_proj.weight": (16, 16),
     }
     path = folder(tmp_path / "model", shapes, {"model_type": "mixture", "num_local_experts": 4})
-    assert layers(path).keys() == {"l.0.attn.q_proj", "l.2.attn.out_proj"}
+    assert layers(path).keys() == {"l.0.attn.q_proj", "l.1.mixer.in_proj", "l.2.attn.out_proj"}
     reasons = {name: item.reason for name, item in kept(path).items()}
     assert "router" in reasons["l.0.mlp.gate"]
     assert "router" in reasons["l.3.moe.router.layer"]
-    assert "experts" in reasons["l.0.mlp.experts.0.up_proj"]
+    assert "an expert of a mixture, which transformers may merge" in reasons["l.0.mlp.experts.0.up_proj"]
     assert "experts" in reasons["l.3.moe.input_linear"]
     assert "state-space" in reasons["l.1.mixer.dt_proj"]
 
