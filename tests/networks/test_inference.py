@@ -104,8 +104,10 @@ def test_the_output_projection_of_multihead_attention_is_read_directly() -> None
 @pytest.mark.parametrize("name", ["a.qkv", "query_key_value", "a.in_proj", "a.qkv_proj", "a.Wqkv", "h.attn.c_attn"])
 @pytest.mark.parametrize("biased", [False, True])
 def test_fused_projections_are_linear_layers(name: str, biased: bool) -> None:
-    shapes: Shapes = {f"{name}.weight": (24, 8), "norm.weight": (8,), "norm.bias": (8,)}
-    assert isinstance(infer(shapes | ({f"{name}.bias": (24,)} if biased else {}))[name], Layer)
+    shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": (24, 8), "norm.weight": (8,), "norm.bias": (8,)}
+    if biased:
+        shapes[f"{name}.bias"] = (24,)
+    assert isinstance(infer(shapes)[name], Layer)
 
 
 @pytest.mark.parametrize(
