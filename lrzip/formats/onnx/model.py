@@ -23,6 +23,7 @@ from lrzip.formats.onnx.compare import compare, time
 from lrzip.formats.onnx.costs import Subject, count
 from lrzip.formats.onnx.data import chunks_of, external_file, spec_of
 from lrzip.formats.onnx.feeds import Given
+from lrzip.formats.onnx.functions import check_functions
 from lrzip.formats.onnx.graph import constants_of, find_bias, find_layers, graphs_of, tensor_of
 from lrzip.formats.onnx.observe import observe_model
 from lrzip.formats.onnx.ranges import index_limits
@@ -170,6 +171,7 @@ def load_model(path: Path) -> ir.Model:
     if proto.training_info:
         raise UnsupportedCheckpoint(f"`{path}` holds training information. Export it for inference.")
     _refuse_sparse(path, proto.graph)
+    check_functions(path, proto)
     try:
         model = ir.from_proto(proto)
     except ir.serde.SerdeError as error:
