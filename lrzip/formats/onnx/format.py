@@ -48,9 +48,9 @@ class Onnx:
 
     def files(self, path: Path) -> Sequence[Path]:
         """Return the model and the files of its external data."""
-        from lrzip.formats.onnx.model import files_of, load_model
+        from lrzip.formats.onnx.load import files_of, load_model
 
-        return files_of(path, load_model(path))
+        return files_of(path, load_model(path)[0])
 
     @contextmanager
     def write(

@@ -2,20 +2,19 @@
 
 import ast
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
 from lrzip.core.kinds import CONVOLUTIONS, LINEAR, LINEAR_TRANSPOSED, TRANSPOSED_CONVOLUTIONS, Kind
 from lrzip.core.layers import Keep, Layer
 from lrzip.core.structure import parents_of_parts
-from lrzip.formats.onnx.data import spec_of
+from lrzip.formats.onnx.folding import OWN_DOMAIN, Constant, tensor_of
 from lrzip.networks.weights import not_a_weight
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 # Runtimes compute convolutions in blocks of this many channels.
 _CHANNEL_BLOCK = 8
-_OWN_DOMAIN = ("", "ai.onnx")
 _MEANINGLESS = re.compile(r"val_\d+|\d+|onnx::\w+|_?v_?\d+|const\w*?_?\d+|/?Constant\w*", re.IGNORECASE)
 _QUANTIZED = re.compile(r"ConvInteger|MatMulInteger|QLinear\w+|QuantizeLinear|DequantizeLinear|DynamicQuantizeLinear")
 _RECURRENT = ("LSTM", "GRU", "RNN")
@@ -34,26 +33,46 @@ def graphs_of(model: ir.Model, *, functions: bool = False) -> Sequence[ir.Graph]
     return [model.graph, *model.graph.subgraphs(), *inner]
 
 
-def constants_of(model: ir.Model) -> dict[str, ir.Value]:
-    """Return the initializers of all graphs and the floating-point arrays of Constant nodes, by unique names."""
+def nodes_of(model: ir.Model) -> Iterator[ir.Node]:
+    """Yield the nodes of all graphs and functions."""
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
+
+
+def names_of(model: ir.Model) -> set[str]:
+    """Return the names of all values and nodes."""
+    names = {value.name for graph in graphs_of(model) for value in (*graph.inputs, *graph.initializers.values())}
+    for node in model.graph.all_nodes():
+        names |= {node.name, *(output.name for output in node.outputs)}
+    return {name for name in names if name}
+
+
+def constants_of(model: ir.Model) -> dict[str, Constant]:
+    """Return the initializers of all graphs and the floating-point arrays of Constant nodes, by unique names.
+
+    Those behind nodes that cast or rearrange them are folded if that makes them weights of layers.
+    """
     found: dict[str, ir.Value] = {}
     for graph in graphs_of(model):
         constants = [node.outputs[0] for node in graph if node.op_type == "Constant" and _holds_floats(node)]
         for value in [*graph.initializers.values(), *constants]:
-            if value.const_value is not None or value.producer() is not None:
+            if tensor_of(value) is not None:
                 found[_unique(str(value.name), found)] = value
-    return found
+    values = set(found.values())
+    return {name: _constant(value, values) for name, value in found.items()}
 
 
-def tensor_of(value: ir.Value) -> ir.TensorProtocol:
-    """Return the tensor of a constant."""
-    node = value.producer()
-    tensor = value.const_value if node is None else node.attributes["value"].as_tensor()
+def _constant(value: ir.Value, constants: set[ir.Value]) -> Constant:
+    tensor = tensor_of(value)
     assert tensor is not None
-    return tensor
+    folded = Constant.folded(value, tensor)
+    if folded is not None and not isinstance(_layer(str(value.name), folded, constants), str):
+        return folded
+    return Constant.plain(value, tensor)
 
 
-def find_layers(constants: Mapping[str, ir.Value], taken: set[str]) -> Sequence[Layer | Keep]:
+def find_layers(constants: Mapping[str, Constant], taken: set[str]) -> Sequence[Layer | Keep]:
     """Return the constants that are weights of layers, and all others with the reason why they are kept.
 
     Args:
@@ -61,12 +80,12 @@ def find_layers(constants: Mapping[str, ir.Value], taken: set[str]) -> Sequence[
         taken: Names of all values, which the factors of a layer must not get.
     """
     names = parents_of_parts(taken)  # below these, tensors of structures may have no place
-    values = set(constants.values())
+    values = {constant.value for constant in constants.values()}
     found: list[Layer | Keep] = []
-    for name, value in constants.items():
-        spec = spec_of(name, tensor_of(value))
-        what = _refused(value) or not_a_weight(spec) or _what(value, values)
-        label = _unique(_label(name, value), names)
+    for name, constant in constants.items():
+        spec = constant.spec(name)
+        what = _layer(name, constant, values)
+        label = _unique(_label(name, constant), names)
         names.add(label)
         if isinstance(what, str):
             found.append(Keep(label, spec, what))
@@ -77,17 +96,24 @@ def find_layers(constants: Mapping[str, ir.Value], taken: set[str]) -> Sequence[
     return found
 
 
-def find_bias(constants: Mapping[str, ir.Value], weight: str) -> str | None:
+def _layer(name: str, constant: Constant, constants: set[ir.Value]) -> tuple[Kind, int] | str:
+    """Return the kind and groups of the layer with a constant as weight, or the reason why there is none."""
+    return _refused(constant) or not_a_weight(constant.spec(name)) or _what(constant, constants)
+
+
+def find_bias(constants: Mapping[str, Constant], weight: str) -> str | None:
     """Return the name of the constant that is added to all products with a weight, and used for nothing else.
 
     It is the third input of Conv and Gemm, or what an Add behind a MatMul adds.
     """
-    names = {id(value): name for name, value in constants.items()}
-    found = {_added_to(usage.node) for usage in constants[weight].uses()}
+    names = {constant.value: name for name, constant in constants.items()}
+    found = {_added_to(use.node) for use in constants[weight].uses}
     (added,) = found if len(found) == 1 else (None,)
-    if added is None or id(added) not in names or len(tensor_of(added).shape) != 1:
+    if added is None or added not in names or added.is_graph_input():
         return None
-    return names[id(added)] if len(added.uses()) == len(constants[weight].uses()) else None
+    name = names[added]
+    is_alone = len(added.uses()) == len(constants[weight].uses)
+    return name if is_alone and len(constants[name].tensor.shape) == 1 else None
 
 
 def _added_to(node: ir.Node) -> ir.Value | None:
@@ -115,18 +141,17 @@ def _unique(name: str, taken: Container[str]) -> str:
 
 
 def _holds_floats(node: ir.Node) -> bool:
-    attribute = node.attributes.get("value")
-    tensor = attribute.as_tensor() if attribute and node.domain in _OWN_DOMAIN else None
+    tensor = tensor_of(node.outputs[0])
     return tensor is not None and len(tensor.shape) > 0 and tensor.dtype.is_floating_point()
 
 
-def _refused(value: ir.Value) -> str | None:
+def _refused(constant: Constant) -> str | None:
     """Return why a constant must not be replaced whatever its shape, or None."""
-    if value.is_graph_input():
+    if constant.is_input:
         return "also an input of the graph, which may override it"
-    if value.is_graph_output():
+    if constant.value.is_graph_output():
         return "an output of the graph"
-    users = [usage.node.op_type for usage in value.uses()]
+    users = [use.node.op_type for use in constant.uses]
     quantized = next((user for user in users if _QUANTIZED.fullmatch(user)), None)
     if quantized:
         return f"quantized, for {quantized}"
@@ -134,10 +159,10 @@ def _refused(value: ir.Value) -> str | None:
     return f"recurrent weight of {recurrent}" if recurrent else None
 
 
-def _what(value: ir.Value, constants: set[ir.Value]) -> tuple[Kind, int] | str:
+def _what(constant: Constant, constants: set[ir.Value]) -> tuple[Kind, int] | str:
     """Return the kind and groups of the layers that use a constant as weight, or the reason why it is not a weight."""
-    shape = tensor_of(value).shape.numpy()
-    found = {_use(usage.node, usage.idx, shape, constants) for usage in value.uses()}
+    shape = constant.spec("").shape
+    found = {_use(use.node, use.position, shape, constants) for use in constant.uses}
     reasons = sorted(what for what in found if isinstance(what, str))
     if reasons or not found:
         return reasons[0] if reasons else "not used by any node"
@@ -149,7 +174,7 @@ def _what(value: ir.Value, constants: set[ir.Value]) -> tuple[Kind, int] | str:
 
 def _use(node: ir.Node, index: int, shape: Sequence[int], constants: set[ir.Value]) -> tuple[Kind, int] | str:
     """Return the kind and groups of the layer that a node with this weight is, or the reason why it is not a layer."""
-    if node.domain not in _OWN_DOMAIN:
+    if node.domain not in OWN_DOMAIN:
         return f"used by {node.op_type} of the custom domain {node.domain}"
     if node.op_type == "MatMul":
         other = node.inputs[1 - index]
@@ -177,9 +202,9 @@ def _use(node: ir.Node, index: int, shape: Sequence[int], constants: set[ir.Valu
     return kinds[len(shape) - 2], groups
 
 
-def _label(name: str, value: ir.Value) -> str:
+def _label(name: str, constant: Constant) -> str:
     """Return the name of a layer: that of its weight, or of its node if an exporter invented the weight's name."""
-    node = next((usage.node for usage in value.uses()), None)
+    node = next((use.node for use in constant.uses), None)
     if node is None or not _MEANINGLESS.fullmatch(name):
         return name.removesuffix(".weight")
     return _scope(node) or node.name or name

@@ -2,29 +2,31 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import onnx
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
 from lrzip.core.costs import Multiplications, Timing
-from lrzip.core.errors import NotCompared, UnsupportedCheckpoint, UsageError, one_line
+from lrzip.core.errors import NotCompared, UnsupportedCheckpoint, UsageError
 from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.core.moments import Arguments, Observe
 from lrzip.core.report import Comparison
 from lrzip.core.stored import DenseLayer
 from lrzip.formats import FORMATS
+from lrzip.formats.files.stream import tensor_bytes
 from lrzip.formats.files.unchanged import Snapshot
+from lrzip.formats.onnx.check import complaint_of, refuse_invalid
 from lrzip.formats.onnx.compare import compare, time
 from lrzip.formats.onnx.costs import Subject, count
-from lrzip.formats.onnx.data import chunks_of, external_file, spec_of
+from lrzip.formats.onnx.data import chunks_of, spec_of
 from lrzip.formats.onnx.feeds import Given
-from lrzip.formats.onnx.functions import check_functions
-from lrzip.formats.onnx.graph import constants_of, find_bias, find_layers, graphs_of, tensor_of
+from lrzip.formats.onnx.graph import constants_of, find_bias, find_layers, names_of
+from lrzip.formats.onnx.load import files_of, load_model, root_cause
 from lrzip.formats.onnx.observe import observe_model
 from lrzip.formats.onnx.ranges import index_limits
 from lrzip.formats.onnx.samples import as_sample
@@ -45,14 +47,14 @@ class OnnxFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        model = load_model(path)
+        model, self._repairs = load_model(path)
+        self._model = model
         files = files_of(path, model)
         self.data_files = files[1:]
         self.nbytes = sum(file.stat().st_size for file in files)
         self.metadata: Mapping[str, str] = dict(model.metadata_props)
-        constants = constants_of(model)
-        self._stored = {name: tensor_of(value) for name, value in constants.items()}
-        self._specs = {name: spec_of(name, tensor) for name, tensor in self._stored.items()}
+        self._constants = constants = constants_of(model)
+        self._specs = {name: constant.spec(name) for name, constant in constants.items()}
         self._sizes: Sequence[Sequence[int]] = ()
         self._given = Given(limits=index_limits(model))
         self._outcomes: dict[Path, Comparison | NotCompared] = {}
@@ -81,17 +83,45 @@ class OnnxFile:
         dtype = getattr(torch, spec.dtype, None)
         if not isinstance(dtype, torch.dtype):
             raise UnsupportedCheckpoint(f"`{name}` in `{self.path}` is {spec.dtype}, which torch cannot read.")
-        data = bytearray().join(self.chunks(name))
-        return torch.frombuffer(data, dtype=dtype).reshape(spec.shape) if data else torch.empty(spec.shape, dtype=dtype)
+        constant = self._constants[name]
+        data = bytearray().join(chunks_of(self.path, constant.tensor))
+        stored: torch.dtype = getattr(torch, spec_of(name, constant.tensor).dtype)
+        flat = torch.frombuffer(data, dtype=stored) if data else torch.empty(0, dtype=stored)
+        shape = [int(size) for size in constant.tensor.shape.numpy()]
+        return constant.rearranged(flat.reshape(shape)).to(dtype)
 
     def chunks(self, name: str) -> Iterator[memoryview]:
         """Yield the bytes of one tensor."""
-        return chunks_of(self.path, self._stored[name])
+        constant = self._constants[name]
+        return iter([tensor_bytes(self.read(name))]) if constant.chain else chunks_of(self.path, constant.tensor)
+
+    @cached_property
+    def complaint(self) -> str | None:
+        """What onnx's checker finds wrong in this model, after repairs; None if it is valid."""
+        return complaint_of(self._as_written)
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences about repairs of the model, and about what is wrong in it and stays so."""
+        complaint = f"onnx's checker finds a fault in `{self.path}`, and so in the output: {self.complaint}."
+        return [*self._repairs, *([complaint] if self.complaint else [])]
+
+    @cached_property
+    def _as_written(self) -> Path | bytes:
+        """The file, or the serialized model if it was repaired."""
+        if not self._repairs:
+            return self.path
+        try:
+            return bytes(ir.to_proto(self._model).SerializeToString())
+        except Exception as error:
+            raise UnsupportedCheckpoint(f"`{self.path}` cannot be rewritten: {root_cause(error)}.") from error
 
     def refuse_replacing(self, format_: str) -> None:
         """Refuse an output that is not a program: without its nodes, factors of the graph's weights are of no use."""
         if not FORMATS[format_].is_program:
             raise UsageError(f"`{self.path}` is a program, so the name of the output must end in .onnx.")
+        if self.complaint:
+            refuse_invalid(self.path, self._as_written, self.nbytes, self.complaint)
 
     def compare_on(self, samples: Sequence[Arguments], shapes: Sequence[InputShape]) -> None:
         """Choose the inputs of later comparisons."""
@@ -116,14 +146,22 @@ class OnnxFile:
 
     def observe(self, layers: Sequence[Layer], batches: Sequence[Arguments], observer: Observe) -> None:
         """Run the model on batches in onnxruntime and pass the inputs of layers to an observer."""
-        observe_model(self.path, self.nbytes, layers, batches, observer)
+        observe_model(self.path, self.nbytes, dict(self._used(layers)), batches, observer)
+
+    def _used(self, layers: Sequence[Layer]) -> Iterator[tuple[str, Layer]]:
+        """Yield the names of the values that nodes take as weights, with their layers."""
+        for layer in layers:
+            for node, position in self._constants[layer.weight.name].uses:
+                value = node.inputs[position]
+                assert value is not None
+                yield str(value.name), layer
 
     def measure(self, inputs: Sequence[InputShape]) -> Multiplications:
         """Count the multiplications of a run; for branches and loops the model is run in onnxruntime."""
-        model = ir.serde.serialize_model(load_model(self.path))
+        model = ir.serde.serialize_model(load_model(self.path)[0])
         subject = Subject(self.path, model, self.nbytes, self._given.limits)
         found = count(subject, [shape.sizes for shape in inputs])
-        names = {item.weight.name: item.name for item in self._layers if isinstance(item, Layer)}
+        names = {name: layer.name for name, layer in self._used([x for x in self._layers if isinstance(x, Layer)])}
         positions = {names[weight]: times for weight, times in found.positions.items() if weight in names}
         unknown = frozenset(names[weight] for weight in found.unknown if weight in names)
         self._sizes = list(found.inputs.values())
@@ -156,78 +194,3 @@ class OnnxFile:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         pass  # files are open only while a tensor is read
-
-
-def load_model(path: Path) -> ir.Model:
-    """Parse a model without its external data.
-
-    Raises:
-        UnsupportedCheckpoint: The model is damaged, or contains something that would be lost when it is written.
-    """
-    absolute = path.absolute()  # onnx resolves external data relative to the model, not to the working directory
-    proto = onnx.load(str(absolute), format="protobuf", load_external_data=False)
-    if not proto.HasField("graph"):
-        raise UnsupportedCheckpoint(f"`{path}` is damaged or not a checkpoint: it has no graph.")
-    if proto.training_info:
-        raise UnsupportedCheckpoint(f"`{path}` holds training information. Export it for inference.")
-    _refuse_sparse(path, proto.graph)
-    check_functions(path, proto)
-    try:
-        model = ir.from_proto(proto)
-    except ir.serde.SerdeError as error:
-        raise UnsupportedCheckpoint(f"`{path}` is damaged or not a checkpoint: {root_cause(error)}.") from error
-    for tensor in external_tensors(model):
-        tensor.base_dir = str(absolute.parent)
-    return model
-
-
-def files_of(path: Path, model: ir.Model) -> Sequence[Path]:
-    """Return the file of a model and the files of its external data.
-
-    Raises:
-        UnsupportedCheckpoint: A file is missing, too short, or outside of the model's folder.
-    """
-    return [path, *sorted({external_file(path, tensor) for tensor in external_tensors(model)})]
-
-
-def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    """Yield the tensors of initializers and attributes whose data is in other files."""
-    for graph in graphs_of(model, functions=True):
-        for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                yield value.const_value
-    for node in nodes_of(model):
-        for attribute in node.attributes.values():
-            values = attribute.value if isinstance(attribute.value, Sequence) else [attribute.value]
-            yield from (value for value in values if isinstance(value, ir.ExternalTensor))
-
-
-def nodes_of(model: ir.Model) -> Iterator[ir.Node]:
-    """Yield the nodes of all graphs and functions."""
-    yield from model.graph.all_nodes()
-    for function in model.functions.values():
-        yield from function.all_nodes()
-
-
-def root_cause(error: BaseException) -> str:
-    """Return the message of the first exception in a chain of causes, as a part of one line."""
-    while error.__cause__:
-        error = error.__cause__
-    return one_line(error)
-
-
-def names_of(model: ir.Model) -> set[str]:
-    """Return the names of all values and nodes."""
-    names = {value.name for graph in graphs_of(model) for value in (*graph.inputs, *graph.initializers.values())}
-    for node in model.graph.all_nodes():
-        names |= {node.name, *(output.name for output in node.outputs)}
-    return {name for name in names if name}
-
-
-def _refuse_sparse(path: Path, graph: onnx.GraphProto) -> None:
-    if graph.sparse_initializer:
-        raise UnsupportedCheckpoint(f"`{path}` has sparse initializers. Save it with dense ones.")
-    for node in graph.node:
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                _refuse_sparse(path, body)

@@ -198,8 +198,8 @@ class _Builder:
 
     def _zero(self, like: ir.Value) -> ir.Value:
         """Return a new bias of zeros."""
-        assert like.const_value is not None
-        dtype, name = like.const_value.dtype, self._name("zero")
+        assert like.dtype is not None
+        dtype, name = like.dtype, self._name("zero")
         proto = onnx.TensorProto(name=name, dims=(1,), data_type=dtype.value, raw_data=bytes(dtype.bitwidth // 8))
         return registered(_graph_of(self._node), ir.serde.TensorProtoTensor(proto))
 

@@ -25,7 +25,7 @@ _SECONDS = 24 * 3600.0
 
 
 def observe_model(
-    path: Path, nbytes: int, layers: Sequence[Layer], batches: Sequence[Arguments], observer: Observe
+    path: Path, nbytes: int, layers: Mapping[str, Layer], batches: Sequence[Arguments], observer: Observe
 ) -> None:
     """Run a model on batches and pass the inputs of its layers to an observer.
 
@@ -34,7 +34,7 @@ def observe_model(
     Args:
         path: Path of the model.
         nbytes: Size of the model with its external data.
-        layers: Layers to observe.
+        layers: Layers to observe, by the names of the values that nodes take as weights.
         batches: Positional or named arguments. They are split into the batch size that the model declares, if any.
         observer: Function that receives the name and the inputs of a layer, once per call of the layer.
 
@@ -48,7 +48,7 @@ def observe_model(
     except NotCompared as error:
         raise LrzipError(f"Running the model needs onnxruntime: {error}") from error
     model = onnx.load(str(path.absolute()), load_external_data=False)
-    calls = list(_calls(model.graph, {layer.weight.name: layer for layer in layers}))
+    calls = list(_calls(model.graph, layers))
     wanted = list(dict.fromkeys(name for _, _, name in calls))
     samples = [as_sample(arguments) for arguments in batches]
     limits = replace(limits_of(nbytes + nbytes_of(samples)), seconds=_SECONDS)
@@ -66,10 +66,9 @@ def observe_model(
 
 def _calls(graph: Any, layers: Mapping[str, Layer]) -> Iterator[tuple[Layer, Any, str]]:
     """Yield the layers of a graph with their nodes and the names of their inputs."""
-    constants = {node.output[0]: node.output[0] for node in graph.node if node.op_type == "Constant"}
     for node in graph.node:
         for index, name in enumerate(node.input[:2]):
-            layer = layers.get(constants.get(name, name))
+            layer = layers.get(name)
             if layer:
                 yield layer, node, node.input[1 - index]
 

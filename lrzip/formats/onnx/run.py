@@ -94,8 +94,8 @@ def run_numbers(session: Any, feed: Arrays) -> dict[str, Array]:
     return {n: v for n, v in values.items() if isinstance(v, np.ndarray) and v.dtype.kind in "fiub"}
 
 
-def check_loads(model: bytes, threads: int) -> None:
-    """Check that onnxruntime loads a serialized model.
+def check_loads(model: Path | bytes, threads: int) -> None:
+    """Check that onnxruntime loads a file or a serialized model.
 
     Raises:
         LrzipError: It does not.

@@ -9,15 +9,18 @@ import onnx
 import onnx_ir as ir
 from torch import Tensor
 
-from lrzip.core.errors import LrzipError, OutputExists, UnsupportedCheckpoint, one_line
+from lrzip.core.errors import LrzipError, OutputExists, UnsupportedCheckpoint
 from lrzip.core.layers import Layer, TensorSpec
 from lrzip.core.layout import Entry
 from lrzip.core.structure import Structure
 from lrzip.formats.files.atomic import atomic_files
 from lrzip.formats.files.stream import tensor_bytes
+from lrzip.formats.onnx.check import complaint_of
 from lrzip.formats.onnx.data import DataFile, chunks_of, own_data, spec_of
-from lrzip.formats.onnx.graph import constants_of, graphs_of, tensor_of
-from lrzip.formats.onnx.model import OnnxFile, load_model, names_of, nodes_of, root_cause
+from lrzip.formats.onnx.folding import Constant
+from lrzip.formats.onnx.graph import constants_of, graphs_of, names_of, nodes_of
+from lrzip.formats.onnx.load import load_model, root_cause
+from lrzip.formats.onnx.model import OnnxFile
 from lrzip.formats.onnx.nodes import registered, replace_use
 
 # Limit of the tensors in a protobuf message, which is at most 2 GiB in total.
@@ -66,7 +69,7 @@ class OnnxWriter:
     def __init__(self, source: OnnxFile, layout: Sequence[Entry], data: DataFile | None) -> None:
         self._source = source
         self._data = data
-        self._model = load_model(source.path)
+        self._model, _ = load_model(source.path)
         self._constants = constants_of(self._model)
         self._taken = names_of(self._model)
         self._entries = {entry.spec.name: entry for entry in layout if not entry.copied}
@@ -86,7 +89,7 @@ class OnnxWriter:
         # Stages are linear layers with weights (out, in) also where the nodes of the layer take (in, out).
         is_transposed = entry.structure is not None and self._layers[entry.origin].kind.is_stored_transposed
         stored = tensor.mT if is_transposed and tensor.dim() > 1 else tensor
-        dtype = tensor_of(self._constants[entry.origin]).dtype if tensor.is_floating_point() else ir.DataType.INT64
+        dtype = self._constants[entry.origin].dtype if tensor.is_floating_point() else ir.DataType.INT64
         spec = TensorSpec(name, tuple(stored.shape), entry.spec.dtype, stored.nbytes)
         self._tensors.setdefault(entry.origin, []).append(self._stored(spec, dtype, tensor_bytes(stored)))
 
@@ -153,30 +156,63 @@ class OnnxWriter:
         chunks = chunks_of(self._source.path, tensor)
         return self._data.append(spec_of(str(tensor.name), tensor), tensor.dtype, chunks)
 
-    def _resize(self, constant: ir.Value, tensor: ir.TensorProtocol) -> None:
+    def _resize(self, constant: Constant, tensor: ir.TensorProtocol) -> None:
         """Give a constant another tensor, and forget the shapes of values that were inferred from it."""
-        producer = constant.producer()
-        if producer is not None:
+        producer = constant.value.producer()
+        if constant.chain:
+            (value,) = self._values(constant, [tensor])
+            for use in constant.uses:
+                use.node.replace_input_with(use.position, value)
+            self._drop(constant)
+        elif producer is not None:
             producer.attributes["value"] = ir.AttrTensor("value", tensor)
         else:
-            constant.const_value, constant.shape = tensor, ir.Shape(tensor.shape.numpy())
+            constant.value.const_value, constant.value.shape = tensor, ir.Shape(tensor.shape.numpy())
         outputs = {id(value) for graph in graphs_of(self._model) for value in graph.outputs}
         for node in nodes_of(self._model):
             for value in node.outputs:
                 if id(value) not in outputs:
                     value.shape = None
 
-    def _replace(self, weight: ir.Value, structure: Structure, tensors: Sequence[ir.TensorProtocol]) -> None:
+    def _replace(self, weight: Constant, structure: Structure, tensors: Sequence[ir.TensorProtocol]) -> None:
         """Replace each node that uses a weight by the nodes of a structure."""
-        producer, graph = weight.producer(), _graph_of(weight)
-        values = [registered(graph, tensor) for tensor in tensors]
+        values = self._values(weight, tensors)
         opset = self._model.opset_imports.get("", 0)
-        for usage in tuple(weight.uses()):
-            replace_use(usage.node, usage.idx, structure, values, opset, self._new_name)
-        if producer is not None:
-            graph.remove(producer, safe=True)
-        else:
-            del graph.initializers[str(weight.name)]
+        for use in weight.uses:
+            replace_use(use.node, use.position, structure, values, opset, self._new_name)
+        self._drop(weight)
+
+    def _values(self, weight: Constant, tensors: Sequence[ir.TensorProtocol]) -> list[ir.Value]:
+        """Return new initializers, cast to the dtype of the uses of the weight that they replace."""
+        graph = _graph_of(weight.value)
+        values = [registered(graph, tensor) for tensor in tensors]
+        if weight.dtype == weight.used_as:
+            return values
+        return [self._cast(graph, value, weight) if value.dtype == weight.dtype else value for value in values]
+
+    def _cast(self, graph: ir.Graph, value: ir.Value, weight: Constant) -> ir.Value:
+        node = ir.Node(
+            "", "Cast", [value], [ir.AttrInt64("to", weight.used_as.value)], name=self._new_name(f"{value.name}.cast")
+        )
+        (output,) = node.outputs
+        output.name, output.type, output.shape = node.name, ir.TensorType(weight.used_as), value.shape
+        graph.insert_before(graph[0], node)
+        return output
+
+    def _drop(self, constant: Constant) -> None:
+        """Remove a constant that is no longer used, and the nodes behind it with their other constants."""
+        left = [constant.value]
+        for node in reversed(constant.chain):
+            left += [value for value in node.inputs[1:] if value is not None]
+            _graph_of_node(node).remove(node, safe=True)
+        for value in left:
+            if value.uses() or value.is_graph_output() or value.is_graph_input():
+                continue
+            producer = value.producer()
+            if producer is not None and producer.graph is not None:
+                _graph_of_node(producer).remove(producer, safe=True)
+            elif value.is_initializer():
+                del _graph_of(value).initializers[str(value.name)]
 
     def _new_name(self, name: str) -> str:
         number = 0
@@ -186,12 +222,17 @@ class OnnxWriter:
         return f"{name}.{number}"
 
 
-def _graph_of(weight: ir.Value) -> ir.Graph:
+def _graph_of(value: ir.Value) -> ir.Graph:
     """Return the graph that a constant belongs to."""
-    node = weight.producer()
-    graph = node.graph if node else weight.graph
+    node = value.producer()
+    graph = node.graph if node else value.graph
     assert isinstance(graph, ir.Graph)
     return graph
+
+
+def _graph_of_node(node: ir.Node) -> ir.Graph | ir.Function:
+    assert node.graph is not None
+    return node.graph
 
 
 def _ending(source: OnnxFile) -> str:
@@ -202,22 +243,11 @@ def _ending(source: OnnxFile) -> str:
 
 
 def _check(path: Path, source: OnnxFile) -> None:
-    """Check the output with onnx's checker, and the source if that finds a problem.
+    """Check the output with onnx's checker, unless that finds a fault in the source too.
 
     Raises:
-        UnsupportedCheckpoint: The source is not valid either.
         LrzipError: Only the output is not valid.
     """
-    complaint = _complaint(path)
-    if complaint and (before := _complaint(source.path)):
-        raise UnsupportedCheckpoint(f"`{source.path}` is not a valid ONNX model: {before}.")
-    if complaint:
+    complaint = complaint_of(path)
+    if complaint and not source.complaint:
         raise LrzipError(f"`{path.name}` would not be a valid ONNX model: {complaint}.")
-
-
-def _complaint(path: Path) -> str | None:
-    try:
-        onnx.checker.check_model(str(path.absolute()))
-    except Exception as error:
-        return one_line(error, 200)
-    return None
