@@ -30,7 +30,10 @@ def sparse() -> bytes:
         (lambda: shared().SerializeToString()[:-900], "damaged or not a checkpoint"),
         (sparse, "sparse initializers"),
         (lambda: changed(lambda m: m.training_info.add()), "training information"),
-        (lambda: changed(lambda m: m.graph.initializer[0].dims.__setitem__(0, 13)), r"name: kernel\) raw_data size \(5184 bytes\) is too small"),
+        (
+            lambda: changed(lambda m: m.graph.initializer[0].dims.__setitem__(0, 13)),
+            r"name: kernel\) raw_data size \(5184 bytes\) is too small",
+        ),
         (lambda: changed(lambda m: m.graph.initializer[0].dims.__setitem__(0, -12)), "negative dimension"),
         (lambda: changed(lambda m: setattr(m.graph.initializer[0], "data_type", 99)), "damaged"),
         (
