@@ -199,8 +199,9 @@ def test_unknown_options_values_and_commands_are_found(arguments: str, message: 
 
 def test_the_readme_has_the_commands_of_ci_word_for_word() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
-    for text in blocks("README.md", "sh")[:2]:
-        assert f"{text.strip()} || exit" in script
+    first, second = (f"{text.strip()} || exit" for text in blocks("README.md", "sh")[:2])
+    assert first in script
+    assert second in script
 
 
 def test_the_first_command_prints_the_table_of_the_readme(workspace: Path) -> None:

@@ -30,7 +30,9 @@ def reasons(report: Any) -> dict[str, str]:
 def test_energy_ranks_are_the_smallest_that_keep_the_energy(path: Path) -> None:
     report = lrzip.compress(path, energy=0.7, dry_run=True)
     state = torch.load(path, weights_only=True)
-    for name, rank in ranks(report).items():
+    found = ranks(report)
+    assert found
+    for name, rank in found.items():
         values = torch.linalg.svdvals(state[f"{name}.weight"].double().flatten(1)).square()
         shares = values.cumsum(0) / values.sum()
         assert int((shares < 0.7).sum()) + 1 == rank

@@ -67,7 +67,10 @@ def test_integers_are_below_the_size_of_their_table_or_within_their_dtype() -> N
 
 def test_the_other_inputs_have_the_same_shapes_and_other_values() -> None:
     inputs = [declared("x", "float", "n", 3), declared("y", "int64", 4)]
-    for trial in trials(inputs, Given(limits={"y": 1000})):
+    found = list(trials(inputs, Given(limits={"y": 1000})))
+    assert found
+    for trial in found:
+        assert trial.other.keys() == {"x", "y"}
         for name, array in trial.other.items():
             assert array.shape == trial.feeds[0][name].shape
             assert not np.array_equal(array, trial.feeds[0][name])
