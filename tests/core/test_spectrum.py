@@ -38,6 +38,13 @@ def test_an_energy_that_is_barely_missed_needs_one_more_rank(missing: float) -> 
     assert found.rank_for_energy(1 - missing) == 2
 
 
+@pytest.mark.parametrize("exponent", [-10, -20, -40])
+def test_slack_is_small_beside_what_may_be_left(exponent: int) -> None:
+    left = 2.0**exponent
+    found = Spectrum(torch.tensor([1.0, (1.05 * left) ** 0.5], dtype=torch.float64), (2, 2), 2.0**-52)
+    assert found.rank_for_energy(1 - left) == 2
+
+
 @given(
     st.lists(st.floats(0.0, 1e6), min_size=1, max_size=30).map(lambda values: sorted(values, reverse=True)),
     st.floats(0.001, 1.0),
@@ -57,6 +64,11 @@ def test_all_of_the_energy_keeps_every_value_above_rounding(exponent: int) -> No
     matrix = with_spectrum((40, 3), values, dtype=torch.float64)
     assert Spectrum(values, (40, 3), eps).rank_for_energy(1.0) == 3
     assert Spectrum(singular_values(matrix), (40, 3), eps).rank_for_energy(1.0) == 3
+
+
+@pytest.mark.parametrize("rows", [2, 100, 4000, 100_000])
+def test_all_of_the_energy_keeps_what_float32_resolves_in_matrices_of_any_size(rows: int) -> None:
+    assert spectrum([1.0, 1e-5], (rows, 2)).rank_for_energy(1.0) == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

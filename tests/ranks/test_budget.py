@@ -252,6 +252,18 @@ def test_malformed_lists_of_budgets_are_usage_errors(budgets: str, message: str,
         lrzip.curve(path, "params=50%", objective="magic")
 
 
+def test_rounded_ranks_may_be_the_largest_ones(tmp_path: Path) -> None:
+    """All 12 output channels are needed, and 8 dimensions of the input channels hold all energy."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.einsum(
+        "orhw,ri->oihw", *(torch.randn(shape, generator=generator) for shape in ((12, 8, 3, 3), (8, 32)))
+    )
+    torch.save({"conv.weight": weight}, tmp_path / "conv.pt")
+    options: dict[str, Any] = {"decomposition": "tucker", "round_to": 8, "dry_run": True}
+    report = lrzip.compress(tmp_path / "conv.pt", budget="params=60%", **options)
+    assert [decision.ranks for decision in report.plan.factorize] == [(12, 8)]
+
+
 def test_rules_by_name_plan_the_same(path: Path) -> None:
     named: dict[str, dict[str, Any]] = {"energy:0.7": {"energy": 0.7}, "rank:4": {"rank": 4}, "vbmf": {"vbmf": True}}
     options: dict[str, dict[str, Any]] = {**named, "budget:params=50%": {"budget": "params=50%"}}
