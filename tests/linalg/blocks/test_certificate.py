@@ -71,6 +71,15 @@ def test_the_gap_is_attained_by_some_operator() -> None:
         assert ritz_gap(t, root_of(f), rest, 4, size=20) == pytest.approx(missed, rel=1e-9)
 
 
+def test_the_gap_counts_directions_that_nothing_couples() -> None:
+    """A residual of rank 1, as those of a Krylov space with a narrow block, leaves a complement of any dimension."""
+    t, f = torch.diag(torch.linspace(1.3, 0.9, 6, dtype=torch.float64)), torch.zeros(14, 6, dtype=torch.float64)
+    f[0, 5] = 0.1
+    g = torch.cat([torch.cat([t, f.mT], 1), torch.cat([f, 1.2 * torch.eye(14, dtype=torch.float64)], 1)])
+    missed = float(torch.linalg.eigvalsh(g)[-4:].sum() - t.diagonal()[:4].sum())
+    assert ritz_gap(t, f[:1], 1.2, 4, size=20) == pytest.approx(missed, rel=1e-9)
+
+
 def test_the_gap_is_quadratic_in_the_residuals_where_the_complement_is_small() -> None:
     matrix = with_spectrum((120, 80), slow(80), dtype=torch.float64)
     g, generator = matrix.mT @ matrix, Generator().manual_seed(0)

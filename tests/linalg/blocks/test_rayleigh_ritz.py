@@ -27,6 +27,14 @@ def test_the_least_error_is_sharp_where_the_subspace_has_converged() -> None:
     assert rayleigh_ritz(matrix, basis, 10, generator).least >= 0.999 * float(slow(80)[10:].square().sum())
 
 
+def test_the_slack_allows_for_what_random_vectors_overlook() -> None:
+    # All eigenvalues are 1, so that nothing is missed. An estimate of the norm of the complement proves no more than
+    # that it is at most some percent larger.
+    matrix, generator = with_spectrum((120, 80), torch.ones(80), dtype=torch.float64), Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(80, 20, generator=generator, dtype=torch.float64)).Q
+    assert 0.01 < rayleigh_ritz(matrix, basis, 10, generator).slack < 0.3
+
+
 def test_ritz_pairs_are_those_of_the_subspace() -> None:
     matrix, generator = with_spectrum((120, 80), slow(80), dtype=torch.float64), Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(80, 20, generator=generator, dtype=torch.float64)).Q
