@@ -52,7 +52,8 @@ def compress(path: str | Path, output: str | Path | None = None, **options: Unpa
     destination = Path(output) if output is not None else default_output(source)
     if not writing.dry_run:
         check_output(destination, source, force=setup.force)
-    with open_session(source, request, setup, beside=None if writing.dry_run else destination) as session:
+    beside = None if writing.dry_run else destination
+    with open_session(source, request, setup, output=destination, beside=beside) as session:
         checkpoint = session.checkpoint
         _check_format(checkpoint, destination, request, writing)
         if not writing.dry_run:

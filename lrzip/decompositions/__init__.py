@@ -1,6 +1,6 @@
 """Decompositions: replace a layer, or a group of layers, by smaller operations."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -142,18 +142,28 @@ class Decompositions:
         name: Name of a decomposition or of a family.
         solver: Solver of the factors.
         overrides: Names for some layers by pattern; the last match wins.
+        obstacle: States why the output cannot hold a structure.
     """
 
     name: str
     solver: Solver
     overrides: Mapping[str, str] = field(default_factory=dict)
+    obstacle: Callable[[Structure], str | None] = lambda _: None
 
     def names_for(self, layer: Layer) -> tuple[str, ...]:
         """Return the names of the decompositions of a layer: the requested ones that take it, or else the default."""
         matching = [name for pattern, name in self.overrides.items() if matches(layer.name, pattern)]
         wanted = matching[-1] if matching else self.name
-        taken = tuple(name for name in members(wanted) if self.of(name).refuse(layer) is None)
+        taken = tuple(name for name in members(wanted) if self.refuse(name, layer) is None)
         return taken or (PRODUCT if layer.pair else DEFAULT_DECOMPOSITION,)
+
+    def refuse(self, name: str, layer: Layer) -> str | None:
+        """Return why a decomposition cannot replace a layer in the output, or None."""
+        made = self.of(name)
+        reason = made.refuse(layer)
+        if reason is not None or isinstance(made, GroupDecomposition):
+            return reason
+        return self.obstacle(made.blueprint(layer, (1,) * len(made.max_ranks(layer))))
 
     def of(self, name: str) -> Decomposition:
         """Return a registered decomposition with the solver."""

@@ -14,7 +14,8 @@ from lrzip.core.kinds import LORA
 from lrzip.core.layers import FACTORIZABLE_DTYPES, Keep, Layer, Pair, TensorSpec
 from lrzip.core.layout import Entry
 from lrzip.core.stored import DenseLayer
-from lrzip.formats.protocols import Checkpoint, Folder, Guarded, Writer
+from lrzip.formats.capabilities import Folder
+from lrzip.formats.protocols import Checkpoint, Guarded, Writer
 from lrzip.formats.safetensors.adapter_config import ADAPTER_CONFIG
 from lrzip.networks.adapters import StoredPair, adapter_reason, find_pairs, holds_base
 from lrzip.networks.architecture import Architecture

@@ -12,12 +12,18 @@ from lrzip.networks.recognition import find_layers
 
 
 class LiveSource:
-    """The tensors and the architecture of a live network."""
+    """The tensors and the architecture of a live network.
+
+    Args:
+        model: The network.
+        untouchable: Tensors that must not be replaced, with the reason.
+    """
 
     path = Path("the network")
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, untouchable: Mapping[str, str] | None = None) -> None:
         self._model = model
+        self._untouchable = untouchable
         self._state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
 
     def tensors(self) -> Mapping[str, TensorSpec]:
@@ -32,7 +38,8 @@ class LiveSource:
 
         The architecture is that of the network itself unless another one is given.
         """
-        return find_layers(self.path, self.tensors(), architecture or Architecture.of(self._model), kinds={})
+        known = architecture or Architecture.of(self._model)
+        return find_layers(self.path, self.tensors(), known, untouchable=self._untouchable, kinds={})
 
     def read(self, name: str) -> Tensor:
         """Return one tensor, which shares its memory with the network."""

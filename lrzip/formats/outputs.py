@@ -1,13 +1,15 @@
 """Names, formats and sizes of outputs, and the entries of a source that an output cannot hold."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from lrzip.core.errors import NotCompared, UsageError
 from lrzip.core.report import Comparison
+from lrzip.core.structure import Structure
 from lrzip.formats import FORMATS
+from lrzip.formats.capabilities import Folder, Selective
 from lrzip.formats.files.atomic import is_stream
-from lrzip.formats.protocols import Checkpoint, Folder, Format, Noted, Runnable, entry_of
+from lrzip.formats.protocols import Checkpoint, Format, Noted, Runnable, entry_of
 from lrzip.formats.torch.nesting import optimizer_entries
 
 
@@ -67,6 +69,12 @@ def size_on_disk(path: Path, format_: str) -> int:
         return 0
     target: Format = FORMATS[format_]
     return sum(file.stat().st_size for file in target.files(path))
+
+
+def obstacle_of(format_: str) -> Callable[[Structure], str | None]:
+    """Return a function that states why the files of a format cannot hold a structure, or None if they can."""
+    target = FORMATS[format_]
+    return target.obstacle if isinstance(target, Selective) else lambda _: None
 
 
 def usage_of(format_: str) -> str | None:

@@ -125,29 +125,6 @@ class Checkpoint(Source, Protocol):
 
 
 @runtime_checkable
-class Restricted(Protocol):
-    """A checkpoint some of whose tensors must not be replaced, whatever layer they belong to."""
-
-    def untouchable(self) -> Mapping[str, str]:
-        """Return the tensors that must not be replaced, with the reason."""
-        ...
-
-
-@runtime_checkable
-class Folder(Protocol):
-    """A checkpoint in a folder with other files."""
-
-    @property
-    def files(self) -> Mapping[str, int]:
-        """Sizes in bytes of the other files, by relative path."""
-        ...
-
-    def left_out(self) -> Mapping[str, str]:
-        """Return the other files that do not fit an output with other weights, with the reason."""
-        ...
-
-
-@runtime_checkable
 class Chosen(Protocol):
     """A checkpoint whose weights were chosen among several entries of a nested file."""
 

@@ -1,6 +1,6 @@
 """Requests: the target of a compression, and the options that determine layers, ranks and factors."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +8,7 @@ from pathlib import Path
 from lrzip.core.errors import UsageError
 from lrzip.core.layers import FACTORIZABLE_DTYPES, Layer
 from lrzip.core.options import Factoring, NamedTarget, Selection, Target
+from lrzip.core.structure import Structure
 from lrzip.decompositions import DECOMPOSITIONS, DEFAULT_DECOMPOSITION, FAMILIES, Decompositions, members
 from lrzip.linalg.svd import METHODS, Solver
 from lrzip.pipeline.selection import rule_for
@@ -26,6 +27,7 @@ class Request:
         rules: Rules of some layers by pattern, or None to leave them dense; the last match wins.
         overrides: Decompositions of some layers by pattern; the last match wins.
         objective: Prediction of the loss of a rank.
+        obstacle: States why the output cannot hold a structure.
     """
 
     target: RankRule | Path
@@ -34,6 +36,7 @@ class Request:
     rules: Mapping[str, RankRule | None] = field(default_factory=dict)
     overrides: Mapping[str, str] = field(default_factory=dict)
     objective: Objective = OBJECTIVES[DEFAULT_OBJECTIVE]
+    obstacle: Callable[[Structure], str | None] = lambda _: None
 
     @cached_property
     def solver(self) -> Solver:
@@ -44,7 +47,7 @@ class Request:
     @cached_property
     def decompositions(self) -> Decompositions:
         """The decomposition of each layer."""
-        return Decompositions(self.factoring.decomposition, self.solver, self.overrides)
+        return Decompositions(self.factoring.decomposition, self.solver, self.overrides, self.obstacle)
 
     @property
     def dtype(self) -> str | None:

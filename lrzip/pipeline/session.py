@@ -21,7 +21,7 @@ from lrzip.core.version import __version__
 from lrzip.formats.adapters import as_adapter
 from lrzip.formats.live import LiveSource
 from lrzip.formats.open import open_checkpoint
-from lrzip.formats.outputs import compare, nbytes_of, notes_of, output_format, size_on_disk, usage_of
+from lrzip.formats.outputs import compare, nbytes_of, notes_of, obstacle_of, output_format, size_on_disk, usage_of
 from lrzip.formats.protocols import Checkpoint, Runnable, entry_of
 from lrzip.formats.write import rewrite
 from lrzip.networks.architecture import Architecture
@@ -278,16 +278,21 @@ class Session:
 
 
 @contextmanager
-def open_session(path: Path, request: Request, setup: Setup, *, beside: Path | None = None) -> Iterator[Session]:
+def open_session(
+    path: Path, request: Request, setup: Setup, *, output: Path | None = None, beside: Path | None = None
+) -> Iterator[Session]:
     """Open a checkpoint, and yield a session over it.
 
     Args:
         path: File or folder.
         request: What to factorize, to which ranks, and how.
         setup: Architecture, calibration data and machine.
+        output: Output, whose format may not hold all structures.
         beside: Output in whose folder temporary data is kept; None if nothing is factorized.
     """
     with as_adapter(open_checkpoint(path, key=setup.opening.key, trust=setup.opening.trust)) as checkpoint:
+        if output is not None:
+            request = replace(request, obstacle=obstacle_of(output_format(output, checkpoint.format)))
         if beside is None:
             yield Session(checkpoint, request, setup)
             return

@@ -110,7 +110,7 @@ def survey(
 
     def examine(layer: Layer, weight: Tensor) -> Candidate | Keep:
         names = decompositions.names_for(layer)
-        reason = decompositions.of(names[0]).refuse(layer) or (None if is_finite(weight) else "contains NaN or Inf")
+        reason = decompositions.refuse(names[0], layer) or (None if is_finite(weight) else "contains NaN or Inf")
         if reason:
             return layer.kept(reason)
         candidates = [candidate_of(layer, name, decompositions.of(name)) for name in names]

@@ -13,7 +13,7 @@ from torch import nn
 from lrzip.api.keywords import CalibrationKeywords
 from lrzip.calibration.settings import CalibrationSettings
 from lrzip.core.declarations import Options, documented
-from lrzip.core.errors import LrzipError, OutputExists, UsageError
+from lrzip.core.errors import LrzipError, OutputExists, UsageError, typed_line
 from lrzip.core.options import Factoring, Opening, Selection
 from lrzip.core.output_options import Overwriting
 from lrzip.core.report import Report
@@ -22,7 +22,9 @@ from lrzip.formats.files.atomic import check_output
 from lrzip.formats.outputs import default_output
 from lrzip.pipeline.session import open_session
 from lrzip.pipeline.setup import Setup
+from lrzip.search.best import Best
 from lrzip.search.keywords import SEARCH_GROUPS, SearchKeywords, SearchOptions, VariantOptions
+from lrzip.search.limits import Limits, limits_of
 from lrzip.search.report import SearchReport, search_report
 from lrzip.search.states import States
 from lrzip.search.strategies import DEFAULT_STRATEGY, STRATEGIES, search
@@ -50,7 +52,8 @@ def compress_within(
     """Compress a dense checkpoint as far as a bound on its validation metric allows, with fine-tuning on the way.
 
     Each factorized network is tuned (by distillation, and by labels if there are any) and measured once. The tensors of
-    the smallest one within the bound are written. Test data is used once, at the end.
+    the smallest one within the bound are written, and those of the first one early: if the search fails later, the
+    output holds the smallest network so far. Test data is used once, at the end.
 
     Args:
         path: The checkpoint.
@@ -62,7 +65,7 @@ def compress_within(
 
     Raises:
         UsageError: The options contradict each other or are out of range.
-        LrzipError: No smaller network is within the bound, or the search failed; nothing is written.
+        LrzipError: No smaller network is within the bound, and nothing is written; or the search failed.
     """
     start = perf_counter()
     given = Options("compress_within", SearchOptions, options)
@@ -70,17 +73,19 @@ def compress_within(
     strategy = _checked_strategy(bound, max_drop)
     destination, log = _checked_paths(source, output, bound, given[Overwriting])
     test_set = read_test(bound.test, learning) if bound.test is not None else None
+    limits = limits_of(source, destination, model, opening)
     bench = make_bench(source, model, learning, distil=True, key=opening.key, trust=opening.trust)
-    trials = _trials(bench, given, max_drop, log)
-    best, interrupted = _search(strategy, trials)
-    report = _write(trials, best, source, destination, opening)
+    trials = _trials(bench, given, max_drop, log, limits)
+    written = Best(trials, lambda trial: _write(trials, trial, source, destination, opening))
+    best, interrupted = _search(strategy, trials, written, destination)
+    report = written.put(best)
     test = _test_scores(trials, best, test_set) if test_set is not None and not interrupted else None
     trials.keep(best)
     found = search_report(trials, best, replace(report, seconds=perf_counter() - start), strategy, max_drop)
     return replace(found, test=test, interrupted=interrupted, log=log)
 
 
-def _trials(bench: Bench, given: Options, max_drop: float, log: Path | None) -> Trials:
+def _trials(bench: Bench, given: Options, max_drop: float, log: Path | None, limits: Limits) -> Trials:
     """Return the `Trials` that a search runs."""
     how = given[SearchKeywords]
     options = {"seed": bench.learning.settings.seed, **(how.options or {})}
@@ -91,6 +96,7 @@ def _trials(bench: Bench, given: Options, max_drop: float, log: Path | None) -> 
         factoring[Factoring],
         bench.train if how.calibrate else None,
         factoring[CalibrationKeywords].calibration or CalibrationSettings(),
+        limits,
     )
     states = States(log.with_name(f"{log.name}.states") if log else None)
     callbacks = Callbacks(how.announce, how.watch, how.decided)
@@ -134,13 +140,27 @@ def _prepared_log(bound: Bound, overwriting: Overwriting) -> Path | None:
     return path
 
 
-def _search(strategy: str, trials: Trials) -> tuple[Trial, bool]:
+def _search(strategy: str, trials: Trials, written: Best, destination: Path) -> tuple[Trial, bool]:
     """Return the smallest network within the bound, and whether the search was interrupted."""
+    decided = trials.callbacks.decided
+
+    def offer(trial: Trial) -> None:
+        written.offer(trial)
+        if decided:
+            decided(trial)
+
+    trials.callbacks = replace(trials.callbacks, decided=offer)
     try:
         best, interrupted = search(strategy, trials, trials.bench.learning.settings), False
     except Interrupted:
-        within = [trial for trial in trials.history if trial.within and trials.has_state(trial)]
-        best, interrupted = min(within, key=lambda trial: trial.parameters, default=trials.dense), True
+        best, interrupted = written.keep_smallest() or trials.dense, True
+    except Exception as error:
+        if written.keep_smallest() is None:
+            raise
+        raise LrzipError(
+            f"The search failed: {typed_line(error)}. `{destination}` holds the smallest network within the bound "
+            "that it had found."
+        ) from error
     if best is not trials.dense:
         return best, interrupted
     if interrupted:

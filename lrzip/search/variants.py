@@ -27,6 +27,7 @@ from lrzip.pipeline.setup import Setup
 from lrzip.ranks import Candidate
 from lrzip.ranks.budget import Budget
 from lrzip.ranks.fixed import FixedRank
+from lrzip.search.limits import Limits
 from lrzip.training.data.samples import Samples
 
 Ranks = Mapping[str, tuple[int, ...]]
@@ -62,6 +63,7 @@ class Variants:
         factoring: How ranks and factors are computed.
         samples: Calibration data; None computes factors from weights alone.
         calibration: How to calibrate.
+        limits: What the output can hold.
 
     Raises:
         LrzipError: The network has no layer that can be factorized.
@@ -74,6 +76,7 @@ class Variants:
     factoring: Factoring = field(default_factory=Factoring)
     samples: Samples | None = None
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         name = self.factoring.decomposition
@@ -84,7 +87,8 @@ class Variants:
     @cached_property
     def request(self) -> Request:
         """A request with a budget, which each plan replaces by its own."""
-        return request_of(Budget("params", 1.0, is_share=True), self.selection, self.factoring)
+        request = request_of(Budget("params", 1.0, is_share=True), self.selection, self.factoring)
+        return replace(request, obstacle=self.limits.obstacle)
 
     @cached_property
     def session(self) -> Session:
@@ -94,7 +98,7 @@ class Variants:
     @cached_property
     def weight_session(self) -> Session:
         """The session that computes factors from weights alone."""
-        return Session(LiveSource(self.model), self.request)
+        return Session(self._source, self.request)
 
     @cached_property
     def candidates(self) -> Sequence[Candidate]:
@@ -188,8 +192,12 @@ class Variants:
             low, high = (middle, high) if fits else (low, middle)
         return choose(low)
 
+    @property
+    def _source(self) -> LiveSource:
+        return LiveSource(self.model, self.limits.untouchable)
+
     def _calibrated(self, request: Request) -> Session:
-        return Session(LiveSource(self.model), request, Setup(calibrate=self.samples, calibration=self.calibration))
+        return Session(self._source, request, Setup(calibrate=self.samples, calibration=self.calibration))
 
     def _stored(self, state: Mapping[str, Tensor]) -> Sequence[Stored]:
         return find_structures(_specs(state), Architecture.of(self.model).dense_layers)

@@ -147,6 +147,12 @@ class HuggingFace:
         """Return all files of a folder."""
         return all_files(path)
 
+    def obstacle(self, structure: Structure) -> str | None:
+        """Return why `lrzip.hf` has no module for a structure, or None if it has."""
+        if _is_low_rank_pair(structure):
+            return None
+        return "it has more than two factors, or a kernel in the second, which folders of transformers do not support"
+
     def write(
         self, destination: Path, source: Checkpoint, layout: Sequence[Entry], *, drop: Sequence[str]
     ) -> AbstractContextManager[Writer]:

@@ -16,11 +16,12 @@ from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.core.layout import Entry
 from lrzip.core.options import Key
 from lrzip.core.stored import DenseLayer
+from lrzip.formats.capabilities import Restricted
 from lrzip.formats.files.atomic import atomic_folder
 from lrzip.formats.files.keys import refuse_key
 from lrzip.formats.files.unchanged import Snapshot
 from lrzip.formats.open import open_checkpoint
-from lrzip.formats.protocols import Checkpoint, Restricted, Writer
+from lrzip.formats.protocols import Checkpoint, Writer
 from lrzip.formats.safetensors.companions import all_files, copy_files, left_out, other_files
 from lrzip.formats.safetensors.file import stream_tensors
 from lrzip.formats.safetensors.index import Index
