@@ -1,6 +1,5 @@
 """Plan for several budgets, with spectra computed once."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from lrzip.core.version import __version__
 from lrzip.formats.adapters import as_adapter
 from lrzip.formats.open import open_checkpoint
 from lrzip.formats.protocols import Checkpoint
+from lrzip.networks.state import copy_of
 from lrzip.pipeline.calibrate import network_of
 from lrzip.pipeline.request import request_of
 from lrzip.pipeline.session import RUN_UNITS, Session
@@ -92,7 +92,7 @@ def curve(path: str | Path, budgets: str, **options: Unpack[CurveOptions]) -> Cu
             start = perf_counter()
             plan = session.plan(rule)
             if bench:
-                measured.append(_evaluate(bench, session.network(plan, copy.deepcopy(bench.model))))
+                measured.append(_evaluate(bench, session.network(plan, copy_of(bench.model))))
             points.append(replace(session.report(plan), seconds=perf_counter() - start))
     return Curve(str(path), __version__, points, dense, measured)
 

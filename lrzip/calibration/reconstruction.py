@@ -1,6 +1,5 @@
 """Label-free reconstruction: a short training of the factorized network with the dense one as its teacher."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -11,6 +10,7 @@ from lrzip.calibration.sequential import Fitted
 from lrzip.core.factors import Factors, GroupFactors, relative_difference
 from lrzip.core.plan import Plan
 from lrzip.core.structure import bias_name, join, tensor_names
+from lrzip.networks.state import copy_of, tensors_of
 from lrzip.networks.surgery import assemble
 from lrzip.training.data.read import Data
 from lrzip.training.data.samples import Samples
@@ -39,12 +39,12 @@ def reconstruct(model: nn.Module, plan: Plan, start: Fitted, samples: Samples, *
         seed: Seed of the order and of the augmentation.
     """
     factors = {name: GroupFactors((each,)) for name, each in start.factors.items()}
-    student = assemble(copy.deepcopy(model), plan, factors, start.tensors)
+    student = assemble(copy_of(model), plan, factors, start.tensors)
     unlabelled = samples.unlabelled()
     task = find_task(unlabelled, probe(student, unlabelled))
     settings = Settings(steps=steps, lr=_RATE, freeze_batchnorm=True, seed=seed)
     settings = replace(settings, batch_size=settings.batch(len(unlabelled)))
-    teacher = copy.deepcopy(model)
+    teacher = copy_of(model)
     objective = TrainingLoss(task, make_loss("auto", task), teacher=teacher)
     state = train(student, Data(unlabelled, None), objective, Scorer((), task), settings).state
     return _read_back(model, plan, start.factors, state)
@@ -52,7 +52,7 @@ def reconstruct(model: nn.Module, plan: Plan, start: Fitted, samples: Samples, *
 
 def _read_back(model: nn.Module, plan: Plan, factors: Mapping[str, Factors], state: Mapping[str, Tensor]) -> Fitted:
     """Return the factors and the other changed tensors in the state_dict of a trained network."""
-    dense, left = model.state_dict(), dict(state)
+    dense, left = tensors_of(model), dict(state)
     found: dict[str, Factors] = {}
     for decision in plan.factorize:
         layer, old = decision.layer, factors[decision.layer.name]

@@ -16,6 +16,7 @@ from lrzip.cli.learning import Announce, learning_of, scores_text, training_prog
 from lrzip.core.options import Factoring, Opening, Selection
 from lrzip.core.output_options import Printing
 from lrzip.core.training_options import SensitivityOptions
+from lrzip.networks.state import copy_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,14 +69,12 @@ def measure(given: Given, path: Path, model: "nn.Module") -> Measurement:
         path: The checkpoint.
         model: Its architecture.
     """
-    import copy
-
     from lrzip.training.bench import make_bench
     from lrzip.training.evaluation import Evaluation, evaluation_of
 
     alone, opening = given[SensitivityOptions].sensitivity, given[Opening]
     with redirect_stdout(sys.stderr), training_progress(quiet=given[Printing].quiet, label="measure") as progress:
-        bench = make_bench(path, copy.deepcopy(model), learning_of(given), distil=alone, **vars(opening))
+        bench = make_bench(path, copy_of(model), learning_of(given), distil=alone, **vars(opening))
         if not alone:
             return Measurement(evaluation_of(bench), None, bench.input_shapes())
         found = _sensitivities(given, bench, *progress)

@@ -1,6 +1,5 @@
 """Live networks as sources of tensors."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.recognition import find_layers
+from lrzip.networks.state import copy_of, tensors_of
 
 
 class LiveSource:
@@ -24,7 +24,7 @@ class LiveSource:
     def __init__(self, model: nn.Module, untouchable: Mapping[str, str] | None = None) -> None:
         self._model = model
         self._untouchable = untouchable
-        self._state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+        self._state = tensors_of(model)
 
     def tensors(self) -> Mapping[str, TensorSpec]:
         """Return all tensors of its state_dict."""
@@ -47,4 +47,4 @@ class LiveSource:
 
     def network(self) -> nn.Module:
         """Return a copy of the network."""
-        return copy.deepcopy(self._model)
+        return copy_of(self._model)

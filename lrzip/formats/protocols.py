@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -146,6 +146,15 @@ class External(Protocol):
     @property
     def data_files(self) -> Sequence[Path]:
         """Files that hold data of the checkpoint, beside its own."""
+        ...
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A checkpoint whose state_dict holds more than tensors."""
+
+    def states(self) -> Mapping[str, Any]:
+        """Return the entries of the state_dict that are no tensors, by name."""
         ...
 
 

@@ -57,6 +57,8 @@ def create(
             yield AdapterWriter(source, writer)
         return
     target: Format = FORMATS[format_]
+    if not layout:
+        raise UnsupportedCheckpoint(f"`{source.path}` has no tensors that can be read, so nothing was written.")
     if not target.stores_kinds:
         _refuse_unrecognizable(destination, source, layout)
     try:

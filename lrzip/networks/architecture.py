@@ -16,6 +16,7 @@ from lrzip.core.kinds import (
 )
 from lrzip.core.stored import DenseLayer
 from lrzip.networks.naming import Naming
+from lrzip.networks.state import tensors_of
 from lrzip.networks.subclasses import computes_linear
 from lrzip.networks.transformers_names import naming_of
 
@@ -122,7 +123,7 @@ class Architecture:
         """Describe a live network, regardless of the values of its weights."""
         modules = dict(model.named_modules(remove_duplicate=False))
         attentions = {name: module for name, module in modules.items() if isinstance(module, nn.MultiheadAttention)}
-        state = model.state_dict(keep_vars=True)
+        state = tensors_of(model, keep_vars=True)
         users: dict[int, list[str]] = {}
         for name, tensor in state.items():
             users.setdefault(id(tensor), []).append(name)

@@ -1,6 +1,5 @@
 """Calibrate a checkpoint or a live network, and fit factors to the calibration."""
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from lrzip.formats.load import load_into
 from lrzip.formats.protocols import Loadable, Observable, Source
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.matching import match_names
+from lrzip.networks.state import copy_of
 from lrzip.pipeline.factorize import Factorizer, factorize_all
 
 
@@ -126,7 +126,7 @@ def network_of(source: Source, model: nn.Module | None, opening: Opening) -> nn.
     Programs have none: their modules only hold tensors.
     """
     if model is not None:
-        return load_into(copy.deepcopy(model), source.path, key=opening.key, trust=opening.trust)
+        return load_into(copy_of(model), source.path, key=opening.key, trust=opening.trust)
     if isinstance(source, Loadable) and not isinstance(source, Observable):
         return source.network()
     return None

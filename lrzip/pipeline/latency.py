@@ -1,6 +1,5 @@
 """Time layers and networks on this machine, dense and factorized."""
 
-import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ from lrzip.core.errors import UsageError
 from lrzip.core.layers import Keep
 from lrzip.core.plan import Plan
 from lrzip.networks.inputs import example_inputs
+from lrzip.networks.state import copy_of
 from lrzip.networks.surgery import leave_fast_paths, replacement
 from lrzip.networks.timing import time_alternately
 from lrzip.pipeline.profile import NetworkProfile, Profile
@@ -97,7 +97,7 @@ def layer_latency(profile: NetworkProfile, decision: Factorize) -> Latency | Non
 
 def network_latency(profile: NetworkProfile, decisions: Sequence[Factorize]) -> Latency:
     """Return the latency of the network before and after replacement, with arbitrary values in the factors."""
-    factorized = copy.deepcopy(profile.model)
+    factorized = copy_of(profile.model)
     for decision in decisions:
         for each in decision.replacements:
             if each.layer.name in profile.shapes:

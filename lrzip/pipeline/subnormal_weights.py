@@ -61,5 +61,7 @@ def subnormal_note(found: Sequence[SubnormalWeight]) -> str | None:
 
 
 def _count(weight: torch.Tensor) -> int:
+    if weight.is_meta or weight.layout is not torch.strided:
+        return 0  # no numbers, or not the weight of a layer
     dtype = compute_dtype(weight.dtype)
     return sum(int(subnormals(piece.to(dtype)).sum()) for piece in torch.split(weight.flatten(), _PIECE))

@@ -171,7 +171,7 @@ def refuse_if_hopeless(source: Source, found: Sequence[Layer | Keep]) -> None:
     kept = [item for item in found if isinstance(item, Keep) and item.override is None]
     if len(kept) < len(found):
         return
-    reasons = [item.reason for item in kept]
+    reasons = [item.reason for item in kept if len(item.tensor.shape) > 1] or [item.reason for item in kept]
     commonest = f"most are kept as {max(set(reasons), key=reasons.count)}" if reasons else "it has no tensors"
     raise LrzipError(f"`{source.path}` has no layer that can be factorized: {commonest}. See `lrzip analyze`.")
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lrzip.core.documents import Record, text
 from lrzip.core.errors import LrzipError
+from lrzip.networks.state import tensors_of
 from lrzip.search.states import States
 from lrzip.search.trial import NOT_SMALLER, Trial
 from lrzip.search.variants import Variant, Variants
@@ -129,7 +130,7 @@ class Trials:
     def state(self, trial: Trial) -> Mapping[str, Tensor]:
         """Return the state_dict of a network at its best; it is computed again if it is no longer stored."""
         if trial.key == self._root:
-            return self.variants.model.state_dict()
+            return tensors_of(self.variants.model)
         stored = self._stored_state(trial)
         return stored if stored is not None else self._recompute[trial.key]()
 
@@ -189,7 +190,7 @@ class Trials:
         trial = Trial(key, dict(action), made.ranks, size, origin.scores, origin.scores, NOT_SMALLER)
         if build and trial.parameters >= origin.parameters:
             self._store(trial, origin)
-            return made.network.state_dict()
+            return tensors_of(made.network)
         outcome = self.bench.tune(made.network, settings, self.callbacks.watch)
         if outcome.stopped == "interrupted":
             raise Interrupted

@@ -1,6 +1,5 @@
 """Variants of one live network: dense, or with some layers factorized, and conversions between them."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,6 +18,7 @@ from lrzip.core.stored import Stored, find_structures
 from lrzip.decompositions import FAMILIES
 from lrzip.formats.live import LiveSource
 from lrzip.networks.architecture import Architecture
+from lrzip.networks.state import copy_of, load_tensors, tensors_of
 from lrzip.networks.surgery import leave_fast_paths, replacement
 from lrzip.networks.weights import is_parameter
 from lrzip.pipeline.request import Request, request_of
@@ -114,7 +114,7 @@ class Variants:
         candidates = {item.layer.name: item for item in self.candidates}
         saving = {name: each for name, each in ranks.items() if name in candidates and candidates[name].saves(each)}
         if not saving:
-            return Variant(copy.deepcopy(self.model), {})
+            return Variant(copy_of(self.model), {})
         if self.samples is None:
             return _built(self.weight_session, saving)
         # The corrections of a calibration depend on which layers are factorized.
@@ -134,11 +134,11 @@ class Variants:
 
     def rebuilt(self, state: Mapping[str, Tensor], ranks: Ranks) -> Variant:
         """Return the variant with this state_dict, whose ranks are known."""
-        model = copy.deepcopy(self.model)
+        model = copy_of(self.model)
         for stored in self._stored(state):
             model.set_submodule(*replacement(stored, model))
         leave_fast_paths(model)
-        model.load_state_dict(state)
+        load_tensors(model, state)
         return Variant(model, ranks)
 
     def dense(self, state: Mapping[str, Tensor]) -> nn.Module:
@@ -149,13 +149,13 @@ class Variants:
             merged[stored.dense_name] = merge(stored.structure, weights, stored.replaced).to(weights[0].dtype)
             if stored.bias:
                 merged[stored.dense_bias_name] = merged.pop(stored.bias.name)
-        model = copy.deepcopy(self.model)
-        model.load_state_dict(merged)
+        model = copy_of(self.model)
+        load_tensors(model, merged)
         return model
 
     def fits(self, state: Mapping[str, Tensor], ranks: Ranks) -> bool:
         """Return whether a state_dict is that of the variant with these ranks."""
-        stored, dense = self._stored(state), self.model.state_dict()
+        stored, dense = self._stored(state), tensors_of(self.model)
         inner = {spec.name for item in stored for spec in (*item.weights, *([item.bias] if item.bias else []))}
         biases = {item.dense_bias_name for item in stored if item.bias}
         covered = {*(state.keys() - inner), *biases, *(item.dense_name for item in stored)}
@@ -170,7 +170,7 @@ class Variants:
 
     def parameters(self, ranks: Ranks) -> int:
         """Return the number of parameters with these ranks; layers whose factors save nothing count as dense."""
-        dense = sum(spec.numel for spec in _specs(self.model.state_dict()).values() if is_parameter(spec))
+        dense = sum(spec.numel for spec in _specs(tensors_of(self.model)).values() if is_parameter(spec))
         return dense - sum(_saved(item, ranks[item.layer.name]) for item in self.candidates if item.layer.name in ranks)
 
     def least_parameters(self, names: Sequence[str]) -> int:

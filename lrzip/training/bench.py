@@ -1,6 +1,5 @@
 """Measurement and fine-tuning of networks of one architecture on the same data."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -18,6 +17,7 @@ from lrzip.formats.open import open_checkpoint
 from lrzip.formats.protocols import Runnable
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.matching import match_names
+from lrzip.networks.state import copy_of
 from lrzip.training.cache import key_of, network_digest, samples_digest
 from lrzip.training.data.read import Data, read_data
 from lrzip.training.data.samples import Samples
@@ -68,7 +68,7 @@ class Bench:
         amp = self.learning.settings.amp
         with torch.autocast(device.type, _DTYPES.get(amp), enabled=amp != "no"):
             return self.scorer(
-                model if device.type == "cpu" else copy.deepcopy(model).to(device),
+                model if device.type == "cpu" else copy_of(model).to(device),
                 samples or self.val,
                 target=self._objective.target if self.teacher is not None else None,
                 device=device,
@@ -148,18 +148,18 @@ def make_bench(
         UsageError: There is no validation set.
         LrzipError: The checkpoint or the data does not fit the network.
     """
-    blank = copy.deepcopy(model)
+    blank = copy_of(model)
     if distil:
         _require_dense(Path(path), model, key=key, trust=trust)
     load_into(model, path, key=key, trust=trust)
     teacher = load_into(blank, learning.teacher, trust=trust) if learning.teacher is not None else None
     if teacher is None and distil:
-        teacher = copy.deepcopy(model)
+        teacher = copy_of(model)
     data = learning.data if isinstance(learning.data, Data) else _read(learning.data, learning)
     if data.val is None or not len(data.val):
         raise UsageError("There is no validation set. Give `val=SPEC`, or a `val_fraction` above 0.")
     task = with_alignment(model, data.train, task_of(model, data, learning.loss), learning.loss)
-    images = use_channels_last(copy.deepcopy(model), data.train)
+    images = use_channels_last(copy_of(model), data.train)
     amp = precision(learning.settings.amp, learning.device, images=images)
     learning = replace(learning, settings=replace(learning.settings, amp=amp))
     return Bench(model, teacher, data.train, data.val, learning, task, Scorer(learning.metrics, task))

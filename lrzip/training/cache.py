@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lrzip.core.documents import Place, Record, parse_json, record
 from lrzip.core.errors import LrzipError
+from lrzip.networks.state import tensors_of
 from lrzip.training.data.samples import Samples
 
 T = TypeVar("T")
@@ -96,7 +97,7 @@ def key_of(*parts: Any) -> str:
 def network_digest(model: nn.Module) -> str:
     """Return a digest of the names, dtypes, shapes and values of all tensors of a network."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in model.state_dict().items():
+    for name, tensor in tensors_of(model).items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         _update(digest, tensor)
     return digest.hexdigest()

@@ -1,6 +1,5 @@
 """The network that is trained (student) and the one that it is distilled from (teacher)."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from lrzip.formats.open import open_checkpoint
 from lrzip.formats.protocols import Loadable, Runnable
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.matching import Match, match
+from lrzip.networks.state import copy_of, tensors_of
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _from_architecture(
         matched.check_reversible()
         named = {name: spec.renamed(name) for name, spec in matched.specs.items()}
         stored = find_structures(named, architecture.dense_layers)
-    teacher = load_into(copy.deepcopy(model), teacher_path, trust=trust) if teacher_path is not None else None
+    teacher = load_into(copy_of(model), teacher_path, trust=trust) if teacher_path is not None else None
     student = load_into(model, source, key=key, trust=trust)
     # The input projections of attention are not a module of their own, so their outputs cannot be compared.
     modules = [item.module for item in stored if item.replaced.kind is not ATTENTION]
@@ -77,7 +77,7 @@ def _from_files(source: Path, teacher_path: Path | None, key: Key, trust: bool) 
     teacher = _contained_network(teacher_path, key=None, trust=trust) if teacher_path is not None else None
     with open_checkpoint(source, key=key, trust=trust) as checkpoint:
         tensors = checkpoint.tensors()
-    own = student.state_dict()
+    own = tensors_of(student)
     callable_names = _callable_modules(student) & _callable_modules(teacher or student)
     modules = [item.module for item in find_structures(tensors) if item.module in callable_names]
     matched = Match({name: spec for name, spec in tensors.items() if name in own})

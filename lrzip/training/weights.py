@@ -18,6 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
 
 from lrzip.core.errors import UsageError
+from lrzip.networks.state import load_tensors, tensors_of
 from lrzip.training.optimizers import make_optimizer, state_entries
 from lrzip.training.settings import Settings
 
@@ -86,7 +87,7 @@ class ReplicatedWeights:
 
     def state(self) -> dict[str, Tensor]:
         """Return a copy of the state_dict on the CPU."""
-        return _copied(self._model.state_dict())
+        return _copied(tensors_of(self._model))
 
     def optimizer_state(self) -> Mapping[str, Any]:
         """Return the state of the optimizer."""
@@ -95,7 +96,7 @@ class ReplicatedWeights:
 
     def load(self, state: Mapping[str, Tensor], optimizer_state: Mapping[str, Any]) -> None:
         """Load states."""
-        self._model.load_state_dict(state)
+        load_tensors(self._model, state)
         self.optimizer.load_state_dict(dict(optimizer_state))
 
     def release(self) -> None:
@@ -162,4 +163,4 @@ def _copied(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _shapes(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}

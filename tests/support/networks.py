@@ -123,3 +123,32 @@ class Zoo(nn.Module):
         h = self.mix(h + self.attention(h, h, h, need_weights=False)[0]) + x.mean((2, 3))[:, None]
         out: Tensor = self.tied(self.head(h))
         return out
+
+
+class Scale(nn.Module):
+    """A module whose state is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.version: dict[str, int] = {"v": 3}
+
+    def get_extra_state(self) -> dict[str, int]:
+        return self.version
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.version = state
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class WithState(nn.Module):
+    """Linear layers around a module whose state is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.scale, self.fc2 = nn.Linear(24, 24), Scale(), nn.Linear(24, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(self.scale(torch.relu(self.fc1(x))))
+        return out

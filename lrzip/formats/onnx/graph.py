@@ -15,7 +15,7 @@ from lrzip.networks.weights import not_a_weight
 SCOPES = "pkg.torch.onnx.name_scopes"
 # Runtimes compute convolutions in blocks of this many channels.
 _CHANNEL_BLOCK = 8
-_MEANINGLESS = re.compile(r"val_\d+|\d+|onnx::\w+|_?v_?\d+|const\w*?_?\d+|/?Constant\w*", re.IGNORECASE)
+_MEANINGLESS = re.compile(r"val_\d+|\d+|onnx::\w+|_?v_?\d+|const\w*\d|/?Constant\w*", re.IGNORECASE)
 _QUANTIZED = re.compile(r"ConvInteger|MatMulInteger|QLinear\w+|QuantizeLinear|DequantizeLinear|DynamicQuantizeLinear")
 _RECURRENT = ("LSTM", "GRU", "RNN")
 _WEIGHT_INPUT = 1

@@ -25,6 +25,8 @@ from lrzip.formats.protocols import Checkpoint, Writer
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.recognition import find_layers
 
+_RESERVED = "__metadata__"
+
 
 class SafetensorsFile:
     """An open safetensors file.
@@ -157,6 +159,8 @@ class Stored(Protocol):
 def stream_tensors(path: Path, source: Stored, layout: Sequence[Entry]) -> Iterator[SafetensorsWriter]:
     """Write a file in place: the computed tensors as they arrive, the copied ones when the context exits."""
     for spec in (entry.spec for entry in layout):
+        if spec.name == _RESERVED:
+            raise UnsupportedCheckpoint(f"safetensors cannot hold a tensor called `{_RESERVED}`. Write a .pt file.")
         if spec.dtype not in CODES and hasattr(torch, spec.dtype):
             raise UnsupportedCheckpoint(f"safetensors has no dtype for `{spec.name}`, which is {spec.dtype}.")
     with TensorStream(path, (entry.spec for entry in layout), source.metadata) as stream:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, NoReturn
 
-from lrzip.core.errors import UnsupportedCheckpoint
+from lrzip.core.errors import UnsupportedCheckpoint, as_line
 from lrzip.core.layout import Entry
 from lrzip.core.options import Key
 from lrzip.formats.protocols import Checkpoint, Writer
@@ -23,13 +23,21 @@ _MAGIC = {
     rb"\x89HDF\r\n": "an HDF5 file, as Keras writes. lrzip reads PyTorch's formats",
     rb"GGUF": "a GGUF file of llama.cpp. Compress the checkpoint that it was made from",
     rb"\x1f\x8b|\xfd7zXZ|BZh|\x28\xb5\x2f\xfd|7z\xbc\xaf": "a compressed archive. Unpack it first",
-    rb"\x80[\x03-\x05]": f"a pickle that torch.save did not write. {_STATE_DICT}",
+    rb"\x80[\x03-\x05]|\x80\x02(?!\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19)": (
+        f"a pickle that torch.save did not write, such as Detectron2's, which holds NumPy arrays. {_STATE_DICT}"
+    ),
     rb"\x93NUMPY": "a NumPy array. lrzip reads PyTorch's formats",
 }
 _ZIP_MEMBERS = {
     r".*\.npy": "a NumPy archive. lrzip reads PyTorch's formats",
     r"(.*/)?model\.weights\.h5": "a Keras model. lrzip reads PyTorch's formats",
 }
+
+
+# Suffixes of weights that other libraries keep in archives, such as TabNet and stable-baselines3.
+_WEIGHTS = {".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx"}
+# Members of the archives that torch itself writes, which hold files with these suffixes as well.
+_TORCH = {"data.pkl", "constants.pkl", "archive_format", "serialized_exported_program.json"}
 
 
 class Foreign:
@@ -80,12 +88,19 @@ def _kind_of(path: Path) -> str | None:
     if head.startswith(b"PK\x03\x04"):
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+        inner = [name for name in names if Path(name).suffix.lower() in _WEIGHTS]
+        if inner and not any(Path(name).name in _TORCH for name in names):
+            return f"an archive with {_shown(inner)} in it. Unpack it, and give that file"
         for pattern, what in _ZIP_MEMBERS.items():
             if any(re.fullmatch(pattern, name) for name in names):
                 return what
     with opened_pickle(path) as file:
         found = _refused_protocol(file) if file else None
     return found or next((what for magic, what in _MAGIC.items() if re.match(magic, head)), None)
+
+
+def _shown(names: Sequence[str]) -> str:
+    return " and ".join(f"`{as_line(name)}`" for name in names[:3]) + (" and others" if len(names) > 3 else "")
 
 
 def _refused_protocol(file: IO[bytes]) -> str | None:

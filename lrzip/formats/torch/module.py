@@ -4,7 +4,7 @@ Their weights are read without executing anything. With trust the module itself 
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from lrzip.formats.files.inert import outermost_class
 from lrzip.formats.protocols import Checkpoint, Format, Writer
 from lrzip.formats.torch.collecting import CollectingWriter
 from lrzip.formats.torch.entries import Steps
+from lrzip.formats.torch.loaded import separate
 from lrzip.formats.torch.nesting import descend, rebuilt
 from lrzip.formats.torch.pickled_file import PickledFile
 from lrzip.formats.torch.raw import refuse_other_dtypes
@@ -33,6 +34,7 @@ from lrzip.formats.torch.state_dict import save_to
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.build import importable
 from lrzip.networks.recognition import find_layers
+from lrzip.networks.state import tensors_of
 from lrzip.networks.surgery import leave_fast_paths, replace_layer, resize
 
 
@@ -162,7 +164,7 @@ def _rewritten(
 ) -> nn.Module:
     """Return a module with the computed tensors of a layout, and with layers replaced by structures."""
     result = module
-    own = result.state_dict()
+    own = tensors_of(result)
     layers = {item.weight.name: item for item in source.layers() if isinstance(item, Layer)}
     kept_biases = {entry.origin for entry in layout if entry.origin == entry.spec.name}
     parts: dict[str, list[Entry]] = {}
@@ -189,7 +191,15 @@ def _rewritten(
     for name, value in resized.items():
         resize(result, name, value)
     leave_fast_paths(result)
+    _separate(result, source.untouchable())
     return result
+
+
+def _separate(model: nn.Module, shared: Container[str]) -> None:
+    """Give parameters that are views of a larger storage, which would be stored with them, storages of their own."""
+    for name, parameter in model.named_parameters():
+        if name not in shared:
+            parameter.data = separate(parameter.data)
 
 
 FORMAT = Module()

@@ -49,11 +49,16 @@ def read_file(path: Path) -> Pickled:
     return read_archive(path)
 
 
-def read_archive(path: Path) -> Pickled:
-    """Read the pickle in a zip archive that was checked, and locate its storages."""
+def read_archive(path: Path, what: str = "data") -> Pickled:
+    """Read the pickle in a zip archive that was checked, and locate its storages.
+
+    Args:
+        path: Path of the archive.
+        what: Name of the pickle and of the folder of its storages: `data`, or `constants` of TorchScript programs.
+    """
     members = members_of(path)
-    name = next(name for name in members if name.rpartition("/")[2] == "data.pkl")
-    root = name.removesuffix("data.pkl")
+    name = next(name for name in members if name.rpartition("/")[2] == f"{what}.pkl")
+    root = name.removesuffix(f"{what}.pkl")
     with path.open("rb") as file:
         order = members.get(f"{root}byteorder", Block(0, 0))
         file.seek(order.start)
@@ -61,7 +66,7 @@ def read_archive(path: Path) -> Pickled:
             raise UnsupportedCheckpoint(f"`{path}` is big-endian, and lrzip reads little-endian files.")
         file.seek(members[name].start)
         parsed = parse_pickle(file.read(members[name].nbytes))
-    folder = f"{root}data/"
+    folder = f"{root}{what}/"
     blocks = {n.removeprefix(folder): block for n, block in members.items() if n.startswith(folder)}
     return Pickled(parsed.content, blocks, members[name].nbytes, parsed.handles, parsed.calls)
 

@@ -5,6 +5,7 @@ Outputs are always zip files. The legacy format stores memory addresses, so its 
 
 import copy
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,12 +24,12 @@ from lrzip.formats import FORMATS
 from lrzip.formats.files.archive import checked_members
 from lrzip.formats.files.atomic import atomic_file
 from lrzip.formats.files.raw import REPEATED_LIMIT
-from lrzip.formats.files.stream import tensor_bytes
 from lrzip.formats.files.unchanged import Snapshot
 from lrzip.formats.protocols import Checkpoint, Format, Writer
 from lrzip.formats.torch.collecting import CollectingWriter
 from lrzip.formats.torch.entries import Weights, find_weights
 from lrzip.formats.torch.guarded import check_size, load_guarded
+from lrzip.formats.torch.loaded import bytes_of, irreplaceable, packed, separate, spec_of
 from lrzip.formats.torch.nesting import beside, descend, merged, rebuilt, refilled
 from lrzip.formats.torch.pickled_file import PickledFile
 from lrzip.networks.architecture import Architecture
@@ -62,7 +63,7 @@ class StateDictFile:
         self._tensors = {
             name: value for name, value in self.state.items() if isinstance(name, str) and isinstance(value, Tensor)
         }
-        self._specs = {name: _spec(name, tensor) for name, tensor in self._tensors.items()}
+        self._specs = {name: spec_of(name, tensor) for name, tensor in self._tensors.items()}
         for spec in self._specs.values():
             check_size(path, spec.name, spec.nbytes, max(self.nbytes, REPEATED_LIMIT))
 
@@ -81,11 +82,13 @@ class StateDictFile:
 
         A nested state_dict was written by a trainer, so the prefix `model.` is an attribute of the trainer.
         """
-        return find_layers(self.path, self._specs, architecture, trainer=bool(self.key), untouchable=self.untouchable())
+        reasons = self.untouchable()
+        found = find_layers(self.path, self._specs, architecture, trainer=bool(self.key), untouchable=reasons)
+        return [*found, *packed(self.state, self._tensors)]
 
     def untouchable(self) -> Mapping[str, str]:
         """Return the tensors that must not be replaced, with the reason."""
-        return _irreplaceable(self._tensors)
+        return irreplaceable(self._tensors)
 
     def read(self, name: str) -> Tensor:
         """Read one tensor."""
@@ -94,7 +97,11 @@ class StateDictFile:
 
     def chunks(self, name: str) -> Iterator[memoryview]:
         """Yield the bytes of one tensor."""
-        yield tensor_bytes(self.read(name))
+        yield bytes_of(self.path, name, self.read(name))
+
+    def states(self) -> Mapping[str, Any]:
+        """Return the entries of the state_dict that are no tensors, by name."""
+        return {str(name): value for name, value in self.state.items() if name not in self._tensors}
 
     def bare(self) -> "StateDictFile":
         """Return a view of the state_dict without the entries around it."""
@@ -183,10 +190,12 @@ def _rebuilt(
 ) -> Any:
     """Return the content of the source with the tensors of a layout and all other entries unchanged."""
     replacements: dict[str, list[tuple[str, Any]]] = {name: [] for name in source.tensors()}
+    shared = source.untouchable()
     for entry in layout:
         old = source.state[entry.origin]
+        kept = old if entry.origin in shared else separate(old)
         replacements[entry.origin].append(
-            (entry.spec.name, old if entry.copied else _alike(old, computed[entry.spec.name]))
+            (entry.spec.name, kept if entry.copied else _alike(old, computed[entry.spec.name]))
         )
     content = source.content
     for prefix, steps in source.weights.entries.items():
@@ -230,10 +239,12 @@ def _is_module(path: Path, key: Key) -> bool:
 
 def _load(path: Path, *, mmap: bool, trust: bool) -> Any:
     try:
-        if not trust:
-            return load_guarded(path, mmap=mmap)
-        with importable(Path.cwd()):
-            return torch.load(path, map_location="cpu", mmap=mmap, weights_only=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about the deprecated types of old and quantized tensors
+            if not trust:
+                return load_guarded(path, mmap=mmap)
+            with importable(Path.cwd()):
+                return torch.load(path, map_location="cpu", mmap=mmap, weights_only=False)
     except Exception as error:
         found = re.search(
             r"Unsupported (?:global|class|type|operand).*?(?:GLOBAL )?([A-Za-z_][\w.]*\.[\w.]+)",
@@ -246,31 +257,6 @@ def _load(path: Path, *, mmap: bool, trust: bool) -> Any:
             "Write the weights alone with `output=NAME.safetensors`, or pass `trust=True`, which allows the file to "
             "execute code, if you know where it came from."
         ) from error
-
-
-def _spec(name: str, tensor: Tensor) -> TensorSpec:
-    return TensorSpec(
-        name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.numel() * tensor.element_size()
-    )
-
-
-def _irreplaceable(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return the tensors that are not plain and separate, with the reason: quantized, sparse, or shared storage."""
-    users: dict[int, list[str]] = {}
-    reasons: dict[str, str] = {}
-    for name, tensor in tensors.items():
-        if tensor.is_quantized:
-            reasons[name] = "quantized"
-        elif tensor.layout != torch.strided:
-            reasons[name] = f"sparse, {tensor.layout}"
-        elif tensor.numel():
-            users.setdefault(tensor.untyped_storage().data_ptr(), []).append(name)
-    for names in users.values():
-        for name in names:
-            others = [other for other in names if other != name]
-            if others:
-                reasons[name] = f"shared with {others[0]}"
-    return reasons
 
 
 FORMAT = StateDict()

@@ -31,7 +31,14 @@ class TorchScriptFile(RawFile):
         pickled = read_archive(path)
         found: dict[str, RawTensor] = {}
         _gather(pickled, pickled.content, _tensor_names(path), "", found)
-        super().__init__(path, "torchscript", found, ["the TorchScript program"])
+        constants = _constants(path)
+        if any(len(tensor.shape) > 1 for tensor in constants) and not any(len(t.shape) > 1 for t in found.values()):
+            raise UnsupportedCheckpoint(
+                f"`{path}` is a frozen TorchScript program: its weights are {len(constants)} constants without names. "
+                "Save the program before `torch.jit.freeze`, or the state_dict of its network."
+            )
+        others = [f"{len(constants)} constants of the program"] if constants else []
+        super().__init__(path, "torchscript", found, ["the TorchScript program", *others])
 
     def refuse_replacing(self, format_: str) -> None:
         """Refuse: a TorchScript program cannot be rewritten."""
@@ -93,6 +100,16 @@ def _gather(
     found.update(own)
     for inner, child in children:
         _gather(pickled, child, names, inner, found)
+
+
+def _constants(path: Path) -> Sequence[RawTensor]:
+    """Return the tensors among the constants of a program, in which freezing stores the weights."""
+    with zipfile.ZipFile(path) as archive:
+        if not any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist()):
+            return ()
+    pickled = read_archive(path, "constants")
+    values = pickled.content if isinstance(pickled.content, list | tuple) else ()
+    return [tensor for tensor in map(pickled.tensor, values) if tensor]
 
 
 def _tensor_names(path: Path) -> Mapping[str, Sequence[str]]:

@@ -81,7 +81,7 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "object": ("a.pt", lambda: saved(Namespace(epochs=3)), "class `argparse.Namespace`"),
     "legacy object": ("a.pt", lambda: saved(Namespace(epochs=3), legacy=True), "class `argparse.Namespace`"),
     "plain pickle": ("a.pt", lambda: pickle.dumps({"a": 1}, protocol=4), "pickle that torch.save did not write"),
-    "old plain pickle": ("a.pkl", lambda: pickle.dumps({"a": 1}, protocol=2), "damaged or not a checkpoint"),
+    "old plain pickle": ("a.pkl", lambda: pickle.dumps({"a": 1}, protocol=2), "pickle that torch.save did not write"),
     "another protocol": ("a.pt", lambda: saved({"w": 1}, pickle_protocol=4), "pickled with protocol 4"),
     "no tensors": ("a.pt", lambda: saved({"epoch": 3}), "holds no state_dict. It has: epoch"),
     "list": ("a.pt", lambda: saved([torch.ones(2)]), "holds a list"),
@@ -186,3 +186,31 @@ def test_a_safetensors_header_may_be_as_long_as_magic_bytes_say(length: int, tmp
     (tmp_path / "w.safetensors").write_bytes(length.to_bytes(8, "little") + header + bytes(16))
     with open_checkpoint(tmp_path / "w.safetensors") as checkpoint:
         assert list(checkpoint.tensors()) == ["w"]
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_pickle_of_arrays_is_named(protocol: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickle.dumps({"model": {"fc.weight": np.zeros((4, 4))}, "__author__": "x"}, protocol))
+    with pytest.raises(UnsupportedCheckpoint, match=r"a pickle that torch\.save did not write, such as Detectron2's"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("members", "shown"),
+    [
+        (["model_params.json", "network.pt"], "`network.pt`"),  # TabNet
+        (["data", "policy.pth", "policy.optimizer.pth", "_version"], "`policy.pth` and `policy.optimizer.pth`"),
+        (["a/b.safetensors", "c.onnx", "d.bin", "e.ckpt"], "`a/b.safetensors` and `c.onnx` and `d.bin` and others"),
+    ],
+)
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_archives_of_other_libraries_name_the_member_with_the_weights(
+    members: list[str], shown: str, compression: int, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", compression) as archive:
+        for name in members:
+            archive.writestr(name, b"x" * 100)
+    with pytest.raises(UnsupportedCheckpoint) as caught:
+        open_checkpoint(tmp_path / "a.zip")
+    assert f"is an archive with {shown} in it. Unpack it, and give that file." in str(caught.value)

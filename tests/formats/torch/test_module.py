@@ -1,8 +1,13 @@
 """Modules saved by torch.save are read without executing anything, and rewritten with trust."""
 
+import pickle
 import sys
+from argparse import Namespace
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -199,3 +204,76 @@ def test_truncated_modules_are_refused(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:-300])
         with pytest.raises(UnsupportedCheckpoint, match="damaged"):
             open_checkpoint(path)
+
+
+def nested(entry: str, **others: object) -> dict[str, object]:
+    return {"epoch": 3, entry: seeded(Net), "best": [1, 2], "optimizer": {"state": {}}, **others}
+
+
+@pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.parametrize(("entry", "others"), [("model", {}), ("ema", {"model": seeded(Net, 1)}), ("x", {"y": None})])
+def test_a_module_inside_other_entries_is_found_and_with_trust_rewritten(
+    entry: str, others: dict[str, object], trust: bool, tmp_path: Path
+) -> None:
+    path = saved(tmp_path / "a.pt", nested(entry, **others))
+    report = lrzip.compress(path, tmp_path / "b.pt", rank=2, trust=trust)
+    assert (report.entry.key, report.entry.others) == (entry, tuple(name for name in others if others[name]))
+    result = torch.load(tmp_path / "b.pt", weights_only=False)
+    if not trust:
+        assert lrzip.load_into(Net(), tmp_path / "b.pt")
+        return
+    assert list(result) == ["epoch", entry, "best", *others]
+    assert isinstance(result[entry].fc1, nn.Sequential)
+    expected = lrzip.factorize(seeded(Net), rank=2)
+    assert torch.equal(
+        output_of(result[entry], torch.ones(1, 3, 16, 16)), output_of(expected, torch.ones(1, 3, 16, 16))
+    )
+
+
+def test_classes_in_the_working_directory_are_importable_with_trust(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "from torch import nn\nclass Net(nn.Sequential):\n    pass\nclass Args:\n    lr = 1\n"
+    (tmp_path / "here_only.py").write_text(source)
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        import here_only  # type: ignore[import-not-found]
+
+        saved(tmp_path / "a.pt", {"model": here_only.Net(nn.Linear(20, 20)), "args": here_only.Args()})
+        saved(tmp_path / "b.pt", {"state_dict": {"fc.weight": torch.rand(20, 20)}, "args": here_only.Args()})
+    del sys.modules["here_only"]
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        lrzip.compress(tmp_path / f"{name}.pt", tmp_path / f"{name}.small.pt", rank=2, trust=True)
+        assert (tmp_path / f"{name}.small.pt").exists()
+
+
+def test_several_modules_are_not_loaded_at_once(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.pt", {"G": seeded(Net), "D": seeded(Sound)})
+    with pytest.raises(UnsupportedCheckpoint, match="`key=G, D` names several modules"):
+        lrzip.compress(path, tmp_path / "b.pt", rank=2, key=["G", "D"], trust=True)
+    report = lrzip.compress(path, tmp_path / "b.pt", rank=2, key=["G", "D"])
+    assert {decision.layer.name.split(".")[0] for decision in report.plan.factorize} == {"G", "D"}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_dicts_that_are_pickled_as_pairs_are_read(legacy: bool, kind: type, tmp_path: Path) -> None:
+    class Pickler(pickle._Pickler):
+        dispatch: ClassVar[dict[Any, Any]] = {**pickle._Pickler.dispatch}
+
+    def save(self: Any, value: dict[Any, Any]) -> None:  # as Python 2 does
+        self.save_reduce(OrderedDict, ([kind(pair) for pair in value.items()],), obj=value)
+
+    Pickler.dispatch[OrderedDict] = save
+    module = seeded(Net)
+    for inner in module.modules():
+        vars(inner).update({name: OrderedDict(value) for name, value in vars(inner).items() if isinstance(value, dict)})
+    python2: Any = SimpleNamespace(
+        __name__="pickle", Pickler=Pickler, dump=lambda o, f, protocol: Pickler(f, protocol).dump(o)
+    )
+    for content in (module, {"state_dict": OrderedDict(module.state_dict()), "args": Namespace(lr=1)}):
+        path = tmp_path / "a.pt"
+        torch.save(content, path, pickle_module=python2, _use_new_zipfile_serialization=not legacy)
+        with open_checkpoint(path) as checkpoint:
+            assert list(checkpoint.tensors()) == list(module.state_dict())

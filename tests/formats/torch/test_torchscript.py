@@ -92,3 +92,16 @@ def test_damaged_programs_are_refused(tmp_path: Path) -> None:
         archive.writestr("m/code/bomb.py", bytes(1 << 27))
     with pytest.raises(UnsupportedCheckpoint, match="more code than any program needs"):
         open_checkpoint(path)
+
+
+@pytest.mark.parametrize("to", ["state-dict", "safetensors"])
+def test_the_weights_of_frozen_programs_have_no_names(to: str, tmp_path: Path) -> None:
+    frozen = JIT.freeze(JIT.script(seeded(Net)))
+    frozen.save(str(tmp_path / "a.pt"))
+    for read in (
+        lambda: lrzip.analyze(tmp_path / "a.pt"),
+        lambda: lrzip.export(tmp_path / "a.pt", to, tmp_path / "b.pt"),
+    ):
+        with pytest.raises(UnsupportedCheckpoint, match=r"frozen TorchScript program: its weights are \d+ constants"):
+            read()
+    assert not (tmp_path / "b.pt").exists()
