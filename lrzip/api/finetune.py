@@ -22,6 +22,7 @@ from lrzip.formats.open import open_checkpoint
 from lrzip.formats.outputs import check_program, not_carried, output_format
 from lrzip.formats.protocols import Checkpoint, Guarded
 from lrzip.formats.rewrite import write_state
+from lrzip.networks.inputs import input_names
 from lrzip.networks.matching import Match
 from lrzip.training.cache import network_digest
 from lrzip.training.data.augmentation import Preparation
@@ -132,7 +133,7 @@ def finetune(
     teacher = given[FinetuneTeacher].teacher
     networks = load_student(source, given[Network].model, Path(teacher) if teacher else None, **vars(given[Opening]))
     freeze(networks.student, **vars(given[TrainedModules]))
-    found = data if isinstance(data, Data) else _read(data, given)
+    found = (data if isinstance(data, Data) else _read(data, given)).bound(input_names(networks.student))
     name = given[Batching].loss
     task = with_alignment(networks.student, found.train, task_of(networks.student, found, name), name)
     scorer, loss = Scorer(given[DataOptions].metrics, task), _loss(source, networks, task, given)

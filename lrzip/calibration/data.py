@@ -32,19 +32,22 @@ def choose_samples(data: CalibrationData, settings: CalibrationSettings) -> Samp
     return found.subset(order[: settings.samples])
 
 
-def batches_of(samples: Samples, settings: CalibrationSettings, dtype: torch.dtype | None) -> Iterator[Arguments]:
+def batches_of(
+    samples: Samples, settings: CalibrationSettings, dtype: torch.dtype | None, *, positional: bool = False
+) -> Iterator[Arguments]:
     """Yield batches of one size, since a program may accept no other; the remaining samples are dropped.
 
     Args:
         samples: Calibration data.
         settings: Batch size and seed.
         dtype: Dtype that floating-point inputs are converted to; None leaves them unchanged.
+        positional: Whether named inputs, which are in the order of the network's, are given by position.
     """
     size = min(settings.batch_size, len(samples))
     for start in range(0, len(samples) // size * size, size):
         x, _ = samples.fetch(range(start, start + size), seed=settings.seed)
         cast = pytree.tree_map_only(Tensor, lambda value: value.to(dtype) if value.is_floating_point() else value, x)
         if isinstance(cast, Mapping):
-            yield (), dict(cast)
+            yield (tuple(cast.values()), {}) if positional else ((), dict(cast))
         else:
             yield (tuple(cast) if isinstance(cast, tuple | list) else (cast,)), {}

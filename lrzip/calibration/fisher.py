@@ -9,6 +9,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from lrzip.calibration.masks import kept
 from lrzip.core.layers import Layer
 from lrzip.core.moments import Arguments
 from lrzip.networks.programs.intercept import Intercepted
@@ -16,7 +17,12 @@ from lrzip.networks.programs.observe import arguments_of, call_of, tensor_names
 
 
 def fisher_sensitivities(
-    program: ExportedProgram, layers: Mapping[str, Layer], batches: Sequence[Arguments], *, seed: int
+    program: ExportedProgram,
+    layers: Mapping[str, Layer],
+    batches: Sequence[Arguments],
+    *,
+    seed: int,
+    masks: Sequence[Tensor | None] = (),
 ) -> dict[str, float]:
     """Return, for each layer, E‖Δz‖² of the network's outputs z for noise of unit second moment in its own outputs.
 
@@ -29,6 +35,7 @@ def fisher_sensitivities(
         layers: Layers, by the name of their weight in the program.
         batches: Arguments of the runs.
         seed: Seed of v.
+        masks: For each batch the positions whose outputs count, or None for all; empty without masks.
 
     Returns:
         Sensitivities by layer name, for the layers that the outputs depend on.
@@ -37,10 +44,10 @@ def fisher_sensitivities(
     kinds = {layer.name: layer.kind for layer in layers.values()}
     sums: dict[str, float] = {}
     count = 0
-    for batch in batches:
+    for batch, mask in zip(batches, masks or [None] * len(batches), strict=True):
         calls, outputs = _run(program, layers, batch)
         count += max((len(output) for _, output in calls), default=0)
-        gradients = _gradients(outputs, [output for _, output in calls], generator)
+        gradients = _gradients(kept(mask, outputs), [output for _, output in calls], generator)
         for (name, output), gradient in zip(calls, gradients, strict=True):
             if gradient is not None:
                 channels = output.shape[kinds[name].channel_axis]

@@ -30,6 +30,8 @@ class Calibration:
         samples: The samples that were used; None for stored statistics.
         settings: Settings of the calibration.
         network: The network that was run; None for a program or stored statistics.
+        remarks: What was left out, and why.
+        positional: Whether named inputs are given by position.
     """
 
     examples: str
@@ -41,6 +43,8 @@ class Calibration:
     samples: Samples | None = None
     settings: CalibrationSettings = field(default_factory=CalibrationSettings)
     network: nn.Module | None = None
+    remarks: Sequence[str] = ()
+    positional: bool = False
 
     @property
     def planned(self) -> Statistics:
@@ -54,7 +58,8 @@ class Calibration:
         """One batch of the samples; nothing for stored statistics."""
         if self.samples is None:
             return ()
-        return list(islice(batches_of(self.samples.unaugmented(), self.settings, None), 1))
+        samples = self.samples.unaugmented()
+        return list(islice(batches_of(samples, self.settings, None, positional=self.positional), 1))
 
     @property
     def objective(self) -> str:

@@ -16,6 +16,7 @@ from torch.fx import Node
 
 from lrzip.calibration.corrections import Corrections
 from lrzip.calibration.epilogues import Epilogue, find_epilogues, inverse
+from lrzip.calibration.masks import kept
 from lrzip.calibration.paired_run import PairedRun
 from lrzip.calibration.regression import Affine, Regression
 from lrzip.calibration.response import refine
@@ -55,6 +56,7 @@ class Job:
         statistics: Moments in the dense network, for layers that cannot be fitted in sequence.
         corrections: Corrections to make.
         positions: Approximate number of spatial positions per layer that are used.
+        masks: For each batch the positions that count, or None for all; empty without masks.
     """
 
     layers: Sequence[Layer]
@@ -63,6 +65,7 @@ class Job:
     statistics: Statistics
     corrections: Corrections
     positions: int
+    masks: Sequence[Tensor | None] = ()
 
 
 def fit_in_sequence(
@@ -103,6 +106,7 @@ class _Fitter:
         self._names = tensor_names(program)
         called = {node: call_of(node, layers, self._names) for node in program.graph.nodes}
         self._called = {node: found for node, found in called.items() if found}
+        self._masks = job.masks or [None] * len(batches)
         self._most = max(job.positions // len(batches), 1)
         self._epilogues = find_epilogues(self._called, residual=job.corrections.residual)
 
@@ -178,7 +182,8 @@ class _Fitter:
         """Yield the inputs of a layer in the compressed program in pieces, with the dense inputs of the ReLU."""
         layer, epilogue = call.layer, call.epilogue
         axis = layer.kind.channel_axis
-        for number, (dense, compressed) in enumerate(zip(self._run.dense, self._run.compressed, strict=True), 1):
+        runs = zip(self._run.dense, self._run.compressed, self._masks, strict=True)
+        for number, (dense, compressed, mask) in enumerate(runs, 1):
             goal = dense[call.node]
             if epilogue.norm:
                 scale, shift = (value.reshape(-1, *(1,) * (goal.dim() - 2)) for value in epilogue.scaling(dense))
@@ -186,9 +191,9 @@ class _Fitter:
             aligned = [goal]
             if epilogue.other:
                 aligned = [goal + dense[epilogue.other], compressed[epilogue.other]]
-            inputs = self._inputs(call, dense, compressed).subsampled(self._most, number)
-            parts = [part for value in aligned for part in value.chunk(layer.groups, axis)]
-            yield from inputs.rows(piece_size(layer.input_size), tuple(parts))
+            inputs, kept = _masked(self._inputs(call, dense, compressed), aligned, mask)
+            parts = [part for value in kept for part in value.chunk(layer.groups, axis)]
+            yield from inputs.subsampled(self._most, number).rows(piece_size(layer.input_size), tuple(parts))
 
     def _inputs(self, call: _Call, dense: dict[Node, Any], compressed: dict[Node, Any]) -> Inputs:
         """Return the inputs of a layer in the compressed program, or in the dense one without `sequential`."""
@@ -210,9 +215,9 @@ class _Fitter:
         groups, rows, columns = layer.kind.unfold(self._dense_weight(call), layer.groups).shape
         sums = Sums(columns, groups, outputs=rows)
         axis = layer.kind.channel_axis
-        for dense, compressed in zip(self._run.dense, self._run.compressed, strict=True):
-            target = call.epilogue.target(dense[call.node], dense, compressed)
-            inputs = self._inputs(call, dense, compressed)
+        for dense, compressed, mask in zip(self._run.dense, self._run.compressed, self._masks, strict=True):
+            goal = call.epilogue.target(dense[call.node], dense, compressed)
+            inputs, (target,) = _masked(self._inputs(call, dense, compressed), [goal], mask)
             sums.add(inputs, target.chunk(groups, axis), most=self._most)
         return sums
 
@@ -255,3 +260,9 @@ class _Fitter:
             own = self._run.dense[0][bias].double() if bias is not None else 0.0
             return lambda constants: self._change(mean, self._run.dense[0][mean].double() + own - constants)
         return None
+
+
+def _masked(inputs: Inputs, outputs: Sequence[Tensor], mask: Tensor | None) -> tuple[Inputs, Sequence[Tensor]]:
+    """Return the inputs of a layer and values shaped like its outputs at the positions that a mask keeps."""
+    found = inputs.masked(mask)
+    return (inputs, outputs) if found is inputs else (found, kept(mask, outputs))

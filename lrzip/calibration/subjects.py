@@ -8,9 +8,11 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from lrzip.calibration.masks import without_cache
 from lrzip.core.layers import Layer
 from lrzip.core.moments import Arguments, Observe
 from lrzip.formats.protocols import Exported, Observable
+from lrzip.networks.inputs import input_names
 from lrzip.networks.observe import observe_network
 from lrzip.networks.programs.rewrite import fixed_batch
 from lrzip.networks.programs.trace import export_network
@@ -21,6 +23,11 @@ class Subject(Protocol):
 
     def observe(self, layers: Sequence[Layer], batches: Sequence[Arguments], observer: Observe) -> None:
         """Run on batches and pass the inputs of layers to an observer."""
+        ...
+
+    @property
+    def inputs(self) -> Sequence[str]:
+        """Names of its inputs, in order."""
         ...
 
     @property
@@ -56,7 +63,13 @@ class Network:
 
     def observe(self, layers: Sequence[Layer], batches: Sequence[Arguments], observer: Observe) -> None:
         """Run on batches and pass the inputs of layers to an observer."""
-        observe_network(self.model, {layer.path: layer for layer in layers}, batches, observer)
+        with without_cache(self.model):
+            observe_network(self.model, {layer.path: layer for layer in layers}, batches, observer)
+
+    @property
+    def inputs(self) -> Sequence[str]:
+        """Names of the arguments of `forward`."""
+        return input_names(self.model)
 
     def program(self, arguments: Arguments) -> ExportedProgram:
         """Return the network as exported by torch.export.
@@ -64,7 +77,8 @@ class Network:
         Raises:
             LrzipError: torch.export cannot trace it.
         """
-        return export_network(self.model, *arguments)
+        with without_cache(self.model):
+            return export_network(self.model, *arguments)
 
     def weight_name(self, layer: Layer) -> str:
         """Return the name of a layer's weight in the network."""
@@ -92,6 +106,11 @@ class Stored:
     def observe(self, layers: Sequence[Layer], batches: Sequence[Arguments], observer: Observe) -> None:
         """Run on batches and pass the inputs of layers to an observer."""
         self.file.observe(layers, batches, observer)
+
+    @property
+    def inputs(self) -> Sequence[str]:
+        """Names of the inputs of the program."""
+        return self.file.input_names()
 
     def program(self, arguments: Arguments) -> ExportedProgram:
         """Return the program."""

@@ -70,6 +70,8 @@ def _calibrated_text(seen: "CalibrationSummary") -> str:
     text = f"Calibrated on {seen.count} samples of {printable(seen.examples)}, corrections: {seen.corrections}"
     if seen.changed:
         text += f"; {len(seen.changed)} other tensors have new values"
+    for remark in seen.remarks:
+        text += f"\n{printable(remark)}"
     if seen.scarce:
         name, (positions, columns) = next(iter(seen.scarce.items()))
         text += (

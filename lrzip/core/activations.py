@@ -63,6 +63,17 @@ class Inputs:
     step: int = 1
     offset: int = 0
 
+    def masked(self, mask: Tensor | None) -> "Inputs":
+        """Return the inputs at the positions that a mask (samples, positions) keeps.
+
+        Inputs of a layer that are not one vector, or one index, for each position are returned unchanged.
+        """
+        axes = 2 if self.kind.is_indexed else 3
+        fits = mask is not None and all(part.ndim == axes and part.shape[:2] == mask.shape for part in self.parts)
+        if mask is None or self.kind.spatial or not fits:
+            return self
+        return replace(self, parts=tuple(part[mask] for part in self.parts))
+
     def subsampled(self, most: int, number: int) -> "Inputs":
         """Return a regular sample of the inputs along the first axis of positions; its offset varies with the call.
 

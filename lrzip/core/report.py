@@ -98,6 +98,7 @@ class CalibrationSummary:
         corrections: Applied corrections, in the syntax of `correct`.
         changed: Names of the tensors with changed values, besides the weights of factorized layers.
         scarce: Layers with fewer inputs than columns of the unfolded weight: pairs (inputs, columns) by name.
+        remarks: What was left out, and why.
     """
 
     examples: str
@@ -105,6 +106,7 @@ class CalibrationSummary:
     corrections: str
     changed: Sequence[str]
     scarce: Mapping[str, tuple[int, int]]
+    remarks: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as it appears in JSON documents."""
@@ -115,6 +117,7 @@ class CalibrationSummary:
             "examples": self.examples,
             "count": self.count,
             "corrections": self.corrections,
+            "remarks": list(self.remarks),
             "changed": list(self.changed),
             "scarce": scarce,
         }

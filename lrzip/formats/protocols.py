@@ -267,6 +267,10 @@ class Observable(Protocol):
         """
         ...
 
+    def input_names(self) -> Sequence[str]:
+        """Return the names of the inputs of the program, in order."""
+        ...
+
 
 @runtime_checkable
 class Exported(Protocol):

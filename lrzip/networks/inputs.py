@@ -1,5 +1,6 @@
 """Shapes of the inputs of a network, random inputs of these shapes, and runs on them."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,6 +93,13 @@ def outputs_of(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[Te
     with torch.no_grad():
         leaves = torch.utils._pytree.tree_leaves(model(*inputs))
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def input_names(model: torch.nn.Module) -> tuple[str, ...]:
+    """Return the names of the inputs of a network, in order; empty if its signature does not tell them."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return tuple(parameter.name for parameter in parameters if parameter.kind in named)
 
 
 def described(inputs: Any) -> str:

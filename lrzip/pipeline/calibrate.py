@@ -102,7 +102,12 @@ def calibration_summary(calibration: Calibration, changed: Iterable[str]) -> Cal
     """Return the part of a report that describes a calibration."""
     corrections = str(calibration.corrections)
     return CalibrationSummary(
-        calibration.examples, calibration.count, corrections, tuple(changed), dict(calibration.scarce)
+        calibration.examples,
+        calibration.count,
+        corrections,
+        tuple(changed),
+        dict(calibration.scarce),
+        tuple(calibration.remarks),
     )
 
 

@@ -16,6 +16,7 @@ from lrzip.formats.load import load_into
 from lrzip.formats.open import open_checkpoint
 from lrzip.formats.protocols import Runnable
 from lrzip.networks.architecture import Architecture
+from lrzip.networks.inputs import input_names
 from lrzip.networks.matching import match_names
 from lrzip.networks.state import copy_of
 from lrzip.training.cache import key_of, network_digest, samples_digest
@@ -69,7 +70,7 @@ class Bench:
         with torch.autocast(device.type, _DTYPES.get(amp), enabled=amp != "no"):
             return self.scorer(
                 model if device.type == "cpu" else copy_of(model).to(device),
-                samples or self.val,
+                (samples or self.val).bound(input_names(self.model)),
                 target=self._objective.target if self.teacher is not None else None,
                 device=device,
                 batch_size=_BATCH,
@@ -156,6 +157,7 @@ def make_bench(
     if teacher is None and distil:
         teacher = copy_of(model)
     data = learning.data if isinstance(learning.data, Data) else _read(learning.data, learning)
+    data = data.bound(input_names(model))
     if data.val is None or not len(data.val):
         raise UsageError("There is no validation set. Give `val=SPEC`, or a `val_fraction` above 0.")
     task = with_alignment(model, data.train, task_of(model, data, learning.loss), learning.loss)

@@ -127,6 +127,7 @@ CALIBRATION = strict(
     examples=TEXT,
     count=COUNT,
     corrections=TEXT,
+    remarks=listed(TEXT),
     changed=listed(TEXT),
     scarce=listed(strict(name=TEXT, positions=COUNT, columns=COUNT)),
 )

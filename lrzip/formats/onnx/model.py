@@ -55,6 +55,8 @@ class OnnxFile:
         self.metadata: Mapping[str, str] = dict(model.metadata_props)
         self._constants = constants = constants_of(model)
         self._specs = {name: constant.spec(name) for name, constant in constants.items()}
+        inputs, stored = model.graph.inputs, model.graph.initializers
+        self._inputs = [value.name for value in inputs if value.name and value.name not in stored]
         self._sizes: Sequence[Sequence[int]] = ()
         self._given = Given(limits=index_limits(model))
         self._outcomes: dict[Path, Comparison | NotCompared] = {}
@@ -155,6 +157,10 @@ class OnnxFile:
                 value = node.inputs[position]
                 assert value is not None
                 yield str(value.name), layer
+
+    def input_names(self) -> Sequence[str]:
+        """Return the names of the inputs of the model, in order."""
+        return self._inputs
 
     def measure(self, inputs: Sequence[InputShape]) -> Multiplications:
         """Count the multiplications of a run; for branches and loops the model is run in onnxruntime."""

@@ -29,7 +29,8 @@ def read_plain(path: Path, place: Place, *, only: Container[str] | None = None) 
     Args:
         path: The file.
         place: Its place, for messages.
-        only: Names of the entries of the outermost dict to read; all others are returned as None.
+        only: Names of the entries of the outermost dict that must be readable. Of all others, only dense tensors are
+            read, and None is returned for the rest.
 
     Raises:
         LrzipError: The file is damaged, claims more than it has, or holds other objects.
@@ -55,7 +56,14 @@ class _Reader:
         found = mapping_of(value)
         if only is None or found is None:
             return self._value(value, place, 0)
-        return {key: self._value(item, _at(place, key), 1) if key in only else None for key, item in found.items()}
+        read = {key: self._value if key in only else self._dense for key in found}
+        return {key: read[key](item, _at(place, key), 1) for key, item in found.items()}
+
+    def _dense(self, value: Any, place: Place, depth: int) -> Any:
+        """Return a dense tensor, or None for anything else."""
+        del depth
+        raw = self._pickled.tensor(value)
+        return None if raw is None else self._tensor(raw, place)
 
     def _value(self, value: Any, place: Place, depth: int) -> Any:
         self._pickled.count()

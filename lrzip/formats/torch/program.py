@@ -149,6 +149,10 @@ class ProgramFile(RawFile):
 
         observe_program(self.exported(), {layer.weight.name: layer for layer in layers}, batches, observer)
 
+    def input_names(self) -> Sequence[str]:
+        """Return the names of the inputs of the program, in order."""
+        return [name for name in self.exported().graph_signature.user_inputs if isinstance(name, str)]
+
     def exported(self) -> "ExportedProgram":
         """Load the program.
 

@@ -29,14 +29,17 @@ def is_array_file(path: Path) -> bool:
 def read_arrays(path: Path) -> dict[str, Arrays]:
     """Return the parts of a file: `x` and `y` as `train`, or `train_x`, `val_x`, `test_x` with their labels.
 
-    Labels are optional.
+    Labels are optional. All other arrays with as many rows are inputs by name, such as `attention_mask`, or
+    `train_attention_mask`; without any `x`, all inputs are, and the labels may be called `labels`.
 
     Raises:
         LrzipError: The file is damaged or has no such arrays, or they contain NaN or have different numbers of rows.
     """
     arrays = _load(path)
-    names = {"train": ("x", "y")} if "x" in arrays else {part: (f"{part}_x", f"{part}_y") for part in _PARTS}
-    parts = {part: _part(path, arrays, x, y) for part, (x, y) in names.items() if x in arrays}
+    prefixes = {"train": ""} if "x" in arrays else {part: f"{part}_" for part in _PARTS}
+    parts = {part: _part(path, arrays, prefix) for part, prefix in prefixes.items() if f"{prefix}x" in arrays}
+    if not parts:
+        parts = {"train": named} if (named := _named_part(path, arrays)) else {}
     if not parts:
         raise LrzipError(
             f"`{path}` has no array `x` or `train_x`. It has: {', '.join(list(arrays)[:8]) or 'no arrays'}."
@@ -45,7 +48,7 @@ def read_arrays(path: Path) -> dict[str, Arrays]:
 
 
 def _load(path: Path) -> Mapping[str, Tensor]:
-    """Return the arrays that are read, and empty ones for the names of all others."""
+    """Return the arrays of numbers, and empty ones for the names of all others."""
     readers = {".safetensors": _load_safetensors, ".npz": _load_npz}
     try:
         return readers.get(path.suffix.lower(), _load_pt)(path)
@@ -57,15 +60,14 @@ def _load(path: Path) -> Mapping[str, Tensor]:
 
 def _load_safetensors(path: Path) -> Mapping[str, Tensor]:
     with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) if name in _WANTED else torch.empty(0) for name in file.keys()}  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def _load_npz(path: Path) -> Mapping[str, Tensor]:
     check_npz(path)
     # By handle, since NumPy does not close files that it opened itself if they are damaged.
     with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-        # Other arrays, such as names of features, may have dtypes that torch lacks.
-        return {name: _tensor(path, name, file) if name in _WANTED else torch.empty(0) for name in file.files}
+        return {name: _tensor(path, name, file) for name in file.files}
 
 
 def _load_pt(path: Path) -> Mapping[str, Tensor]:
@@ -74,24 +76,47 @@ def _load_pt(path: Path) -> Mapping[str, Tensor]:
     if not isinstance(content, dict):
         raise LrzipError(f"`{path}` holds a {type(content).__name__}, not a dict of tensors.")
     arrays = {name: tensor()(content[name], place.at(name)) for name in content.keys() & _WANTED}
-    return arrays | {str(name): torch.empty(0) for name in content.keys() - _WANTED}
+    others = {str(name): value for name, value in content.items() if name not in _WANTED}
+    return arrays | {name: torch.empty(0) if value is None else value for name, value in others.items()}
 
 
 def _tensor(path: Path, name: str, file: Mapping[str, np.ndarray]) -> Tensor:
-    array = file[name]
+    try:
+        array = file[name]
+    except ValueError:
+        if name in _WANTED:
+            raise
+        return torch.empty(0)
+    if name not in _WANTED and array.dtype.kind not in "biuf":
+        return torch.empty(0)  # names of features, for example
     if array.dtype.kind in "USV":
         raise LrzipError(f"`{path}`: `{name}` holds texts ({array.dtype}). Give numbers; classes count from 0.")
     return torch.from_numpy(array)
 
 
-def _part(path: Path, arrays: Mapping[str, Tensor], x_name: str, y_name: str) -> Arrays:
+def _part(path: Path, arrays: Mapping[str, Tensor], prefix: str) -> Arrays:
+    x_name, y_name = f"{prefix}x", f"{prefix}y"
     x, y = arrays[x_name], arrays.get(y_name)
     for name, array in ((x_name, x), (y_name, y)):
         if array is not None:
             _check(path, name, array)
     if y is not None and len(x) != len(y):
         raise LrzipError(f"`{path}`: `{x_name}` has {len(x)} rows and `{y_name}` has {len(y)}. Give equally many.")
-    return Arrays(x, None if y is None else _labels(y))
+    others = {name: array for name, array in arrays.items() if name.startswith(prefix) and name not in _WANTED}
+    named = {name.removeprefix(prefix): array for name, array in others.items() if array.ndim and len(array) == len(x)}
+    return Arrays(x, None if y is None else _labels(y), named=named)
+
+
+def _named_part(path: Path, arrays: Mapping[str, Tensor]) -> Arrays | None:
+    """Return samples all of whose inputs have names, or None if the arrays do not have one number of rows."""
+    counts = {len(array) for array in arrays.values() if array.ndim}
+    if len(counts) != 1 or counts == {0}:
+        return None
+    for name, array in arrays.items():
+        _check(path, name, array)
+    labels = next((arrays[name] for name in ("y", "labels") if name in arrays), None)
+    named = {name: array for name, array in arrays.items() if name not in ("y", "labels")}
+    return Arrays(None, None if labels is None else _labels(labels), named=named) if named else None
 
 
 def _check(path: Path, name: str, array: Tensor) -> None:

@@ -81,6 +81,13 @@ def prepare(x: Tensor, preparation: Preparation) -> Tensor:
     return x
 
 
+def plain(x: Tensor) -> Tensor:
+    """Return a batch of a further input: numbers and pixels as `prepare` does, masks and indices as they are."""
+    if x.dtype == torch.bool:
+        return x
+    return x.long() if x.ndim < 3 and not x.is_floating_point() else prepare(x, Preparation())
+
+
 def channels_first(x: Tensor) -> Tensor:
     """Return images (n, height, width) or (n, height, width, channels) as (n, channels, height, width)."""
     if x.ndim == 3:

@@ -25,6 +25,10 @@ class Data:
     train: Samples
     val: Samples | None
 
+    def bound(self, inputs: Sequence[str]) -> "Data":
+        """Return the same sets with the arrays that a network takes by name."""
+        return Data(self.train.bound(inputs), None if self.val is None else self.val.bound(inputs))
+
 
 def read_data(
     spec: str,

@@ -2,18 +2,19 @@
 
 import hashlib
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from itertools import islice
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from lrzip.core.errors import LrzipError
-from lrzip.training.data.augmentation import Preparation, augment, prepare
+from lrzip.core.errors import LrzipError, typed_line
+from lrzip.training.data.augmentation import Preparation, augment, plain, prepare
 
 Batch = tuple[Any, Tensor | None]
 """Inputs of the network, a tensor or a tuple or mapping of them, and labels if there are any."""
@@ -43,33 +44,66 @@ class SampleSource(Protocol):
         ...
 
 
+@runtime_checkable
+class Bindable(Protocol):
+    """Samples whose arrays are inputs of a network by name."""
+
+    def bound(self, name: str, inputs: Sequence[str]) -> "tuple[SampleSource, Sequence[str]]":
+        """Return the samples for a network with inputs of these names, and the names of the arrays it does not take."""
+        ...
+
+
 @dataclass(frozen=True)
 class Arrays:
-    """Samples whose inputs are rows of an array or image files, and whose labels, if any, are an array.
+    """Samples whose inputs are rows of arrays or image files, and whose labels, if any, are an array.
 
     Attributes:
-        x: Inputs.
+        x: The first input; None if all inputs have names.
         labels: Classes as int64, or regression targets in the dtype of the networks.
-        preparation: Normalization and augmentation of the inputs.
+        preparation: Normalization and augmentation of the first input.
+        named: Further arrays by name, which may be inputs of a network.
+        inputs: Names of the inputs of the network, once it is known.
     """
 
-    x: Rows
+    x: Rows | None
     labels: Tensor | None
     preparation: Preparation = field(default_factory=Preparation)
+    named: Mapping[str, Tensor] = field(default_factory=dict)
+    inputs: Sequence[str] | None = None
 
     def prepared(self, preparation: Preparation) -> "Arrays":
         """Return the same samples with another preparation."""
         return replace(self, preparation=preparation)
 
+    def bound(self, name: str, inputs: Sequence[str]) -> "tuple[Arrays, Sequence[str]]":
+        """Return the samples for a network with inputs of these names, and the names of the arrays it does not take.
+
+        Raises:
+            LrzipError: There is no array `x`, and the network takes none of the others.
+        """
+        taken = inputs if self.x is None else inputs[1:]
+        if self.x is None and not self.named.keys() & set(taken):
+            raise LrzipError(
+                f"`{name}` has no array `x` or `train_x`, and no other that the network takes: it has "
+                f"{_listed(self.named)}, and the network takes {_listed(inputs)}."
+            )
+        return replace(self, inputs=inputs), [array for array in self.named if array not in taken]
+
     def __len__(self) -> int:
-        return len(self.x)
+        return len(next(iter(self.named.values())) if self.x is None else self.x)
 
     def fetch(self, numbers: Tensor, seed: int, epoch: int | None) -> Batch:
         """Return a batch, augmented if there is an epoch."""
+        labels = None if self.labels is None else self.labels[numbers]
+        if self.x is None:
+            names = self.named if self.inputs is None else [name for name in self.inputs if name in self.named]
+            return {name: plain(self.named[name][numbers]) for name in names}, labels
         x = prepare(self.x[numbers], self.preparation)
         if epoch is not None and self.preparation.augment:
             x = augment(x, self.preparation.augment, draws(len(self), seed, epoch)[numbers])
-        return x, None if self.labels is None else self.labels[numbers]
+        first, *others = self.inputs or ("x",)
+        chosen = {name: plain(self.named[name][numbers]) for name in others if name in self.named}
+        return ({first: x, **chosen} if chosen else x), labels
 
 
 class UserDataset:
@@ -100,8 +134,8 @@ class UserDataset:
         items = []
         for number in numbers.tolist():
             with seeded("item", seed, epoch, number):
-                items.append(self._dataset[number])
-        batch = self._collate(items)
+                items.append(self._item(number))
+        batch = self._collated(items)
         if isinstance(batch, Mapping):
             return {name: value for name, value in batch.items() if name != "labels"}, batch.get("labels")
         if isinstance(batch, tuple | list) and len(batch) > 1:
@@ -112,6 +146,22 @@ class UserDataset:
         raise LrzipError(
             f"Item {int(numbers[0])} of {type(self._dataset).__name__} is {type(batch).__name__}, not (x, y) or x."
         )
+
+    def _item(self, number: int) -> Any:
+        try:
+            return self._dataset[number]
+        except Exception as error:
+            name = type(self._dataset).__name__
+            raise LrzipError(f"Item {number} of {name} cannot be read: {typed_line(error)}.") from error
+
+    def _collated(self, items: list[Any]) -> Any:
+        try:
+            return self._collate(items)
+        except Exception as error:
+            raise LrzipError(
+                f"{len(items)} items of {type(self._dataset).__name__} make no batch: {typed_line(error)}. Give them "
+                "one shape, by padding for example, or a DataLoader whose `collate_fn` does."
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -138,12 +188,14 @@ class Samples:
         source: The source.
         numbers: Indices of the samples in the source; None for all.
         augmented: Whether augmentation applies.
+        ignored: Names of the arrays that the network does not take.
     """
 
     name: str
     source: SampleSource
     numbers: Tensor | None = None
     augmented: bool = True
+    ignored: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.source if self.numbers is None else self.numbers)
@@ -151,6 +203,17 @@ class Samples:
     def subset(self, positions: Tensor) -> "Samples":
         """Return the samples at some positions of this set."""
         return replace(self, numbers=positions if self.numbers is None else self.numbers[positions])
+
+    def bound(self, inputs: Sequence[str]) -> "Samples":
+        """Return the same samples with the arrays that a network takes by name; without any names, unchanged.
+
+        Raises:
+            LrzipError: The network takes no array.
+        """
+        if not inputs or not isinstance(self.source, Bindable):
+            return self
+        source, ignored = self.source.bound(self.name, inputs)
+        return replace(self, source=source, ignored=ignored)
 
     def unaugmented(self) -> "Samples":
         """Return the same samples without augmentation."""
@@ -178,6 +241,10 @@ class Samples:
         if self.numbers is not None:
             numbers = self.numbers[numbers]
         return self.source.fetch(numbers, seed, epoch if self.augmented else None)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in islice(names, 8)) or "none"
 
 
 def draws(count: int, seed: int, epoch: int) -> Tensor:

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from lrzip.core.errors import LrzipError
 from lrzip.training.data.arrays import is_array_file, read_arrays
+from lrzip.training.data.samples import Samples
 from tests.support.tasks import classes, write_data
 
 NAN = np.array([[0.0], [np.nan], [np.inf]])
@@ -57,7 +58,9 @@ def test_columns_of_classes_become_vectors_and_targets_keep_their_shape(tmp_path
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"images": NAN, "labels": NAN}, "has no array `x` or `train_x`. It has: images, labels"),
+        ({"images": NAN, "labels": NAN}, "`images` has NaN or infinite values in 2 rows"),
+        ({"images": NAN, "labels": NAN[:2]}, "has no array `x` or `train_x`. It has: images, labels"),
+        ({"labels": NAN[:1]}, "has no array `x` or `train_x`. It has: labels"),
         ({"x": np.zeros((3, 1)), "y": np.zeros(2)}, "`x` has 3 rows and `y` has 2"),
         ({"x": NAN, "y": np.zeros(3)}, "`x` has NaN or infinite values in 2 rows, the first is row 1"),
         ({"x": np.zeros((3, 1)), "y": NAN}, "`y` has NaN or infinite values"),
@@ -110,6 +113,59 @@ def test_tensors_without_dense_numbers_are_named(name: str, kind: str, tmp_path:
     with pytest.raises(LrzipError, match=rf"d\.pt`: `{name}` (is|must be) ") as error:
         read_arrays(tmp_path / "d.pt")
     assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors", "pt"])
+def test_other_arrays_are_inputs_by_name(suffix: str, tmp_path: Path) -> None:
+    x, mask = torch.arange(12).reshape(3, 4), torch.ones(3, 4, dtype=torch.uint8)
+    arrays = {"x": x, "attention_mask": mask, "other": torch.ones(2)}
+    path = tmp_path / f"d.{suffix}"
+    write_arrays(path, arrays)
+    samples = Samples("d", read_arrays(path)["train"])
+    assert torch.equal(samples.fetch([0, 2])[0], x[[0, 2]])
+    bound = samples.bound(["input_ids", "attention_mask", "labels"])
+    inputs, labels = bound.fetch([0, 2])
+    assert (list(inputs), labels, bound.ignored) == (["input_ids", "attention_mask"], None, [])
+    assert torch.equal(inputs["input_ids"], x[[0, 2]])
+    assert torch.equal(inputs["attention_mask"], torch.ones(2, 4, dtype=torch.long))
+    other = samples.bound(["pixels"])
+    assert torch.equal(other.fetch([1])[0], x[[1]])
+    assert other.ignored == ["attention_mask"]
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors", "pt"])
+def test_without_x_all_inputs_have_names(suffix: str, tmp_path: Path) -> None:
+    ids, mask = torch.arange(12).reshape(3, 4), torch.ones(3, 4).bool()
+    path = tmp_path / f"d.{suffix}"
+    write_arrays(path, {"mask": mask, "ids": ids, "labels": torch.tensor([1, 0, 1]), "extra": torch.ones(3)})
+    samples = Samples("d", read_arrays(path)["train"])
+    assert len(samples) == 3
+    inputs, labels = (bound := samples.bound(["ids", "mask", "labels"])).fetch([2, 0])
+    assert labels is not None
+    assert (list(inputs), labels.tolist(), list(bound.ignored)) == (["ids", "mask"], [1, 1], ["extra"])
+    assert torch.equal(inputs["ids"], ids[[2, 0]])
+    assert inputs["mask"].dtype == torch.bool
+    with pytest.raises(LrzipError, match="`d` has no array `x` or `train_x`, and no other that the network takes: it "):
+        samples.bound(["pixels"])
+
+
+def test_parts_have_further_arrays_of_their_own(tmp_path: Path) -> None:
+    x = torch.arange(12).reshape(6, 2)
+    write_arrays(tmp_path / "d.npz", {"train_x": x[:4], "val_x": x[4:], "train_mask": x[:4], "val_mask": x[4:]})
+    parts = read_arrays(tmp_path / "d.npz")
+    for part, rows in (("train", x[:4]), ("val", x[4:])):
+        inputs, _ = Samples("d", parts[part]).bound(["ids", "mask"]).fetch([0, 1])
+        assert torch.equal(inputs["mask"], rows[:2])
+
+
+def write_arrays(path: Path, arrays: dict[str, torch.Tensor]) -> None:
+    if path.suffix == ".npz":
+        converted: dict[str, Any] = {name: array.numpy() for name, array in arrays.items()}
+        np.savez(path, **converted)
+    elif path.suffix == ".pt":
+        torch.save(arrays, path)
+    else:
+        save_file(arrays, path)
 
 
 def test_other_entries_are_not_read(tmp_path: Path) -> None:
