@@ -7,6 +7,7 @@ FORMATS = Registry(
     {  # tested in this order for whether they match a path
         "foreign": "lrzip.formats.torch.foreign:FORMAT",
         "peft": "lrzip.formats.safetensors.peft:FORMAT",
+        "diffusers": "lrzip.formats.safetensors.diffusers:FORMAT",
         "huggingface": "lrzip.formats.safetensors.huggingface:FORMAT",
         "sharded-safetensors": "lrzip.formats.safetensors.sharded:FORMAT",
         "safetensors": "lrzip.formats.safetensors.file:FORMAT",

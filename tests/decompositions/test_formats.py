@@ -118,7 +118,7 @@ CASES: Mapping[str, tuple[Callable[[Path], Path], Callable[[Path], Tensor]]] = {
     "program": (program, from_program),
     "onnx": (onnx_model, from_onnx),
 }
-REFUSED = {"foreign", "torchscript", "huggingface"}
+REFUSED = {"foreign", "torchscript", "huggingface", "diffusers", "peft"}
 """Formats that are never written, and folders of transformers, which hold only pairs of factors."""
 
 

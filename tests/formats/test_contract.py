@@ -23,7 +23,7 @@ from lrzip.formats.write import rewrite
 from lrzip.pipeline.request import Request
 from lrzip.pipeline.session import Session
 from lrzip.ranks.ratio import Ratio
-from tests.support.adapters import peft_folder
+from tests.support.adapters import FOLDER_BUILDERS
 from tests.support.checkpoints import (
     BUILDERS,
     NETWORK_BUILDERS,
@@ -135,7 +135,7 @@ def plan_of(checkpoint: Checkpoint, ratio: float = 2) -> Plan:
 
 def test_every_registered_format_has_a_builder(tmp_path: Path) -> None:
     found = set()
-    for name, build in {**READ, **REFUSED_BUILDERS, "peft": peft_folder}.items():
+    for name, build in {**READ, **REFUSED_BUILDERS, **FOLDER_BUILDERS}.items():
         folder = tmp_path / name
         folder.mkdir()
         path = build(folder)

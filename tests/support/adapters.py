@@ -1,7 +1,7 @@
 """Adapters with random factors of exact rank, in the names of several libraries."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -56,3 +56,16 @@ def peft_folder(folder: Path) -> Path:
     (path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": RANK, "lora_alpha": 12}))
     (path / "README.md").write_text("about it")
     return path
+
+
+def diffusers_folder(folder: Path) -> Path:
+    """Return a folder of a model of diffusers."""
+    path = folder / "unet"
+    path.mkdir()
+    save_file({"fc.weight": torch.randn(9, 9)}, path / "diffusion_pytorch_model.safetensors")
+    (path / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
+    return path
+
+
+FOLDER_BUILDERS: Mapping[str, Callable[[Path], Path]] = {"peft": peft_folder, "diffusers": diffusers_folder}
+"""Folders of libraries that hold something else than a whole network."""

@@ -33,7 +33,6 @@ from lrzip.formats.safetensors.transformers_models import check_ambiguity, known
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.recognition import find_layers
 
-_USAGE = "import lrzip.hf before from_pretrained"
 # Suffixes of the tensors of a factorized layer: inside lrzip, and in the folder.
 _SUFFIXES = {"0.weight": "weight_in", "1.weight": "weight", "1.bias": "bias"}
 # Kinds of layers that lrzip.hf has modules for.
@@ -44,6 +43,7 @@ class HuggingFaceFolder(ShardedFolder):
     """An open folder, which presents factorized layers under the names used inside lrzip."""
 
     format = "huggingface"
+    usage = "import lrzip.hf before from_pretrained"
 
     def __init__(self, path: Path, *, trust: bool = False) -> None:
         self.config = read_config(path)
@@ -221,7 +221,7 @@ def _rewritten_config(
     config = {name: value for name, value in source.config.items() if name != "quantization_config"}
     if not ranks:
         return config
-    ours = {"quant_method": METHOD, "format_version": FORMAT_VERSION, "usage": _USAGE, "ranks": dict(ranks)}
+    ours = {"quant_method": METHOD, "format_version": FORMAT_VERSION, "usage": source.usage, "ranks": dict(ranks)}
     return {**config, "quantization_config": ours | ({"transposed": list(transposed)} if transposed else {})}
 
 
