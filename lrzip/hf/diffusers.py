@@ -73,9 +73,10 @@ class LowRankQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers i
         return True
 
     def create_quantized_param(
-        self, model: nn.Module, value: torch.Tensor, name: str, device: torch.device, *_: Any, **__: Any
+        self, model: nn.Module, value: torch.Tensor, name: str, device: torch.device, *args: Any, **kwargs: Any
     ) -> None:
         """Assign a tensor to a low-rank module."""
+        del args, kwargs
         path, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(path), leaf, nn.Parameter(value.to(device)))
 

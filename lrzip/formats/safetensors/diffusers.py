@@ -7,7 +7,8 @@ values.
 from pathlib import Path
 
 from lrzip.core.errors import UnsupportedCheckpoint
-from lrzip.formats.files.keys import Key, refuse_key
+from lrzip.core.options import Key
+from lrzip.formats.files.keys import refuse_key
 from lrzip.formats.safetensors.config import CONFIG, read_config
 from lrzip.formats.safetensors.huggingface import HuggingFace, HuggingFaceFolder
 from lrzip.formats.safetensors.selection import has_weights
