@@ -119,7 +119,7 @@ def find_bias(constants: Mapping[str, Constant], weight: str) -> str | None:
 def _added_to(node: ir.Node) -> ir.Value | None:
     if node.op_type != "MatMul":
         return node.inputs[_BIAS_INPUT] if len(node.inputs) > _BIAS_INPUT else None
-    users = [usage.node for usage in node.outputs[0].uses()]
+    users = [usage.node for output in node.outputs for usage in output.uses()]
     if len(users) != 1 or users[0].op_type != "Add":
         return None
     return next((value for value in users[0].inputs if value is not node.outputs[0]), None)

@@ -10,6 +10,7 @@ from lrzip.core.errors import UnsupportedCheckpoint, one_line
 from lrzip.formats.onnx.data import external_file
 from lrzip.formats.onnx.functions import check_functions
 from lrzip.formats.onnx.graph import graphs_of, nodes_of
+from lrzip.formats.onnx.inline import inline_functions
 from lrzip.formats.onnx.repair import repair
 
 
@@ -36,6 +37,7 @@ def load_model(path: Path) -> tuple[ir.Model, Sequence[str]]:
         raise UnsupportedCheckpoint(f"`{path}` is damaged or not a checkpoint: {root_cause(error)}.") from error
     for tensor in external_tensors(model):
         tensor.base_dir = str(absolute.parent)
+    inline_functions(model)
     return model, repair(path, model)
 
 

@@ -106,6 +106,8 @@ def _matmul(left: int = 0, right: int = 1) -> Callable[[Call], int]:
 def _gemm(left: int = 0, right: int = 1) -> Callable[[Call], int]:
     def count(call: Call) -> int:
         first, second = call.input(left), call.input(right)
+        if len(first) != 2 or len(second) != 2:
+            raise UnknownShapeError
         first = first[::-1] if call.attributes.get("transA") else first
         return _product(first, second[::-1] if call.attributes.get("transB") else second)
 
