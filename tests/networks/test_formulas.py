@@ -1,7 +1,7 @@
 """Operators of PyTorch count as their definitions say, whichever kernel computes them."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lrzip.networks.counting import MacCounter
 
+Shape: TypeAlias = tuple[int, ...]
 # Sizes: batch, steps, inputs, hidden features.
 B, T, X, H = 2, 5, 4, 3
 
@@ -33,8 +34,8 @@ def attention(width: int = 8, heads: int = 2) -> nn.MultiheadAttention:
     return nn.MultiheadAttention(width, heads, batch_first=True).eval()
 
 
-def attend(*shapes: tuple[int, ...], **options: Any) -> Callable[[], Tensor]:
-    return lambda: F.scaled_dot_product_attention(*(rand(*shape) for shape in shapes), **options)
+def attend(query: Shape, key: Shape, value: Shape, **options: Any) -> Callable[[], Tensor]:
+    return lambda: F.scaled_dot_product_attention(rand(*query), rand(*key), rand(*value), **options)
 
 
 CASES: dict[str, tuple[Callable[[], Any], int]] = {

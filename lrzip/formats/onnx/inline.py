@@ -28,7 +28,9 @@ def inline_functions(model: ir.Model) -> None:
 def _share(graph: ir.Graph, constants: Sequence[ir.Node]) -> None:
     """Replace Constant nodes of the same tensor by one initializer."""
     tensor, name = constants[0].attributes["value"].as_tensor(), constants[0].outputs[0].name
-    shared = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    shared = ir.Value(
+        name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
     for node in constants:
         node.outputs[0].replace_all_uses_with(shared, replace_graph_outputs=True)
         if node.graph is not None:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from lrzip.core.costs import Multiplications, Timing
+from lrzip.core.costs import Multiplications, Positions, Timing
 from lrzip.core.errors import NotCompared, UnsupportedCheckpoint, UsageError
 from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.core.moments import Arguments, Observe
@@ -168,7 +168,10 @@ class OnnxFile:
         subject = Subject(self.path, model, self.nbytes, self._given.limits)
         found = count(subject, [shape.sizes for shape in inputs])
         names = {name: layer.name for name, layer in self._used([x for x in self._layers if isinstance(x, Layer)])}
-        positions = {names[weight]: times for weight, times in found.positions.items() if weight in names}
+        positions: dict[str, Positions] = {}
+        for weight, times in found.positions.items():
+            if (name := names.get(weight)) is not None:
+                positions[name] = positions[name].plus(times) if name in positions else times
         unknown = frozenset(names[weight] for weight in found.unknown if weight in names)
         self._sizes = list(found.inputs.values())
         return replace(found, positions=positions, unknown=unknown)

@@ -24,15 +24,10 @@ def value(name: str, shape: Sequence[Any] | None = None, kind: int = FLOAT) -> A
 
 
 def save(
-    path: Path,
-    nodes: Sequence[Any],
-    inputs: Sequence[Any],
-    out: Any = None,
-    functions: Sequence[Any] = (),
-    **inits: Any,
+    path: Path, nodes: Sequence[Any], inputs: Sequence[Any], out: Any = None, functions: Any = (), **constants: Any
 ) -> Path:
-    constants = [numpy_helper.from_array(np.asarray(array), name) for name, array in {"w": W, **inits}.items()]
-    graph = helper.make_graph(nodes, "g", inputs, [value("y", out)], constants)
+    tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in {"w": W, **constants}.items()]
+    graph = helper.make_graph(nodes, "g", inputs, [value("y", out)], tensors)
     domains = ["", *{node.domain for node in nodes if node.domain}]
     opsets = [helper.make_opsetid(domain, 1 if domain else 17) for domain in domains]
     onnx.save(helper.make_model(graph, opset_imports=opsets, functions=list(functions), ir_version=8), path)
@@ -117,7 +112,7 @@ NONZERO = [
     helper.make_node("GatherND", ["x", "t"], ["g"]),
     helper.make_node("MatMul", ["g", "w"], ["y"]),
 ]
-RUNS = {
+RUNS: dict[str, tuple[Sequence[Any], dict[str, Any], int]] = {
     "loop": ([loop()], {"n": np.array(5)}, 5 * 2 * 36),
     "taken": ([branch()], {"p": np.array(True)}, 2 * 36),
     "other": ([branch()], {"p": np.array(False)}, 2 * 2 * 36),
