@@ -1,11 +1,13 @@
 """Dense weights with many subnormal numbers, with which CPUs compute many times more slowly."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from lrzip.core.errors import LrzipError
 from lrzip.formats.protocols import Source
 from lrzip.linalg.blocks.precision import compute_dtype
 from lrzip.linalg.blocks.subnormals import subnormals
@@ -42,10 +44,15 @@ class SubnormalWeight:
 def find_subnormal_weights(source: Source) -> Sequence[SubnormalWeight]:
     """Return the weights of which at least 1 % are subnormal, the fullest ones first; each is read once.
 
-    Numbers of float16 and bfloat16 count as the numbers of float32 that CPUs compute with.
+    Numbers of float16 and bfloat16 count as the numbers of float32 that CPUs compute with. Tensors that cannot be read
+    are left out; they are an error where they are needed.
     """
-    specs = [spec for spec in source.tensors().values() if is_parameter(spec) and not_a_weight(spec) is None]
-    found = [SubnormalWeight(spec.name, _count(source.read(spec.name)), spec.numel) for spec in specs]
+    found: list[SubnormalWeight] = []
+    for spec in source.tensors().values():
+        if not is_parameter(spec) or not_a_weight(spec) is not None:
+            continue
+        with suppress(LrzipError):
+            found.append(SubnormalWeight(spec.name, _count(source.read(spec.name)), spec.numel))
     return sorted((each for each in found if each.count >= _MANY * each.numel), key=lambda each: -each.count)
 
 

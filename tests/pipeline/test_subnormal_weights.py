@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import lrzip
+from lrzip.core.errors import LrzipError
 from lrzip.formats.open import open_checkpoint
 from lrzip.pipeline.subnormal_weights import SubnormalWeight, find_subnormal_weights, subnormal_note
 from tests.support.shell import run
@@ -31,6 +32,19 @@ def test_weights_with_many_subnormal_numbers_are_found_whether_they_are_factoriz
     assert found == [SubnormalWeight("0.weight", 24 * 144, 32 * 144), SubnormalWeight("1.weight", 72, 288)]
     assert [weight.to_dict() for weight in lrzip.analyze(path).subnormal] == [weight.to_dict() for weight in found]
     assert subnormal_note([]) is None
+
+
+def test_tensors_that_cannot_be_read_are_left_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_checkpoint(path) as checkpoint:
+        read = checkpoint.read
+
+        def refuse(name: str) -> torch.Tensor:
+            if name == "1.weight":
+                raise LrzipError("It is pickled.")
+            return read(name)
+
+        monkeypatch.setattr(checkpoint, "read", refuse)
+        assert [weight.tensor for weight in find_subnormal_weights(checkpoint)] == ["0.weight"]
 
 
 @pytest.mark.parametrize(("dtype", "count"), [(torch.bfloat16, 32), (torch.float16, 0)], ids=str)
