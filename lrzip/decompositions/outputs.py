@@ -92,8 +92,9 @@ def _product_of(
 def _improved(product: Callable[[Tensor], Tensor], start: Tensor, target: Tensor, second: Tensor) -> Tensor:
     """Return a weight after some steps of conjugate gradients for the normal equations."""
     weight = start.clone()
-    variable = start.clone().requires_grad_()
-    image = product(variable)
+    with torch.enable_grad():  # the caller may compute without gradients
+        variable = start.clone().requires_grad_()
+        image = product(variable)
 
     def gradient(residual: Tensor) -> Tensor:
         metric = (residual.flatten(1) @ second).reshape(residual.shape)

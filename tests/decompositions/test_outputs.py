@@ -42,9 +42,10 @@ def moments() -> Moments:
 def factorize(name: str, share: float, known: Moments | None) -> Factors:
     decomposition = decomposition_of(name, Solver("exact"))
     ranks = tuple(max(round(share * rank), 1) for rank in decomposition.max_ranks(LAYER))
-    return decomposition.factorize(
-        LAYER, weight(), ranks, dtype=torch.float32, generator=Generator().manual_seed(0), moments=known
-    )
+    with torch.no_grad():  # as in a calibration
+        return decomposition.factorize(
+            LAYER, weight(), ranks, dtype=torch.float32, generator=Generator().manual_seed(0), moments=known
+        )
 
 
 def error_of_outputs(factors: Factors) -> float:
