@@ -15,6 +15,7 @@ from lrzip.core.structure import Chain, Reshape, Select, Stage, Structure, bias_
 from lrzip.networks import modules
 from lrzip.networks.architecture import module_info
 from lrzip.networks.attention import SplitAttention
+from lrzip.networks.transformers_names import is_pretrained
 
 _Convolution: TypeAlias = (
     nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -33,7 +34,12 @@ def replacement(stored: Stored, model: nn.Module) -> tuple[str, nn.Module]:
         LrzipError: The structure does not replace the module that is there.
     """
     if stored.replaced.kind is not ATTENTION:
-        return stored.module, build(stored, model.get_submodule(stored.module))
+        layer = model.get_submodule(stored.module)
+        built = build(stored, layer)
+        if is_pretrained(model):
+            # Models of transformers ask their layers for `weight.dtype`. The buffer has it, and is stored nowhere.
+            built.register_buffer("weight", layer.get_parameter("weight").new_empty(0), persistent=False)
+        return stored.module, built
     path = stored.module.removesuffix("in_proj").removesuffix(".")
     attention = model.get_submodule(path)
     if not isinstance(attention, nn.MultiheadAttention):

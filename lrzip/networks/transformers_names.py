@@ -22,11 +22,15 @@ from lrzip.networks.naming import Conversion, Resolution, Tensors
 _STALE = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$")
 
 
+def is_pretrained(model: nn.Module) -> bool:
+    """Return whether a network is a model of transformers; nothing is imported to find out."""
+    module = sys.modules.get("transformers.modeling_utils")
+    return module is not None and isinstance(model, module.PreTrainedModel)
+
+
 def naming_of(model: nn.Module) -> "TransformersNaming | None":
     """Return the naming of a model of transformers, or None for any other network."""
-    module = sys.modules.get("transformers.modeling_utils")
-    is_pretrained = module is not None and isinstance(model, module.PreTrainedModel)
-    return TransformersNaming(model) if is_pretrained else None
+    return TransformersNaming(model) if is_pretrained(model) else None
 
 
 @dataclass

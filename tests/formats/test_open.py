@@ -25,20 +25,3 @@ def test_a_key_selects_an_entry(tmp_path: Path) -> None:
         assert checkpoint.key == "state_dict"
     with pytest.raises(UnsupportedCheckpoint, match="no entry `optimizer`"):
         open_checkpoint(tmp_path / "nested.ckpt", key="optimizer")
-
-
-@pytest.mark.parametrize("name", ["google/bert_uncased", "Qwen/Qwen2.5-0.5B", "a/b-v1.1"])
-def test_a_name_of_the_hub_is_explained(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UnsupportedCheckpoint, match=f"hf download {name} --local-dir {name.partition('/')[2]}"):
-        open_checkpoint(Path(name))
-
-
-@pytest.mark.parametrize("name", ["model.pt", "nets/model.safetensors", "here/model", "a/b/c", "/models/bert"])
-def test_a_path_that_does_not_exist_is_no_name_of_the_hub(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "here").mkdir()
-    with pytest.raises(UnsupportedCheckpoint, match=r"does not exist\. Check the name\."):
-        open_checkpoint(Path(name))

@@ -172,5 +172,18 @@ def test_a_tensor_that_the_file_lacks_is_refused(name: str, tmp_path: Path) -> N
         matched(tmp_path, make())
 
 
+@pytest.mark.parametrize("case", ["renamed", "saved"])
+def test_a_compressed_model_still_has_the_dtype_of_its_weights(case: str, tmp_path: Path) -> None:
+    _, make, _ = saved(tmp_path / "dense", case)
+    lrzip.compress(tmp_path / "dense", tmp_path / "small", ratio=1.5, model=built(make, 1))
+    small = load_into(built(make, 1), tmp_path / "small").to(torch.bfloat16)
+    if case == "renamed":  # the model asks its patch embedding for the dtype of its weight
+        assert small(torch.ones(2, 3, 8, 8)).logits.dtype == torch.bfloat16
+    replaced = [module for module in small.modules() if type(module) is nn.Sequential]
+    assert replaced
+    assert all(module.weight.dtype == torch.bfloat16 for module in replaced)
+    assert not any(name.endswith("weight") and not tensor.numel() for name, tensor in small.state_dict().items())
+
+
 def test_other_networks_have_their_own_names() -> None:
     assert naming_of(nn.Linear(2, 2)) is None

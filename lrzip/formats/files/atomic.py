@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 from lrzip.core.errors import LrzipError, OutputExists
 from lrzip.formats.files.claims import Identity, claim, newcomer, refuse_newcomer, renew, replaceable, run_check
+from lrzip.formats.files.missing import refuse_missing
 from lrzip.formats.files.renames import exchange, move_new
 from lrzip.formats.files.signals import uninterrupted
 from lrzip.formats.files.staging import bring_back, remove_leftovers, set_aside, staging_folder
@@ -37,6 +38,8 @@ def check_output(destination: Path, source: Path | None, *, force: bool) -> None
         return
     parent = destination.absolute().parent
     if not parent.is_dir():
+        if source is not None:
+            refuse_missing(source)
         raise LrzipError(f"The output folder `{parent}` does not exist. Create it first.")
     target = _target(destination)
     if not os.access(target.parent, os.W_OK):
