@@ -1,6 +1,8 @@
 """Adapters: checkpoints of LoRA factors, presented as the products that a rank rule decides on."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from math import prod
 from types import TracebackType
@@ -17,6 +19,8 @@ from lrzip.core.stored import DenseLayer
 from lrzip.formats.capabilities import Folder
 from lrzip.formats.protocols import Checkpoint, Guarded, Writer
 from lrzip.formats.safetensors.adapter_config import ADAPTER_CONFIG
+from lrzip.formats.safetensors.adapter_metadata import AdapterMetadata
+from lrzip.formats.safetensors.file import SafetensorsFile
 from lrzip.networks.adapters import StoredPair, adapter_reason, find_pairs, holds_base
 from lrzip.networks.architecture import Architecture
 from lrzip.networks.weights import not_a_weight
@@ -32,8 +36,8 @@ class Configured(Protocol):
         """Return why the pair of a module cannot get another rank, or None."""
         ...
 
-    def scale(self, module: str) -> float:
-        """Return the factor of the product of a module."""
+    def scale(self, module: str) -> float | None:
+        """Return the factor of the product of a module; None if the configuration does not state it."""
         ...
 
 
@@ -50,9 +54,10 @@ class Adapter:
     def __init__(self, stored: Checkpoint, pairs: Mapping[str, StoredPair], reasons: Mapping[str, str]) -> None:
         self.stored = stored
         reasons = dict(reasons)
-        if isinstance(stored, Configured):
-            found = ((pair, stored.obstacle(pair.module, pair.rank)) for pair in pairs.values())
-            reasons |= {spec.name: why for pair, why in found if why for spec in (pair.first, pair.second)}
+        self._metadata = AdapterMetadata.of(stored.metadata, stored.path)
+        self._configuration: Configured = stored if isinstance(stored, Configured) else self._metadata
+        found = ((pair, self._configuration.obstacle(pair.module, pair.rank)) for pair in pairs.values())
+        reasons |= {spec.name: why for pair, why in found if why for spec in (pair.first, pair.second)}
         self.pairs = {name: pair for name, pair in pairs.items() if name not in reasons}
         self._reasons = reasons
         self._seconds = {pair.second.name for pair in self.pairs.values()}
@@ -62,8 +67,9 @@ class Adapter:
         self.snapshot = stored.snapshot
 
     def _scale(self, pair: StoredPair) -> float:
-        if isinstance(self.stored, Configured):
-            return self.stored.scale(pair.module)
+        scale = self._configuration.scale(pair.module)
+        if scale is not None:
+            return scale
         # Without an alpha, readers take that of the rank, so that the scale is 1.
         return float(self.stored.read(pair.alpha.name)) / pair.rank if pair.alpha else 1.0
 
@@ -129,6 +135,17 @@ class Adapter:
             raise LrzipError(f"`{beside}` states the ranks of `{self.path.name}`. Compress the folder `{folder}`.")
         if isinstance(self.stored, Configured) and format_ != self.format:
             raise LrzipError(f"`{self.path}` needs its `{ADAPTER_CONFIG}`. Write a folder, without a suffix.")
+
+    def described(self, layout: Sequence[Entry]) -> Checkpoint:
+        """Return the stored checkpoint, with metadata that describe the ranks of a layout."""
+        ranks = {pair.module: e.spec.shape[1] for e in layout if (pair := self.pairs.get(e.origin))}
+        changed = any(not entry.copied for entry in layout if entry.origin in self.pairs)
+        if not changed or not isinstance(self.stored, SafetensorsFile):
+            return self.stored
+        scales = {pair.module: self._scales[name] for name, pair in self.pairs.items() if pair.alpha}
+        view = copy.copy(self.stored)
+        view.metadata = self._metadata.resized(ranks, [scale * ranks[module] for module, scale in scales.items()])
+        return view
 
     def split(self, layout: Sequence[Entry]) -> Sequence[Entry]:
         """Return a layout of presented tensors as one of stored tensors."""
@@ -196,12 +213,15 @@ class AdapterWriter:
 
 def as_adapter(checkpoint: Checkpoint) -> Checkpoint:
     """Return a checkpoint with the products of its factors as layers, if it is an adapter; otherwise as it is."""
-    tensors = checkpoint.tensors()
-    pairs, reasons = find_pairs(tensors)
-    is_adapter = isinstance(checkpoint, Configured) or (pairs and not holds_base(pairs.values(), tensors))
-    if not is_adapter:
-        return checkpoint
-    return (AdapterFolder if isinstance(checkpoint, Folder) else Adapter)(checkpoint, pairs, reasons)
+    with ExitStack() as stack:
+        stack.enter_context(checkpoint)  # closed if anything about it is malformed
+        tensors = checkpoint.tensors()
+        pairs, reasons = find_pairs(tensors)
+        found = checkpoint
+        if isinstance(checkpoint, Configured) or (pairs and not holds_base(pairs.values(), tensors)):
+            found = (AdapterFolder if isinstance(checkpoint, Folder) else Adapter)(checkpoint, pairs, reasons)
+        stack.pop_all()
+    return found
 
 
 def _resized(spec: TensorSpec, entry: Entry, axis: int) -> Entry:

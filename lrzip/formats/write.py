@@ -53,7 +53,8 @@ def create(
         LrzipError: The output could not be written.
     """
     if isinstance(source, Adapter):
-        with create(destination, source.stored, source.split(layout), format_=format_, drop=drop) as writer:
+        stored = source.described(layout)
+        with create(destination, stored, source.split(layout), format_=format_, drop=drop) as writer:
             yield AdapterWriter(source, writer)
         return
     target: Format = FORMATS[format_]
