@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -83,9 +84,16 @@ def _serve(ask: int, answer: int, attempt: Try) -> None:
         limit_resources()
         with os.fdopen(ask) as numbers:
             for line in numbers:
-                os.write(answer, json.dumps(attempt(int(line))).encode() + b"\n")
+                os.write(answer, json.dumps(_tried(int(line), attempt)).encode() + b"\n")
     finally:
         os._exit(0)
+
+
+def _tried(number: int, attempt: Try) -> dict[str, Any]:
+    try:
+        return attempt(number)
+    except Exception as error:
+        return {"case": number, "faults": [f"campaign: {traceback.format_exc()[-600:]} {type(error).__name__}"]}
 
 
 def campaign(numbers: Iterable[int], attempt: Try) -> Iterator[dict[str, Any]]:

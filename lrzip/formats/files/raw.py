@@ -70,6 +70,14 @@ class RawTensor:
         expected = [math.prod(self.shape[axis + 1 :]) for axis in range(len(self.shape))]
         return all(s == e or n == 1 for n, s, e in zip(self.shape, self.strides, expected, strict=True))
 
+    @property
+    def exceeds(self) -> bool:
+        """Whether the tensor is not within its block, or has no valid shape."""
+        counts = (*self.shape, *self.strides, self.offset)
+        if len(self.shape) != len(self.strides) or not all(type(count) is int and count >= 0 for count in counts):
+            return True
+        return bool(self.numel) and (self.offset + self.span) * self.dtype.itemsize > self.block.nbytes
+
     def spec(self, name: str) -> TensorSpec:
         """Return the spec of the tensor."""
         return TensorSpec(name, self.shape, str(self.dtype).removeprefix("torch."), self.numel * self.dtype.itemsize)

@@ -80,6 +80,9 @@ def _check_call(path: Path, call: Inert, pickled: Pickled, size: int) -> None:
         inner = arguments[2] if isinstance(arguments[2], tuple) else ()
         _check_call(path, Inert(arguments[0], inner), pickled, size)
         return
+    raw = pickled.tensor(call)
+    if raw is not None and raw.exceeds:
+        raise UnsupportedCheckpoint(f"`{path}` is damaged or not a checkpoint: a tensor exceeds its storage.")
     counts: Any = ()
     if name.module in _BUILTINS or name.name.endswith(_ALLOCATING):
         counts = [argument for argument in arguments if type(argument) is int]

@@ -109,6 +109,25 @@ def test_a_legacy_file_whose_storage_claims_more_is_refused(tmp_path: Path) -> N
         open_checkpoint(tmp_path / "a.pt")
 
 
+@pytest.mark.parametrize("offset", [0, HUGE])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_tensor_beyond_its_storage_is_refused_before_the_storage_grows(
+    zipped: bool, offset: int, tmp_path: Path
+) -> None:
+    """Unlike mapped storages, those in memory grow when a tensor is restored that exceeds them."""
+    file = io.BytesIO()
+    torch.save({"a": torch.zeros(3, 5)}, file, _use_new_zipfile_serialization=False)
+    content = file.getvalue()
+    places = (b"QK\x00K\x03K\x05\x86", b"Q" + number(offset) + number(3 if offset else HUGE) + b"K\x05\x86")
+    assert content.count(places[0]) == 1
+    if zipped:
+        archive(tmp_path / "a.pt", entry(tensor(16, (HUGE, 5), (5, 1))))
+    else:
+        (tmp_path / "a.pt").write_bytes(content.replace(*places))
+    with pytest.raises(UnsupportedCheckpoint, match="a tensor exceeds its storage"):
+        load_guarded(tmp_path / "a.pt")
+
+
 @pytest.mark.parametrize(
     "content",
     [
