@@ -176,6 +176,8 @@ def _use(node: ir.Node, index: int, shape: Sequence[int], constants: set[ir.Valu
     """Return the kind and groups of the layer that a node with this weight is, or the reason why it is not a layer."""
     if node.domain not in OWN_DOMAIN:
         return f"used by {node.op_type} of the custom domain {node.domain}"
+    if len(node.outputs) != 1 or len(node.inputs) < _WEIGHT_INPUT + 1:
+        return f"used by {node.op_type}, which lacks inputs or an output"
     if node.op_type == "MatMul":
         other = node.inputs[1 - index]
         if len(shape) != 2:

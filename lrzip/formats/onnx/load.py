@@ -1,6 +1,8 @@
 """Load ONNX models."""
 
+import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -32,7 +34,8 @@ def load_model(path: Path) -> tuple[ir.Model, Sequence[str]]:
     _refuse_sparse(path, proto.graph)
     check_functions(path, proto)
     try:
-        model = ir.from_proto(proto)
+        with _silenced():
+            model = ir.from_proto(proto)
     except ir.serde.SerdeError as error:
         raise UnsupportedCheckpoint(f"`{path}` is damaged or not a checkpoint: {root_cause(error)}.") from error
     for tensor in external_tensors(model):
@@ -67,6 +70,18 @@ def root_cause(error: BaseException) -> str:
     while error.__cause__:
         error = error.__cause__
     return one_line(error)
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Suppress the log messages of onnx_ir about models that are not valid, which are refused where that matters."""
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _refuse_sparse(path: Path, graph: onnx.GraphProto) -> None:

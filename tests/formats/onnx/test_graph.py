@@ -37,8 +37,10 @@ def one(kind: str, inputs: str, tensors: Tensors, rank: int = 2, **attributes: A
 
 
 def overridable() -> Any:
-    shapes: dict[str, list[str | int | None]] = {"x": ["n", 12], "w": [12, 12]}
-    return model([node("MatMul", "x w")], shapes, {"y": 2}, {"w": weight(12, 12)})
+    """Return a model with a default, which callers may override since another initializer is no input."""
+    shapes: dict[str, list[str | int | None]] = {"x": ["n", 12], "scale": [12]}
+    nodes = [node("MatMul", "x w", "a"), node("Mul", "a scale")]
+    return model(nodes, shapes, {"y": 2}, {"w": weight(12, 12), "scale": weight(12)})
 
 
 def put_out() -> Any:
@@ -67,7 +69,7 @@ def custom() -> Any:
 
 
 KEPT: dict[str, tuple[Callable[[], Any], dict[str, str]]] = {
-    "overridable": (overridable, {"w": "also an input of the graph"}),
+    "overridable": (overridable, {"scale": "also an input of the graph"}),
     "output": (put_out, {"w": "an output of the graph"}),
     "two layouts": (two_layouts, {"w": "differently, as linear and linear_transposed"}),
     "dequantized": (dequantized, {"w": "quantized, for DequantizeLinear", "scale": "quantized"}),

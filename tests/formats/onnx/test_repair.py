@@ -158,3 +158,22 @@ def test_branches_are_repaired_too(tmp_path: Path) -> None:
     path.write_bytes(built.SerializeToString())
     report = lrzip.compress(path, tmp_path / "b.onnx", rank=2)
     assert any("is named `graph`" in note for note in report.notes)
+
+
+def test_faults_of_a_model_are_no_lines_on_standard_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.onnx"
+    path.write_bytes(undefined().SerializeToString())
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.layers()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("field", ["input", "output"])
+def test_nodes_without_inputs_or_outputs_are_no_layers(field: str, tmp_path: Path) -> None:
+    built = model([node("MatMul", "w w")], {"x": ["n", 12]}, {"y": 2}, {"w": weight(12, 12)})
+    getattr(built.graph.node[0], field).pop()
+    path = tmp_path / "a.onnx"
+    path.write_bytes(built.SerializeToString())
+    with open_checkpoint(path) as checkpoint:
+        (kept,) = checkpoint.layers()
+    assert "which lacks inputs or an output" in getattr(kept, "reason")  # noqa: B009

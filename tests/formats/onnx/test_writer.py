@@ -217,7 +217,7 @@ def test_an_output_that_does_not_run_does_not_appear(
     if steady:
         monkeypatch.setattr("lrzip.formats.onnx.nodes._SHAPES", ())  # a 1×1 convolution that says it is 3×3
     else:
-        monkeypatch.setattr("lrzip.formats.onnx.writer._complaint", lambda _: None)
+        monkeypatch.setattr("lrzip.formats.onnx.writer.complaint_of", lambda _: None)
         monkeypatch.setattr("lrzip.formats.onnx.writer.ir.to_proto", lambda _: onnx.ModelProto(ir_version=9))
     with pytest.raises(LrzipError, match=r"`small\.onnx` would not run in onnxruntime, unlike the original model"):
         lrzip.compress(path, tmp_path / "small.onnx", rank=4)
