@@ -12,6 +12,7 @@ import torch
 from onnx import TensorProto, helper
 
 import lrzip
+from lrzip.core.errors import LrzipError
 from tests.support.graphs import after_matmul, loop, model, node, run, save, shared, weight
 
 
@@ -169,3 +170,10 @@ def test_a_model_that_asks_for_too_much_memory_is_written_without_a_comparison(t
     )
     assert "stopped, since it takes more than 1.3 GB of memory" in str(report.not_compared)
     assert (tmp_path / "b.onnx").exists()
+
+
+def test_a_model_without_weights_is_refused_as_in_other_formats(tmp_path: Path) -> None:
+    path = save(model([node("Relu", "x")], {"x": ["n", 12]}, {"y": 2}, {}), tmp_path / "a.onnx")
+    with pytest.raises(LrzipError, match="has no layer that can be factorized"):
+        lrzip.compress(path, tmp_path / "b.onnx", rank=2)
+    assert list(tmp_path.iterdir()) == [path]
