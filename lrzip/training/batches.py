@@ -1,10 +1,12 @@
 """The batches of an epoch, in an order determined by the seed and the epoch."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import Generator, randperm
 from torch.utils.data import Dataset
 
+from lrzip.core.errors import LrzipError
 from lrzip.training.data.samples import Batch, Samples, seed_of
 
 
@@ -43,3 +45,16 @@ class Batches(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         return self._samples.fetch(self._positions[index].tolist(), seed=self._seed, epoch=self._epoch)
+
+
+def prepared(loader: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield the batches of a loader, whose processes put their traceback before the message of an error.
+
+    Raises:
+        LrzipError: Data cannot be read; the message is one line.
+    """
+    try:
+        yield from loader
+    except LrzipError as error:
+        lines = str(error).strip().splitlines()
+        raise LrzipError(lines[-1].partition("LrzipError: ")[2] or lines[-1]) from error

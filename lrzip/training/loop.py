@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from lrzip.core.errors import UsageError
 from lrzip.core.memory import keep_freed_blocks
-from lrzip.training.batches import Batches, Share
+from lrzip.training.batches import Batches, Share, prepared
 from lrzip.training.batchnorm import synchronize_batchnorm
 from lrzip.training.data.read import Data
 from lrzip.training.data.samples import Batch
@@ -165,7 +165,7 @@ class _Run:
 
     def _run_epoch(self, number: int) -> None:
         self._set_mode()
-        for batch in self._loader(number):
+        for batch in prepared(self._loader(number)):
             loss = self._stepper.take(batch, self._progress.step, self._rate())
             if loss is None:
                 self._stopped = "not finite"
