@@ -56,7 +56,8 @@ class AdapterConfig:
     @classmethod
     def of(cls, found: Record) -> "AdapterConfig":
         """Return the configuration in a document."""
-        found.find("peft_type", text)
+        if found.find("peft_type", text) not in (None, "LORA"):
+            return cls(found.fields, _RANK, _ALPHA, {}, {}, False)  # fields of the same names mean something else there
         return cls(
             found.fields,
             found.find("r", whole(1)) or _RANK,

@@ -65,6 +65,11 @@ def test_what_depends_on_the_rank_otherwise_is_not_resized(fields: dict[str, Any
     assert reason in str(config(tmp_path, **{"r": 8, **fields}).obstacle(PREFIX + "x", 8))
 
 
+def test_fields_of_other_types_of_adapters_are_not_read(tmp_path: Path) -> None:
+    found = config(tmp_path, peft_type="OFT", r=0, rank_pattern=None, alpha_pattern=[])
+    assert "type OFT" in str(found.obstacle(PREFIX + "x", 8))
+
+
 @pytest.mark.parametrize("start", [True, False, "gaussian", "eva", "orthogonal", None])
 def test_initializations_of_the_adapter_alone_do_not_matter(start: object, tmp_path: Path) -> None:
     assert config(tmp_path, r=8, init_lora_weights=start).obstacle(PREFIX + "x", 8) is None
