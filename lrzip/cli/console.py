@@ -198,10 +198,10 @@ def costs_text(costs: "Costs") -> str:
     if costs.latency:
         dense, factorized = 1e3 * costs.latency.dense, 1e3 * costs.latency.factorized
         text += f", {dense:.2f} → {factorized:.2f} ms a run here ({costs.latency.speedup:.2f} times faster)"
-    run = ", ".join(f"{name} {shape_text(shape)}" for name, shape in costs.inputs.items())
+    run = ", ".join(f"{name} {shape_text(shape)}" if shape else name for name, shape in costs.inputs.items())
     text += f" at {run}" if run else ""
     text += f", of one of {costs.samples} samples" if costs.samples > 1 else ""
-    text += f"; not counted: {costs.not_counted}" if costs.not_counted and costs.macs_before is not None else ""
+    text += f"; not counted: {costs.not_counted}" if costs.not_counted and costs.macs_after is not None else ""
     return printable(text + (f"; not timed: {costs.not_timed}" if costs.not_timed else ""))
 
 

@@ -26,7 +26,7 @@ class Executed(NamedTuple):
     Attributes:
         node: Name of the node.
         operator: Name of its operator.
-        inputs: Shapes of its inputs that are not constants, in their order.
+        inputs: Shapes of its inputs in their order, without those that are absent.
         outputs: Shapes of its outputs.
     """
 
@@ -69,6 +69,7 @@ def _run(model: bytes, folder: Path, shapes: Mapping[str, Sequence[int]], limits
     options.log_severity_level, options.enable_profiling, options.intra_op_num_threads = _FATAL, True, 1
     options.enable_cpu_mem_arena = False  # it takes more than it needs
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")  # which hides the shapes of weights
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     with TemporaryDirectory() as place:
         options.profile_file_prefix = str(Path(place) / "run")

@@ -106,17 +106,24 @@ def _dimensions(value: Any) -> list[int | str | None] | None:
 
 
 def _filled(dimensions: Sequence[int | str | None] | None, size: int, named: dict[str, int]) -> Shape:
-    """Return declared sizes with a size for each open axis; the first axis is the batch, or one that is named so."""
-    names = [name for name in dimensions or () if isinstance(name, str)]
-    batch = next((name for name in names if _is_batch(name)), None)
+    """Return declared sizes with a size for each open axis, that of the batch with size 1."""
+    batch = _batch_axis(dimensions or ())
     filled = []
     for axis, declared in enumerate(dimensions or ()):
-        is_batch = declared == batch if batch else axis == 0
-        chosen = 1 if is_batch else size
+        chosen = 1 if axis == batch else size
         if isinstance(declared, str):
             chosen = named.setdefault(declared, chosen)
         filled.append(declared if isinstance(declared, int) and declared > 0 else chosen)
     return tuple(filled)
+
+
+def _batch_axis(dimensions: Sequence[int | str | None]) -> int:
+    """Return the axis of the batch: one that is named so, the second one of a recurrent state, or the first one."""
+    named = next((axis for axis, name in enumerate(dimensions) if isinstance(name, str) and _is_batch(name)), None)
+    if named is not None:
+        return named
+    is_open = [not isinstance(size, int) or size == 0 for size in dimensions]
+    return 1 if is_open == [False, True, False] and dimensions[0] != 1 else 0
 
 
 def _is_batch(name: str) -> bool:

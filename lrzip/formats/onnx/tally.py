@@ -152,10 +152,10 @@ def _call(node: Any, shapes: Mapping[str, Shape]) -> Call:
 
 
 def _shapes_of(executed: Executed, found: _Node) -> dict[str, Shape]:
-    """Return the shapes of the values of a node; onnxruntime lists those that exist and are no constants."""
+    """Return the shapes of the values of a node; onnxruntime lists those that are present, constants at its choice."""
     present = [name for name in found.node.input if name]
     computed = [name for name in present if name not in found.constants]
-    names = computed if len(computed) == len(executed.inputs) else present
+    names: list[str] = next((names for names in (present, computed) if len(names) == len(executed.inputs)), [])
     outputs = [name for name in found.node.output if name]
     return dict(zip(names, executed.inputs, strict=False)) | dict(zip(outputs, executed.outputs, strict=False))
 

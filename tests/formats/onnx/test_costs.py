@@ -43,6 +43,13 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "m.onnx"
 
 
+# Rows of x at which z is not zero.
+NONZERO = [
+    helper.make_node("NonZero", ["z"], ["at"]),
+    helper.make_node("Transpose", ["at"], ["t"]),
+    helper.make_node("GatherND", ["x", "t"], ["g"]),
+    helper.make_node("MatMul", ["g", "w"], ["y"]),
+]
 MATMUL = helper.make_node("MatMul", ["x", "w"], ["y"])
 
 
@@ -67,6 +74,21 @@ def test_open_axes_of_the_same_name_have_the_same_size(path: Path) -> None:
     found = measured(save(path, nodes, [value("x", ["T", "N", 6]), value("z", ["T", "N", 6])]))
     assert found.inputs["x"] == found.inputs["z"]
     assert found.inputs["x"][1] == 1, "the axis that is named so is the batch"
+
+
+def test_a_recurrent_state_has_its_batch_in_the_middle(path: Path) -> None:
+    nodes = [helper.make_node("Add", ["x", "state"], ["s"]), helper.make_node("MatMul", ["s", "w"], ["y"])]
+    found = measured(save(path, nodes, [value("x", [None, 6]), value("state", [2, None, 6])]))
+    assert found.inputs == {"x": (1, 6), "state": (2, 1, 6)}
+
+
+def test_weights_and_biases_of_executed_nodes_are_told_apart(path: Path) -> None:
+    """The size of the first product depends on values, so the model is run."""
+    pytest.importorskip("onnxruntime")
+    gemm = helper.make_node("Gemm", ["g", "w", "bias"], ["y"], transB=1)
+    constants = {"z": np.array([1, 1]), "bias": np.zeros(6, np.float32)}
+    found = measured(save(path, [*NONZERO[:3], gemm], [value("x", [2, 6])], **constants))
+    assert (found.macs, found.not_counted) == (2 * 36, None)
 
 
 def test_declared_sizes_of_minus_one_are_never_used(path: Path) -> None:
@@ -106,12 +128,6 @@ def scan() -> Any:
     return helper.make_node("Scan", ["x", "z"], ["y", "rows"], body=body, num_scan_inputs=1)
 
 
-NONZERO = [
-    helper.make_node("NonZero", ["z"], ["at"]),
-    helper.make_node("Transpose", ["at"], ["t"]),
-    helper.make_node("GatherND", ["x", "t"], ["g"]),
-    helper.make_node("MatMul", ["g", "w"], ["y"]),
-]
 RUNS: dict[str, tuple[Sequence[Any], dict[str, Any], int]] = {
     "loop": ([loop()], {"n": np.array(5)}, 5 * 2 * 36),
     "taken": ([branch()], {"p": np.array(True)}, 2 * 36),
