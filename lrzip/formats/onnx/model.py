@@ -178,7 +178,8 @@ class OnnxFile:
 
     def time(self, output: Path, inputs: Sequence[InputShape]) -> Timing | None:
         """Time both models alternately in onnxruntime, which fuses nodes, so that single layers have no times."""
-        total = time(self.path, output, [shape.sizes for shape in inputs] or self._sizes)
+        sizes = [shape.sizes for shape in inputs] or self._sizes
+        total = time(self.path, output, sizes, nbytes=self.nbytes)
         return Timing(total, {}) if total else None
 
     def check_run(self, written: Path, output: Path) -> None:

@@ -50,19 +50,20 @@ def require_runtime() -> None:
         raise NotCompared("onnxruntime is not installed. Get it with `pip install 'lrzip-nn[onnx]'`.")
 
 
-def new_session(model: Path | bytes, threads: int) -> Any:
+def new_session(model: Path | bytes, threads: int, *, has_arena: bool = False) -> Any:
     """Return a deterministic session on the CPU.
 
     Args:
         model: Path of the model, or the serialized model.
         threads: Number of threads.
+        has_arena: Whether freed memory is kept for reuse, as in use: faster, and more than the model needs.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
     options.use_deterministic_compute = True
-    options.enable_cpu_mem_arena = False  # it takes more than it needs, and keeps it
+    options.enable_cpu_mem_arena = has_arena
     options.intra_op_num_threads = min(threads, _MOST_THREADS)
     where = str(model.absolute()) if isinstance(model, Path) else model
     try:

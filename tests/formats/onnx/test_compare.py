@@ -157,7 +157,8 @@ def test_integers_index_all_rows_of_their_table(tmp_path: Path) -> None:
     assert report.differences[0].relative == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_model_that_asks_for_too_much_memory_is_written_without_a_comparison(tmp_path: Path) -> None:
+@pytest.mark.parametrize("latency", [False, True])
+def test_a_model_that_asks_for_too_much_memory_is_written_without_a_comparison(latency: bool, tmp_path: Path) -> None:
     nodes = [
         node("MatMul", "x w", "a"),
         node("ConstantOfShape", "many", "c"),
@@ -165,9 +166,9 @@ def test_a_model_that_asks_for_too_much_memory_is_written_without_a_comparison(t
         node("Add", "a r"),
     ]
     tensors = {"w": weight(12, 12), "many": np.array([1 << 30])}
-    report = lrzip.compress(
-        save(model(nodes, {"x": [2, 12]}, {"y": 2}, tensors), tmp_path / "a.onnx"), tmp_path / "b.onnx", rank=2
-    )
+    path = save(model(nodes, {"x": [2, 12]}, {"y": 2}, tensors), tmp_path / "a.onnx")
+    report = lrzip.compress(path, tmp_path / "b.onnx", rank=2, latency=latency)
+    assert report.costs is None or report.costs.latency is None
     assert "stopped, since it takes more than 1.3 GB of memory" in str(report.not_compared)
     assert (tmp_path / "b.onnx").exists()
 
@@ -177,3 +178,11 @@ def test_a_model_without_weights_is_refused_as_in_other_formats(tmp_path: Path) 
     with pytest.raises(LrzipError, match="has no layer that can be factorized"):
         lrzip.compress(path, tmp_path / "b.onnx", rank=2)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_run_times_are_measured_in_a_process_of_their_own(tmp_path: Path) -> None:
+    path = save(shared(), tmp_path / "a.onnx")
+    report = lrzip.compress(path, tmp_path / "b.onnx", rank=2, latency=True)
+    assert report.costs is not None
+    assert report.costs.latency is not None
+    assert report.costs.latency.dense > 0
