@@ -1,10 +1,13 @@
 """Widths before and after a weight, from the sizes of the modules beside it."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from lrzip.core.layers import TensorSpec
+
+_NUMBERED = re.compile(r"(\D+)(\d{1,4})")
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,30 @@ class Neighbors:
     def norm_before(self, module: str) -> int | None:
         """Return the width of the norm before a module, in its own block or at the end of the one before, or None."""
         position = self._positions.get(module, 0) - 1
-        if self._beside(module, -1) or self._is_sorted or position < 0:
+        if self._is_sorted:
+            return self.norm_before_in_block(module) or self._norm_of_block_before(module)
+        if self._beside(module, -1) or position < 0:
             return self.norm_before_in_block(module)
         return _norm(self._neighbor(self._modules[position]))
+
+    def _norm_of_block_before(self, module: str) -> int | None:
+        """Return the width of the only norm in the block with the number before, such as `conv1` before `conv2`."""
+        numbered = _numbered_block(module)
+        if numbered is None:
+            return None
+        head, stem, number = numbered
+        widths = self._norms.get((head, stem, number - 1), set())
+        return next(iter(widths)) if len(widths) == 1 else None
+
+    @cached_property
+    def _norms(self) -> Mapping[tuple[str, str, int], set[int]]:
+        """Widths of the norms in each numbered block."""
+        found: dict[tuple[str, str, int], set[int]] = {}
+        for module in self._modules:
+            numbered, width = _numbered_block(module), _norm(self._neighbor(module))
+            if numbered and width:
+                found.setdefault(numbered, set()).add(width)
+        return found
 
     def _beside(self, module: str, step: int) -> Neighbor | None:
         """Return the module beside another one in the order of indices, or else of an unsorted file."""
@@ -108,6 +132,13 @@ class Neighbors:
         for name, spec in self._tensors.items():
             by_dtype.setdefault(spec.dtype, []).append(name)
         return all(names == sorted(names) for names in by_dtype.values())
+
+
+def _numbered_block(module: str) -> tuple[str, str, int] | None:
+    """Return the path above the block that holds a module, and the name and the first number of the block."""
+    head, _, block = module.rpartition(".")[0].rpartition(".")
+    found = _NUMBERED.match(block)
+    return (head, found[1], int(found[2])) if found else None
 
 
 def _norm(neighbor: Neighbor | None) -> int | None:

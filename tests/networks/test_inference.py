@@ -279,6 +279,18 @@ def test_the_layer_before_reveals_groups_even_if_another_tensor_has_their_width(
         assert "grouped convolution, by the width of the layer before it" in kept(shapes, "conv2").reason
 
 
+def test_the_number_of_a_block_reveals_groups_in_a_sorted_file() -> None:
+    shapes = {
+        "b.conv1_1x1.bn.weight": (64,),
+        "b.conv1_1x1.conv.weight": (64, 256, 1, 1),
+        "b.conv2_kxk.bn.weight": (64,),
+        "b.conv2_kxk.conv.weight": (64, 32, 3, 3),
+        "c.weight": (32, 64, 3, 3),
+    }
+    assert "grouped convolution, by the width of the layer before it" in kept(shapes, "b.conv2_kxk.conv").reason
+    assert isinstance(infer({**shapes, "b.conv1_1x1.bn.weight": (32,)})["b.conv2_kxk.conv"], Layer)
+
+
 def test_square_weights_between_transposed_ones_are_doubtful() -> None:
     shapes = {**DCGAN, "main.7.weight": (64, 64, 5, 5)}
     assert "stored transposed" in kept(shapes, "main.7").reason
