@@ -56,6 +56,7 @@ def test_the_json_document_describes_the_calibration(folder: Path, tmp_path: Pat
         "examples": "x.npz",
         "count": 128,  # batches of one size
         "corrections": "bias,sequential,residual,refit,response",
+        "remarks": [],
         "changed": ["fc1.bias", "fc2.weight", "fc2.bias"],
         "scarce": [],
     }
@@ -137,7 +138,7 @@ def test_biases_of_programs_correct_means(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("more", [CALIBRATE, (), ("--calibrate", "seen.safetensors")], ids=["x", "none", "seen"])
 def test_a_curve_measures_what_compress_writes(more: tuple[str, ...], folder: Path, tmp_path: Path) -> None:
-    metrics = ("--metric", "tests.support.tasks:surprise", "--metric", "accuracy")
+    metrics = ("--metric", "tests.support.tasks:surprise:min", "--metric", "accuracy")
     done = run("compress", "dense.pt", *CURVES, *MODEL, *DATA, *metrics, *more, "--json", cwd=folder)
     assert done.stderr == b""
     document = json.loads(done.stdout)

@@ -76,7 +76,7 @@ def test_sensitivities_as_table_json_and_picture(folder: Path, tmp_path: Path) -
         ((*DATA, "--metric", "r2"), 2, "`--metric r2` is for regression"),
         ((*DATA, "--val-fraction", "0"), 2, "There is no validation set"),
         ((*DATA, "--sensitivity", "--runs", "3"), 2, "without `--finetune-steps` nothing is random"),
-        ((*DATA, "--sensitivity", "--cache", "data.npz"), 1, "`data.npz` cannot be read as results"),
+        ((*DATA, "--sensitivity", "--cache", "data.npz"), 1, "`data.npz`: `line 1` is no result of lrzip"),
         (
             ("--model", "tests.support.tasks:Classifier", "--data", "narrow.npz"),
             1,
