@@ -1,10 +1,13 @@
 """Turn the exceptions of parsers into errors of one line that name the file."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lrzip.core.errors import LrzipError, UnsupportedCheckpoint, as_line
+
+_INTERNAL = re.compile(r"\[enforce fail at [^\]]*\][ .]*")  # a line of the source of torch
 
 
 @contextmanager
@@ -28,5 +31,6 @@ def readable(path: Path) -> Iterator[None]:
         raise UnsupportedCheckpoint(f"`{path}` cannot be read: {error.strerror or error}.") from error
     except Exception as error:
         text = str(error).rpartition("WeightsUnpickler error:")[2]  # torch puts a long advice before it
+        text = _INTERNAL.sub("", text)
         detail = as_line(text) or type(error).__name__
         raise UnsupportedCheckpoint(f"`{path}` is damaged or not a checkpoint: {detail}.") from error

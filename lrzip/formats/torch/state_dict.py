@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from lrzip.core.errors import UnsupportedCheckpoint, UntrustedFile
+from lrzip.core.errors import UnsupportedCheckpoint, UntrustedFile, one_line
 from lrzip.core.layers import Keep, Layer, TensorSpec
 from lrzip.core.layout import Entry
 from lrzip.core.options import Key
@@ -176,6 +176,13 @@ def save_to(file: Any, content: object) -> None:
 
     Given a path instead, torch would store the name of the file in it, and outputs would depend on their names.
     """
+    try:
+        _save(file, content)
+    except (TypeError, AttributeError) as error:  # objects that a damaged pickle put in the place of others
+        raise UnsupportedCheckpoint(f"An entry of the checkpoint cannot be saved again: {one_line(error)}.") from error
+
+
+def _save(file: Any, content: object) -> None:
     try:
         torch.save(content, file)
     except RuntimeError as error:

@@ -33,3 +33,8 @@ def test_errors_for_users_and_of_the_machine_pass(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught, readable(Path("a.pt")):
         raise error
     assert caught.value is error
+
+
+def test_places_in_the_source_of_a_library_are_left_out() -> None:
+    with pytest.raises(UnsupportedCheckpoint, match=r"checkpoint: not in a subdirectory\.$"), readable(Path("a.pt")):
+        raise RuntimeError("[enforce fail at inline_container.cc:340] . not in a subdirectory")

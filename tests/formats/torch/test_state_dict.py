@@ -10,6 +10,7 @@ import lrzip
 from lrzip.core.errors import UnsupportedCheckpoint
 from lrzip.core.layers import Keep, Layer
 from lrzip.formats.open import open_checkpoint
+from lrzip.formats.torch.state_dict import save_to
 
 
 def weights(fill: float = 1.0) -> dict[str, Tensor]:
@@ -144,3 +145,13 @@ def test_a_slice_of_a_larger_storage_does_not_carry_it_along(tmp_path: Path) -> 
     path = saved(tmp_path, {"fc.weight": torch.rand(3000, 30)[:30], "fc.bias": torch.rand(30)})
     lrzip.compress(path, tmp_path / "b.pt", rank=2)
     assert (tmp_path / "b.pt").stat().st_size < 10_000 < path.stat().st_size
+
+
+def test_an_entry_that_cannot_be_saved_again_is_one_line(tmp_path: Path) -> None:
+    content = {"a": lambda: None}
+    with (
+        pytest.raises(UnsupportedCheckpoint, match="cannot be saved again") as caught,
+        (tmp_path / "a").open("wb") as file,
+    ):
+        save_to(file, content)
+    assert "\n" not in str(caught.value)
