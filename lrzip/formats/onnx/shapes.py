@@ -27,16 +27,18 @@ def input_shapes(path: Any, model: Any, sizes: Sequence[Sequence[int]]) -> Itera
     Args:
         path: Path of the model, for messages.
         model: The model.
-        sizes: Shapes of its inputs in their order. If empty, the declared ones are used, with a batch of size 1 and
-            other sizes of open axes each time; axes of the same name have the same size.
+        sizes: Shapes of its inputs in their order; those of single numbers may be left out. If empty, the declared ones
+            are used, with a batch of size 1 and other sizes of open axes each time; those of the same name agree.
 
     Raises:
         LrzipError: The model declares other inputs.
     """
     inputs = inputs_of(model)
     if sizes:
-        _check(path, inputs, sizes)
-        yield {value.name: tuple(given) for value, given in zip(inputs, sizes, strict=True)}
+        numbers = [value for value in inputs if _dimensions(value) == []]
+        given = inputs if len(sizes) == len(inputs) else [value for value in inputs if value not in numbers]
+        _check(path, given, sizes)
+        yield {value.name: () for value in numbers} | {v.name: tuple(s) for v, s in zip(given, sizes, strict=True)}
         return
     tried: list[Mapping[str, Shape]] = []
     for size in OPEN_SIZES:

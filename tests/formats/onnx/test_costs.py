@@ -91,6 +91,11 @@ def test_weights_and_biases_of_executed_nodes_are_told_apart(path: Path) -> None
     assert (found.macs, found.not_counted) == (2 * 36, None)
 
 
+def test_inputs_of_one_number_need_no_shape(path: Path) -> None:
+    found = measured(save(path, [MATMUL], [value("n", []), value("x", ["a", 6])]), "3,6")
+    assert (found.macs, found.inputs) == (3 * 36, {"n": (), "x": (3, 6)})
+
+
 def test_declared_sizes_of_minus_one_are_never_used(path: Path) -> None:
     model = onnx.load(save(path, [MATMUL], [value("x", [2, 6])]))
     model.graph.output[0].CopyFrom(value("y", [-1, 6]))
