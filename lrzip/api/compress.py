@@ -31,8 +31,8 @@ def compress(path: str | Path, output: str | Path | None = None, **options: Unpa
     Args:
         path: File written by torch.save, torch.export, safetensors or ONNX, or a sharded or transformers folder.
         output: File or folder to write; by default `model.lrzip.pt` beside `model.pt`. The suffix names the format.
-        **options: Keywords as declared in `lrzip.core.options`. Exactly one of `energy`, `ratio`, `rank`, `vbmf`,
-            `budget`, `rank_rule` and `plan` is required.
+        **options: Keywords as declared in `lrzip.core.options`. Exactly one of `energy`, `ratio`, `rank`, `error`,
+            `vbmf`, `budget`, `rank_rule` and `plan` is required.
 
     Returns:
         The report: the plan, and the errors, sizes and costs that result.

@@ -24,8 +24,8 @@ def factorize(model: nn.Module, **options: Unpack[FactorizeOptions]) -> nn.Modul
 
     Args:
         model: The network.
-        **options: Keywords as declared in `lrzip.core.options`. Exactly one of `energy`, `ratio`, `rank`, `vbmf` and
-            `budget` is required.
+        **options: Keywords as declared in `lrzip.core.options`. Exactly one of `energy`, `ratio`, `rank`, `error`,
+            `vbmf` and `budget` is required.
 
     Returns:
         The network, of ordinary modules; only nn.MultiheadAttention becomes a module of `lrzip.networks.attention`.

@@ -93,6 +93,7 @@ class RuleOptions(TypedDict, total=False):
     energy: float | None
     ratio: float | None
     rank: int | None
+    error: float | str | None
     vbmf: bool
     budget: str | None
 

@@ -33,6 +33,14 @@ class Target:
     )
     ratio: float | None = option(None, "Factor by which the parameters of each layer shrink, above 1.", modes=(PLAN,))
     rank: int | None = option(None, "Rank of every layer in which it saves parameters.", modes=(PLAN,))
+    error: float | str | None = option(
+        None,
+        "Smallest ranks with ‖W − W′‖ ≤ E ‖W‖ for each layer, E in (0, 1): Frobenius norm, or operator norm by "
+        "spectral:E.",
+        metavar="E",
+        modes=(PLAN,),
+        parsed=str | None,
+    )
     vbmf: bool = option(
         False, "Number of singular values above noise, by variational Bayes matrix factorization.", modes=(PLAN,)
     )
@@ -53,7 +61,8 @@ class NamedTarget:
 
     rank_rule: str | None = option(
         None,
-        "Any of the rules by name: energy:0.8, ratio:4, rank:16, vbmf, budget:params=50%.",
+        "Any of the rules by name: energy:0.8, ratio:4, rank:16, error:0.1, vbmf, budget:params=50%, or "
+        "pca-energy:speedup=4, the greedy choice for a number of MACs.",
         metavar="RULE",
         modes=(PLAN,),
     )
@@ -70,8 +79,8 @@ class LayerRules:
 
     layers: Mapping[str, str] | None = option(
         None,
-        "Rules of the layers that match globs: energy:0.8, ratio:4, rank:16, vbmf or keep; a decomposition, such as "
-        "tucker, alone or before a rule: tucker:energy:0.8. The last match wins.",
+        "Rules of the layers that match globs: energy:0.8, ratio:4, rank:16, error:0.1, vbmf or keep; a "
+        "decomposition, such as tucker, alone or before a rule: tucker:energy:0.8. The last match wins.",
         flag="--layer",
         metavar="GLOB=RULE",
         modes=PLANS,

@@ -25,12 +25,15 @@ class Spectrum:
         shape: (m, n).
         eps: Relative precision of the values: that of the dtype they were computed in.
         slack: Bound on the error of a sum of squares, per value in the sum.
+        peaks: (min(m, n),) largest i-th singular values over the blocks of a block-diagonal matrix, whose i-th squares
+            `values` adds up; None for a single block.
     """
 
     values: Tensor
     shape: tuple[int, int]
     eps: float
     slack: float = 0.0
+    peaks: Tensor | None = None
 
     @classmethod
     def of(cls, subspace: Subspace) -> "Spectrum":
@@ -38,9 +41,33 @@ class Spectrum:
         eps = torch.finfo(subspace.vectors.dtype).eps
         return cls(subspace.squares.sqrt(), subspace.shape, eps, subspace.slack)
 
+    @classmethod
+    def of_blocks(cls, values: Tensor, shape: tuple[int, int], eps: float) -> "Spectrum":
+        """Return the spectrum of a block-diagonal matrix of which each block is approximated at the same rank.
+
+        Args:
+            values: Singular values of all blocks, (blocks, min(m, n)).
+            shape: (m, n) of a block.
+            eps: Relative precision of the values.
+        """
+        if len(values) == 1:
+            return cls(values[0], shape, eps)
+        return cls(values.square().sum(0).sqrt(), shape, eps, peaks=values.amax(0))
+
     @cached_property
     def _energies(self) -> Tensor:
         return torch.cumsum(self.values.square(), 0)
+
+    @cached_property
+    def squared_tails(self) -> Tensor:
+        """Squared Frobenius errors of the best approximations of ranks 1 to min(m, n): Σ_{i>r} σᵢ²."""
+        from_smallest = self.values.square().flip(0).cumsum(0).flip(0)  # from the smallest up, so that none is lost
+        return torch.cat([from_smallest[1:], from_smallest.new_zeros(1)])
+
+    @property
+    def operator_norms(self) -> Tensor:
+        """Operator norms of the errors of the best approximations of ranks 0 to min(m, n) - 1."""
+        return self.values if self.peaks is None else self.peaks
 
     @property
     def total(self) -> float:
@@ -62,10 +89,9 @@ class Spectrum:
 
         An energy of 1 keeps all values but those that rounding alone makes, as their sums cannot tell them from 0.
         """
-        left = self.values.square().flip(0).cumsum(0).flip(0)[1:]  # from the smallest up, so that none is lost
         noise = (max(self.shape) * self.eps) ** 2
         allowed = 1 - energy + min(_SUM_SLACK, max(_SHARE_SLACK * (1 - energy), noise))
-        return 1 + int((left > allowed * self.total).sum())
+        return 1 + int((self.squared_tails[:-1] > allowed * self.total).sum())
 
     def settles(self, energy: float) -> bool:
         """Return whether `rank_for_energy` is the same for all values within their error bound."""
@@ -77,12 +103,12 @@ class Spectrum:
     @property
     def numerical_rank(self) -> int:
         """Number of singular values above σ₁ · max(m, n) · eps, as in `numpy.linalg.matrix_rank`; others count as 0."""
-        return int((self.values > self.spectral_norm * max(self.shape) * self.eps).sum())
+        return int((self.values > self.values[0] * max(self.shape) * self.eps).sum())
 
     @property
     def condition_number(self) -> float | None:
         """σ₁ / σ_min; None if the matrix has less than full numerical rank."""
-        return self.spectral_norm / float(self.values[-1]) if self.numerical_rank == len(self.values) else None
+        return float(self.values[0] / self.values[-1]) if self.numerical_rank == len(self.values) else None
 
     @property
     def effective_rank(self) -> float | None:
@@ -99,8 +125,8 @@ class Spectrum:
 
     @property
     def spectral_norm(self) -> float:
-        """The largest singular value."""
-        return float(self.values[0])
+        """The largest singular value; of a block-diagonal matrix, that of any block."""
+        return float(self.operator_norms[0])
 
     @property
     def frobenius_norm(self) -> float:

@@ -56,15 +56,15 @@ class SVD:
         """Return the spectrum of the unfolding, exact to the precision of the weight's dtype.
 
         With groups, its i-th value is the root of the sum of squares over the i-th values of all groups, so that the
-        energy is that of all groups together.
+        energy is that of all groups together, and the operator norm is that of the block-diagonal matrix of all groups.
         """
         matrices = _unfold(layer, weight)
         if moments:
             pairs = zip(matrices, _whitenings(layer, moments), strict=True)
             matrices = tuple(whitening.apply(matrix) for matrix, whitening in pairs)
-        squares = torch.stack([singular_values(matrix).cpu().square() for matrix in matrices])
+        values = torch.stack([singular_values(matrix).cpu() for matrix in matrices])
         eps = torch.finfo(compute_dtype(weight.dtype)).eps
-        return (Spectrum(squares.sum(0).sqrt(), layer.matrix_shape, eps),)
+        return (Spectrum.of_blocks(values, layer.matrix_shape, eps),)
 
     def subspaces(self, layer: Layer, weight: Tensor, rank: int) -> tuple[Subspace, ...]:
         """Return all singular values and the leading `rank` vectors; () for groups, or if the solver needs none."""

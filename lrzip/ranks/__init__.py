@@ -19,8 +19,10 @@ RULES = Registry(
         "energy": "lrzip.ranks.energy:Energy",
         "ratio": "lrzip.ranks.ratio:Ratio",
         "rank": "lrzip.ranks.fixed:FixedRank",
+        "error": "lrzip.ranks.error:Error",
         "vbmf": "lrzip.ranks.vbmf:VBMF",
         "budget": "lrzip.ranks.budget:Budget",
+        "pca-energy": "lrzip.ranks.pca_energy:PCAEnergy",
     },
 )
 
@@ -52,7 +54,7 @@ class RankRule(Protocol):
 
 
 def parse_rule(text: str) -> RankRule:
-    """Return the rule that a text names: `energy:0.8`, `ratio:4`, `rank:16`, `vbmf` or `budget:params=50%`.
+    """Return the rule that a text names: `energy:0.8`, `error:0.1`, `vbmf` or `budget:params=50%`.
 
     Raises:
         UsageError: The name is unknown or the number is invalid.
@@ -74,10 +76,18 @@ def parse_rule(text: str) -> RankRule:
 
 
 def _number(name: str, value: str) -> float:
+    number = number_of(value)
+    if number is None:
+        raise UsageError(f"`{name}` needs a number, got `{value}`. Write `{name}:X` with a number for X.")
+    return number
+
+
+def number_of(text: str) -> float | None:
+    """Return the number that a text names, or None if it names none."""
     try:
-        return float(value)
-    except ValueError as error:
-        raise UsageError(f"`{name}` needs a number, got `{value}`. Write `{name}:X` with a number for X.") from error
+        return float(text)
+    except ValueError:
+        return None
 
 
 def check(name: str, value: float, *, ok: bool, range_: str) -> None:

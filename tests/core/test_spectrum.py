@@ -145,3 +145,14 @@ def test_the_spectrum_of_a_subspace_is_that_of_its_matrix() -> None:
     torch.testing.assert_close(found.values, slow(20), rtol=1e-5, atol=0)
     assert found.slack > 0
     assert found.frobenius_norm == pytest.approx(float(slow(20).norm()))
+
+
+def test_blocks_have_the_norms_of_their_block_diagonal_matrix() -> None:
+    generator = torch.Generator().manual_seed(0)
+    blocks = [torch.randn(6, 4, dtype=torch.float64, generator=generator) for _ in range(3)]
+    whole = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    found = Spectrum.of_blocks(torch.stack([torch.linalg.svdvals(block) for block in blocks]), (6, 4), EPS)
+    assert found.spectral_norm == pytest.approx(float(torch.linalg.matrix_norm(whole, ord=2)))
+    assert found.frobenius_norm == pytest.approx(float(whole.norm()))
+    assert found.operator_norms[2] == pytest.approx(max(float(torch.linalg.svdvals(block)[2]) for block in blocks))
+    assert found.squared_tails.sqrt().tolist() == pytest.approx([found.tail(rank) for rank in range(1, 5)])

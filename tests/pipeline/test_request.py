@@ -7,6 +7,7 @@ from lrzip.core.errors import UsageError
 from lrzip.core.options import Factoring, NamedTarget, Selection, Target
 from lrzip.pipeline.request import request_of, target_of
 from lrzip.ranks.energy import Energy
+from lrzip.ranks.error import Error
 from lrzip.ranks.vbmf import VBMF
 
 
@@ -15,6 +16,8 @@ from lrzip.ranks.vbmf import VBMF
     [
         ((Target(energy=0.9),), Energy(0.9)),
         ((Target(vbmf=True),), VBMF()),
+        ((Target(error=0.1),), Error(0.1)),
+        ((Target(error="spectral:0.1"),), Error(0.1, "spectral")),
         ((Target(), NamedTarget(rank_rule="energy:0.5")), Energy(0.5)),
         ((Target(), NamedTarget(plan="plan.json")), Path("plan.json")),
     ],
@@ -31,7 +34,7 @@ def test_a_number_of_zero_is_given_and_out_of_range() -> None:
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        ((Target(),), "of `energy`, `ratio`, `rank`, `vbmf` and `budget`, got none"),
+        ((Target(),), "of `energy`, `ratio`, `rank`, `error`, `vbmf` and `budget`, got none"),
         ((Target(), NamedTarget()), "`budget`, `rank_rule` and `plan`, got none"),
         ((Target(energy=0.9, vbmf=True),), "got `energy` and `vbmf`"),
     ],

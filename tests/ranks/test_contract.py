@@ -1,5 +1,6 @@
 """The contract of rank rules, over all of the registry."""
 
+import re
 from math import prod
 from typing import Any
 
@@ -23,8 +24,10 @@ TARGETS: dict[str, list[str]] = {
     "energy": ["energy:0.1", "energy:0.5", "energy:0.9", "energy:0.99", "energy:1"],
     "ratio": ["ratio:50", "ratio:4", "ratio:2", "ratio:1.5", "ratio:1.01"],
     "rank": ["rank:1", "rank:4", "rank:16", "rank:400"],
+    "error": ["error:0.9", "error:spectral:0.5", "error:0.3", "error:spectral:0.1", "error:0.01"],
     "vbmf": ["vbmf"],
     "budget": ["budget:params=20%", "budget:params=50%", "budget:params=90%", "budget:params=100%"],
+    "pca-energy": ["pca-energy:speedup=10", "pca-energy:speedup=4", "pca-energy:speedup=2", "pca-energy:speedup=1.01"],
 }
 
 
@@ -34,7 +37,7 @@ def chosen(target: str, shape: tuple[int, int]) -> int:
     try:
         ranks = choose(rule, [candidate(*shape)]).ranks
     except LrzipError as error:
-        assert "Give at least params=" in str(error)
+        assert re.search("Give at (least params|most speedup)=", str(error))
         return 0
     (rank,) = ranks.get("x", (min(shape) if rule.unit else 0,))
     return rank
@@ -106,7 +109,20 @@ def test_a_rounded_budget_still_offers_the_largest_rank() -> None:
         ("vbmf:3", "`vbmf` takes no number, got `3`. Write `vbmf` alone"),
         ("vbmf:", "`vbmf` takes no number"),
         ("size:3", "Unknown rule"),
-        ("size:3", "energy:X, ratio:X, rank:X, vbmf, budget:X"),
+        ("size:3", "energy:X, ratio:X, rank:X, error:X, vbmf, budget:X, pca-energy:X"),
+        ("error:0", "above 0 and below 1, got 0"),
+        ("error:1", "got 1"),
+        ("error:spectral:nan", "got nan"),
+        ("error", "`error` needs a number, such as 0.1, or spectral:0.1"),
+        ("error:small", "got `small`"),
+        ("error:nuclear:0.1", "got `nuclear:0.1`"),
+        ("error:spectral:", "got `spectral:`"),
+        ("error:0.1:spectral", "got `0.1:spectral`"),
+        ("pca-energy:4", "such as speedup=4, got `4`"),
+        ("pca-energy", "such as speedup=4, got ``"),
+        ("pca-energy:speedup=fast", "got `speedup=fast`"),
+        ("pca-energy:speedup=1", "`pca-energy:speedup` must be above 1, got 1"),
+        ("pca-energy:speedup=inf", "got inf"),
         ("budget", "`budget` takes params=…, nbytes=…, macs=…, latency=…, such as `params=50%`, got ``"),
         ("budget:50%", "got `50%`"),
         ("budget:size=50%", "got `size=50%`"),
@@ -133,6 +149,9 @@ def test_numbers_out_of_range_are_usage_errors(text: str, message: str) -> None:
         ("energy:0.8", "energy 0.8"),
         ("ratio:4", "ratio 4"),
         ("rank:16", "rank 16"),
+        ("error:0.1", "error 0.1"),
+        ("error:spectral:0.1", "error spectral:0.1"),
+        ("pca-energy:speedup=4", "pca-energy speedup=4"),
         ("vbmf", "vbmf"),
         ("budget:params=50%", "budget params=50%"),
         ("budget:nbytes=1.5kB", "budget nbytes=1,500"),

@@ -44,7 +44,8 @@ def calibrated(
 
 
 def choose(rule: RankRule, candidates: Sequence[Candidate], round_to: int | None = None) -> Choice:
-    """Return the choice of a rule for a checkpoint that consists of these layers alone."""
+    """Return the choice of a rule for a checkpoint that consists of these linear layers alone, run on one sample."""
     tensors = [candidate.layer.weight for candidate in candidates]
-    meter = meter_of(rule.unit, tensors, DECOMPOSITIONS) if rule.unit else None
+    unit = "params" if rule.unit == "macs" else rule.unit  # one multiply-accumulate per parameter
+    meter = meter_of(unit, tensors, DECOMPOSITIONS) if unit else None
     return rule.choose(candidates, Context(meter, round_to=round_to))
