@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich import progress as bars
@@ -111,7 +112,7 @@ def layer_progress(*, quiet: bool) -> Iterator[Progress]:
 def print_table(
     console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], *, expendable: Sequence[str] = ()
 ) -> None:
-    """Print a table without breaking a cell.
+    """Print a table without breaking a cell, unless the cell alone is wider than the terminal.
 
     Where the table is wider than the terminal, expendable columns are hidden and named below it; a table that is still
     too wide is left to the terminal, which continues its lines on the next row.
@@ -122,6 +123,7 @@ def print_table(
         rows: Cells of each row.
         expendable: Headings of the columns that may be hidden, in that order.
     """
+    rows = [[_folded(printable(cell), console.width) for cell in row] for row in rows]
     shown, hidden = list(columns), []
     for column in (*(name for name in expendable if name in columns), None):
         picked = [columns.index(name) for name in shown]
@@ -145,8 +147,13 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     for column in columns:
         table.add_column(column, justify="left" if column in _TEXTS else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
+        table.add_row(*map(Text, row))
     return table
+
+
+def _folded(cell: str, width: int) -> str:
+    """Return a cell that is wider than the terminal in lines of half its width."""
+    return cell if len(cell) <= width else "\n".join(wrap(cell, width // 2))
 
 
 def print_entry(console: Console, entry: "EntryChoice") -> None:
