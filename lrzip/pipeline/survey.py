@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -70,8 +71,10 @@ def selected_layers(
         UnknownName: A pattern matches no layer.
     """
     found, selection = source.layers(architecture), request.selection
-    refuse_if_hopeless(source, found)
-    return select(found, only=selection.only, skip=selection.skip, named=[*request.rules, *request.overrides])
+    selected = select(found, only=selection.only, skip=selection.skip, named=[*request.rules, *request.overrides])
+    if not any(isinstance(item, Layer) for item in (*found, *selected)):
+        refuse(source, found)
+    return selected
 
 
 def _reached(layer: Layer, statistics: Statistics) -> Layer | Keep:
@@ -166,11 +169,9 @@ def check_device(device: str) -> None:
         raise UsageError(f"The device `{device}` cannot be used: {first_line(error, 120)}.") from error
 
 
-def refuse_if_hopeless(source: Source, found: Sequence[Layer | Keep]) -> None:
-    """Raise an LrzipError with the most frequent reason if no layer can be factorized."""
-    kept = [item for item in found if isinstance(item, Keep) and item.override is None]
-    if len(kept) < len(found):
-        return
+def refuse(source: Source, found: Sequence[Layer | Keep]) -> NoReturn:
+    """Raise an LrzipError with the most frequent reason why tensors are kept."""
+    kept = [item for item in found if isinstance(item, Keep)]
     reasons = [item.reason for item in kept if len(item.tensor.shape) > 1] or [item.reason for item in kept]
     commonest = f"most are kept as {max(set(reasons), key=reasons.count)}" if reasons else "it has no tensors"
     raise LrzipError(f"`{source.path}` has no layer that can be factorized: {commonest}. See `lrzip analyze`.")

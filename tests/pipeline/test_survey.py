@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -5,13 +7,14 @@ import torch
 from torch import nn
 
 from lrzip.core.errors import LrzipError, UsageError
-from lrzip.core.layers import Keep
+from lrzip.core.layers import Keep, Layer
 from lrzip.core.options import Selection
 from lrzip.formats.live import LiveSource
+from lrzip.networks.architecture import Architecture
 from lrzip.pipeline.request import Request
 from lrzip.pipeline.scratch import scratch_beside
 from lrzip.pipeline.session import Session
-from lrzip.pipeline.survey import check_device, refuse_if_hopeless
+from lrzip.pipeline.survey import check_device, refuse
 from lrzip.ranks import Candidate, parse_rule
 
 
@@ -58,9 +61,28 @@ def test_subspaces_are_kept_for_the_second_pass(tmp_path: Path) -> None:
 def test_the_most_frequent_reason_is_named_if_nothing_can_be_factorized() -> None:
     source = LiveSource(nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3)))
     with pytest.raises(LrzipError, match="the network` has no layer that can be factorized: most are kept as a vector"):
-        refuse_if_hopeless(source, source.layers())
+        refuse(source, source.layers())
     with pytest.raises(LrzipError, match="it has no tensors"):
-        refuse_if_hopeless(source, [])
+        refuse(source, [])
+
+
+def test_layers_that_are_all_ambiguous_are_refused_unless_one_is_named() -> None:
+    network = nn.Sequential(nn.Linear(30, 40))
+    (layer,) = (item for item in LiveSource(network).layers() if isinstance(item, Layer))
+    doubt = replace(layer.kept("may be an embedding; name it in `--only`"), override=layer)
+
+    class Ambiguous(LiveSource):
+        def layers(self, architecture: Architecture | None = None) -> Sequence[Layer | Keep]:
+            del architecture
+            return [doubt]
+
+    for selection, expected in ((Selection(), None), (Selection(only=["0"]), "0")):
+        session = Session(Ambiguous(network), Request(parse_rule("rank:2"), selection))
+        if expected is None:
+            with pytest.raises(LrzipError, match="no layer that can be factorized: most are kept as may be an"):
+                session.plan()
+        else:
+            assert [item.layer.name for item in session.plan().factorize] == [expected]
 
 
 def test_a_selection_without_layers_is_no_error_of_the_checkpoint() -> None:
