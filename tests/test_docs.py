@@ -132,7 +132,7 @@ def check(command: Command) -> None:
     words = [word for word in command.words if not re.match(r"[A-Z_0-9]+=", word)]
     if "lrzip" in words:
         parse(words[words.index("lrzip") + 1 :])
-    elif words[:2] == ["python", "-m"] and words[2].startswith("tests.benchmarks."):
+    elif words[:2] == ["python", "-m"] and words[2].startswith(("tests.benchmarks.", "tests.campaigns.")):
         source = (ROOT / f"{words[2].replace('.', '/')}.py").read_text(encoding="utf-8")
         assert {f'"{word}"' for word in words if word.startswith("--") and f'"{word}"' not in source} == set()
     elif words[0] == "python":

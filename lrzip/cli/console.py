@@ -157,10 +157,10 @@ def _folded(cell: str, width: int) -> str:
 
 
 def print_entry(console: Console, entry: "EntryChoice") -> None:
-    """Print which entry of a nested file was taken, and the others with weights."""
-    if entry.key:
-        others = f"; others with weights: {', '.join(entry.others)} (`--key` chooses)" if entry.others else ""
-        console.print(Text(printable(f"Weights of the entry {entry.key}{others}")), soft_wrap=True)
+    """Print which entry of a nested file was taken if others have weights as well."""
+    if entry.others:
+        text = f"Weights of the entry {entry.key}; others with weights: {', '.join(entry.others)} (`--key` chooses)"
+        console.print(Text(printable(text)), soft_wrap=True)
 
 
 def print_kept(console: Console, keep: Sequence["Keep"]) -> None:

@@ -16,7 +16,6 @@ from lrzip.cli.learning import Announce, learning_of, scores_text, training_prog
 from lrzip.core.options import Factoring, Opening, Selection
 from lrzip.core.output_options import Printing
 from lrzip.core.training_options import SensitivityOptions
-from lrzip.networks.state import copy_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,6 +68,7 @@ def measure(given: Given, path: Path, model: "nn.Module") -> Measurement:
         path: The checkpoint.
         model: Its architecture.
     """
+    from lrzip.networks.state import copy_of
     from lrzip.training.bench import make_bench
     from lrzip.training.evaluation import Evaluation, evaluation_of
 

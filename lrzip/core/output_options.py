@@ -108,10 +108,10 @@ class MergedLayers:
     heading: ClassVar[str] = "Output"
 
     only: Sequence[str] = option(
-        (), "Globs of the layers to merge with `to=dense`.", metavar="GLOB", parsed=list[str] | None
+        (), "Globs of the layers to merge where factors are merged.", metavar="GLOB", parsed=list[str] | None
     )
     skip: Sequence[str] = option(
-        (), "Globs of the layers to leave factorized with `to=dense`.", metavar="GLOB", parsed=list[str] | None
+        (), "Globs of the layers to leave factorized where factors are merged.", metavar="GLOB", parsed=list[str] | None
     )
 
 

@@ -190,7 +190,11 @@ class SensitivityOptions:
     sensitivity: bool = option(
         False, "Factorize each layer alone, and measure the metric on `data`.", goes_with=("data",)
     )
-    decomposition: str = option("svd", "As in `compress`, of one kind: svd, tucker, …", goes_with=("sensitivity",))
+    decomposition: str = option(
+        "svd",
+        "Decomposition of the layers that it takes: svd, tucker, spatial-vertical, …; the SVD replaces all others.",
+        goes_with=("sensitivity",),
+    )
     finetune_steps: int = option(
         0, "Steps of a fine-tune after each factorization; 0 measures without one.", goes_with=("sensitivity",)
     )

@@ -1,5 +1,6 @@
 """Decide on the ranks of layers, by rules or by given ranks."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -90,7 +91,12 @@ def _check_taken(items: Sequence[Candidate | Keep], request: Request) -> None:
     candidates = [item for item in items if isinstance(item, Candidate)]
     used = {each.decomposition for candidate in candidates for each in candidate.alternatives}
     if candidates and name != DEFAULT_DECOMPOSITION and used.isdisjoint(members(name)):
-        raise LrzipError(f"No selected layer can be replaced by `decomposition={name}`. Choose another one, or auto.")
+        refuse = request.decompositions.refuse
+        reasons = Counter(str(refuse(each, item.layer)) for item in candidates for each in members(name))
+        raise LrzipError(
+            f"No selected layer can be replaced by `decomposition={name}`: most are {reasons.most_common(1)[0][0]}. "
+            "Choose another one, or auto."
+        )
 
 
 def _decide(candidate: Candidate, pick: Pick | None, rule: RankRule, request: Request) -> Factorize | Keep:

@@ -1,3 +1,4 @@
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from lrzip.calibration.corrections import Corrections
 from lrzip.calibration.settings import CalibrationSettings
 from lrzip.calibration.subjects import Network
 from lrzip.core.errors import LrzipError, UsageError
-from lrzip.decompositions import DECOMPOSITIONS
+from lrzip.decompositions import DECOMPOSITIONS, DEFAULT_DECOMPOSITION
 from tests.support.calibration import calibration_of, images, layers_of, relative_error, resnet, settings_of
 from tests.support.networks import Net, ResNet, seeded
 
@@ -51,8 +52,10 @@ def test_calibrated_factors_are_balanced(layer: nn.Module) -> None:
     assert torch.allclose(inner, torch.diag(inner.diagonal()), atol=1e-5 * scale)
 
 
-@NAMES
-@pytest.mark.parametrize("layer", [nn.Linear(20, 30), nn.Conv2d(6, 12, 3, padding=1)], ids=["linear", "convolution"])
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [(DEFAULT_DECOMPOSITION, nn.Linear(20, 30)), *((name, nn.Conv2d(6, 12, 3, padding=1)) for name in DECOMPOSITIONS)],
+)
 def test_the_output_error_is_that_on_the_samples(name: str, layer: nn.Module, tmp_path: Path) -> None:
     """‖(W − W′)X‖ / ‖WX‖ of the stored factors: damping is part of what they minimize, not of their error."""
     model = nn.Sequential(layer).eval()
@@ -60,7 +63,7 @@ def test_the_output_error_is_that_on_the_samples(name: str, layer: nn.Module, tm
     torch.save(model.state_dict(), tmp_path / "model.pt")
     options: Any = {"rank": 3, "decomposition": name, "model": model, "calibrate": x, "calibration": PLAIN}
     report = lrzip.compress(tmp_path / "model.pt", tmp_path / "small.pt", **options)
-    lrzip.export(tmp_path / "small.pt", "dense", tmp_path / "dense.pt")
+    lrzip.export(tmp_path / "small.pt", "dense", tmp_path / "dense.pt", model=nn.Sequential(copy.deepcopy(layer)))
     weight = model.get_parameter("0.weight").detach().flatten(1).double()
     missed = weight - torch.load(tmp_path / "dense.pt")["0.weight"].flatten(1).double()
     rows = x if isinstance(layer, nn.Linear) else nn.functional.unfold(x, 3, padding=1).mT.flatten(0, 1)

@@ -19,14 +19,14 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "conv_transpose2d": lambda: nn.ConvTranspose2d(6, 10, (2, 3)),
     "conv_transpose3d": lambda: nn.ConvTranspose3d(6, 10, (2, 3, 4)),
 }
-"""Modules with 6 inputs and 10 outputs; transformers' Conv1D and attention have tests of their own."""
+"""Modules with 6 inputs and 10 outputs; transformers' Conv1D, attention and adapters have tests of their own."""
 ALL_KINDS = pytest.mark.parametrize("kind", KINDS.values(), ids=str)
 MODULE_KINDS = pytest.mark.parametrize("kind", [KINDS[name] for name in MODULES], ids=str)
 REGRESSIONS = pytest.mark.parametrize("kind", [kind for kind in KINDS.values() if kind.is_regression], ids=str)
 
 
 def test_every_kind_has_a_module() -> None:
-    assert KINDS.keys() == MODULES.keys() | {"linear_transposed", "attention"}
+    assert KINDS.keys() == MODULES.keys() | {"linear_transposed", "attention", "lora"}
 
 
 @MODULE_KINDS

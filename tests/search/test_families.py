@@ -104,7 +104,7 @@ def test_the_most_sensitive_of_three_layers_stays_dense(
 @pytest.mark.parametrize("strategy", ["selective", "avoid-critical"])
 def test_a_search_compresses_the_less_sensitive_layers(strategy: str, folder: Path) -> None:
     # The cross entropy, unlike the accuracy, differs between any two networks.
-    metrics = ["tests.support.tasks:surprise"]
+    metrics = ["tests.support.tasks:surprise:min"]
     trials = trials_of(folder, metrics=metrics)
     found = sensitivities_of(trials.bench, trials.variants, Cache(None), energies=(0.8,))
     drops = {item.layer.name: item.drop for item in found.layers}

@@ -201,6 +201,7 @@ EXPORT = strict(
     multiplied=listed(TEXT),
     dropped=DROPPED,
     differences={"anyOf": [{"type": "null"}, DIFFERENCES]},
+    not_compared={"type": ["string", "null"]},
     fixed=listed(TEXT),
     doubtful=listed(TEXT),
 )

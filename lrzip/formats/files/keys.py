@@ -6,6 +6,11 @@ from lrzip.core.errors import UnsupportedCheckpoint
 from lrzip.core.options import Key
 
 
+def shown(key: Key) -> str:
+    """Return one or several names of entries as text."""
+    return key if isinstance(key, str) else ", ".join(key or ())
+
+
 def refuse_key(path: Path, key: Key, kind: str) -> None:
     """Refuse a key for a file without entries to choose from.
 
@@ -18,4 +23,4 @@ def refuse_key(path: Path, key: Key, kind: str) -> None:
         UnsupportedCheckpoint: A key was given.
     """
     if key:
-        raise UnsupportedCheckpoint(f"`{path}` is {kind} and has no entries, so `key={key}` names nothing.")
+        raise UnsupportedCheckpoint(f"`{path}` is {kind} and has no entries, so `key={shown(key)}` names nothing.")

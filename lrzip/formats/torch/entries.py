@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lrzip.core.errors import UnsupportedCheckpoint
 from lrzip.core.options import Key
+from lrzip.formats.files.keys import shown
 
 Steps: TypeAlias = tuple[str, ...]
 """Keys of nested dicts that lead to a state_dict."""
@@ -56,7 +57,7 @@ def find_weights(path: Path, content: Any, key: Key) -> Weights:
     """
     if not isinstance(content, dict):
         if key:
-            raise UnsupportedCheckpoint(f"`{path}` has no entries, so `key={key}` names nothing.")
+            raise UnsupportedCheckpoint(f"`{path}` has no entries, so `key={shown(key)}` names nothing.")
         raise UnsupportedCheckpoint(f"`{path}` holds a {type(content).__name__}, not a state_dict.")
     found = dict(_candidates(content))
     chosen = _named(path, content, [key] if isinstance(key, str) else key) if key else {"": _best(path, content, found)}

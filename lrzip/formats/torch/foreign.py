@@ -37,6 +37,8 @@ _ZIP_MEMBERS = {
 # Suffixes of weights that other libraries keep in archives, such as TabNet and stable-baselines3.
 _WEIGHTS = {".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx"}
 # Members of the archives that torch itself writes, which hold files with these suffixes as well.
+_PROGRAM = re.compile(r"([^/]*/)?models/[^/]*\.json")
+"""Members of archives that torch.export writes."""
 _TORCH = {"data.pkl", "constants.pkl", "archive_format", "serialized_exported_program.json"}
 
 
@@ -89,7 +91,7 @@ def _kind_of(path: Path) -> str | None:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
         inner = [name for name in names if Path(name).suffix.lower() in _WEIGHTS]
-        if inner and not any(Path(name).name in _TORCH for name in names):
+        if inner and not any(Path(name).name in _TORCH or _PROGRAM.fullmatch(name) for name in names):
             return f"an archive with {_shown(inner)} in it. Unpack it, and give that file"
         for pattern, what in _ZIP_MEMBERS.items():
             if any(re.fullmatch(pattern, name) for name in names):

@@ -39,7 +39,7 @@ def compare_programs(
     reason = dependence(constant, text)
     if len(constant) == len(expected):
         raise NotCompared(reason or "the program has no outputs that are tensors.")
-    found = _outputs(after, inputs)
+    found = dict(zip(expected, _outputs(after, inputs).values(), strict=True))  # names may change, the order does not
     names = [name for name in expected if name not in constant]
     return Comparison([difference_of(name, expected[name], found[name]) for name in names], text, reason)
 
