@@ -41,7 +41,17 @@ def load_model(path: Path) -> tuple[ir.Model, Sequence[str]]:
     for tensor in external_tensors(model):
         tensor.base_dir = str(absolute.parent)
     inline_functions(model)
-    return model, repair(path, model)
+    return model, [*_renamed_domain(proto), *repair(path, model)]
+
+
+def _renamed_domain(proto: onnx.ModelProto) -> Iterator[str]:
+    """Yield a sentence if nodes have the other name of ONNX's own domain, which onnx-ir replaces."""
+    named = any(node.domain == _OTHER_NAME for node in proto.graph.node)
+    if named and all(opset.domain != _OTHER_NAME for opset in proto.opset_import):
+        yield f"Nodes of the domain `{_OTHER_NAME}` have its other name, which the model imports."
+
+
+_OTHER_NAME = "ai.onnx"
 
 
 def files_of(path: Path, model: ir.Model) -> Sequence[Path]:

@@ -93,14 +93,8 @@ def _fix_name(model: ir.Model) -> Iterator[str]:
 
 
 def _import_domains(model: ir.Model) -> Iterator[str]:
-    """Import the domains of nodes, in the latest known version as onnxruntime does.
-
-    The operators of ONNX itself have two names of their domain, of which models import one.
-    """
+    """Import the domains of nodes, in the latest known version as onnxruntime does."""
     for graph in _outer(model):
-        for node in graph.all_nodes():
-            if node.domain == "ai.onnx" and "ai.onnx" not in graph.opset_imports:
-                node.domain = ""
         for domain in {node.domain for node in graph.all_nodes()}:
             if domain and domain not in graph.opset_imports:
                 graph.opset_imports[domain] = _latest(domain)
