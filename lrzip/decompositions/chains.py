@@ -94,7 +94,7 @@ def spectrum_of(values: Tensor, shape: tuple[int, int], weight: Tensor, energy: 
     """Return a spectrum, scaled to an energy if one is given.
 
     Args:
-        values: Singular values, descending.
+        values: Singular values, descending, shape (k,), or (blocks, k) of a block-diagonal matrix.
         shape: Shape of the matrix.
         weight: The weight, whose dtype determines the precision.
         energy: Sum of squares of the scaled values.
@@ -103,4 +103,4 @@ def spectrum_of(values: Tensor, shape: tuple[int, int], weight: Tensor, energy: 
     total = float(found.square().sum())
     if energy is not None and total:
         found = found * sqrt(energy / total)
-    return Spectrum(found, shape, torch.finfo(compute_dtype(weight.dtype)).eps)
+    return Spectrum.of_blocks(found.reshape(-1, found.shape[-1]), shape, torch.finfo(compute_dtype(weight.dtype)).eps)

@@ -58,10 +58,9 @@ class DepthwiseSeparable:
         """
         matrices = _matrices(weight)
         if moments is None:
-            values = torch.linalg.svdvals(matrices).square().sum(0).sqrt()
-            return (spectrum_of(values, _shape(layer), weight),)
+            return (spectrum_of(torch.linalg.svdvals(matrices), _shape(layer), weight),)
         second = damped_moment(moments)
-        values = torch.linalg.svdvals(matrices.cpu() @ _roots(layer, second)).square().sum(0).sqrt()
+        values = torch.linalg.svdvals(matrices.cpu() @ _roots(layer, second))
         return (spectrum_of(values, _shape(layer), weight, output_energy(weight, second)),)
 
     def subspaces(self, layer: Layer, weight: Tensor, rank: int) -> tuple[Subspace, ...]:

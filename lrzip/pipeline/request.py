@@ -114,7 +114,7 @@ def request_of(
     overrides, texts = _split(layers or {})
     rules = {p: None if text == "keep" else parse_rule(text) for p, text in texts.items()}
     if any(rule and rule.unit for rule in rules.values()):
-        raise UsageError("`layers` takes no budget: there is one for all layers. Give it with `budget`.")
+        raise UsageError("`layers` takes no budget: there is one for all layers. Give it with `budget` or `rank_rule`.")
     objective = objective_of(factoring.objective or DEFAULT_OBJECTIVE)
     return Request(target, selection, factoring, rules, overrides, objective)
 

@@ -16,6 +16,7 @@ import lrzip
 from lrzip.core.kinds import CONVOLUTIONS
 from lrzip.core.layers import Layer, TensorSpec
 from lrzip.core.spectrum import Spectrum
+from lrzip.decompositions.depthwise_separable import DepthwiseSeparable
 from lrzip.decompositions.svd import SVD
 from lrzip.decompositions.tucker import Tucker
 from lrzip.linalg.svd import Solver
@@ -110,6 +111,15 @@ def test_the_block_diagonal_matrix_of_groups_keeps_to_the_bound_and_no_smaller_r
     assert rank == 1 or share(rank - 1) > 0.3
 
 
+def test_operator_norms_of_depthwise_separable_layers_are_those_of_the_channels() -> None:
+    layer, weight = convolution((12, 5, 3, 3))
+    matrices = weight.flatten(2).transpose(0, 1)
+    norms = torch.linalg.svdvals(matrices).amax(0)
+    (found,) = DepthwiseSeparable(Solver()).spectra(layer, weight)
+    torch.testing.assert_close(found.operator_norms, norms)
+    assert found.total == pytest.approx(float(weight.square().sum()))
+
+
 @pytest.mark.parametrize("norm", [FROBENIUS, SPECTRAL])
 def test_a_bound_is_settled_unless_the_error_of_the_values_could_change_the_rank(norm: str) -> None:
     exact = candidate(4, 9, values=torch.tensor([1.0, 0.5, 0.5, 0.1], dtype=torch.float64))
@@ -142,3 +152,16 @@ def test_layers_have_bounds_of_their_own() -> None:
     made = lrzip.factorize(nn.Sequential(*layers), error=0.1, layers={"1": "error:spectral:0.01"})
     shapes = {name: value.shape for name, value in made.named_parameters()}
     assert (shapes["0.0.weight"], shapes["1.0.weight"]) == ((4, 40), (7, 40))
+
+
+def test_stored_factors_keep_to_the_bound_on_the_operator_norm(tmp_path: Path) -> None:
+    state = {f"{name}.weight": nn.Linear(60, 50).weight.detach() for name in ("a", "b")}
+    state["b.weight"] = state["b.weight"] @ torch.diag(0.8 ** torch.arange(60.0))
+    torch.save(state, tmp_path / "net.pt")
+    lrzip.compress(tmp_path / "net.pt", tmp_path / "small.pt", error="spectral:0.75")
+    made = torch.load(tmp_path / "small.pt", weights_only=True)
+    assert {"a.0.weight", "b.0.weight"} <= made.keys()
+    for name in ("a", "b"):
+        weight = state[f"{name}.weight"].double()
+        missed = weight - made[f"{name}.1.weight"].double() @ made[f"{name}.0.weight"].double()
+        assert torch.linalg.matrix_norm(missed, ord=2) <= 0.75 * torch.linalg.matrix_norm(weight, ord=2)
