@@ -77,7 +77,7 @@ class Factorizer:
             LrzipError: The weight or its factors are not finite.
         """
         layer = decision.layer
-        _check_weight(layer, weight)
+        self._check_weight(layer, weight)
         factors = decomposition_of(decision.decomposition, self.solver).factorize(
             layer,
             weight,
@@ -87,7 +87,7 @@ class Factorizer:
             subspaces=self._subspaces(decision) if moments is None else (),
             moments=moments,
         )
-        _check_error(factors.error, decision)
+        self._check_error(factors.error, decision)
         return factors
 
     def _subspaces(self, decision: Factorize) -> tuple[Subspace, ...]:
@@ -98,7 +98,7 @@ class Factorizer:
     def _fit_group(self, decision: Factorize, tensors: Mapping[str, Tensor]) -> GroupFactors:
         group = decision.group
         for layer in group.layers:
-            _check_weight(layer, tensors[layer.weight.name])
+            self._check_weight(layer, tensors[layer.weight.name])
         decomposition = group_decomposition_of(decision.decomposition, self.solver)
         assert decomposition, "plans give groups to decompositions of groups alone"
         found = decomposition.factorize_group(
@@ -108,20 +108,20 @@ class Factorizer:
             dtype=getattr(torch, decision.dtype),
             generator=_generator(self.seed, group.layers[0]),
         )
-        _check_error(found.error, decision)
+        self._check_error(found.error, decision)
         return found
 
+    def _check_weight(self, layer: Layer, weight: Tensor) -> None:
+        if not is_finite(weight):
+            raise LrzipError(f"`{layer.name}` of `{self.source.path}` contains NaN or Inf. Take it out of the plan.")
 
-def _check_weight(layer: Layer, weight: Tensor) -> None:
-    if not is_finite(weight):
-        raise LrzipError(f"`{layer.name}` contains NaN or Inf. Take it out of the plan.")
-
-
-def _check_error(error: float, decision: Factorize) -> None:
-    if not isfinite(error):
+    def _check_error(self, error: float, decision: Factorize) -> None:
+        if isfinite(error):
+            return
         name, largest = decision.group.name, torch.finfo(getattr(torch, decision.dtype)).max
         wider = next((f"`dtype={each}` or " for each in _RANGES if torch.finfo(getattr(torch, each)).max > largest), "")
-        raise LrzipError(f"`{name}` overflows in {decision.dtype}. Use {wider}`skip={name}`.")
+        where = f"`{name}` of `{self.source.path}`"
+        raise LrzipError(f"{where} overflows in {decision.dtype}. Use {wider}`skip={name}`.")
 
 
 def factorize_all(

@@ -92,7 +92,7 @@ def test_factors_have_the_requested_dtype(dtype: str, path: Path, tmp_path: Path
 
 def test_factors_that_overflow_are_refused(tmp_path: Path) -> None:
     torch.save({"fc.weight": torch.rand(30, 30) * 1e12}, tmp_path / "a.pt")
-    with pytest.raises(LrzipError, match="`fc` overflows in float16"):
+    with pytest.raises(LrzipError, match=r"`fc` of .* overflows in float16"):
         lrzip.compress(tmp_path / "a.pt", tmp_path / "b.pt", rank=2, dtype="float16")
     assert not (tmp_path / "b.pt").exists()
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from lrzip.core.errors import LrzipError
 from lrzip.core.options import Factoring
 from lrzip.formats.live import LiveSource
-from lrzip.pipeline.factorize import _check_error
+from lrzip.linalg.svd import Solver
+from lrzip.pipeline.factorize import Factorizer
 from lrzip.pipeline.request import Request
 from lrzip.pipeline.session import Session
 from lrzip.ranks.fixed import FixedRank
@@ -48,7 +49,7 @@ def test_the_same_seed_gives_the_same_factors_whatever_the_order_of_layers() -> 
 
 def test_factors_that_overflow_in_their_dtype_are_an_error() -> None:
     session = session_of({"a": 1e12 * torch.rand(40, 30)}, dtype="float16")
-    with pytest.raises(LrzipError, match="`a` overflows in float16"):
+    with pytest.raises(LrzipError, match="`a` of `the network` overflows in float16"):
         list(session.factors(session.plan()))
 
 
@@ -63,8 +64,9 @@ def test_factors_that_overflow_in_their_dtype_are_an_error() -> None:
 )
 def test_the_remedy_of_an_overflow_has_a_larger_range(dtype: str, remedy: str) -> None:
     decision = replace(low_rank(WITH_BIAS, 4), dtype=dtype)
-    with pytest.raises(LrzipError, match=re.escape(f"`fc1` overflows in {dtype}. Use {remedy}.")):
-        _check_error(float("nan"), decision)
+    factorizer = Factorizer(LiveSource(nn.Linear(2, 2)), Solver(), None, "cpu", 0)
+    with pytest.raises(LrzipError, match=re.escape(f"`fc1` of `the network` overflows in {dtype}. Use {remedy}.")):
+        factorizer._check_error(float("nan"), decision)
 
 
 def test_weights_that_become_infinite_after_planning_are_an_error() -> None:
@@ -73,5 +75,5 @@ def test_weights_that_become_infinite_after_planning_are_an_error() -> None:
     plan = session.plan()
     with torch.no_grad():
         weight[0, 0] = torch.inf
-    with pytest.raises(LrzipError, match="`a` contains NaN or Inf"):
+    with pytest.raises(LrzipError, match="`a` of `the network` contains NaN or Inf"):
         list(session.factors(plan))

@@ -44,6 +44,18 @@ def load_model(path: Path) -> tuple[ir.Model, Sequence[str]]:
     return model, [*_renamed_domain(proto), *repair(path, model)]
 
 
+def serialize(path: Path, model: ir.Model) -> onnx.ModelProto:
+    """Return a model as a message.
+
+    Raises:
+        UnsupportedCheckpoint: The model contains values that no message can hold.
+    """
+    try:
+        return ir.to_proto(model)
+    except Exception as error:  # of many classes, for names and types that are not valid
+        raise UnsupportedCheckpoint(f"`{path}` cannot be rewritten: {root_cause(error)}.") from error
+
+
 def _renamed_domain(proto: onnx.ModelProto) -> Iterator[str]:
     """Yield a sentence if nodes have the other name of ONNX's own domain, which onnx-ir replaces."""
     named = any(node.domain == _OTHER_NAME for node in proto.graph.node)

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import onnx_ir as ir
 import torch
 from torch import Tensor
 
@@ -26,7 +25,7 @@ from lrzip.formats.onnx.costs import Subject, count
 from lrzip.formats.onnx.data import chunks_of, spec_of
 from lrzip.formats.onnx.feeds import Given
 from lrzip.formats.onnx.graph import constants_of, find_bias, find_layers, names_of
-from lrzip.formats.onnx.load import files_of, load_model, root_cause
+from lrzip.formats.onnx.load import files_of, load_model, serialize
 from lrzip.formats.onnx.observe import observe_model
 from lrzip.formats.onnx.ranges import index_limits
 from lrzip.formats.onnx.samples import as_sample
@@ -111,12 +110,7 @@ class OnnxFile:
     @cached_property
     def _as_written(self) -> Path | bytes:
         """The file, or the serialized model if it was repaired."""
-        if not self._repairs:
-            return self.path
-        try:
-            return bytes(ir.to_proto(self._model).SerializeToString())
-        except Exception as error:
-            raise UnsupportedCheckpoint(f"`{self.path}` cannot be rewritten: {root_cause(error)}.") from error
+        return bytes(serialize(self.path, self._model).SerializeToString()) if self._repairs else self.path
 
     def refuse_replacing(self, format_: str) -> None:
         """Refuse an output that is not a program: without its nodes, factors of the graph's weights are of no use."""
@@ -164,7 +158,7 @@ class OnnxFile:
 
     def measure(self, inputs: Sequence[InputShape]) -> Multiplications:
         """Count the multiplications of a run; for branches and loops the model is run in onnxruntime."""
-        model = ir.serde.serialize_model(load_model(self.path)[0])
+        model = serialize(self.path, load_model(self.path)[0])
         subject = Subject(self.path, model, self.nbytes, self._given.limits)
         found = count(subject, [shape.sizes for shape in inputs])
         names = {name: layer.name for name, layer in self._used([x for x in self._layers if isinstance(x, Layer)])}

@@ -146,6 +146,11 @@ class Stored(Protocol):
     """Source of the bytes of tensors."""
 
     @property
+    def path(self) -> Path:
+        """Path of the file, for messages."""
+        ...
+
+    @property
     def metadata(self) -> Mapping[str, str]:
         """Strings that describe the file."""
         ...
@@ -160,9 +165,13 @@ def stream_tensors(path: Path, source: Stored, layout: Sequence[Entry]) -> Itera
     """Write a file in place: the computed tensors as they arrive, the copied ones when the context exits."""
     for spec in (entry.spec for entry in layout):
         if spec.name == _RESERVED:
-            raise UnsupportedCheckpoint(f"safetensors cannot hold a tensor called `{_RESERVED}`. Write a .pt file.")
+            raise UnsupportedCheckpoint(
+                f"`{source.path}` has a tensor called `{_RESERVED}`, which safetensors cannot hold. Write a .pt file."
+            )
         if spec.dtype not in CODES and hasattr(torch, spec.dtype):
-            raise UnsupportedCheckpoint(f"safetensors has no dtype for `{spec.name}`, which is {spec.dtype}.")
+            raise UnsupportedCheckpoint(
+                f"safetensors has no dtype for `{spec.name}` of `{source.path}`, which is {spec.dtype}."
+            )
     with TensorStream(path, (entry.spec for entry in layout), source.metadata) as stream:
         yield SafetensorsWriter(stream)
         for entry in layout:

@@ -34,7 +34,7 @@ class Shard:
     """An open file of a folder, which presents some of its tensors under other names."""
 
     def __init__(self, file: Checkpoint) -> None:
-        self.file = file
+        self.file, self.path = file, file.path
         self.metadata: Mapping[str, str] = file.metadata
         self._stored = {name: name for name in file.tensors()}
 

@@ -156,7 +156,7 @@ def _write_module(
         content = source.content()
         module = _rewritten(descend(content, source.steps), source, layout, writer.tensors)
         with temporary.open("wb") as file:
-            save_to(file, rebuilt(content, source.steps, module, drop))
+            save_to(file, rebuilt(content, source.steps, module, drop), source.path)
 
 
 def _rewritten(

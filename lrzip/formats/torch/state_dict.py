@@ -168,10 +168,10 @@ class StateDict:
                 content = {e.spec.name: tensors[e.spec.name] for e in layout}
             source.snapshot.refuse_changes()
             with temporary.open("wb") as file:
-                save_to(file, content)
+                save_to(file, content, source.path)
 
 
-def save_to(file: Any, content: object) -> None:
+def save_to(file: Any, content: object, source: Path) -> None:
     """Save an object to an open file.
 
     Given a path instead, torch would store the name of the file in it, and outputs would depend on their names.
@@ -179,7 +179,7 @@ def save_to(file: Any, content: object) -> None:
     try:
         _save(file, content)
     except (TypeError, AttributeError) as error:  # objects that a damaged pickle put in the place of others
-        raise UnsupportedCheckpoint(f"An entry of the checkpoint cannot be saved again: {one_line(error)}.") from error
+        raise UnsupportedCheckpoint(f"An entry of `{source}` cannot be saved again: {one_line(error)}.") from error
 
 
 def _save(file: Any, content: object) -> None:

@@ -153,5 +153,5 @@ def test_an_entry_that_cannot_be_saved_again_is_one_line(tmp_path: Path) -> None
         pytest.raises(UnsupportedCheckpoint, match="cannot be saved again") as caught,
         (tmp_path / "a").open("wb") as file,
     ):
-        save_to(file, content)
+        save_to(file, content, Path("a.pt"))
     assert "\n" not in str(caught.value)
