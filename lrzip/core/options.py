@@ -131,8 +131,9 @@ class Factoring:
     )
     decomposition: str = option(
         "svd",
-        "svd; for k×k convolutions tucker (1×1, k×k, 1×1), spatial (k×1, 1×k), filter-basis or depthwise-separable "
-        "(depthwise k×k, 1×1), while other layers use the SVD; or auto: the best one for each layer.",
+        "svd; for k×k convolutions tucker (1×1, k×k, 1×1), spatial (k×1, 1×k), cp (1×1, depthwise k×1 and 1×k, 1×1), "
+        "filter-basis or depthwise-separable (depthwise k×k, 1×1), while other layers use the SVD; or auto: the best "
+        "one for each layer.",
     )
     svd: str = option(
         "auto", "auto, exact, gram, or a sketch: randomized, subspace, srft, row-extraction, single-pass."

@@ -26,7 +26,7 @@ class Spectrum:
         eps: Relative precision of the values: that of the dtype they were computed in.
         slack: Bound on the error of a sum of squares, per value in the sum.
         peaks: (min(m, n),) largest i-th singular values over the blocks of a block-diagonal matrix, whose i-th squares
-            `values` adds up; None for a single block.
+            `values` adds up, or other operator norms of errors of ranks 0, 1, …; None if they are the values.
     """
 
     values: Tensor

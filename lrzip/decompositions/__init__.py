@@ -28,6 +28,7 @@ DECOMPOSITIONS = Registry(
         "spatial-horizontal": "lrzip.decompositions.spatial:horizontal_first",
         "filter-basis": "lrzip.decompositions.filter_basis:FilterBasis",
         "depthwise-separable": "lrzip.decompositions.depthwise_separable:DepthwiseSeparable",
+        "cp": "lrzip.decompositions.cp:CP",
     },
 )
 DEFAULT_DECOMPOSITION = "svd"

@@ -28,6 +28,13 @@ def refusal_of_convolution(layer: Layer) -> str | None:
     return None if prod(layer.kind.kernel(layer.weight.shape)) > 1 else "a convolution without a kernel"
 
 
+def refusal_of_separable(layer: Layer) -> str | None:
+    """Return why a layer is no ungrouped, untransposed 2-D convolution with a kernel along both axes, or None."""
+    reason = refusal_of_convolution(layer)
+    kernel = layer.kind.kernel(layer.weight.shape)
+    return reason or (None if len(kernel) == 2 and 1 not in kernel else "a kernel along a single axis")
+
+
 def depthwise_chain(layer: Layer, multiplier: int) -> Chain:
     """Return a depthwise convolution with some filters for each input channel, and a 1×1 convolution."""
     outputs, inputs, *kernel = layer.weight.shape

@@ -20,7 +20,7 @@ from lrzip.core.spectrum import Spectrum
 from lrzip.core.structure import Chain, Stage
 from lrzip.decompositions.chains import (
     balanced_pair,
-    refusal_of_convolution,
+    refusal_of_separable,
     spectrum_of,
     stored_factors,
     with_excess,
@@ -46,9 +46,7 @@ class Spatial:
 
     def refuse(self, layer: Layer) -> str | None:
         """Refuse all layers except ungrouped, untransposed 2-D convolutions whose kernel extends along both axes."""
-        reason = refusal_of_convolution(layer)
-        kernel = layer.kind.kernel(layer.weight.shape)
-        return reason or (None if len(kernel) == 2 and 1 not in kernel else "a kernel along a single axis")
+        return refusal_of_separable(layer)
 
     def max_ranks(self, layer: Layer) -> tuple[int, ...]:
         """Return the smaller side of the unfolding."""

@@ -20,6 +20,7 @@ COUNTS: dict[str, Callable[..., int]] = {
     "spatial-horizontal": lambda r: D * r * (C + N),
     "filter-basis": lambda r: C * r * (D * D + N),
     "depthwise-separable": lambda r: C * r * (D * D + N),  # Howard et al. 2017, equation 5, for r = 1
+    "cp": lambda r: r * (C + D + D + N),  # Lebedev et al. 2015, section 3.1
 }
 
 

@@ -137,7 +137,7 @@ def test_spectra_with_an_error_never_settle_several_unfoldings() -> None:
     assert not Error(0.5).settled(both)
 
 
-@pytest.mark.parametrize("decomposition", ["svd", "tucker", "spatial", "auto"])
+@pytest.mark.parametrize("decomposition", ["svd", "tucker", "spatial", "cp", "auto"])
 def test_stored_factors_keep_to_the_bound(decomposition: str, tmp_path: Path) -> None:
     torch.save(seeded(Net).state_dict(), tmp_path / "net.pt")
     report = lrzip.compress(tmp_path / "net.pt", tmp_path / "small.pt", error=0.6, decomposition=decomposition)
