@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Wider than any table, so that nothing is cut where no terminal limits the width.
 _UNLIMITED = 10_000
 _NAMES_A_REASON = 8
-_TEXTS = ("layer", "kind", "shape", "spectrum")
+_TEXTS = ("layer", "kind", "shape", "decomposition", "spectrum")
 
 
 class _Console(Console):

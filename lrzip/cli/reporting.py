@@ -28,15 +28,20 @@ _EXPENDABLE = ("kind", "MACs", "predicted loss", "shape", "then")
 
 def _table(report: "Report") -> dict[str, list[str]]:
     """Return the columns of the table."""
+    from lrzip.decompositions import DEFAULT_DECOMPOSITION
+
     decisions = report.plan.factorize
     table = {
         "layer": [decision.group.name for decision in decisions],
         "kind": [str(decision.layer.kind) for decision in decisions],
         "shape": [shape_text(decision.layer.weight.shape) for decision in decisions],
+        "decomposition": [decision.decomposition for decision in decisions],
         "rank": [", ".join(map(str, decision.ranks)) for decision in decisions],
         "parameters": [f"{decision.parameters_before:,}" for decision in decisions],
         "after": [f"{decision.parameters_after:,}" for decision in decisions],
     }
+    if set(table["decomposition"]) <= {DEFAULT_DECOMPOSITION}:
+        del table["decomposition"]
     if report.plan.budget:
         table["predicted loss"] = [f"{decision.predicted_loss or 0:.4g}" for decision in decisions]
     if report.results:
@@ -94,7 +99,8 @@ def print_report(console: Console, report: "Report") -> None:
     console.print(
         f"\n{count} layer{'s' if count != 1 else ''} factorized: "
         f"{report.parameters_before:,} → {report.parameters_after:,} parameters ({report.ratio:.2f} times smaller), "
-        f"{size_text(report.nbytes_before)} → {size_text(report.nbytes_after)}"
+        f"{size_text(report.nbytes_before)} → {size_text(report.nbytes_after)}",
+        soft_wrap=True,
     )
     if report.calibrated:
         console.print(Text(_calibrated_text(report.calibrated)), soft_wrap=True)

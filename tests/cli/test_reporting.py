@@ -38,6 +38,14 @@ def test_a_dry_run_has_sizes_and_costs_and_no_errors(report: Report) -> None:
     assert text.endswith("Nothing was written: this was a dry run\n")
 
 
+def test_decompositions_are_named_where_there_are_others_than_the_svd(tmp_path: Path) -> None:
+    torch.save(seeded(Net).state_dict(), tmp_path / "net.pt")
+    found = lrzip.compress(tmp_path / "net.pt", rank=4, dry_run=True, layers={"conv2": "tucker"})
+    assert "decomposition" in columns(found)
+    assert "  tucker  " in printed(found)
+    assert "  svd  " in printed(found)
+
+
 def test_a_budget_adds_predicted_losses_and_its_proof(report: Report) -> None:
     budget = BudgetUse("params", 900, 500, 480, "energy", 2.0, 2.0)
     spent = replace(report, plan=replace(report.plan, budget=budget))
