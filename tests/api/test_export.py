@@ -97,7 +97,7 @@ def test_targets_and_suffixes_must_agree(tmp_path: Path) -> None:
 
 def test_tensors_that_safetensors_cannot_hold_are_named(tmp_path: Path) -> None:
     torch.save({"fc.weight": torch.rand(9, 9), "c": torch.zeros(2, dtype=torch.complex128)}, tmp_path / "a.pt")
-    with pytest.raises(LrzipError, match="no dtype for `c`, which is complex128"):
+    with pytest.raises(LrzipError, match=r"no dtype for `c` of `.*`, which is complex128"):
         lrzip.export(tmp_path / "a.pt", "safetensors")
     assert not (tmp_path / "a.safetensors").exists()
 
