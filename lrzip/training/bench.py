@@ -159,7 +159,7 @@ def make_bench(
     data = learning.data if isinstance(learning.data, Data) else _read(learning.data, learning)
     data = data.bound(input_names(model))
     if data.val is None or not len(data.val):
-        raise UsageError("There is no validation set. Give `val=SPEC`, or a `val_fraction` above 0.")
+        raise UsageError(f"`{data.train.name}` has no validation set. Give `val=SPEC`, or a `val_fraction` above 0.")
     task = with_alignment(model, data.train, task_of(model, data, learning.loss), learning.loss)
     images = use_channels_last(copy_of(model), data.train)
     amp = precision(learning.settings.amp, learning.device, images=images)

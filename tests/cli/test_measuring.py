@@ -74,7 +74,7 @@ def test_sensitivities_as_table_json_and_picture(folder: Path, tmp_path: Path) -
         ((*DATA, "--cache", "c.jsonl"), 2, "`--cache` goes with `--sensitivity`"),
         (("--val", "data.npz"), 2, "`--val` goes with `--data SPEC`"),
         ((*DATA, "--metric", "r2"), 2, "`--metric r2` is for regression"),
-        ((*DATA, "--val-fraction", "0"), 2, "There is no validation set"),
+        ((*DATA, "--val-fraction", "0"), 2, "has no validation set"),
         ((*DATA, "--sensitivity", "--runs", "3"), 2, "without `--finetune-steps` nothing is random"),
         ((*DATA, "--sensitivity", "--cache", "data.npz"), 1, "`data.npz`: `line 1` is no result of lrzip"),
         (

@@ -166,7 +166,7 @@ def test_invalid_input_is_refused(folder: Path) -> None:
     with pytest.raises(UsageError, match="`finetune_steps` takes a number from 0 on, got -1"):
         measure(folder, finetune_steps=-1)
     x, y = classes()
-    with pytest.raises(UsageError, match="There is no validation set"):
+    with pytest.raises(UsageError, match="has no validation set"):
         measure(folder, learning=learning_of(x, y).__class__(Data(samples_of(x, y), None)))
     with pytest.raises(UsageError, match="`metrics=r2` is for regression"):
         measure(folder, learning=learning_of(x, y, metrics=["r2"]))

@@ -101,7 +101,7 @@ def test_a_validation_set_is_needed(dense: Path) -> None:
     learning = learning_of(*classes())
     assert isinstance(learning.data, Data)
     for val in (None, learning.data.train.subset(torch.arange(0))):
-        with pytest.raises(UsageError, match="There is no validation set"):
+        with pytest.raises(UsageError, match="has no validation set"):
             make_bench(dense, Classifier(), replace(learning, data=Data(learning.data.train, val)), distil=False)
 
 
