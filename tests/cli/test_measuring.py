@@ -103,5 +103,5 @@ def test_sensitivities_take_every_decomposition(folder: Path, tmp_path: Path) ->
     ranks = {item["name"]: item["rank"] for item in document["sensitivity"]["layers"]}
     assert [len(ranks[name]) for name in ("conv1", "conv2")] == [2, 2]
     assert isinstance(ranks["fc"], int)
-    wrong = ("analyze", "dense.pt", *DATA, "--sensitivity", "--decomposition", "cp")
+    wrong = ("analyze", "dense.pt", *DATA, "--sensitivity", "--decomposition", "pc")
     assert "`--decomposition` must be one of svd, tucker" in error_of(run(*wrong, cwd=folder), 2)

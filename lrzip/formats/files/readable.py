@@ -15,7 +15,7 @@ def readable(path: Path) -> Iterator[None]:
     """Raise every exception in the context as `UnsupportedCheckpoint` with one line about the file.
 
     Parsers raise many classes of exceptions for damaged files, among them KeyError, EOFError and RuntimeError.
-    LrzipError and MemoryError pass unchanged.
+    MemoryError passes unchanged, and so does a LrzipError that names the file; others are preceded by its name.
 
     Args:
         path: Path of the file that is read.
@@ -25,8 +25,12 @@ def readable(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (LrzipError, MemoryError):
+    except MemoryError:
         raise
+    except LrzipError as error:
+        if path.name in str(error):
+            raise
+        raise type(error)(f"`{path}`: {error}") from error
     except OSError as error:
         raise UnsupportedCheckpoint(f"`{path}` cannot be read: {error.strerror or error}.") from error
     except Exception as error:
