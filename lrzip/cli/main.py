@@ -15,7 +15,7 @@ from lrzip.cli.console import printable
 from lrzip.cli.export import export
 from lrzip.cli.finetune import finetune
 from lrzip.cli.help import Grouped
-from lrzip.cli.messages import about_parameters, with_flags
+from lrzip.cli.messages import about_parameters, shortened, with_flags
 from lrzip.cli.streams import discard_stdout, open_closed_streams, replace_unprintable
 from lrzip.cli.verbs import ANALYZE, COMPRESS, EXPORT, FINETUNE
 from lrzip.core.errors import LrzipError, UsageError
@@ -95,7 +95,7 @@ def _stop(cause: BaseException) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"lrzip: {printable(message)}", file=sys.stderr)
+    print(f"lrzip: {shortened(printable(message))}", file=sys.stderr)
     return code
 
 

@@ -8,6 +8,8 @@ from lrzip.core.declarations import declared
 
 _VALUE = re.compile(r"`(\w+)=([^`]*)`")
 _NAME = re.compile(r"`(\w+)`")
+_SHOWN = 80
+_LONG = re.compile(r"`([^`]{200,})`")
 
 
 def _flags() -> Mapping[str, str]:
@@ -40,3 +42,8 @@ def with_flags(text: str) -> str:
 def about_parameters(text: str) -> str:
     """Return a text with bare names of parameters replaced, too; only for texts that name nothing else in backticks."""
     return _NAME.sub(lambda match: f"`{FLAGS[match[1]]}`" if match[1] in FLAGS else match[0], with_flags(text))
+
+
+def shortened(text: str) -> str:
+    """Return a text in which long names from files, in backticks, are cut in the middle."""
+    return _LONG.sub(lambda match: f"`{match[1][:_SHOWN]}…{match[1][-_SHOWN:]}`", text)

@@ -1,6 +1,6 @@
 import pytest
 
-from lrzip.cli.messages import FLAGS, about_parameters, with_flags
+from lrzip.cli.messages import FLAGS, about_parameters, shortened, with_flags
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,10 @@ def test_every_parameter_has_one_flag_in_all_commands() -> None:
     assert FLAGS["metrics"] == "--metric"
     assert FLAGS["layers"] == "--layer"
     assert all(flag.startswith("--") and "_" not in flag for flag in FLAGS.values())
+
+
+def test_long_names_are_cut_in_the_middle() -> None:
+    name = "a." * 3000 + "weight"
+    text = shortened(f"`{name}` of `net.pt` is odd. Use `--skip {name}`.")
+    assert text == f"`{name[:80]}…{name[-80:]}` of `net.pt` is odd. Use `{f'--skip {name}'[:80]}…{name[-80:]}`."
+    assert shortened("`conv1` of `net.pt` is odd.") == "`conv1` of `net.pt` is odd."
