@@ -9,7 +9,7 @@ from lrzip.core.declarations import declared
 _VALUE = re.compile(r"`(\w+)=([^`]*)`")
 _NAME = re.compile(r"`(\w+)`")
 _SHOWN = 80
-_LONG = re.compile(r"`([^`]{200,})`")
+_LONG = re.compile(r"[^`\s]{200,}")
 
 
 def _flags() -> Mapping[str, str]:
@@ -45,5 +45,5 @@ def about_parameters(text: str) -> str:
 
 
 def shortened(text: str) -> str:
-    """Return a text in which long names from files, in backticks, are cut in the middle."""
-    return _LONG.sub(lambda match: f"`{match[1][:_SHOWN]}…{match[1][-_SHOWN:]}`", text)
+    """Return a text in which long words, such as names from files, are cut in the middle."""
+    return _LONG.sub(lambda match: f"{match[0][:_SHOWN]}…{match[0][-_SHOWN:]}", text)

@@ -77,7 +77,8 @@ class Trials:
         self._twins: dict[tuple[str, str], str] = {}
         self._latest: tuple[str, Variants] = self._root, self.variants
         self.floor = -inf
-        self.dense = self._known(self._root) or self._measured_dense()
+        known = self._known(self._root)
+        self.dense = known if known and isfinite(self.gain(known)) else self._measured_dense()
         best = self.gain(self.dense)
         self.floor = best - self.bound - _ROUNDING * max(abs(best), 1.0)
         if not isfinite(self.floor):

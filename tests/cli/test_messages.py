@@ -32,6 +32,7 @@ def test_every_parameter_has_one_flag_in_all_commands() -> None:
 
 def test_long_names_are_cut_in_the_middle() -> None:
     name = "a." * 3000 + "weight"
-    text = shortened(f"`{name}` of `net.pt` is odd. Use `--skip {name}`.")
-    assert text == f"`{name[:80]}…{name[-80:]}` of `net.pt` is odd. Use `{f'--skip {name}'[:80]}…{name[-80:]}`."
+    cut, quoted = f"{name[:80]}…{name[-80:]}", f"'{name}'."
+    text = shortened(f"`{name}` of `net.pt` is odd, not '{name}'. Use `--skip {name}`.")
+    assert text == f"`{cut}` of `net.pt` is odd, not {quoted[:80]}…{quoted[-80:]} Use `--skip {cut}`."
     assert shortened("`conv1` of `net.pt` is odd.") == "`conv1` of `net.pt` is odd."

@@ -42,7 +42,10 @@ class PickledFile(RawFile):
         }
         kinds = [_class_of(pickled, steps) for steps in self.weights.entries.values()]
         self.kind = next(filter(None, kinds), None)
-        self.refusal = refusal
+        self.refusal = refusal or (
+            f"`{path}` holds pickled Python objects, not only tensors. Write the weights alone with "
+            "`output=NAME.safetensors`, or pass `trust=True`, which allows the file to run code."
+        )
         others = [f"the code and attributes of `{self.kind}`"] if self.kind else []
         format_ = "module" if self.kind else "state_dict"
         others += [str(name) for name in state if name not in tensors]
