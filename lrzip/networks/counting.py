@@ -37,7 +37,7 @@ class MacCounter:
 
     @property
     def not_counted(self) -> str | None:
-        """What was left out: the operators without a formula that may multiply. None if there are none."""
+        """The operators without a formula that may multiply, as text; None if there are none."""
         names = ", ".join(f"`{name}`" for name in sorted(self._witness.unknown))
         return f"the products of {names}" if names else None
 

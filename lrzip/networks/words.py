@@ -1,4 +1,4 @@
-"""What the names in the path of a module say about its layer.
+"""Infer properties of a layer from the names in the path of its module.
 
 Paths come from files and can be long, so they are split into words, and words are compared, instead of searching with
 regular expressions that backtrack.

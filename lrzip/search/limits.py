@@ -1,4 +1,4 @@
-"""What the output of a search can hold, so that nothing else becomes a candidate."""
+"""Limits of the output of a search, so that nothing it cannot hold becomes a candidate."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from lrzip.networks.matching import match
 
 @dataclass(frozen=True)
 class Limits:
-    """What the output of a search cannot hold.
+    """Tensors and structures that the output of a search cannot hold.
 
     Attributes:
         untouchable: Tensors of the network that must stay as they are, with the reason.

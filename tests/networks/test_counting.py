@@ -7,12 +7,12 @@ from lrzip.networks.formulas import formulas
 
 
 def test_operators_that_nothing_is_known_of_are_named() -> None:
-    with torch.library._scoped_library("lrzip_test", "FRAGMENT") as library:
+    with torch.library._scoped_library("custom", "FRAGMENT") as library:
         library.define("twice(Tensor x) -> Tensor")
         library.impl("twice", lambda x: 2 * x, "CPU")
         with MacCounter() as counter:
-            torch.ops.lrzip_test.twice(torch.ones(3))
-    assert counter.not_counted == "the products of `lrzip_test.twice`"
+            torch.ops.custom.twice(torch.ones(3))
+    assert counter.not_counted == "the products of `custom.twice`"
 
 
 @pytest.mark.parametrize("name", ["aten.quantized_lstm", "aten._sparse_addmm", "quantized.conv2d_relu", "mine.add"])

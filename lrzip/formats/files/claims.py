@@ -1,4 +1,4 @@
-"""What is at the paths of outputs when a run begins, so that nothing that appears during the run is replaced."""
+"""Record the state of output paths when a run begins, so that nothing that appears during the run is replaced."""
 
 import stat
 from collections.abc import Callable, Iterator

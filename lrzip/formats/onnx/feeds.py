@@ -51,7 +51,7 @@ class Trial(NamedTuple):
 
 @dataclass(frozen=True)
 class Given:
-    """What is known about the inputs of a model; samples take precedence over shapes.
+    """Known inputs of a model: samples, or else shapes.
 
     Attributes:
         samples: Calibration data.
@@ -65,7 +65,7 @@ class Given:
 
     @property
     def remedy(self) -> str:
-        """What to do if outputs are the same for all inputs that were tried."""
+        """The remedy if outputs are the same for all inputs that were tried."""
         if self.samples:
             return "Calibrate on other data."
         return "Give data by `calibrate=FILE`" + ("." if self.shapes else ", or sizes by `input_shapes=SIZES`.")

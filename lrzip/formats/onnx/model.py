@@ -98,7 +98,7 @@ class OnnxFile:
 
     @cached_property
     def complaint(self) -> str | None:
-        """What onnx's checker finds wrong in this model, after repairs; None if it is valid."""
+        """The fault that onnx's checker finds in the repaired model; None if it is valid."""
         return complaint_of(self._as_written)
 
     @property
